@@ -1,0 +1,131 @@
+"""From a recipe to the parts of a run. The only place that chooses between backends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from limbeck.config import Recipe, Student
+from limbeck.engines.hf import InProcessEngine
+from limbeck.errors import RecipeError
+from limbeck.learners.local import MODEL_FOLDER, InProcessLearner
+from limbeck.models import CausalLM, load_model, resolve
+from limbeck.records import Ints
+from limbeck.run import Run
+from limbeck.run_folder import Checkpoint, RunFolder
+from limbeck.tasks import load_task
+from limbeck.teachers.contract import Verdict, check_tokenizers, prove
+from limbeck.teachers.local import LocalTeacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A run that is ready to start, and what was proven about its teacher."""
+
+    run: Run
+    student: CausalLM
+    verdicts: tuple[Verdict, ...]
+
+
+async def assemble(recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | None = None) -> Assembled:
+    """Load everything the recipe names and prove the teacher's contract.
+
+    Raises `LimbeckError` of one kind or another for anything that cannot work, before any training.
+    """
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    device = pick_device(recipe.device)
+    whole_weights = recipe.learner.lora is None
+    source = Student(model=str(checkpoint.folder / MODEL_FOLDER)) if checkpoint and whole_weights else recipe.student
+    student = load_model(source.model_copy(update={"attention": recipe.student.attention}), device)
+    teacher_lm = load_model(recipe.teacher, device)
+    verdicts = [check_tokenizers(student, teacher_lm, recipe.teacher.same_chat_template)]
+    task = load_task(recipe.task, student.tokenizer, recipe.seed, _longest_prompt(recipe, student, teacher_lm))
+    teacher = LocalTeacher("teacher", teacher_lm)
+    verdicts += await prove(teacher, task.train, recipe.rollout.temperature, student.vocabulary)
+
+    learner = InProcessLearner(student, recipe.learner, recipe.objective, recipe.steps, recipe.seed)
+    if checkpoint:
+        learner.restore(checkpoint.folder)
+    engine = InProcessEngine(student, recipe.engine, learner.autocast)
+    await engine.load(await learner.publish())
+    run = Run(
+        recipe=recipe,
+        task=task,
+        engine=engine,
+        teacher=teacher,
+        learner=learner,
+        decode=Decoder(student.tokenizer),
+        stop_ids=(*student.stop_ids, *recipe.rollout.stop_ids),
+        folder=folder,
+        start=checkpoint.step if checkpoint else 0,
+        reference=_reference(recipe, student.vocabulary, device),
+        same_weights=checkpoint is None and resolve(recipe.student.model) == resolve(recipe.teacher.model),
+    )
+    return Assembled(run, student, tuple(verdicts))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a recipe names. Raises `RecipeError` where this machine does not have it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(
+            f"device = {name!r} cannot be used: {str(error).splitlines()[0]}. Try 'auto' or 'cpu'."
+        ) from None
+    return device
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Token ids to the text a grader sees: special tokens left out."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, ids: Ints) -> str:
+        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return text
+
+
+def _longest_prompt(recipe: Recipe, student: CausalLM, teacher: CausalLM) -> int | None:
+    contexts = [lm.context for lm in (student, teacher) if lm.context is not None]
+    if not contexts:
+        return None
+    room = min(contexts) - recipe.rollout.max_tokens
+    if room < 1:
+        raise RecipeError(
+            f"rollout.max_tokens = {recipe.rollout.max_tokens} leaves no room for a prompt in a context of "
+            f"{min(contexts)} tokens. Lower it."
+        )
+    return room
+
+
+def _reference(recipe: Recipe, vocabulary: int, device: torch.device) -> LocalTeacher | None:
+    section = recipe.objective.reference
+    if section is None:
+        return None
+    source = recipe.student.model_copy(update={"model": section.model or recipe.student.model})
+    lm = load_model(source, device)
+    lm.vocabulary = vocabulary
+    return LocalTeacher("reference", lm)
+
+
+def run_path(recipe: Recipe) -> Path:
+    """Where a recipe's run goes."""
+    return Path(recipe.output) / recipe.name
+
+
+def teacher_as_student(recipe: Recipe) -> Recipe:
+    """The recipe that evaluates the teacher on the student's prompts."""
+    return recipe.model_copy(
+        update={"student": Student(model=recipe.teacher.model, attention=recipe.teacher.attention)}
+    )

@@ -1,0 +1,206 @@
+"""From rollouts of many lengths to tensors a model runs on. The only file that shifts by one.
+
+A token at position t is predicted by the hidden state at t - 1, so the trained tokens of a sequence
+are read off at `predict_N`, flat indices into [B * L]. Rows are filled to the right: under causal
+attention what comes after a token cannot reach it, so no attention mask is needed, and the loss
+never sees a filler because only trained tokens are gathered.
+
+Worked example, two rollouts "ab|cd" and "a|c" (trained tokens after the bar):
+
+    padded   tokens [[a, b, c, d],      predict [1, 2, 4]    sampled [c, d, c]
+                     [a, c, 0, 0]]                           sequence [0, 0, 1]
+    packed   tokens [[a, b, c, d, a, c]]   positions [[0, 1, 2, 3, 0, 1]]   predict [1, 2, 4]
+
+Shape legend: B rows, L row length, N trained tokens, d hidden width, K support size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.errors import ContractError
+from limbeck.objectives import Dense, Sampled, Target, Tokens, TopK
+from limbeck.records import HiddenScores, Rollout, Scored, TeacherScores, TokenScores, TopKScores
+
+Layout: TypeAlias = Literal["padded", "packed"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """What a forward pass needs, and where to read off the predictions."""
+
+    tokens_BL: Tensor
+    positions_BL: Tensor
+    predict_N: Tensor  # flat index of the hidden state that predicts each trained token
+
+    def to(self, device: torch.device) -> TokenBatch:
+        return TokenBatch(self.tokens_BL.to(device), self.positions_BL.to(device), self.predict_N.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """A part of a step that goes through the student at once."""
+
+    layout: TokenBatch
+    tokens: Tokens
+    teacher: Target
+    reference: Dense | None
+    members: tuple[int, ...]  # which of the step's samples these are
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A whole step. `global_tokens` is the denominator, fixed before anything is split."""
+
+    micro: tuple[MicroBatch, ...]
+    global_tokens: int
+    temperature: float
+
+
+def lay_out(rollouts: Sequence[Rollout], layout: Layout) -> TokenBatch:
+    """Rows of tokens for `rollouts`, in their order."""
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    width = sum(lengths) if layout == "packed" else max(lengths)
+    rows = 1 if layout == "packed" else len(rollouts)
+    tokens = np.zeros(rows * width, dtype=np.int64)
+    positions = np.tile(np.arange(width), rows)
+    starts = np.cumsum([0, *lengths[:-1]]) if layout == "packed" else np.arange(rows) * width
+    predict = []
+    for start, rollout in zip(starts, rollouts, strict=True):
+        length = len(rollout.token_ids)
+        tokens[start : start + length] = rollout.token_ids
+        positions[start : start + length] = np.arange(length)
+        predict.append(start + np.flatnonzero(rollout.trained) - 1)
+    return TokenBatch(
+        torch.from_numpy(tokens).view(rows, width),
+        torch.from_numpy(positions).view(rows, width),
+        torch.from_numpy(np.concatenate(predict)),
+    )
+
+
+def plan(lengths: Sequence[int], budget: int, layout: Layout) -> list[list[int]]:
+    """Indices of `lengths` in groups of at most `budget` tokens, fillers included.
+
+    Longest first, so that rows of like length share a batch; a sequence longer than the budget is
+    a batch of its own. Every index occurs once.
+    """
+    groups: list[list[int]] = []
+    used = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if groups:
+            longest = lengths[groups[-1][0]]
+            used = used + lengths[index] if layout == "packed" else longest * (len(groups[-1]) + 1)
+        if not groups or used > budget:
+            groups.append([])
+            used = lengths[index]
+        groups[-1].append(index)
+    return groups
+
+
+def make_batch(samples: Sequence[Scored], layout: Layout, budget: int, device: torch.device) -> Batch:
+    """Split a step into micro-batches that share one kind of target, and collate each.
+
+    Raises `ContractError` where a score's temperature or length is not its rollout's, and
+    `ValueError` where a rollout is greedy or temperatures differ within the step.
+    """
+    for sample in samples:
+        _check(sample)
+    temperatures = {sample.rollout.sampling.temperature for sample in samples}
+    if len(temperatures) != 1:
+        raise ValueError(f"one step holds rollouts of one temperature, got {sorted(temperatures)}")
+    kinds: dict[object, list[int]] = {}
+    for index, sample in enumerate(samples):
+        if sample.rollout.trained.any():  # a response of no tokens has nothing to train on
+            kinds.setdefault(_kind(sample.scores), []).append(index)
+    micro = [
+        _collate([group[i] for i in part], samples, layout, device)
+        for group in kinds.values()
+        for part in plan([len(samples[i].rollout.token_ids) for i in group], budget, layout)
+    ]
+    trained = sum(int(sample.rollout.trained.sum()) for sample in samples)
+    return Batch(tuple(micro), trained, temperatures.pop())
+
+
+def _kind(scores: TeacherScores) -> object:
+    """Samples of one micro-batch share a kind of score, and a head where there is one."""
+    if isinstance(scores, HiddenScores):
+        return ("hidden", id(scores.head))
+    if isinstance(scores, TopKScores):
+        return ("top-k", scores.ids.shape[1])
+    return "sampled"
+
+
+def _check(sample: Scored) -> None:
+    rollout, scores = sample.rollout, sample.scores
+    if rollout.sampling.greedy:
+        raise ValueError(f"rollout of prompt {rollout.prompt.id!r} is greedy: only samples can be trained on")
+    for given in (scores, sample.reference):
+        if given is None:
+            continue
+        if given.temperature != rollout.sampling.temperature:
+            raise ContractError(
+                f"teacher {given.teacher!r} scored prompt {rollout.prompt.id!r} at temperature "
+                f"{given.temperature}, but the student sampled it at {rollout.sampling.temperature}. The two "
+                "sides of the KL must be at one temperature."
+            )
+        count = len(given.hidden) if isinstance(given, HiddenScores) else len(_of_sampled(given))
+        if count != int(rollout.trained.sum()):
+            raise ContractError(
+                f"teacher {given.teacher!r} gave {count} scores for the {int(rollout.trained.sum())} sampled "
+                f"tokens of prompt {rollout.prompt.id!r}"
+            )
+
+
+def _of_sampled(scores: TokenScores | TopKScores) -> np.ndarray:
+    return scores.logprobs_of_sampled if isinstance(scores, TopKScores) else scores.logprobs
+
+
+def _collate(members: list[int], samples: Sequence[Scored], layout: Layout, device: torch.device) -> MicroBatch:
+    chosen = [samples[i] for i in members]
+    rollouts = [sample.rollout for sample in chosen]
+    counts = [int(rollout.trained.sum()) for rollout in rollouts]
+    advantages = [sample.advantage for sample in chosen]
+    references = [sample.reference for sample in chosen if sample.reference is not None]
+    tokens = Tokens(
+        sampled_N=_stack([rollout.response_ids for rollout in rollouts], device),
+        sequence_N=_stack([np.repeat(np.arange(len(counts)), counts)], device),
+        behaviour_N=_stack([rollout.behaviour_logprobs for rollout in rollouts], device),
+        advantage_N=_stack([np.repeat(np.asarray(advantages, dtype=np.float32), counts)], device)
+        if any(advantages)
+        else None,
+    )
+    return MicroBatch(
+        layout=lay_out(rollouts, layout).to(device),
+        tokens=tokens,
+        teacher=_target([sample.scores for sample in chosen], device),
+        reference=_dense(references, device) if references else None,
+        members=tuple(members),
+    )
+
+
+def _target(scores: Sequence[TeacherScores], device: torch.device) -> Target:
+    """Scores of one kind (see `_kind`) end to end."""
+    if all(isinstance(item, HiddenScores) for item in scores):
+        return _dense([item for item in scores if isinstance(item, HiddenScores)], device)
+    top = [item for item in scores if isinstance(item, TopKScores)]
+    if top:
+        return TopK(
+            _stack([item.ids for item in top], device),
+            _stack([item.logprobs for item in top], device),
+            _stack([item.logprobs_of_sampled for item in top], device),
+        )
+    return Sampled(_stack([item.logprobs for item in scores if isinstance(item, TokenScores)], device))
+
+
+def _dense(scores: Sequence[HiddenScores], device: torch.device) -> Dense:
+    return Dense(torch.cat([item.hidden.to(device) for item in scores]), scores[0].head)
+
+
+def _stack(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays)).to(device)

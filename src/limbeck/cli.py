@@ -1,0 +1,142 @@
+"""The command line. Imports nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from limbeck import __version__
+from limbeck.errors import LimbeckError
+
+if TYPE_CHECKING:
+    from limbeck.evaluation import Evaluation
+
+RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+OVERRIDES = click.argument("overrides", nargs=-1)
+
+
+class _Commands(click.Group):
+    """Prints a `LimbeckError` as one message and exits 1; anything else is a bug and shows its trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LimbeckError as error:
+            click.secho(f"error: {error}", fg="red", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """On-policy distillation with student and teacher provably at the same temperature.
+
+    \b
+    limbeck demo                        distil a tiny model, in minutes, on this machine
+    limbeck check recipes/demo.toml     prove everything before a run
+    limbeck train recipes/demo.toml rollout.temperature=0.7 steps=100
+    limbeck eval recipes/demo.toml --model runs/demo/model
+    """
+
+
+@main.command()
+@RECIPE
+@OVERRIDES
+@click.option("--fresh", is_flag=True, help="Remove the run's folder first, instead of resuming.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the lines of metrics.jsonl.")
+def train(recipe: Path, overrides: tuple[str, ...], fresh: bool, quiet: bool, as_json: bool) -> None:
+    """Train by RECIPE, a TOML file; OVERRIDES are key=value pairs such as rollout.temperature=0.7.
+
+    A run that was stopped, however it was stopped, goes on from its newest checkpoint.
+    """
+    from limbeck import api
+    from limbeck.config import load_recipe
+    from limbeck.console import make_console
+
+    loaded = load_recipe(recipe, overrides)
+    console = make_console(loaded.name, quiet, as_json)
+    result = api.train(loaded, fresh=fresh, observers=[console] if console else [])
+    if not quiet and not as_json:
+        click.echo(f"finished: {result.folder / 'model'}")
+
+
+@main.command("eval")
+@RECIPE
+@OVERRIDES
+@click.option("--model", type=click.Path(path_type=Path), help="Evaluate this model folder, such as a checkpoint's.")
+@click.option("--teacher", is_flag=True, help="Evaluate the recipe's teacher on the same prompts.")
+@click.option("--answers", default=0, show_default=True, help="Print this many answers.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(
+    recipe: Path, overrides: tuple[str, ...], model: Path | None, teacher: bool, answers: int, as_json: bool
+) -> None:
+    """Accuracy with a confidence interval, pass@k, and reverse KL on fresh samples, without training."""
+    from limbeck import api
+
+    result = api.evaluate(recipe, overrides, model=model, of="teacher" if teacher else "student")
+    if as_json:
+        click.echo(json.dumps(result.values()))
+        return
+    _print_evaluation(result, answers)
+
+
+@main.command()
+@RECIPE
+@OVERRIDES
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Load everything RECIPE names and prove the teacher's contract, without training."""
+    from limbeck import api
+
+    verdicts = api.check(recipe, overrides)
+    if as_json:
+        click.echo(json.dumps([vars(verdict) | {} for verdict in verdicts]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("probe", "measured", "expected", "verdict")
+    for verdict in verdicts:
+        table.add_row(verdict.probe, verdict.measured, verdict.expected, "[green]ok[/]")
+    Console().print(table)
+
+
+@main.command()
+@OVERRIDES
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+def demo(overrides: tuple[str, ...], as_json: bool) -> None:
+    """Distil a tiny student from a tiny teacher on three-digit addition, in minutes on two cores."""
+    from limbeck.demo.run import run_demo
+
+    run_demo(overrides, as_json)
+
+
+@main.command()
+def version() -> None:
+    """Print Limbeck's version, and those of torch and transformers."""
+    from importlib.metadata import version as installed
+
+    click.echo(f"limbeck {__version__}  torch {installed('torch')}  transformers {installed('transformers')}")
+
+
+def _print_evaluation(result: Evaluation, answers: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table.grid(padding=(0, 2))
+    for key, value in result.values().items():
+        table.add_row(Text(key, style="dim"), f"{value:.4f}" if isinstance(value, float) else str(value))
+    console.print(table)
+    for answer in result.answers[:answers]:
+        mark = "" if answer.reward is None else f"  reward {answer.reward:g}"
+        console.print(Text(f"\n{answer.prompt}", style="bold"), Text(answer.response), Text(mark, style="dim"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

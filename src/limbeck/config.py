@@ -1,0 +1,467 @@
+"""Recipes: TOML read into strict, frozen models; an unknown key is an error that names the right one.
+
+    recipe = load_recipe("recipes/demo.toml", ["rollout.temperature=0.7", "steps=50"])
+
+The tagged unions (`teacher.kind`, `task.kind`, `objective.divergence`, ...) make states that cannot
+work impossible to write: there is, say, no forward KL on a sampled support to ask for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from limbeck.errors import RecipeError
+
+PositiveInt: TypeAlias = Annotated[int, Field(ge=1)]
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A table of a recipe. Immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest_for_unknown_keys(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            for key in given:
+                if key not in cls.model_fields:
+                    raise ValueError(_unknown_key(str(key), cls))
+        return given
+
+
+class ModelSection(Section):
+    """A Hugging Face model folder (or hub name) and how to hold it."""
+
+    model: str = Field(description="folder or hub name; `demo:student`, `demo:teacher` are shipped")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="how the weights are held; a student trained in bfloat16 keeps float32 here"
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="transformers' attention implementation; auto: its own choice for the model"
+    )
+
+
+class Student(ModelSection):
+    """The model that is trained."""
+
+    dtype: Literal["float32"] = Field(
+        "float32", description="master weights; `learner.precision` sets what they compute in"
+    )
+
+
+class LocalTeacher(ModelSection):
+    """A teacher in this process: exact at any temperature, on any support."""
+
+    kind: Literal["local"] = "local"
+    same_chat_template: bool = Field(True, description="refuse a teacher whose chat template is another")
+
+
+Teacher: TypeAlias = LocalTeacher
+
+
+class ExactGrader(Section):
+    """1 where the response equals the answer, white space and case aside as asked."""
+
+    kind: Literal["exact"] = "exact"
+    ignore_case: bool = False
+
+
+class NumericGrader(Section):
+    """1 where the last number of the response equals the answer within a relative tolerance."""
+
+    kind: Literal["numeric"] = "numeric"
+    tolerance: NonNegative = Field(1e-6, description="relative to the larger of 1 and the answer")
+
+
+class RegexGrader(Section):
+    """1 where the first group of the last match of `pattern` equals the answer."""
+
+    kind: Literal["regex"] = "regex"
+    pattern: str = Field(description="must have exactly one group")
+    ignore_case: bool = False
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(f"pattern {self.pattern!r} has {groups} groups; exactly one is expected")
+        return self
+
+
+class MathVerifyGrader(Section):
+    """Symbolic equality by the `math-verify` package (extra `math`)."""
+
+    kind: Literal["math_verify"] = "math_verify"
+
+
+class PythonGrader(Section):
+    """Your own function: `grade(prompt: Prompt, response: str) -> float | None`."""
+
+    kind: Literal["python"] = "python"
+    function: str = Field(description="`package.module:function`")
+
+
+Grader: TypeAlias = Annotated[
+    ExactGrader | NumericGrader | RegexGrader | MathVerifyGrader | PythonGrader,
+    Field(discriminator="kind"),
+]
+
+
+class ArithmeticTask(Section):
+    """Addition with a column-by-column scratchpad, made up as needed and graded exactly."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    digits: Annotated[int, Field(ge=1, le=8)] = Field(3, description="of each operand")
+    train: PositiveInt = Field(4096, description="prompts to train on")
+    held_out: PositiveInt = Field(256, description="prompts to evaluate on; disjoint from `train`")
+
+
+class Columns(Section):
+    """Which columns of a data set mean what."""
+
+    prompt: str = Field("prompt", description="text to continue")
+    messages: str = Field("messages", description="chat, through the model's chat template")
+    answer: str = Field("answer", description="what graders compare with")
+    id: str = Field("id", description="unique name; the row number where absent")
+    teacher: str = Field("teacher", description="route, where there are several teachers")
+
+
+class _Rows(Section):
+    columns: Columns = Columns()
+    chat: bool = Field(True, description="put `prompt` texts through the chat template, where there is one")
+    system: str | None = Field(None, description="system message put before each chat")
+    held_out: PositiveInt = Field(64, description="rows kept for evaluation, chosen by the seed")
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="what to do with prompts that leave no room for max_tokens; drops are counted"
+    )
+    grader: Grader | None = Field(None, description="none: answers are not graded")
+
+
+class FileTask(_Rows):
+    """JSONL or Parquet files."""
+
+    kind: Literal["file"] = "file"
+    path: str = Field(description="`*.jsonl` or `*.parquet` to train on")
+    held_out_path: str | None = Field(None, description="a file of its own to evaluate on; then `held_out` rows of it")
+
+
+class DatasetTask(_Rows):
+    """A Hugging Face `datasets` data set (extra `data`)."""
+
+    kind: Literal["dataset"] = "dataset"
+    name: str = Field(description="hub name, or a folder written by `save_to_disk`")
+    config: str | None = None
+    split: str = "train"
+    held_out_split: str | None = Field(None, description="a split of its own to evaluate on")
+
+
+class ReasoningGymTask(Section):
+    """A generated task of the `reasoning-gym` package (extra `gym`), graded by its own verifier."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    name: str = Field(description="a reasoning-gym data set, such as `basic_arithmetic`")
+    options: dict[str, Any] = Field(default_factory=dict, description="passed to its config")
+    chat: bool = True
+    system: str | None = None
+    train: PositiveInt = 4096
+    held_out: PositiveInt = 256
+    too_long: Literal["error", "drop"] = "error"
+
+
+Task: TypeAlias = Annotated[ArithmeticTask | FileTask | DatasetTask | ReasoningGymTask, Field(discriminator="kind")]
+
+
+class RolloutSection(Section):
+    """How the student samples. The teacher is scored at this very temperature."""
+
+    temperature: Positive = Field(1.0, description="T of sampler, student loss and teacher alike; > 0")
+    max_tokens: PositiveInt = Field(256, description="longest response")
+    prompts_per_step: PositiveInt = 64
+    samples_per_prompt: PositiveInt = 1
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = Field(0, description="0: off")
+    min_p: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="0: off")
+    stop_ids: tuple[int, ...] = Field((), description="stop tokens besides the model's own")
+
+
+class HFEngine(Section):
+    """Samples in this process with the learner's own weights: no copy, no server."""
+
+    kind: Literal["hf"] = "hf"
+    max_rows: PositiveInt = Field(256, description="responses decoded at once; bounds the KV cache")
+
+
+Engine: TypeAlias = HFEngine
+
+
+class Reference(Section):
+    """A frozen policy the student is also pulled towards by a reverse KL."""
+
+    model: str | None = Field(None, description="folder or hub name; the initial student where absent")
+    weight: Positive = Field(description="nats of KL-to-reference per nat of KL-to-teacher")
+
+
+class TaskReward(Section):
+    """The grader's reward as an advantage, group-normalised, added to the distillation signal."""
+
+    weight: Positive = 1.0
+    normalise: Literal["mean_std", "mean"] = Field(
+        "mean_std", description="subtract the group's mean; `mean_std` also divides by its deviation"
+    )
+
+
+class _Objective(Section):
+    discount: Fraction = Field(
+        0.0, description="weight of how a token changes later divergences; 0 is the per-token loss"
+    )
+    importance_cap: Annotated[float, Field(ge=1)] = Field(
+        2.0, description="truncation of p(y)/mu(y) on the sampled terms"
+    )
+    reference: Reference | None = None
+    task_reward: TaskReward | None = None
+    overlap_k: PositiveInt = Field(8, description="K of the top-K overlap metric")
+
+
+class ReverseKL(_Objective):
+    """KL(p || q), student against teacher: the on-policy distillation loss."""
+
+    divergence: Literal["reverse_kl"] = "reverse_kl"
+    support: Literal["sampled", "full"] | PositiveInt = Field(
+        "full", description="`sampled`, the teacher's top K, or `full`: same expected gradient, less noise"
+    )
+
+
+class ForwardKL(_Objective):
+    """KL(q || p) over the whole vocabulary."""
+
+    divergence: Literal["forward_kl"] = "forward_kl"
+
+
+class JSD(_Objective):
+    """Generalised Jensen-Shannon divergence of GKD (Agarwal et al. 2024, eq. 3)."""
+
+    divergence: Literal["jsd"] = "jsd"
+    beta: Fraction = Field(0.5, description="0 is forward KL, 1 is reverse KL, by GKD's convention")
+
+
+Objective: TypeAlias = Annotated[ReverseKL | ForwardKL | JSD, Field(discriminator="divergence")]
+
+
+class Lora(Section):
+    """Low-rank adapters by `peft` (extra `lora`)."""
+
+    rank: PositiveInt = 16
+    alpha: Positive = 32.0
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        "all-linear", description="module names; the output head itself is refused"
+    )
+
+
+class LocalLearner(Section):
+    """AdamW in this process."""
+
+    kind: Literal["local"] = "local"
+    lr: Positive = 1e-5
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay to 0 at `steps`")
+    warmup_steps: Count = 0
+    max_grad_norm: Positive | None = Field(1.0, description="clipping; absent: none")
+    micro_batch_tokens: PositiveInt = Field(
+        8192, description="tokens (padding included) per forward and backward; bounds memory, not the update"
+    )
+    layout: Literal["padded", "packed"] = Field(
+        "padded", description="`packed` lays sequences end to end, for variable-length attention kernels"
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast over float32 weights")
+    gradient_checkpointing: bool = False
+    loss_chunk_mb: PositiveInt = Field(48, description="megabytes of logits alive at once in the fused loss")
+    lora: Lora | None = None
+
+
+Learner: TypeAlias = LocalLearner
+
+
+class EvalSection(Section):
+    """Held-out accuracy and reverse KL on fresh student samples."""
+
+    every: Count = Field(0, description="steps between evaluations; 0: only before and after")
+    prompts: PositiveInt = Field(128, description="how many held-out prompts")
+    samples_per_prompt: PositiveInt = 1
+    greedy: bool = Field(False, description="accuracy of the most likely answer; the KL is always on samples")
+
+
+class CheckpointSection(Section):
+    """When to save, and how many to keep."""
+
+    every: Count = Field(50, description="steps between checkpoints; 0: only at the end")
+    keep_last: PositiveInt = 2
+
+
+class Recipe(Section):
+    """One run. `name` and `output` say where it goes, the tables what it does."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder")
+    output: str = Field("runs", description="folder of run folders")
+    seed: Count = 0
+    steps: PositiveInt = 100
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
+    threads: PositiveInt | None = Field(None, description="CPU threads; absent: all cores")
+    student: Student
+    teacher: Teacher
+    task: Task
+    rollout: RolloutSection = RolloutSection()
+    engine: Engine = HFEngine()
+    objective: Objective = ReverseKL()
+    learner: Learner = LocalLearner()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _combinations_that_cannot_work(self) -> Self:
+        rollout, objective = self.rollout, self.objective
+        truncated = rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
+        if truncated and isinstance(objective, ReverseKL) and objective.support != "full":
+            raise ValueError(
+                f"rollout.top_p/top_k/min_p cut the student's distribution, but objective.support = "
+                f"{objective.support!r} estimates a KL from its samples, which would be biased. Set "
+                "objective.support = 'full', or remove the truncation."
+            )
+        if truncated and (objective.discount > 0 or objective.task_reward):
+            raise ValueError(
+                "rollout.top_p/top_k/min_p cut the student's distribution, but objective.discount and "
+                "objective.task_reward weigh sampled tokens as if it were whole. Remove one of the two."
+            )
+        if objective.task_reward and rollout.samples_per_prompt < 2:
+            raise ValueError(
+                "objective.task_reward compares the samples of one prompt, but "
+                f"rollout.samples_per_prompt = {rollout.samples_per_prompt}. Set it to 2 or more."
+            )
+        return self
+
+    def to_toml(self) -> str:
+        """The resolved recipe, every default written out."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe and apply dotted `key=value` overrides, in order.
+
+    Raises `RecipeError` for a missing file, a TOML mistake, an unknown key or a wrong value.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"no recipe at {path}. The shipped ones are in recipes/; `limbeck demo` needs none."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from None
+    return parse_recipe(table, overrides, source=str(path))
+
+
+def parse_recipe(table: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+    """Validate a nested mapping as a recipe, after dotted `key=value` overrides.
+
+    Raises `RecipeError` for an unknown key or a wrong value.
+    """
+    merged = json.loads(json.dumps(table, default=str))  # a deep copy of plain TOML values
+    for override in overrides:
+        _apply_override(merged, override)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, source)) from None
+
+
+def dotted_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every key a recipe may have, such as `rollout.temperature`, tables included."""
+    for name, info in section.model_fields.items():
+        yield prefix + name
+        for nested in sections_of(info.annotation):
+            yield from dotted_keys(nested, f"{prefix}{name}.")
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """The `Section` classes inside a field's type: one, several for a union, or none."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_of(part)]
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"override {override!r} is not of the form table.key=value, such as rollout.temperature=0.7")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word: model=path/to/model needs no quotes
+    for depth, part in enumerate(parts[:-1]):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"override {override!r}: {'.'.join(parts[: depth + 1])} is a value, not a table")
+    table[parts[-1]] = value
+
+
+def _unknown_key(key: str, section: type[BaseModel]) -> str:
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    elsewhere = [path for path in dict.fromkeys(dotted_keys()) if path.rpartition(".")[2] == key]
+    if near:
+        hint = f"Did you mean {near[0]!r}?"
+    elif elsewhere:
+        hint = f"There is {' and '.join(repr(path) for path in elsewhere[:3])}."
+    else:
+        hint = f"Known here: {', '.join(known)}."
+    return f"unknown key {key!r}. {hint}"
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    """One line per mistake: where it stands, what is wrong, what was given."""
+    lines = []
+    for item in error.errors():
+        tags = {"local", "hf", *_TAGS}
+        where = ".".join(str(part) for part in item["loc"] if part not in tags) or "recipe"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "missing":
+            lines.append(f"{where}: missing, and it has no default")
+        elif item["type"] == "value_error":
+            lines.append(f"{where}: {message}")
+        else:
+            lines.append(f"{where}: {message} (got {item['input']!r})")
+    return f"{source} is not a valid recipe:\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+# Discriminator values appear in pydantic's error paths; a reader looks for keys.
+_TAGS = {
+    tag
+    for section in (
+        *sections_of(Task), *sections_of(Objective), *sections_of(Grader),
+    )
+    for name in ("kind", "divergence")
+    if name in section.model_fields
+    for tag in get_args(section.model_fields[name].annotation)
+}  # fmt: skip

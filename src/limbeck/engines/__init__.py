@@ -1,0 +1,1 @@
+"""Engines sample from the student."""

@@ -1,0 +1,66 @@
+"""What can go wrong, as a tree. Every message names the value, the expectation and the remedy.
+
+    LimbeckError
+    ├── RecipeError       (ValueError)   a recipe or an override is wrong
+    ├── DataError         (ValueError)   a data set, a prompt or a grader is wrong
+    ├── ModelError        (ValueError)   a model folder, a tokenizer or an output head is wrong
+    ├── ContractError                    the teacher cannot be proven to answer what was asked
+    ├── EngineError                      sampling failed and retrying did not help
+    ├── TeacherError                     scoring failed and retrying did not help
+    ├── NonFiniteError                   a loss or a gradient is NaN or infinite; nothing was updated
+    └── RunError                         a run folder or a checkpoint cannot be written or read
+
+`LimbeckError` is what a caller catches; the command line prints it as one message and exits 1.
+Anything else that escapes is a bug of Limbeck's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from limbeck.records import Scored
+
+
+class LimbeckError(Exception):
+    """Base of everything Limbeck raises on purpose."""
+
+
+class RecipeError(LimbeckError, ValueError):
+    """A recipe or a command-line override is wrong."""
+
+
+class DataError(LimbeckError, ValueError):
+    """A data set, a prompt or a grader is wrong."""
+
+
+class ModelError(LimbeckError, ValueError):
+    """A model folder, its tokenizer or its output head is wrong or not supported."""
+
+
+class ContractError(LimbeckError):
+    """The teacher cannot be proven to answer what was asked, so the run does not start."""
+
+
+class EngineError(LimbeckError):
+    """Sampling failed."""
+
+
+class TeacherError(LimbeckError):
+    """Scoring failed."""
+
+
+class NonFiniteError(LimbeckError):
+    """A loss or a gradient is NaN or infinite. The weights are those before the step.
+
+    `samples` are the offending ones (`records.Scored`), or all of the step where none stands out.
+    """
+
+    def __init__(self, message: str, samples: Sequence[Scored] = ()) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+
+class RunError(LimbeckError):
+    """A run folder or a checkpoint cannot be written, read or resumed."""

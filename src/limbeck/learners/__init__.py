@@ -1,0 +1,1 @@
+"""Learners own the student's weights and their optimizer."""

@@ -1,0 +1,45 @@
+"""Numbers of a step that come from its rollouts and its clock, beside those of the learner."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from limbeck.records import Ints, Rollout
+
+REPEATED_GRAM = 4
+LOOPING_SHARE = 0.5  # of a response's 4-grams seen before: text repeats itself far less
+
+
+def describe(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> dict[str, float]:
+    """Lengths, truncation, repetition and reward of a step's rollouts."""
+    lengths = [len(rollout.response_ids) for rollout in rollouts]
+    graded = [reward for reward in rewards if reward is not None]
+    numbers = {
+        "response_length/mean": statistics.fmean(lengths),
+        "response_length/max": float(max(lengths)),
+        "truncated": statistics.fmean(rollout.finish == "length" for rollout in rollouts),
+        "repetition": statistics.fmean(repeated_share(rollout.response_ids) > LOOPING_SHARE for rollout in rollouts),
+        "responses": float(len(rollouts)),
+        "tokens/sampled": float(sum(lengths)),
+    }
+    return {**numbers, "reward": statistics.fmean(graded)} if graded else numbers
+
+
+def repeated_share(tokens: Ints) -> float:
+    """Share of 4-grams that occurred earlier in the response; 0 where there are too few to tell."""
+    grams = list(zip(*(tokens[i:].tolist() for i in range(REPEATED_GRAM)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if len(grams) >= 2 * REPEATED_GRAM else 0.0
+
+
+def speeds(seconds: Mapping[str, float], rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Tokens a second by phase (whole sequences where the phase computes them) and the teacher's share."""
+    sampled = sum(len(rollout.response_ids) for rollout in rollouts)
+    whole = sum(len(rollout.token_ids) for rollout in rollouts)
+    return {
+        "tokens_per_second/sample": sampled / seconds["sample"],
+        "tokens_per_second/score": whole / seconds["score"],
+        "tokens_per_second/update": whole / seconds["update"],
+        "tokens_per_second/step": sampled / seconds["step"],
+        "teacher_share": seconds["score"] / seconds["step"],
+    }

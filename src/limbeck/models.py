@@ -1,0 +1,217 @@
+"""A Hugging Face causal language model taken apart: body (hidden states) and head (logits).
+
+    lm = load_model(section, torch.device("cpu"))
+    hidden_BLd = lm.hidden(tokens_BL, positions_BL)
+    logits_CV = lm.head().logits(hidden_BLd[0, -1:])
+
+Models differ in what they do between the two (soft caps, multipliers). The known ones are read from
+the config, and then body and head are *proven* on a probe against the model's own logits, so a model
+that does something else is refused by name rather than trained wrongly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.config import ModelSection
+from limbeck.errors import ModelError
+from limbeck.objectives.head import Head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SHIPPED = Path(__file__).parent / "demo"
+PROBE_TOLERANCE = 1e-3  # nats; a missed soft cap or multiplier is off by far more
+UNSUPPORTED_LAYERS = ("linear_attention", "mamba", "conv", "recurrent")
+
+
+@dataclass(eq=False)
+class CausalLM:
+    """A loaded model. `model` is transformers' own; adapters, where there are any, live inside it."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int  # tokens the head is used over: narrowed to what student and teacher share
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence the model was made for, None where its config does not say."""
+        longest = getattr(_text_config(self.model), "max_position_embeddings", None)
+        return None if longest is None else int(longest)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """End-of-sequence tokens of the generation config, else of the tokenizer."""
+        generation = getattr(self.model, "generation_config", None)
+        ids = getattr(generation, "eos_token_id", None)
+        ids = self.tokenizer.eos_token_id if ids is None else ids
+        if ids is None:
+            raise ModelError(
+                f"{self.name} has no end-of-sequence token in its generation config or tokenizer, so no "
+                "answer would ever end. Set eos_token_id there, or rollout.stop_ids in the recipe."
+            )
+        return (ids,) if isinstance(ids, int) else tuple(ids)
+
+    def hidden(self, tokens_BL: Tensor, positions_BL: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """[B, L, d] final hidden states, after the last norm, before the head."""
+        body = self.model.base_model
+        output = body(input_ids=tokens_BL, position_ids=positions_BL, **{"use_cache": False, **kwargs})
+        hidden_BLd: Tensor = output.last_hidden_state
+        return hidden_BLd
+
+    def head(self) -> Head:
+        """The output head over the shared vocabulary, sharing the model's parameters."""
+        layer = self.model.get_output_embeddings()
+        if type(layer) is not nn.Linear:
+            raise ModelError(
+                f"{self.name}: the output head is a {type(layer).__name__}, expected a plain nn.Linear. "
+                "Adapters on the head are not supported: leave it out of learner.lora.target_modules."
+            )
+        config = _text_config(self.model)
+        multiplier = float(getattr(config, "logit_scale", None) or 1.0)
+        if divisor := getattr(config, "logits_scaling", None):
+            multiplier /= float(divisor)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        head = Head(layer.weight, layer.bias, multiplier, float(softcap) if softcap else None)
+        return head.narrow(self.vocabulary)
+
+
+def load_model(section: ModelSection, device: torch.device) -> CausalLM:
+    """Load a model and its tokenizer, and prove that its head is understood.
+
+    Raises `ModelError` for a missing folder, tokenizer or weight, for weights that are not finite,
+    and for an architecture whose logits are not `Head`'s.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # the run has its own display
+    path = resolve(section.model)
+    tokenizer = load_tokenizer(section.model)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, section.dtype),
+            attn_implementation=_attention(section, path),
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError...
+        raise ModelError(f"cannot load the model {section.model!r}: {_first_line(error)}") from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(str(key) for key in loading[kind]):
+            raise ModelError(
+                f"{section.model}: the checkpoint has no usable value for {len(keys)} weights ({kind}), such "
+                f"as {keys[0]!r}. They would start at random: use a complete checkpoint."
+            )
+    lm = CausalLM(section.model, model.to(device), tokenizer, 0)
+    lm.vocabulary = model.get_output_embeddings().weight.shape[0]
+    _check_attention(lm)
+    _check_finite(lm)
+    prove_head(lm)
+    return lm
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name. Raises `ModelError`."""
+    from transformers import AutoTokenizer
+
+    path = resolve(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        raise ModelError(
+            f"cannot load a tokenizer from {name!r}: {_first_line(error)}. Save one beside the model with "
+            "tokenizer.save_pretrained(folder)."
+        ) from error
+    if not len(tokenizer):
+        raise ModelError(
+            f"{name!r}: its tokenizer is empty. Save the right one with tokenizer.save_pretrained(folder)."
+        )
+    return tokenizer
+
+
+def resolve(name: str) -> str:
+    """`demo:NAME` to the shipped folder; a path that should be a folder must be a model folder.
+
+    Raises `ModelError` otherwise. Anything of the form `name` or `owner/name` that is not here is
+    left to the hub.
+    """
+    if name.startswith("demo:"):
+        folder = SHIPPED / name.removeprefix("demo:")
+        if not (folder / "config.json").is_file():
+            shipped = ", ".join(f"demo:{path.parent.name}" for path in sorted(SHIPPED.glob("*/config.json")))
+            raise ModelError(f"no shipped model {name!r}. Shipped: {shipped}.")
+        return str(folder)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name!r} is not a model folder: it has no config.json.")
+        return str(folder)
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"no model folder at {name!r}. Give a folder with config.json, or a hub name.")
+    return name
+
+
+def prove_head(lm: CausalLM) -> None:
+    """Compare our head on our hidden states with the model's own logits. Raises `ModelError`."""
+    count = min(8, lm.context or 8)
+    tokens_BL = torch.arange(count, device=lm.device)[None] * 7919 % lm.vocabulary
+    was_training = lm.model.training
+    lm.model.eval()
+    with torch.inference_mode():
+        theirs_LV = lm.model(input_ids=tokens_BL, use_cache=False).logits[0].float()
+        ours_LV = lm.head().logits(lm.hidden(tokens_BL)[0]).float()
+    lm.model.train(was_training)
+    theirs_LV = theirs_LV[:, : lm.vocabulary]
+    worst = (theirs_LV.log_softmax(-1) - ours_LV.log_softmax(-1)).abs().max().item()
+    if not worst <= PROBE_TOLERANCE * (1 if next(lm.model.parameters()).dtype == torch.float32 else 100):
+        raise ModelError(
+            f"{lm.name}: {type(lm.model).__name__} turns hidden states into logits in a way Limbeck does not "
+            f"know (log-probs differ by {worst:.3g} nats; expected at most {PROBE_TOLERANCE}). Supported: a "
+            "linear head with bias, multiplier and soft cap."
+        )
+
+
+def _attention(section: ModelSection, path: str) -> str | None:
+    """None lets transformers choose, which it gets wrong for soft-capped attention: only eager has it."""
+    if section.attention != "auto":
+        return section.attention
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path).get_text_config()
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
+
+
+def _check_attention(lm: CausalLM) -> None:
+    kinds = getattr(_text_config(lm.model), "layer_types", None) or []
+    odd = sorted({kind for kind in kinds if any(name in kind for name in UNSUPPORTED_LAYERS)})
+    if odd or getattr(lm.model, "_is_stateful", False):
+        raise ModelError(
+            f"{lm.name}: {type(lm.model).__name__} has recurrent layers ({', '.join(odd) or 'stateful'}), which "
+            "cannot be packed or re-batched. Supported: attention-only causal language models."
+        )
+
+
+def _check_finite(lm: CausalLM) -> None:
+    for name, parameter in lm.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError(f"{lm.name}: weight {name!r} has NaN or infinite values. Use another checkpoint.")
+
+
+def _text_config(model: PreTrainedModel) -> Any:
+    return model.config.get_text_config()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,399 @@
+"""The loss and its gradient without a `[tokens, vocabulary]` tensor.
+
+Hidden states go through the head a chunk of tokens at a time; a chunk's logits, its divergence and
+the gradients it sends to hidden states and head are computed together and the logits are dropped.
+So the forward pass already holds the gradient, and the backward pass only hands it on.
+
+Every term of the loss has a gradient of one of two shapes with respect to x = logits / T:
+
+    dense    p * (a - E_p[a])            a over the whole vocabulary
+    sparse   a - p * sum(a)              a on a few tokens: the teacher's top K, the sampled one
+
+Chunks run from the last token to the first: with `discount` a token's coefficient holds the
+divergences that come after it in its sequence, and these are then already known.
+
+Shape legend: N tokens, C tokens of one chunk, V vocabulary, d hidden width, K support size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from limbeck.config import JSD, Objective, ReverseKL
+from limbeck.objectives.head import Head, at_least_float32
+
+LARGEST_CHUNK = 4096
+LARGEST_DISCOUNTED_CHUNK = 512  # a chunk's discounted sums take a [C, C] matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """The teacher's whole distribution, as hidden states and a head."""
+
+    hidden_Nd: Tensor
+    head: Head
+
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    """The teacher's K most likely tokens and the sampled one, already at temperature T."""
+
+    ids_NK: Tensor
+    logprobs_NK: Tensor
+    logprobs_N: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """The teacher's log-prob of the sampled token, already at temperature T."""
+
+    logprobs_N: Tensor
+
+
+Target: TypeAlias = Dense | TopK | Sampled
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The sampled tokens of one micro-batch, sequence after sequence, each in order."""
+
+    sampled_N: Tensor  # int64 ids
+    sequence_N: Tensor  # int64, non-decreasing: which sequence a token belongs to
+    behaviour_N: Tensor  # log mu(y_t)
+    advantage_N: Tensor | None = None  # task reward, normalised; None: not trained on
+
+
+@dataclass(eq=False)
+class Measured:
+    """Per-token numbers of one micro-batch, each [N], detached. None where the target cannot say."""
+
+    student_logprob: Tensor  # log p(y_t)
+    teacher_logprob: Tensor  # log q(y_t)
+    student_entropy: Tensor
+    objective: Tensor  # the estimate of the divergence that was minimised
+    teacher_entropy: Tensor | None = None
+    reverse_kl: Tensor | None = None  # exact, over the whole vocabulary
+    overlap: Tensor | None = None  # share of the student's top tokens among the teacher's
+    reference_kl: Tensor | None = None
+
+
+def distillation_loss(
+    objective: Objective,
+    temperature: float,
+    hidden_Nd: Tensor,
+    head: Head,
+    tokens: Tokens,
+    teacher: Target,
+    denominator: float,
+    reference: Dense | None = None,
+    chunk_bytes: int = 48 * 2**20,
+) -> tuple[Tensor, Measured]:
+    """The distillation loss of one micro-batch and what was measured on the way.
+
+    `hidden_Nd` are the student's final hidden states at the positions that predict the sampled
+    tokens; gradients flow to it and to the head's weight and bias. `denominator` is the step's
+    global count of trained tokens. The loss is a scalar: the sum of the per-token estimates of the
+    divergence (DESIGN section 2) over the denominator; its gradient is that of the surrogate L_t,
+    of which the value means nothing.
+
+    Raises `ValueError` for T <= 0 and for a target that cannot carry the objective.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}: at T = 0 there is no KL")
+    _check_target(objective, teacher, reference)
+    wants_grad = torch.is_grad_enabled() and (hidden_Nd.requires_grad or head.weight_Vd.requires_grad)
+    with torch.no_grad(), torch.autocast(hidden_Nd.device.type, enabled=False):
+        run = _Chunks(
+            objective,
+            temperature,
+            hidden_Nd.detach(),
+            head,
+            tokens,
+            teacher,
+            reference,
+            denominator,
+            wants_grad,
+        )
+        for start, end in _backwards(hidden_Nd.shape[0], _chunk_length(objective, head.vocabulary, chunk_bytes)):
+            run.step(slice(start, end))
+        value = run.measured.objective.sum() / denominator
+    if not wants_grad:
+        return value, run.measured
+    gradients = (run.grad_hidden_Nd, run.grad_weight_Vd, run.grad_bias_V)
+    loss: Tensor = _WithGradient.apply(value, gradients, hidden_Nd, head.weight_Vd, head.bias_V)  # type: ignore[no-untyped-call]
+    return loss, run.measured
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value whose gradient is already known: backward scales it and hands it on, once."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "the fused loss can be back-propagated once"
+        return (None, None, *(None if g is None else g.mul_(upstream[0].to(g.dtype)) for g in gradients))
+
+
+class _Chunks:
+    """What is carried from chunk to chunk: gradients, measurements, the discounted future."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        temperature: float,
+        hidden_Nd: Tensor,
+        head: Head,
+        tokens: Tokens,
+        teacher: Target,
+        reference: Dense | None,
+        denominator: float,
+        wants_grad: bool,
+    ) -> None:
+        self.objective, self.temperature, self.denominator = objective, temperature, denominator
+        self.hidden_Nd, self.head, self.tokens = hidden_Nd, head.detach(), tokens
+        self.teacher, self.reference, self.wants_grad = teacher, reference, wants_grad
+        count, dtype = hidden_Nd.shape[0], at_least_float32(hidden_Nd[:0]).dtype
+
+        def empty() -> Tensor:
+            return torch.empty(count, dtype=dtype, device=hidden_Nd.device)
+
+        dense = isinstance(teacher, Dense)
+        self.measured = Measured(
+            student_logprob=empty(),
+            teacher_logprob=empty(),
+            student_entropy=empty(),
+            objective=empty(),
+            teacher_entropy=empty() if dense else None,
+            reverse_kl=empty() if dense else None,
+            overlap=empty() if dense else None,
+            reference_kl=empty() if reference else None,
+        )
+        self.grad_hidden_Nd = torch.empty_like(hidden_Nd) if wants_grad and hidden_Nd.shape[0] else None
+        self.grad_weight_Vd = self.grad_bias_V = None
+        if wants_grad and head.weight_Vd.requires_grad:
+            self.grad_weight_Vd = torch.zeros_like(head.weight_Vd)
+        if wants_grad and head.bias_V is not None and head.bias_V.requires_grad:
+            self.grad_bias_V = torch.zeros_like(head.bias_V)
+        self.future = torch.zeros((), dtype=dtype, device=hidden_Nd.device)  # of the token after the chunk
+        self.future_sequence = torch.full((), -1, device=hidden_Nd.device)
+
+    def step(self, c: slice) -> None:
+        """One chunk: logits, measurements, loss value, gradient."""
+        measured, sampled_C1 = self.measured, self.tokens.sampled_N[c, None]
+        logits_CV = self.head.logits(self.hidden_Nd[c])
+        slope_CV = None if self.head.softcap is None else 1 - (logits_CV / self.head.softcap) ** 2
+        logp_CV = torch.log_softmax(logits_CV.div_(self.temperature), dim=-1)
+        del logits_CV
+        p_CV = logp_CV.exp()
+        logp_C = logp_CV.gather(1, sampled_C1)[:, 0]
+        measured.student_logprob[c] = logp_C
+        measured.student_entropy[c] = -_dot(p_CV, logp_CV)
+
+        to_reference_CV = self._reference_ratio(c, p_CV, logp_CV)
+        if isinstance(self.teacher, Dense):
+            logits_CV = self.teacher.head.logits(self.teacher.hidden_Nd[c])
+            logq_CV = torch.log_softmax(logits_CV.div_(self.temperature), dim=-1)
+            del logits_CV
+            self._measure_dense(c, p_CV, logp_CV, logq_CV)
+        else:
+            logq_CV = None
+            measured.teacher_logprob[c] = self.teacher.logprobs_N[c]
+
+        if isinstance(self.objective, ReverseKL) and self.objective.support != "full":
+            sparse = self._sparse_support(c, p_CV, logp_CV, logq_CV, to_reference_CV)
+            value_C = sparse.weighted_CK.sum(dim=1) + sparse.tail_C
+            coefficient_C = self._coefficient(c, value_C, sparse.tail_C)
+            assert coefficient_C is not None
+            grad_CV = _sparse_gradient(p_CV, sparse, coefficient_C)
+        else:
+            assert logq_CV is not None
+            grad_CV, value_C = self._dense(p_CV, logp_CV, logq_CV, to_reference_CV)
+            coefficient_C = self._coefficient(c, value_C, None)
+            if coefficient_C is not None:
+                grad_CV.addcmul_(p_CV, coefficient_C[:, None], value=-1)
+        measured.objective[c] = value_C
+        if self.wants_grad:
+            if coefficient_C is not None:
+                grad_CV.scatter_add_(1, sampled_C1, coefficient_C[:, None])
+            self._send_back(c, grad_CV, slope_CV)
+
+    def _dense(
+        self, p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor, to_reference_CV: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """dL/dx of a divergence over the whole vocabulary, and its value at each token."""
+        objective = self.objective
+        beta = {"reverse_kl": 1.0, "forward_kl": 0.0}.get(objective.divergence)
+        beta = objective.beta if isinstance(objective, JSD) else beta
+        assert beta is not None
+        if beta == 0:
+            q_CV = logq_CV.exp()
+            value_C = _dot(q_CV, logq_CV.sub_(logp_CV))
+            grad_CV = torch.sub(p_CV, q_CV, out=q_CV)
+        else:
+            gain_CV, value_C = _gain(p_CV, logp_CV, logq_CV, beta)
+            grad_CV = gain_CV.sub_(_dot(p_CV, gain_CV)[:, None]).mul_(p_CV)
+        if to_reference_CV is not None:
+            mean_C = _dot(p_CV, to_reference_CV)
+            value_C = value_C + mean_C
+            grad_CV.addcmul_(p_CV, to_reference_CV.sub_(mean_C[:, None]))
+        return grad_CV, value_C
+
+    def _sparse_support(
+        self, c: slice, p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor | None, to_reference_CV: Tensor | None
+    ) -> _Sparse:
+        """p (log p - log q) on the support, and log p - log q of the sampled token outside it."""
+        teacher, sampled_C1 = self.teacher, self.tokens.sampled_N[c, None]
+        assert isinstance(self.objective, ReverseKL)
+        support = self.objective.support
+        if support == "sampled":
+            ids_CK, logq_CK = sampled_C1[:, :0], logp_CV[:, :0]
+        elif isinstance(teacher, TopK):
+            ids_CK, logq_CK = teacher.ids_NK[c], teacher.logprobs_NK[c]
+        else:
+            assert logq_CV is not None
+            assert isinstance(support, int)
+            logq_CK, ids_CK = logq_CV.topk(min(support, logq_CV.shape[1]), dim=1, sorted=False)
+        gain_CK = logp_CV.gather(1, ids_CK) - logq_CK
+        ratio_C = self.measured.student_logprob[c] - self.measured.teacher_logprob[c]
+        if to_reference_CV is not None:
+            gain_CK = gain_CK + to_reference_CV.gather(1, ids_CK)
+            ratio_C = ratio_C + to_reference_CV.gather(1, sampled_C1)[:, 0]
+        tail_C = torch.where((ids_CK == sampled_C1).any(dim=1), 0.0, ratio_C)
+        return _Sparse(ids_CK, p_CV.gather(1, ids_CK) * gain_CK, tail_C)
+
+    def _reference_ratio(self, c: slice, p_CV: Tensor, logp_CV: Tensor) -> Tensor | None:
+        """weight * (log p - log p_ref), which adds to the log-ratio of every reverse KL."""
+        if self.reference is None:
+            return None
+        assert self.objective.reference is not None
+        assert self.measured.reference_kl is not None
+        logits_CV = self.reference.head.logits(self.reference.hidden_Nd[c])
+        ratio_CV = logp_CV - torch.log_softmax(logits_CV / self.temperature, dim=-1)
+        self.measured.reference_kl[c] = _dot(p_CV, ratio_CV)
+        return ratio_CV.mul_(self.objective.reference.weight)
+
+    def _measure_dense(self, c: slice, p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor) -> None:
+        measured = self.measured
+        assert measured.reverse_kl is not None
+        assert measured.teacher_entropy is not None
+        assert measured.overlap is not None
+        measured.teacher_logprob[c] = logq_CV.gather(1, self.tokens.sampled_N[c, None])[:, 0]
+        measured.teacher_entropy[c] = -_dot(logq_CV.exp(), logq_CV)
+        measured.reverse_kl[c] = _dot(p_CV, logp_CV) - _dot(p_CV, logq_CV)
+        k = min(self.objective.overlap_k, p_CV.shape[1])
+        ids_CK, teacher_CK = (x.topk(k, dim=1, sorted=False).indices for x in (logp_CV, logq_CV))
+        shared_C = (ids_CK[:, :, None] == teacher_CK[:, None, :]).any(dim=2).sum(dim=1)
+        measured.overlap[c] = shared_C.to(measured.overlap.dtype) / k
+
+    def _coefficient(self, c: slice, value_C: Tensor, tail_C: Tensor | None) -> Tensor | None:
+        """What multiplies log p(y_t): the sampled tail, the discounted future, minus the advantage."""
+        terms = [] if tail_C is None else [tail_C]
+        if self.objective.discount > 0:
+            terms.append(self.objective.discount * self._discounted_future(c, value_C))
+        if self.tokens.advantage_N is not None:
+            terms.append(-self.tokens.advantage_N[c])
+        if not terms:
+            return None
+        log_weight_C = self.measured.student_logprob[c] - self.tokens.behaviour_N[c]
+        weight_C = log_weight_C.exp().clamp(max=self.objective.importance_cap)
+        return weight_C * torch.stack(terms).sum(dim=0)
+
+    def _discounted_future(self, c: slice, value_C: Tensor) -> Tensor:
+        """sum_{u > t} discount^(u-t-1) D_u within each token's sequence, [C]."""
+        discount, sequence_C = self.objective.discount, self.tokens.sequence_N[c]
+        steps_C = torch.arange(len(value_C), device=value_C.device)
+        ahead_CC = steps_C[None, :] - steps_C[:, None] - 1
+        same_CC = (sequence_C[None, :] == sequence_C[:, None]) & (ahead_CC >= 0)
+        decay_CC = torch.where(same_CC, discount ** ahead_CC.clamp(min=0).to(value_C.dtype), 0.0)
+        until_end_C = (len(value_C) - 1 - steps_C).to(value_C.dtype)
+        carried_C = torch.where(sequence_C == self.future_sequence, discount**until_end_C * self.future, 0.0)
+        future_C = decay_CC @ value_C + carried_C
+        self.future, self.future_sequence = value_C[0] + discount * future_C[0], sequence_C[0]
+        return future_C
+
+    def _send_back(self, c: slice, grad_CV: Tensor, slope_CV: Tensor | None) -> None:
+        """From dL/dx through temperature, soft cap and multiplier to hidden states and head."""
+        if slope_CV is not None:
+            grad_CV.mul_(slope_CV)
+        grad_CV.mul_(self.head.multiplier / (self.temperature * self.denominator))
+        hidden_Cd = self.hidden_Nd[c]
+        narrow_CV = grad_CV.to(hidden_Cd.dtype)
+        assert self.grad_hidden_Nd is not None
+        torch.mm(narrow_CV, self.head.weight_Vd.to(hidden_Cd.dtype), out=self.grad_hidden_Nd[c])
+        if self.grad_weight_Vd is not None:
+            if self.grad_weight_Vd.dtype == hidden_Cd.dtype:
+                self.grad_weight_Vd.addmm_(narrow_CV.T, hidden_Cd)
+            else:
+                self.grad_weight_Vd.add_(narrow_CV.T @ hidden_Cd)
+        if self.grad_bias_V is not None:
+            self.grad_bias_V.add_(grad_CV.sum(dim=0))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sparse:
+    ids_CK: Tensor  # K = 0 for the empty support
+    weighted_CK: Tensor  # p (log p - log q) on the support
+    tail_C: Tensor  # log p - log q of the sampled token, 0 where it is in the support
+
+
+def _sparse_gradient(p_CV: Tensor, sparse: _Sparse, coefficient_C: Tensor) -> Tensor:
+    """a - p * sum(a), short of the sampled token's own entry of a. Overwrites `p_CV`."""
+    total_C = coefficient_C + sparse.weighted_CK.sum(dim=1)
+    return p_CV.mul_(-total_C[:, None]).scatter_add_(1, sparse.ids_CK, sparse.weighted_CK)
+
+
+def _gain(p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """a of the gradient p * (a - E_p[a]), and the value, of the generalised JSD at beta > 0.
+
+    beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p: GKD (Agarwal et al.
+    2024), eq. 3. At beta = 1 the reverse KL, by its convention. Overwrites `logq_CV` there.
+    """
+    if beta == 1:
+        gain_CV = torch.sub(logp_CV, logq_CV, out=logq_CV)
+        return gain_CV, _dot(p_CV, gain_CV)
+    logm_CV = torch.logaddexp(logq_CV + math.log(beta), logp_CV + math.log1p(-beta))
+    value_C = beta * _dot(logq_CV.exp(), logq_CV - logm_CV)
+    gain_CV = torch.sub(logp_CV, logm_CV, out=logm_CV).mul_(1 - beta)
+    return gain_CV, value_C + _dot(p_CV, gain_CV)
+
+
+def _dot(a_CV: Tensor, b_CV: Tensor) -> Tensor:
+    """Row-wise inner product without a [C, V] temporary."""
+    return torch.bmm(a_CV[:, None, :], b_CV[:, :, None])[:, 0, 0]
+
+
+def _chunk_length(objective: Objective, vocabulary: int, chunk_bytes: int) -> int:
+    largest = LARGEST_DISCOUNTED_CHUNK if objective.discount > 0 else LARGEST_CHUNK
+    return max(1, min(largest, chunk_bytes // (4 * vocabulary)))
+
+
+def _backwards(count: int, length: int) -> list[tuple[int, int]]:
+    """[start, end) of chunks of `length`, from the last to the first."""
+    return [(max(0, end - length), end) for end in range(count, 0, -length)]
+
+
+def _check_target(objective: Objective, teacher: Target, reference: Dense | None) -> None:
+    """A target must carry at least what the objective's support asks for."""
+    wanted = objective.support if isinstance(objective, ReverseKL) else "full"
+    if wanted == "full" and not isinstance(teacher, Dense):
+        raise ValueError(
+            f"{objective.divergence} on the whole vocabulary needs the teacher's hidden states and head, "
+            f"but the teacher gave {type(teacher).__name__}. Use a teacher that serves hidden states, or "
+            "objective.support = 'sampled' or a top-K."
+        )
+    if isinstance(wanted, int) and not isinstance(teacher, Dense | TopK):
+        raise ValueError(f"objective.support = {wanted} needs the teacher's top-K, but it gave the sampled token only")
+    if isinstance(wanted, int) and isinstance(teacher, TopK) and teacher.ids_NK.shape[1] != wanted:
+        raise ValueError(f"objective.support = {wanted}, but the teacher gave its top {teacher.ids_NK.shape[1]}")
+    if (objective.reference is None) != (reference is None):
+        raise ValueError("objective.reference and the reference's hidden states must be given together")

@@ -1,0 +1,55 @@
+"""The output head: from final hidden states to logits, kept apart so that logits are never stored whole.
+
+Shape legend: N tokens, C tokens of one chunk, V vocabulary, d hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """`softcap(multiplier * (hidden @ weight.T + bias))`, the last layer of every supported model."""
+
+    weight_Vd: Tensor
+    bias_V: Tensor | None = None
+    multiplier: float = 1.0  # Granite divides its logits, Cohere multiplies them
+    softcap: float | None = None  # Gemma 2: softcap * tanh(logits / softcap)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.weight_Vd.shape[0]
+
+    def narrow(self, vocabulary: int) -> Head:
+        """The head over the first `vocabulary` tokens: how padded embedding tables are compared."""
+        if vocabulary == self.vocabulary:
+            return self
+        bias_V = None if self.bias_V is None else self.bias_V[:vocabulary]
+        return replace(self, weight_Vd=self.weight_Vd[:vocabulary], bias_V=bias_V)
+
+    def detach(self) -> Head:
+        return replace(
+            self,
+            weight_Vd=self.weight_Vd.detach(),
+            bias_V=None if self.bias_V is None else self.bias_V.detach(),
+        )
+
+    def logits(self, hidden_Cd: Tensor) -> Tensor:
+        """[C, V] logits, in float32 (float64 for float64 weights) whatever the matmul's dtype."""
+        weight_Vd = self.weight_Vd.to(hidden_Cd.dtype)
+        bias_V = None if self.bias_V is None else self.bias_V.to(hidden_Cd.dtype)
+        logits_CV = at_least_float32(torch.nn.functional.linear(hidden_Cd, weight_Vd, bias_V))
+        if self.multiplier != 1.0:
+            logits_CV = logits_CV * self.multiplier
+        if self.softcap is not None:
+            logits_CV = self.softcap * torch.tanh(logits_CV / self.softcap)
+        return logits_CV
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """bfloat16 and float16 lifted to float32; wider types as they are."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,0 +1,57 @@
+r"""What runs in the process of `limbeck.tasks.math_verify`. It imports nothing of Limbeck.
+
+    {"answer": "\\frac{1}{2}", "response": "$0.5$"}    {"score": 1.0}
+    {"answer": "", "response": "$0.5$"}                {"unreadable_answer": true}
+
+The package's documented failures (nothing found, not parsable, too slow) are a score of 0. Whatever
+it raises beyond those is a bug, and goes back as {"error": ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+
+def main() -> None:
+    # Only replies may go to the pipe: what a package prints goes to the error output instead.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; the end of input ends this
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of each response it gives up
+    import math_verify  # noqa: F401
+
+    print(json.dumps({"ready": True}), file=replies, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(_reply(**json.loads(line))), file=replies, flush=True)
+
+
+def _reply(answer: str, response: str) -> dict[str, Any]:
+    from math_verify import parse, verify
+    from math_verify.errors import TimeoutException
+
+    try:
+        expected = parse(_as_latex(answer))
+        if not expected:
+            return {"unreadable_answer": True}
+        return {"score": float(verify(expected, parse(response)))}
+    except TimeoutException:  # a BaseException: an alarm that rang outside of the package's own guard
+        return {"score": 0.0}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _as_latex(answer: str) -> str:
+    # Outside of a LaTeX environment the package looks for numbers only: of a bare "2x+1" or "2\sqrt{3}"
+    # it would read the 2, and mark every other 2 as right.
+    if any(opening in answer for opening in ("$", r"\boxed", r"\(", r"\[")):
+        return answer
+    return rf"\boxed{{{answer}}}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The contract with a teacher, proven before the first step from nothing but its answers.
+
+    tokenizer     the same text gives the same tokens on both sides
+    alignment     the score of a token does not see what follows it, and does see the token
+    temperature   log q_T(a) - log q_T(b) = (log q_1(a) - log q_1(b)) / T; the normaliser cancels, so
+                  no weights are needed to catch a teacher that ignores T
+
+A probe that fails raises `ContractError` with what was measured, what was expected and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from limbeck.errors import ContractError
+from limbeck.models import CausalLM
+from limbeck.protocols import Teacher
+from limbeck.records import Failure, HiddenScores, Prompt, Rollout, Sampling, TeacherScores, TopKScores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RATIO_TOLERANCE = 1e-3  # nats, beside 1% of the ratio itself
+SMALLEST_RATIO = 0.05  # nats; below it two tokens say nothing about a temperature
+PROBE_TEXTS = (
+    "Hello, world! 12+34=46",
+    "  leading spaces,\ttabs\nand lines",
+    "naïve café — 東京 🙂",
+    "<|im_end|></s>",
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one probe found. `measured` and `expected` are for a person to read."""
+
+    probe: str
+    measured: str
+    expected: str
+
+
+def check_tokenizers(student: CausalLM, teacher: CausalLM, same_chat_template: bool = True) -> Verdict:
+    """Compare tokenizers and narrow both heads to the vocabulary they share.
+
+    Embedding tables padded to different sizes over one tokenizer are fine: both distributions are
+    taken over the smaller table. Raises `ContractError` for anything else.
+    """
+    ours, theirs = student.tokenizer, teacher.tokenizer
+    ours_map, theirs_map = ours.get_vocab(), theirs.get_vocab()
+    if ours_map != theirs_map:
+        differing = sorted(t for t in {*ours_map, *theirs_map} if ours_map.get(t) != theirs_map.get(t))
+        token = differing[0]
+        raise ContractError(
+            f"student {student.name} and teacher {teacher.name} have different vocabularies: {len(differing)} "
+            f"tokens differ, such as {token!r} (id {ours_map.get(token)} against {theirs_map.get(token)}). "
+            "On-policy distillation compares them token by token: choose models of one tokenizer family."
+        )
+    for text in PROBE_TEXTS:
+        if ours(text).input_ids != theirs(text).input_ids:
+            raise ContractError(
+                f"student {student.name} and teacher {teacher.name} share a vocabulary but split {text!r} "
+                f"differently: {ours(text).input_ids[:12]} against {theirs(text).input_ids[:12]}."
+            )
+    if ours.eos_token_id != theirs.eos_token_id:
+        raise ContractError(
+            f"the student ends with token {ours.eos_token!r} ({ours.eos_token_id}), the teacher with "
+            f"{theirs.eos_token!r} ({theirs.eos_token_id}): the teacher would mark every ending as wrong. Give "
+            "both the same eos_token in tokenizer_config.json."
+        )
+    if same_chat_template and ours.chat_template and theirs.chat_template:
+        _check_templates(student.name, teacher.name, ours, theirs)
+    shared = min(student.vocabulary, teacher.vocabulary)
+    needed = max(ours_map.values()) + 1
+    if shared < needed:
+        raise ContractError(
+            f"the tokenizer has ids up to {needed - 1}, but an output head has only {shared} rows. Resize it "
+            "with model.resize_token_embeddings(len(tokenizer))."
+        )
+    sizes = f"{student.vocabulary} and {teacher.vocabulary} rows"
+    student.vocabulary = teacher.vocabulary = shared
+    return Verdict("tokenizer", f"{len(ours_map)} tokens, {sizes}", f"one map; compared over {shared}")
+
+
+def _check_templates(
+    student: str, teacher: str, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase
+) -> None:
+    chat = [{"role": "user", "content": "Hi"}]
+    texts = [t.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for t in (ours, theirs)]
+    if texts[0] != texts[1]:
+        raise ContractError(
+            f"student {student} and teacher {teacher} have different chat templates: {texts[0]!r} against "
+            f"{texts[1]!r}. The teacher would mark answers to prompts it was not made for. Give both one "
+            "template, or accept it with teacher.same_chat_template = false."
+        )
+
+
+async def prove(teacher: Teacher, prompts: Sequence[Prompt], temperature: float, vocabulary: int) -> list[Verdict]:
+    """Run the probes that need only scores. Raises `ContractError` for the first that fails."""
+    prefix = max(prompts[:16], key=lambda prompt: len(prompt.token_ids)).token_ids
+    ids = _continuations(prefix, vocabulary)
+    return [
+        await _alignment(teacher, prefix, ids, temperature),
+        await _temperature(teacher, prefix, ids, temperature),
+    ]
+
+
+async def _alignment(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], temperature: float) -> Verdict:
+    a, b, c = ids[:3]
+    rows = await _score(teacher, prefix, [[a, b], [a, c], [b, c]], temperature)
+    moved, changed = abs(rows[0][0] - rows[1][0]), abs(rows[0][0] - rows[2][0])
+    if moved > RATIO_TOLERANCE:
+        raise ContractError(
+            f"teacher {teacher.name}: the score of a token moved by {moved:.3g} nats when the token after it "
+            f"changed (expected at most {RATIO_TOLERANCE}). Its answer is shifted by one: check which positions "
+            "the server returns."
+        )
+    if changed <= RATIO_TOLERANCE:
+        others = await _score(teacher, prefix, [[i, a] for i in ids], temperature)
+        if np.ptp([row[0] for row in others]) <= RATIO_TOLERANCE:
+            raise ContractError(
+                f"teacher {teacher.name}: the score of a token did not change with the token itself "
+                f"({changed:.3g} nats). It scores something else than what was sent."
+            )
+    return Verdict("alignment", f"moved {moved:.1e} nats", f"at most {RATIO_TOLERANCE}")
+
+
+async def _temperature(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], temperature: float) -> Verdict:
+    at_one = np.array([row[0] for row in await _score(teacher, prefix, [[i] for i in ids], 1.0)])
+    at_t = np.array([row[0] for row in await _score(teacher, prefix, [[i] for i in ids], temperature)])
+    high, low = int(at_one.argmax()), int(at_one.argmin())
+    ratio_one, ratio_t = at_one[high] - at_one[low], at_t[high] - at_t[low]
+    if not ratio_one > SMALLEST_RATIO:
+        raise ContractError(
+            f"teacher {teacher.name}: {len(ids)} tokens have the same score to {ratio_one:.3g} nats, so nothing "
+            "can be said about its temperature. Is it an untrained model?"
+        )
+    expected = ratio_one / temperature
+    if not abs(ratio_t - expected) <= RATIO_TOLERANCE + 0.01 * expected:
+        raise ContractError(
+            f"teacher {teacher.name} does not score at temperature {temperature}: two tokens are "
+            f"{ratio_t:.4f} nats apart, expected {ratio_one:.4f} / {temperature} = {expected:.4f}. Training would "
+            "aim at logits that are wrong by this factor. Use a teacher that scores at the rollout "
+            "temperature, or rollout.temperature = 1."
+        )
+    return Verdict("temperature", f"ratio {ratio_t:.4f} nats at T = {temperature}", f"{expected:.4f}")
+
+
+async def _score(
+    teacher: Teacher, prefix: tuple[int, ...], continuations: list[list[int]], temperature: float
+) -> list[list[float]]:
+    """Log-probs of each continuation's tokens after `prefix`."""
+    sampling = Sampling(temperature, max_tokens=max(len(c) for c in continuations))
+    rollouts = [
+        Rollout(
+            prompt=Prompt(f"probe-{number}", prefix),
+            sample=0,
+            token_ids=np.array([*prefix, *continuation]),
+            trained=np.arange(len(prefix) + len(continuation)) >= len(prefix),
+            behaviour_logprobs=np.zeros(len(continuation), dtype=np.float32),
+            policy_version=0,
+            finish="length",
+            sampling=sampling,
+        )
+        for number, continuation in enumerate(continuations)
+    ]
+    rows = []
+    for rollout, scores in zip(rollouts, await teacher.score(rollouts), strict=True):
+        if isinstance(scores, Failure):
+            raise ContractError(f"teacher {teacher.name} could not score a probe: {scores.message}")
+        rows.append(logprobs_of_sampled(scores, rollout))
+    return rows
+
+
+def logprobs_of_sampled(scores: TeacherScores, rollout: Rollout) -> list[float]:
+    """[S] log q of the sampled tokens, whatever the kind of score."""
+    if isinstance(scores, HiddenScores):
+        with torch.no_grad():
+            logits_SV = scores.head.logits(scores.hidden) / scores.temperature
+            ids_S1 = torch.from_numpy(rollout.response_ids).to(logits_SV.device)[:, None]
+            values: list[float] = logits_SV.log_softmax(dim=-1).gather(1, ids_S1)[:, 0].tolist()
+            return values
+    values_S = scores.logprobs_of_sampled if isinstance(scores, TopKScores) else scores.logprobs
+    return [float(value) for value in values_S]
+
+
+def _continuations(prefix: tuple[int, ...], vocabulary: int) -> list[int]:
+    """Some different tokens: those of the prefix, then others spread over the vocabulary."""
+    spread = [int(i) for i in np.linspace(0, vocabulary - 1, 8)]
+    return list(dict.fromkeys([*prefix[-8:], *spread]))

@@ -1,0 +1,44 @@
+"""Teacher `local`: in this process, exact at any temperature and on any support.
+
+It answers with hidden states at the response positions, never with logits: the objective puts them
+through the teacher's head chunk by chunk, together with the student's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from limbeck.batch import lay_out, plan
+from limbeck.models import CausalLM
+from limbeck.records import Failure, HiddenScores, Rollout, TeacherScores
+
+
+class LocalTeacher:
+    """A frozen model of this process. `budget` bounds the tokens of one forward pass."""
+
+    def __init__(self, name: str, lm: CausalLM, budget: int = 8192) -> None:
+        self.name, self.lm, self.budget = name, lm, budget
+        lm.model.eval().requires_grad_(False)
+        self.head = lm.head()
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]:
+        """`HiddenScores` for each rollout, in order."""
+        scores: list[TeacherScores | None] = [None] * len(rollouts)
+        with torch.inference_mode():
+            for part in plan([len(rollout.token_ids) for rollout in rollouts], self.budget, "padded"):
+                chosen = [rollouts[i] for i in part]
+                batch = lay_out(chosen, "padded").to(self.lm.device)
+                hidden_BLd = self.lm.hidden(batch.tokens_BL, batch.positions_BL)
+                hidden_Nd = hidden_BLd.flatten(0, 1)[batch.predict_N]
+                counts = [int(rollout.trained.sum()) for rollout in chosen]
+                for index, hidden_Sd in zip(part, torch.split(hidden_Nd, counts), strict=True):
+                    temperature = rollouts[index].sampling.temperature
+                    scores[index] = HiddenScores(self.name, temperature, hidden_Sd, self.head)
+        done: list[TeacherScores | Failure] = [score for score in scores if score is not None]
+        assert len(done) == len(rollouts)
+        return done
+
+    async def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,126 @@
+"""The objectives again, slowly: whole `[tokens, vocabulary]` tensors, loops and plain autograd.
+
+Written from the definitions (docs: Notation and mathematics) and from nothing else, to be read next to
+them. Where a gradient is that of the divergence itself, autograd differentiates the divergence; where it
+is an estimator, the surrogate is spelled out with `.detach()` exactly as it stands on paper.
+
+Shape legend: N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limbeck.config import JSD, ForwardKL, Objective, ReverseKL
+from limbeck.objectives import Tokens
+
+
+@dataclass(frozen=True)
+class Naive:
+    """What the fused loss must equal: `value` in number, `surrogate` in gradient."""
+
+    value: Tensor  # [] sum of the per-token divergence estimates over the denominator
+    surrogate: Tensor  # [] differentiate this one
+    estimate_N: Tensor  # per-token divergence estimates, detached
+
+
+def naive_loss(
+    objective: Objective,
+    temperature: float,
+    logits_NV: Tensor,
+    logq_NV: Tensor,
+    tokens: Tokens,
+    denominator: float,
+    logref_NV: Tensor | None = None,
+) -> Naive:
+    """The objective of `N` tokens from raw student logits and the teacher's log-probs at T.
+
+    `logref_NV` are the reference policy's log-probs at T, wanted where the objective has a reference.
+    A top-K support is the K largest entries of a row of `logq_NV`.
+    """
+    logp_NV = torch.log_softmax(logits_NV / temperature, dim=-1)
+    count = logits_NV.shape[0]
+    estimates: list[Tensor] = []  # detached scalars, in nats
+    surrogate = logits_NV.sum() * 0.0
+    for t in range(count):
+        logp_V, y = logp_NV[t], int(tokens.sampled_N[t])
+        ratio_V = logp_V - logq_NV[t]
+        if objective.reference is not None:
+            assert logref_NV is not None
+            ratio_V = ratio_V + objective.reference.weight * (logp_V - logref_NV[t])
+        estimate = torch.zeros((), dtype=logits_NV.dtype)
+
+        if isinstance(objective, ReverseKL) and objective.support != "full":
+            support = set() if objective.support == "sampled" else top(logq_NV[t], objective.support)
+            for v in support:
+                weighted = (logp_V[v].exp() * ratio_V[v]).detach()
+                estimate = estimate + weighted
+                surrogate = surrogate + weighted * logp_V[v]
+            if y not in support:
+                weighted = (importance(objective, tokens, logp_V, t) * ratio_V[y]).detach()
+                estimate = estimate + weighted
+                surrogate = surrogate + weighted * logp_V[y]
+        else:
+            divergence = dense_divergence(objective, logp_V, logq_NV[t])
+            if objective.reference is not None:
+                assert logref_NV is not None
+                divergence = divergence + objective.reference.weight * kl(logp_V, logref_NV[t])
+            estimate = estimate + divergence.detach()
+            surrogate = surrogate + divergence
+        estimates.append(estimate)
+
+    for t in range(count):  # what a token does to the divergences after it, and its reward
+        y = int(tokens.sampled_N[t])
+        cost = torch.zeros((), dtype=logits_NV.dtype)
+        for u in range(t + 1, count):
+            if tokens.sequence_N[u] == tokens.sequence_N[t]:
+                cost = cost + objective.discount ** (u - t) * estimates[u]
+        if tokens.advantage_N is not None:
+            cost = cost - tokens.advantage_N[t]
+        weight = importance(objective, tokens, logp_NV[t], t)
+        surrogate = surrogate + weight * cost * logp_NV[t, y]
+
+    estimate_N = torch.stack(estimates) if estimates else logits_NV.new_zeros(0)
+    return Naive(estimate_N.sum() / denominator, surrogate / denominator, estimate_N.detach())
+
+
+def importance(objective: Objective, tokens: Tokens, logp_V: Tensor, t: int) -> Tensor:
+    """min(p(y_t) / mu(y_t), cap), a constant."""
+    ratio = (logp_V[int(tokens.sampled_N[t])] - tokens.behaviour_N[t]).exp()
+    return ratio.clamp(max=objective.importance_cap).detach()
+
+
+def top(logq_V: Tensor, k: int) -> set[int]:
+    """The teacher's k most likely tokens."""
+    return set(logq_V.topk(k).indices.tolist())
+
+
+def kl(logp_V: Tensor, logq_V: Tensor) -> Tensor:
+    """sum_v p_v (log p_v - log q_v)."""
+    return (logp_V.exp() * (logp_V - logq_V)).sum()
+
+
+def dense_divergence(objective: Objective, logp_V: Tensor, logq_V: Tensor) -> Tensor:
+    """Student p against teacher q over the whole vocabulary."""
+    if isinstance(objective, ReverseKL):
+        return kl(logp_V, logq_V)
+    if isinstance(objective, ForwardKL):
+        return kl(logq_V, logp_V)
+    assert isinstance(objective, JSD)
+    return jsd(objective.beta, logp_V, logq_V)
+
+
+def jsd(beta: float, logp_V: Tensor, logq_V: Tensor) -> Tensor:
+    """beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p (Agarwal et al. 2024, eq. 3).
+
+    By name 0 is the forward and 1 the reverse KL: the limits of JSD / beta and JSD / (1 - beta).
+    """
+    if beta == 0:
+        return kl(logq_V, logp_V)
+    if beta == 1:
+        return kl(logp_V, logq_V)
+    logm_V = torch.log(beta * logq_V.exp() + (1 - beta) * logp_V.exp())
+    return beta * kl(logq_V, logm_V) + (1 - beta) * kl(logp_V, logm_V)

@@ -1,0 +1,24 @@
+"""Rows of additions, and tasks made of them."""
+
+from __future__ import annotations
+
+from limbeck.config import DatasetTask, FileTask
+from limbeck.tasks import load_task
+
+
+def sums(count, start=0, **more):
+    return [{"prompt": f"{n}+1=", "answer": n + 1, **more} for n in range(start, start + count)]
+
+
+def load(path, tokenizer, longest_prompt=None, seed=0, **keys):
+    keys.setdefault("held_out", 1)
+    return load_task(FileTask(path=path, **keys), tokenizer, seed, longest_prompt)
+
+
+def everything(task):
+    return sorted([*task.train, *task.held_out], key=lambda prompt: prompt.id)
+
+
+def load_dataset_task(tokenizer, name, **keys):
+    keys.setdefault("held_out", 1)
+    return load_task(DatasetTask(name=str(name), **keys), tokenizer, 0, None)

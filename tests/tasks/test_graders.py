@@ -1,0 +1,334 @@
+"""Graders: every form of a right answer, near misses, and hostile text."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from fractions import Fraction
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limbeck.config import RegexGrader
+from limbeck.errors import DataError
+from limbeck.records import Prompt
+from limbeck.tasks.graders import Exact, Numeric, PythonFunction, Regex, last_number
+from limbeck.tasks.math_verify import MathVerify
+from limbeck.tasks.math_verify_worker import _reply
+
+
+def prompt(answer: str | None) -> Prompt:
+    return Prompt(id="p-1", token_ids=(1,), answer=answer)
+
+
+# Exact
+
+
+def test_exact_ignores_white_space_around_and_case_where_asked():
+    assert Exact()(prompt("Paris"), "  Paris\n") == 1.0
+    assert Exact()(prompt(" Paris"), "Paris") == 1.0
+    assert Exact()(prompt("Paris"), "paris") == 0.0
+    assert Exact()(prompt("Paris"), "It is Paris") == 0.0
+    assert Exact(ignore_case=True)(prompt("Straße"), "STRASSE") == 1.0
+
+
+# Numeric
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("72", "72"),
+        ("first 3, then 72.", "72"),
+        ("so it is **72**.", "72"),
+        (r"\boxed{-72}", "-72"),
+        ("#### -72", "-72"),
+        ("+7", "7"),
+        ("\u22127", "-7"),
+        ("x=-7", "-7"),
+        ("(-7)", "-7"),
+        ("10-7", "7"),
+        ("x-7", "7"),
+        ("(a)-7", "7"),
+        ("2024-01-05", "5"),
+        ("1,234.5", "1234.5"),
+        ("1,234,567", "1234567"),
+        ("1{,}234", "1234"),
+        ("it costs $1,234.50!", "1234.5"),
+        ("-$5", "-5"),
+        ("$-5", "-5"),
+        ("5€", "5"),
+        ("1,2,3", "3"),
+        ("12,34", "34"),
+        ("1,2345", "2345"),
+        ("1234,567", "567"),
+        (".5", "0.5"),
+        ("-.5", "-0.5"),
+        ("so...5", "5"),
+        ("3.", "3"),
+        ("1.5e-3", "0.0015"),
+        ("2E3", "2000"),
+        ("3 eggs", "3"),
+        ("3/4", "3/4"),
+        ("-3/4", "-3/4"),
+        ("1/3 of it", "1/3"),
+        ("7 km/h", "7"),
+        ("42 cm^2", "42"),
+        ("42 m2", "42"),
+        ("答案是42", "42"),
+        ("007", "7"),
+        ("50%", "50"),
+    ],
+)
+def test_the_last_number(text, number):
+    assert last_number(text) == Fraction(number)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "none", "nan", "inf", "-inf", "Infinity", "x2", "\u0663"],
+        *["1e999", "-1e999", "1e-999", "1/0", "0/0", "3/0.0"],
+        *["9" * 5000, "1e" + "9" * 5000, "1/" + "9" * 5000],
+    ],
+)
+def test_no_number_and_not_finite_are_never_equal(text):
+    assert last_number(text) is None
+    assert Numeric()(prompt("1"), text) == 0.0
+    with pytest.raises(DataError, match="does not end in a finite number"):
+        Numeric().check(prompt(text))
+
+
+@given(st.text() | st.text("0123456789.,+-eE/$^ \n\u2212") | st.text("1,.e", min_size=60))
+def test_no_text_crashes_the_parser(text):
+    number = last_number(text)
+    assert number is None or isinstance(number, Fraction)
+
+
+@given(
+    st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=4),
+    st.sampled_from(["{}", "{:f}", "{:,}", "{:e}", "{:+}", "{:+,.6f}"]),
+    st.sampled_from(["{}", "it is {}.", "1 + 2 = 3, so {}", "${}$", r"\boxed{{{}}}", "{} apples", "\n{}\n"]),
+)
+def test_a_number_is_read_exactly_in_every_notation(value, notation, sentence):
+    assert last_number(sentence.format(notation.format(value))) == Fraction(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_is_read_back_from_its_repr(value):
+    number = last_number(f"about {value!r}")
+    assert number is not None
+    assert float(number) == value
+
+
+def test_numbers_are_compared_within_a_tolerance_relative_to_the_answer_or_one():
+    assert Numeric()(prompt("1/3"), "0.3333333") == 1.0
+    assert Numeric()(prompt("1/3"), "0.333") == 0.0
+    assert Numeric(tolerance=0.01)(prompt("1000"), "1010") == 1.0
+    assert Numeric(tolerance=0.01)(prompt("1000"), "1011") == 0.0
+    assert Numeric(tolerance=0.01)(prompt("-1000"), "-990") == 1.0
+    assert Numeric(tolerance=0.01)(prompt("-1000"), "1000") == 0.0
+    assert Numeric(tolerance=0.01)(prompt("0"), "0.01") == 1.0
+    assert Numeric(tolerance=0.01)(prompt("0"), "0.01" + "0" * 30 + "1") == 0.0
+
+
+def test_tolerance_zero_is_exact_beyond_the_precision_of_floats():
+    assert Numeric(tolerance=0)(prompt("9007199254740993"), "9007199254740993") == 1.0
+    assert Numeric(tolerance=0)(prompt("9007199254740993"), "9007199254740992") == 0.0
+    assert Numeric(tolerance=0)(prompt("0.3"), "3/10") == 1.0
+
+
+def test_a_worked_answer_counts_by_its_last_number():
+    assert Numeric()(prompt("48/2 = <<48/2=24>>24\n#### 72"), "The answer is 72.") == 1.0
+
+
+# Regex
+
+
+def test_regex_takes_the_first_group_of_the_last_match():
+    grade = Regex(r"answer is (\w+)")
+    assert grade(prompt("B"), "the answer is A. No, the answer is B!") == 1.0
+    assert grade(prompt("A"), "the answer is A. No, the answer is B!") == 0.0
+    assert grade(prompt("B"), "B") == 0.0
+    assert grade(prompt("b"), "the answer is B") == 0.0
+    assert Regex(r"answer is ([a-d])", ignore_case=True)(prompt("b"), "THE ANSWER IS B") == 1.0
+
+
+def test_a_group_that_took_no_part_in_the_match_is_wrong():
+    pattern = RegexGrader(pattern=r"(?:answer (\d)|nothing)").pattern
+    assert Regex(pattern)(prompt("1"), "answer 1, or nothing") == 0.0
+
+
+@pytest.mark.parametrize("grade", [Exact(), Numeric(), Regex("(.)")])
+def test_without_an_answer_nothing_is_graded_and_the_check_says_so(grade):
+    assert grade(prompt(None), "1") is None
+    with pytest.raises(DataError, match=r"there is no answer.*task\.columns\.answer"):
+        grade.check(prompt(None))
+
+
+# Python functions
+
+
+@pytest.fixture
+def my_graders(tmp_path, monkeypatch):
+    (tmp_path / "my_graders.py").write_text(
+        """
+constant = 1.0
+def length(prompt, response): return len(response) / 10
+def same(prompt, response): return response == prompt.answer
+def nothing(prompt, response): return None
+def text(prompt, response): return "1.0"
+def nan(prompt, response): return float("nan")
+def crash(prompt, response): return {}["key"]
+async def later(prompt, response): return 1.0
+"""
+    )
+    (tmp_path / "broken_graders.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("my_graders", None)
+
+
+def test_a_function_of_ones_own(my_graders):
+    assert PythonFunction("my_graders:length")(prompt(None), "four") == 0.4
+    assert PythonFunction("my_graders:nothing")(prompt("a"), "a") is None
+    right, wrong = (PythonFunction("my_graders:same")(prompt("a"), response) for response in "ab")
+    assert (right, wrong) == (1.0, 0.0)
+    assert type(right) is float
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize(
+    ("name", "said"), [("text", r"'1\.0' \(str\)"), ("nan", "nan"), ("later", "coroutine")]
+)
+def test_what_is_not_a_mark_is_an_error(name, said, my_graders):
+    with pytest.raises(DataError, match=rf"my_graders:{name} returned .*{said}.* on prompt 'p-1'"):
+        PythonFunction(f"my_graders:{name}")(prompt("a"), "a")
+
+
+def test_an_exception_names_function_prompt_and_cause(my_graders):
+    with pytest.raises(DataError, match=r"my_graders:crash raised KeyError on prompt 'p-1'") as caught:
+        PythonFunction("my_graders:crash")(prompt("a"), "a")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_graders", r"not of the form package\.module:function"),
+        (":length", r"not of the form"),
+        ("my_graders:", r"not of the form"),
+        ("no_such_module:grade", r"cannot import 'no_such_module'.*PYTHONPATH"),
+        ("broken_graders:grade", r"importing 'broken_graders' raised ZeroDivisionError"),
+        ("my_graders:missing", r"'my_graders' has no 'missing'"),
+        ("my_graders:constant", r"is 1\.0; expected a function"),
+    ],
+)
+def test_functions_that_cannot_be_found(name, message, my_graders):
+    with pytest.raises(DataError, match=message):
+        PythonFunction(name)
+
+
+# math-verify
+
+
+@pytest.fixture(scope="module")
+def math_verify():
+    return MathVerify()
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "mark"),
+    [
+        (r"\frac{1}{2}", r"so it is $\boxed{0.5}$", 1.0),
+        ("1/2", r"$\frac{2}{4}$", 1.0),
+        ("72", "The answer is 72.", 1.0),
+        ("72", "The answer is 73.", 0.0),
+        (r"$2\sqrt{3}$", r"\boxed{\sqrt{12}}", 1.0),
+        (r"2\sqrt{3}", r"\boxed{2}", 0.0),
+        ("2x+1", "it is 2", 0.0),
+        ("2x+1", r"\boxed{1+2x}", 1.0),
+        ("72", "no idea", 0.0),
+        ("72", "", 0.0),
+        ("72", "\ud800 72", 1.0),
+        ("72", r"\frac{" * 50, 0.0),
+    ],
+)
+def test_math_verify(answer, response, mark, math_verify):
+    assert math_verify(prompt(answer), response) == mark
+
+
+def test_math_verify_works_outside_of_the_main_thread_and_leaves_alarms_alone(math_verify):
+    before = signal.getsignal(signal.SIGALRM)
+    assert asyncio.run(asyncio.to_thread(math_verify, prompt("1/2"), "$0.5$")) == 1.0
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_an_answer_that_math_verify_cannot_read_is_an_error(math_verify):
+    with pytest.raises(DataError, match=r"'p-1': math-verify cannot read the answer ''"):
+        math_verify(prompt(""), "1")
+    assert math_verify(prompt("1"), "1") == 1.0, "the process lives on"
+    assert math_verify(prompt(None), "1") is None
+
+
+def test_what_cannot_be_compared_in_time_is_wrong_and_the_next_is_graded(math_verify, monkeypatch):
+    assert math_verify(prompt("1"), "1") == 1.0  # the limit does not count the start of the process
+    monkeypatch.setattr(math_verify, "hard_limit", 0.5)
+    start = time.monotonic()
+    assert math_verify(prompt("5"), "$9^{9^{9^{9}}}$") == 0.0
+    assert time.monotonic() - start < 4, "the package's own limit is 5 seconds"
+    monkeypatch.undo()
+    assert math_verify(prompt("1"), "1") == 1.0
+
+
+def test_a_process_that_dies_is_an_error_and_is_replaced(math_verify, monkeypatch):
+    assert math_verify(prompt("1"), "1") == 1.0
+    worker = math_verify._worker
+    ask = worker.ask
+
+    def die_first(question, limit):
+        worker._process.kill()
+        return ask(question, limit)
+
+    monkeypatch.setattr(worker, "ask", die_first)
+    with pytest.raises(DataError, match=r"'p-1': math-verify broke down.*exit code -9"):
+        math_verify(prompt("1"), "1")
+    assert math_verify(prompt("1"), "1") == 1.0
+    assert math_verify._worker is not worker
+
+
+def test_missing_math_verify_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(DataError, match=r"pip install 'limbeck\[math\]'"):
+        MathVerify()
+
+
+class Timeout(BaseException):
+    """As in `math_verify.errors`."""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reply"),
+    [(True, {"score": 1.0}), (Timeout(), {"score": 0.0}), (KeyError("x"), {"error": "KeyError: 'x'"})],
+)
+def test_the_packages_timeouts_are_told_from_its_bugs(outcome, reply, monkeypatch):
+    def verify(expected, found):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    package = SimpleNamespace(parse=lambda text: [text], verify=verify)
+    monkeypatch.setitem(sys.modules, "math_verify", package)
+    monkeypatch.setitem(sys.modules, "math_verify.errors", SimpleNamespace(TimeoutException=Timeout))
+    assert _reply("1", "1") == reply
+
+
+def test_a_bug_of_the_package_is_an_error(math_verify, monkeypatch):
+    assert math_verify(prompt("1"), "1") == 1.0
+    monkeypatch.setattr(math_verify._worker, "ask", lambda question, limit: {"error": "KeyError: 'x'"})
+    with pytest.raises(DataError, match=r"'p-1': math-verify broke down on a response \(KeyError: 'x'\)"):
+        math_verify(prompt("1"), "1")
