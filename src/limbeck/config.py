@@ -333,6 +333,13 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _reverse_kl_unless_named(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and isinstance(given.get("objective"), Mapping):
+            return {**given, "objective": {"divergence": "reverse_kl", **given["objective"]}}
+        return given
+
     @model_validator(mode="after")
     def _combinations_that_cannot_work(self) -> Self:
         rollout, objective = self.rollout, self.objective

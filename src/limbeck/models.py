@@ -70,15 +70,19 @@ class CausalLM:
         hidden_BLd: Tensor = output.last_hidden_state
         return hidden_BLd
 
-    def head(self) -> Head:
-        """The output head over the shared vocabulary, sharing the model's parameters."""
+    def head_layer(self) -> nn.Linear:
+        """The module of the output head. Raises `ModelError` where it is not a plain matrix."""
         layer = self.model.get_output_embeddings()
         if type(layer) is not nn.Linear:
             raise ModelError(
                 f"{self.name}: the output head is a {type(layer).__name__}, expected a plain nn.Linear. "
                 "Adapters on the head are not supported: leave it out of learner.lora.target_modules."
             )
-        config = _text_config(self.model)
+        return layer
+
+    def head(self) -> Head:
+        """The output head over the shared vocabulary, sharing the model's parameters."""
+        layer, config = self.head_layer(), _text_config(self.model)
         multiplier = float(getattr(config, "logit_scale", None) or 1.0)
         if divisor := getattr(config, "logits_scaling", None):
             multiplier /= float(divisor)
@@ -104,18 +108,19 @@ def load_model(section: ModelSection, device: torch.device) -> CausalLM:
             path,
             dtype=getattr(torch, section.dtype),
             attn_implementation=_attention(section, path),
+            ignore_mismatched_sizes=True,  # told below, by name
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError...
         raise ModelError(f"cannot load the model {section.model!r}: {_first_line(error)}") from error
     for kind in ("missing_keys", "mismatched_keys"):
-        if keys := sorted(str(key) for key in loading[kind]):
+        if keys := sorted(key if isinstance(key, str) else key[0] for key in loading[kind]):
             raise ModelError(
                 f"{section.model}: the checkpoint has no usable value for {len(keys)} weights ({kind}), such "
                 f"as {keys[0]!r}. They would start at random: use a complete checkpoint."
             )
-    lm = CausalLM(section.model, model.to(device), tokenizer, 0)
-    lm.vocabulary = model.get_output_embeddings().weight.shape[0]
+    lm = CausalLM(section.model, model.to(device), tokenizer, vocabulary=0)
+    lm.vocabulary = lm.head_layer().weight.shape[0]
     _check_attention(lm)
     _check_finite(lm)
     prove_head(lm)
@@ -134,9 +139,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             f"cannot load a tokenizer from {name!r}: {_first_line(error)}. Save one beside the model with "
             "tokenizer.save_pretrained(folder)."
         ) from error
-    if not len(tokenizer):
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():  # made up from its class
         raise ModelError(
-            f"{name!r}: its tokenizer is empty. Save the right one with tokenizer.save_pretrained(folder)."
+            f"{name!r} has no tokenizer: its vocabulary is {len(tokenizer)} control tokens and no text. Save the "
+            "right one beside the model with tokenizer.save_pretrained(folder)."
         )
     return tokenizer
 
@@ -167,11 +173,17 @@ def prove_head(lm: CausalLM) -> None:
     """Compare our head on our hidden states with the model's own logits. Raises `ModelError`."""
     count = min(8, lm.context or 8)
     tokens_BL = torch.arange(count, device=lm.device)[None] * 7919 % lm.vocabulary
-    was_training = lm.model.training
+    head, was_training = lm.head(), lm.model.training
     lm.model.eval()
-    with torch.inference_mode():
-        theirs_LV = lm.model(input_ids=tokens_BL, use_cache=False).logits[0].float()
-        ours_LV = lm.head().logits(lm.hidden(tokens_BL)[0]).float()
+    try:
+        with torch.inference_mode():
+            theirs_LV = lm.model(input_ids=tokens_BL, use_cache=False).logits[0].float()
+            ours_LV = head.logits(lm.hidden(tokens_BL)[0]).float()
+    except Exception as error:  # whatever the architecture's own code raises
+        raise ModelError(
+            f"{lm.name}: {type(lm.model).__name__} cannot be run as a body and a head: {_first_line(error)}. "
+            "Supported: attention-only causal language models."
+        ) from error
     lm.model.train(was_training)
     theirs_LV = theirs_LV[:, : lm.vocabulary]
     worst = (theirs_LV.log_softmax(-1) - ours_LV.log_softmax(-1)).abs().max().item()

@@ -80,9 +80,7 @@ def gradient_of(
     """[N, V] fused gradient with respect to raw logits, [] loss value, measurements."""
     hidden_NV = logits_NV.detach().clone().requires_grad_()
     head = identity(logits_NV.shape[-1], logits_NV.dtype)
-    loss, measured = distillation_loss(
-        objective, temperature, hidden_NV, head, tokens, teacher, denominator, **options
-    )
+    loss, measured = distillation_loss(objective, temperature, hidden_NV, head, tokens, teacher, denominator, **options)
     (grad_NV,) = torch.autograd.grad(loss, hidden_NV)
     return grad_NV, loss.detach(), measured
 

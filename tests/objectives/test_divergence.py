@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _naive import jsd, kl
 from torch import Tensor
 
 from limbeck.config import JSD, ForwardKL, Objective, ReverseKL
 from limbeck.objectives import Dense, Head
+from tests._naive import jsd, kl
 
 from .helpers import (
     TEMPERATURES,
@@ -127,9 +127,7 @@ def test_logit_shifts_of_either_side_change_nothing(objective: Objective) -> Non
 
 @every_divergence
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.5])
-def test_temperature_divides_both_sides_and_the_gradient_once_more(
-    objective: Objective, temperature: float
-) -> None:
+def test_temperature_divides_both_sides_and_the_gradient_once_more(objective: Objective, temperature: float) -> None:
     """D_T(z, u) = D_1(z/T, u/T), hence G_T(z) = G_1(z/T) / T."""
     z_NV, u_NV = randn(14, 4, 6), randn(15, 4, 6)
     value_N, grad_NV = divergence(objective, z_NV, u_NV, temperature)
@@ -140,9 +138,7 @@ def test_temperature_divides_both_sides_and_the_gradient_once_more(
 
 @every_divergence
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.5])
-def test_a_teacher_left_at_temperature_one_teaches_the_wrong_logits(
-    objective: Objective, temperature: float
-) -> None:
+def test_a_teacher_left_at_temperature_one_teaches_the_wrong_logits(objective: Objective, temperature: float) -> None:
     """KL(p_T || q_1) is stationary at z = T u instead of z = u: the bug this library exists to prevent.
 
     A teacher whose logits are multiplied by T beforehand stands at temperature 1 once T divides them.

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _naive import kl, naive_loss
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from limbeck.config import JSD, ForwardKL, Objective, Reference, ReverseKL
+from tests._naive import kl, naive_loss
 
 from .helpers import (
     TEMPERATURES,
@@ -135,9 +135,7 @@ def test_sampled_teacher_left_at_temperature_one_moves_the_optimum(temperature: 
         for support in ("sampled", 2):
             teacher = target(support, logq_at_one_NV, sampled_N)
             tokens = alone(sampled_N, logp_V)
-            grad_VV, _, _ = gradient_of(
-                ReverseKL(support=support), temperature, z_V.expand(V, -1), tokens, teacher
-            )
+            grad_VV, _, _ = gradient_of(ReverseKL(support=support), temperature, z_V.expand(V, -1), tokens, teacher)
             size = float(expected(grad_VV, logp_V.exp()).abs().max())
             assert size < 1e-13 if rests else size > 1e-2
 
@@ -146,9 +144,7 @@ def test_sampled_teacher_left_at_temperature_one_moves_the_optimum(temperature: 
 def test_a_stronger_support_is_read_off_a_dense_teacher(support: int | str) -> None:
     """The same sample by sample, whether the teacher serves its top K or its whole distribution."""
     z_V, u_V = randn(10, V), randn(11, V)
-    compact, dense_ = (
-        every_token(ReverseKL(support=support), 0.7, z_V, u_V, compact=c) for c in (True, False)
-    )
+    compact, dense_ = (every_token(ReverseKL(support=support), 0.7, z_V, u_V, compact=c) for c in (True, False))
     close(compact[0], dense_[0])
     close(compact[2].objective, dense_[2].objective)
 
@@ -272,9 +268,7 @@ def test_reference_of_another_divergence_is_a_reverse_kl_too(objective: Objectiv
     close(both.objective - plain.objective, 0.4 * reverse_kl(z_V, ref_V, 0.7).expand(V))
 
 
-@pytest.mark.parametrize(
-    "objective", [ReverseKL(), ReverseKL(support="sampled"), ForwardKL(), JSD()], ids=name
-)
+@pytest.mark.parametrize("objective", [ReverseKL(), ReverseKL(support="sampled"), ForwardKL(), JSD()], ids=name)
 def test_a_positive_advantage_raises_the_sampled_token(objective: Objective) -> None:
     """The sign: one step of gradient descent where the teacher has nothing to say (p = q)."""
     z_V, temperature = randn(34, V), 0.7
@@ -430,7 +424,7 @@ def test_what_the_teacher_cannot_say_is_none() -> None:
 
 
 def test_the_naive_twin_is_unbiased_too() -> None:
-    """E_{y~mu}[naive gradient] = grad D: the twin the fused loss is compared with keeps the family's promise."""
+    """E_{y~mu}[naive gradient] = grad D and E_{y~mu}[naive estimate] = D for every support."""
     z_V, u_V, mu_V = randn(53, V), randn(54, V), log_softmax(randn(55, V))
     logq_NV, sampled_N = log_softmax(u_V, 0.7).expand(V, -1), torch.arange(V)
     for support in SUPPORTS:

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _naive import naive_loss
 from torch import Tensor
 
 from limbeck.config import JSD, ForwardKL, Objective, Reference, ReverseKL
 from limbeck.objectives import Dense, Head, Tokens, distillation_loss
+from tests._naive import naive_loss
 
 from .helpers import alone, at, close, log_softmax, name, randn
 
@@ -233,9 +233,7 @@ def test_inputs_are_left_alone() -> None:
     held += [tokens.sampled_N, tokens.behaviour_N]
     before = [x.detach().clone() for x in held]
     for objective in OBJECTIVES:
-        loss, _ = distillation_loss(
-            objective, T, hidden_Nd, head, tokens, marked, 5.0, reference_for(objective)
-        )
+        loss, _ = distillation_loss(objective, T, hidden_Nd, head, tokens, marked, 5.0, reference_for(objective))
         loss.backward()
     for x, y in zip(held, before, strict=True):
         assert torch.equal(x, y)
@@ -253,9 +251,7 @@ def test_hidden_states_need_not_be_contiguous() -> None:
         close(got[1], wanted[1])
 
 
-@pytest.mark.parametrize(
-    "objective", [ReverseKL(), ReverseKL(support="sampled"), ForwardKL(), JSD()], ids=name
-)
+@pytest.mark.parametrize("objective", [ReverseKL(), ReverseKL(support="sampled"), ForwardKL(), JSD()], ids=name)
 def test_bfloat16_hidden_states_over_float32_weights(objective: Objective) -> None:
     """Loose: logits carry bfloat16's 8 bits. Gradients keep their tensors' dtypes, float32 adds up."""
     generous = {"rtol": 0.1, "atol": 0.02}
@@ -278,9 +274,7 @@ def test_bfloat16_hidden_states_over_float32_weights(objective: Objective) -> No
     wanted = torch.autograd.grad(twin.surrogate, [wide_Nd, head.weight_Vd, head.bias_V])
 
     tokens = alone(sampled_N, behaviour_N.float())
-    loss, measured = distillation_loss(
-        objective, T, hidden_Nd, head, tokens, marked, 2.0, chunk_bytes=4 * V * 4
-    )
+    loss, measured = distillation_loss(objective, T, hidden_Nd, head, tokens, marked, 2.0, chunk_bytes=4 * V * 4)
     got = torch.autograd.grad(loss, [hidden_Nd, head.weight_Vd, head.bias_V])
     assert loss.dtype == measured.objective.dtype == torch.float32
     assert [g.dtype for g in got] == [torch.bfloat16, torch.float32, torch.float32]
@@ -316,9 +310,7 @@ def test_narrowed_head_is_the_head_of_a_smaller_vocabulary() -> None:
     close(small.logits(hidden_Nd).detach(), head.logits(hidden_Nd).detach()[:, :shown])
     sampled_N = torch.tensor([0, 3, 3, 6, 1, 5])
     marked = Dense(randn(83, N, 3), Head(randn(84, shown, 3)))
-    loss, _ = distillation_loss(
-        ReverseKL(), T, hidden_Nd, small, alone(sampled_N, torch.zeros(N)), marked, 5.0
-    )
+    loss, _ = distillation_loss(ReverseKL(), T, hidden_Nd, small, alone(sampled_N, torch.zeros(N)), marked, 5.0)
     (grad_Vd,) = torch.autograd.grad(loss, head.weight_Vd)
     assert (grad_Vd[shown:] == 0).all()
     assert (grad_Vd[:shown] != 0).any(dim=1).all()

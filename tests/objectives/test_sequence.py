@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 import torch
-from _naive import jsd, kl, naive_loss
 from torch import Tensor
 
 from limbeck.config import JSD, ForwardKL, Objective, Reference, ReverseKL
 from limbeck.objectives import Target, Tokens, distillation_loss
+from tests._naive import jsd, kl, naive_loss
 
 from .helpers import UNCAPPED, at, close, dense, finite_difference, identity, log_softmax, randn, target
 
@@ -43,7 +43,7 @@ class World:
     sampled_N: Tensor
     sequence_N: Tensor
 
-    def probability_B(self, table_PV: Tensor) -> Tensor:
+    def probability(self, table_PV: Tensor) -> Tensor:
         """[B] probability of each sequence under a table of log-probs."""
         logp_N = table_PV[self.prefix_N, self.sampled_N]
         return torch.zeros(len(self.sequences)).index_add(0, self.sequence_N, logp_N).exp()
@@ -95,11 +95,9 @@ def expected_gradient(
         teacher = target(objective.support, log_softmax(u_PV, T)[w.prefix_N], w.sampled_N)
     hidden_NV = z_PV[w.prefix_N].requires_grad_()
     reference = None if ref_PV is None else dense(ref_PV[w.prefix_N])
-    loss, _ = distillation_loss(
-        objective, T, hidden_NV, identity(V), tokens, teacher, 1.0, reference, **options
-    )
+    loss, _ = distillation_loss(objective, T, hidden_NV, identity(V), tokens, teacher, 1.0, reference, **options)
     (grad_NV,) = torch.autograd.grad(loss, hidden_NV)
-    weighted_NV = w.probability_B(mu_PV)[w.sequence_N, None] * grad_NV
+    weighted_NV = w.probability(mu_PV)[w.sequence_N, None] * grad_NV
     return torch.zeros_like(z_PV).index_add(0, w.prefix_N, weighted_NV)
 
 
@@ -112,12 +110,12 @@ def sequence_objective(
     if ref_PV is not None:
         ratio_PV = ratio_PV + weight * (logp_PV - log_softmax(ref_PV, T))
     ratio_N = ratio_PV[w.prefix_N, w.sampled_N]
-    return (w.probability_B(logp_PV)[w.sequence_N] * ratio_N).sum()
+    return (w.probability(logp_PV)[w.sequence_N] * ratio_N).sum()
 
 
 def reach(w: World, mu_PV: Tensor) -> Tensor:
     """[P] how often each prefix is reached under mu, from the log-probs of its tokens."""
-    probability_B = w.probability_B(mu_PV)
+    probability_B = w.probability(mu_PV)
     return torch.zeros(w.prefixes).index_add(0, w.prefix_N, probability_B[w.sequence_N])
 
 
@@ -128,7 +126,7 @@ def test_the_worlds_are_complete() -> None:
     for w in WORLDS.values():
         z_PV, u_PV, _ = tables(w, 0)
         logp_PV, logq_PV = log_softmax(z_PV, T), log_softmax(u_PV, T)
-        close(w.probability_B(logp_PV).sum(), torch.ones(()))
+        close(w.probability(logp_PV).sum(), torch.ones(()))
         kl_P = torch.stack([kl(p, q) for p, q in zip(logp_PV, logq_PV, strict=True)])
         close(sequence_objective(w, z_PV, u_PV), (reach(w, logp_PV) * kl_P).sum())
 
@@ -171,7 +169,7 @@ def test_gradient_at_any_discount_follows_the_formula(w: World, support: int | s
     z_PV.requires_grad_()
     logp_PV, logq_PV = log_softmax(z_PV, T), log_softmax(u_PV, T)
     kl_P = torch.stack([kl(p, q) for p, q in zip(logp_PV, logq_PV, strict=True)])
-    probability_B = w.probability_B(logp_PV).detach()
+    probability_B = w.probability(logp_PV).detach()
     wanted = torch.zeros(())
     for n, b in enumerate(w.sequence_N.tolist()):
         later = [m for m in range(n + 1, len(w.sequence_N)) if w.sequence_N[m] == b]
@@ -191,16 +189,14 @@ def test_j_with_a_reference_and_rewards(w: World, support: int | str) -> None:
     got_PV = expected_gradient(objective, w, z_PV, u_PV, ref_PV=ref_PV, reward_B=reward_B)
 
     def total(x_PV: Tensor) -> Tensor:
-        reward = (w.probability_B(log_softmax(x_PV, T)) * reward_B).sum()
+        reward = (w.probability(log_softmax(x_PV, T)) * reward_B).sum()
         return sequence_objective(w, x_PV, u_PV, ref_PV, weight=0.4) - reward
 
     close(got_PV, finite_difference(total, z_PV), 1e-8)
 
 
 @every_world
-@pytest.mark.parametrize(
-    "objective", [ForwardKL(discount=1.0), JSD(beta=0.3, discount=1.0)], ids=["fkl", "jsd"]
-)
+@pytest.mark.parametrize("objective", [ForwardKL(discount=1.0), JSD(beta=0.3, discount=1.0)], ids=["fkl", "jsd"])
 def test_undiscounted_gradient_of_other_divergences(w: World, objective: Objective) -> None:
     """discount = 1: E_{y~p}[fused gradient] = grad E_{y~p} sum_t divergence_t."""
     z_PV, u_PV, _ = tables(w, 16)
@@ -265,9 +261,7 @@ def test_future_divergences_of_stale_samples_are_unbiased(support: int | str, di
     wanted = (reach(w, mu_PV) * kl_P).sum()
     first, second = 0, {int(w.sampled_N[n]): int(w.prefix_N[n + 1]) for n in range(0, len(w.sampled_N), 2)}
     for y in range(V):  # E_mu[w_1 f(y)] = sum_y p(y) f(y)
-        wanted = wanted + logp_PV[first, y].detach().exp() * logp_PV[first, y] * discount * (
-            kl_P[second[y]].detach()
-        )
+        wanted = wanted + logp_PV[first, y].detach().exp() * logp_PV[first, y] * discount * (kl_P[second[y]].detach())
     close(got_PV, torch.autograd.grad(wanted, z_PV)[0])
 
 
@@ -319,9 +313,7 @@ def test_each_sequence_equals_the_naive_twin(w: World, support: int | str, disco
     teacher: Target = dense(u_PV[w.prefix_N])
     if support != "full":
         teacher = target(support, logq_PV[w.prefix_N], w.sampled_N)
-    loss, _ = distillation_loss(
-        objective, T, hidden_NV, identity(V), tokens, teacher, 6.0, dense(ref_PV[w.prefix_N])
-    )
+    loss, _ = distillation_loss(objective, T, hidden_NV, identity(V), tokens, teacher, 6.0, dense(ref_PV[w.prefix_N]))
     close(loss.detach(), twin.value.detach())
     close(*(torch.autograd.grad(x, hidden_NV)[0] for x in (loss, twin.surrogate)))
     close(at(logp_PV[w.prefix_N], w.sampled_N), behaviour_N)

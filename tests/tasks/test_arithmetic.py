@@ -14,9 +14,7 @@ from limbeck.errors import DataError
 from limbeck.tasks import load_task
 from limbeck.tasks.arithmetic import Arithmetic, _prompt, draw_pairs, question, worked_solution
 
-operands = st.integers(1, 8).flatmap(
-    lambda digits: st.tuples(st.just(digits), *[st.integers(0, 10**digits - 1)] * 2)
-)
+operands = st.integers(1, 8).flatmap(lambda digits: st.tuples(st.just(digits), *[st.integers(0, 10**digits - 1)] * 2))
 
 
 def task_of(digits: int, **sizes: int) -> Arithmetic:

@@ -202,9 +202,7 @@ def test_a_function_of_ones_own(my_graders):
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-@pytest.mark.parametrize(
-    ("name", "said"), [("text", r"'1\.0' \(str\)"), ("nan", "nan"), ("later", "coroutine")]
-)
+@pytest.mark.parametrize(("name", "said"), [("text", r"'1\.0' \(str\)"), ("nan", "nan"), ("later", "coroutine")])
 def test_what_is_not_a_mark_is_an_error(name, said, my_graders):
     with pytest.raises(DataError, match=rf"my_graders:{name} returned .*{said}.* on prompt 'p-1'"):
         PythonFunction(f"my_graders:{name}")(prompt("a"), "a")

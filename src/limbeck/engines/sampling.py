@@ -55,10 +55,9 @@ def inverse_cdf(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
     before_B1 = torch.where(block_B1 > 0, blocks_Bn.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
     p_BK = p_BnK.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0]
     within_B1 = torch.searchsorted(p_BK.double().cumsum(dim=-1), target_B1 - before_B1, right=True)
-    within_B1.clamp_(max=BLOCK - 1)
-    # Rounding can step past the last likely token of a block; never land on one of probability 0.
-    possible_B1 = p_BK.gather(1, within_B1) > 0
-    within_B1 = torch.where(possible_B1, within_B1, p_BK.argmax(dim=-1, keepdim=True))
+    # Rounding can step past the end of a block: stay on its last token of probability above 0.
+    last_B1 = torch.where(p_BK > 0, torch.arange(BLOCK, device=p_BK.device), 0).amax(dim=-1, keepdim=True)
+    within_B1 = torch.minimum(within_B1, last_B1)
     return (block_B1 * BLOCK + within_B1)[:, 0]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from limbeck.batch import Batch, MicroBatch, make_batch
 from limbeck.config import LocalLearner, Lora, Objective
-from limbeck.errors import ModelError, NonFiniteError, RunError
+from limbeck.errors import EngineError, ModelError, NonFiniteError, RunError
 from limbeck.learners.measures import Measures
 from limbeck.models import CausalLM
 from limbeck.objectives import Measured, distillation_loss
@@ -135,7 +135,13 @@ class InProcessLearner:
 
     def _batch(self, samples: Sequence[Scored]) -> Batch:
         section = self.section
-        return make_batch(samples, section.layout, section.micro_batch_tokens, self.lm.device)
+        batch = make_batch(samples, section.layout, section.micro_batch_tokens, self.lm.device)
+        if batch.global_tokens == 0:
+            raise EngineError(
+                f"none of the {len(samples)} responses has a sampled token, so there is nothing to learn from. "
+                "Does the engine strip the stop token, or stop at once?"
+            )
+        return batch
 
     def _loss(self, batch: Batch, micro: MicroBatch) -> tuple[Tensor, Measured]:
         with self._precision():

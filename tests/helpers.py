@@ -1,0 +1,95 @@
+"""Small real things that tests share: models of a few thousand weights, rollouts, scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from limbeck.models import CausalLM
+from limbeck.objectives import Head
+from limbeck.records import HiddenScores, Prompt, Rollout, Sampling, Scored
+
+ALPHABET = ["<pad>", "<eos>", "<unk>", *"0123456789+=; abcdefghij"]
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(ALPHABET)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def tiny_llama(seed: int, hidden: int = 16, dropout: float = 0.0, spread: float = 4.0) -> LlamaForCausalLM:
+    """A random Llama whose distributions are not flat."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(ALPHABET),
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=False,
+            attention_dropout=dropout,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    with torch.no_grad():
+        model.lm_head.weight.mul_(spread / model.lm_head.weight.std() / hidden**0.5)
+    model.generation_config.eos_token_id = 1
+    return model
+
+
+def tiny_lm(seed: int, dtype: torch.dtype = torch.float32, **kwargs: float) -> CausalLM:
+    model = tiny_llama(seed, **kwargs).to(dtype)  # type: ignore[arg-type]
+    return CausalLM(f"tiny-{seed}", model, character_tokenizer(), len(ALPHABET))
+
+
+def save_tiny(folder, seed: int, **kwargs: float) -> str:
+    """A tiny model folder with its tokenizer."""
+    tiny_llama(seed, **kwargs).save_pretrained(folder)  # type: ignore[arg-type]
+    character_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def random_rollout(
+    rng: np.random.Generator, index: int, length: int, prompt_length: int = 3, temperature: float = 0.7
+) -> Rollout:
+    ids = rng.integers(3, len(ALPHABET), size=prompt_length + length)
+    trained = np.arange(len(ids)) >= prompt_length
+    return Rollout(
+        prompt=Prompt(f"p{index}", tuple(int(i) for i in ids[:prompt_length])),
+        sample=0,
+        token_ids=ids.astype(np.int64),
+        trained=trained,
+        behaviour_logprobs=rng.normal(-2.0, 0.3, size=length).astype(np.float32),
+        policy_version=0,
+        finish="stop",
+        sampling=Sampling(temperature, max_tokens=32),
+    )
+
+
+def dense_scores(teacher: CausalLM, rollout: Rollout, head: Head | None = None) -> HiddenScores:
+    """What an in-process teacher answers, computed one rollout at a time."""
+    head = head or teacher.head().detach()
+    with torch.no_grad():
+        hidden_Ld = teacher.hidden(torch.from_numpy(rollout.token_ids)[None])[0]
+    predict = np.flatnonzero(rollout.trained) - 1
+    return HiddenScores("teacher", rollout.sampling.temperature, hidden_Ld[predict], head)
+
+
+def random_samples(teacher: CausalLM, lengths: list[int], seed: int = 0, advantages: bool = False) -> list[Scored]:
+    rng = np.random.default_rng(seed)
+    samples, head = [], teacher.head().detach()  # one head, as a teacher has: it decides what is batched together
+    for index, length in enumerate(lengths):
+        rollout = random_rollout(rng, index, length, prompt_length=int(rng.integers(1, 6)))
+        advantage = float(rng.normal()) if advantages else 0.0
+        samples.append(Scored(rollout, dense_scores(teacher, rollout, head), None, advantage))
+    return samples
