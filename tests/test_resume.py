@@ -134,3 +134,32 @@ def test_a_folder_in_use_is_refused(table: dict, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="in use by another process"):
         limbeck.train(recipe(table, tmp_path))
     folder.close()
+
+
+def train_with_file_limit(recipe: Recipe, limit: int) -> None:
+    """Writes past `limit` bytes fail, as on a full disk."""
+    import resource
+    import sys
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        limbeck.train(recipe)
+    except RunError as error:
+        sys.exit(7 if "earlier checkpoints are intact" in str(error) else f"unexpected: {error}")
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_spoils_nothing(table: dict, straight: Path, tmp_path: Path) -> None:
+    """The second of the checkpoints cannot be written; with room again the run ends as if nothing was."""
+    limbeck.train(recipe({**table, "learner": {"lr": 1e-2}}, tmp_path, steps=3))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000003"
+    before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+    longer = recipe({**table, "learner": {"lr": 1e-2}}, tmp_path, steps=6)
+    child = context.Process(target=train_with_file_limit, args=(longer, 30_000))
+    child.start()
+    child.join()
+    assert child.exitcode == 7
+    assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == before
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["step-000003"]
+    limbeck.train(longer)
+    limbeck.train(recipe({**table, "learner": {"lr": 1e-2}}, tmp_path / "straight", steps=6))
+    assert weights(tmp_path) == weights(tmp_path / "straight")

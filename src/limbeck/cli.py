@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +54,12 @@ def train(recipe: Path, overrides: tuple[str, ...], fresh: bool, quiet: bool, as
 
     A run that was stopped, however it was stopped, goes on from its newest checkpoint.
     """
-    from limbeck import api
     from limbeck.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides)  # a mistake in it is told before anything heavy is imported
+    from limbeck import api
     from limbeck.console import make_console
 
-    loaded = load_recipe(recipe, overrides)
     console = make_console(loaded.name, quiet, as_json)
     result = api.train(loaded, fresh=fresh, observers=[console] if console else [])
     if not quiet and not as_json:
@@ -75,9 +77,12 @@ def evaluate(
     recipe: Path, overrides: tuple[str, ...], model: Path | None, teacher: bool, answers: int, as_json: bool
 ) -> None:
     """Accuracy with a confidence interval, pass@k, and reverse KL on fresh samples, without training."""
+    from limbeck.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
     from limbeck import api
 
-    result = api.evaluate(recipe, overrides, model=model, of="teacher" if teacher else "student")
+    result = api.evaluate(loaded, model=model, of="teacher" if teacher else "student")
     if as_json:
         click.echo(json.dumps(result.values()))
         return
@@ -90,11 +95,14 @@ def evaluate(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Load everything RECIPE names and prove the teacher's contract, without training."""
+    from limbeck.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
     from limbeck import api
 
-    verdicts = api.check(recipe, overrides)
+    verdicts = api.check(loaded)
     if as_json:
-        click.echo(json.dumps([vars(verdict) | {} for verdict in verdicts]))
+        click.echo(json.dumps([asdict(verdict) for verdict in verdicts]))
         return
     from rich.console import Console
     from rich.table import Table

@@ -33,7 +33,7 @@ def run_demo(overrides: Sequence[str], as_json: bool) -> None:
     seconds = time.perf_counter() - start
     console.print(summary(result, teacher, seconds))
     for line in next_commands(result.folder):
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
     if as_json:
         print(
             json.dumps(

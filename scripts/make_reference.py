@@ -1,0 +1,94 @@
+"""Write docs/reference/recipe.md from the recipe models. `--check` only says whether it is up to date.
+
+    python scripts/make_reference.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from limbeck.config import Recipe, Section, sections_of
+
+TARGET = Path(__file__).parents[1] / "docs" / "reference" / "recipe.md"
+HEAD = """# Recipe reference
+
+<!-- Written by scripts/make_reference.py from src/limbeck/config.py; a test checks that it is up to date. -->
+
+A recipe is a TOML file. Every key below can also be given on the command line, dotted:
+`limbeck train recipes/demo.toml rollout.temperature=0.7 learner.lora.rank=8`. Unknown keys are errors.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    if parser.parse_args().check:
+        sys.exit(0 if TARGET.read_text() == reference() else f"{TARGET} is out of date: run {sys.argv[0]}")
+    TARGET.write_text(reference())
+
+
+def reference() -> str:
+    """The whole page; a section that several tables share stands there once."""
+    return HEAD + "".join(dict.fromkeys(tables(Recipe, "")))
+
+
+def tables(section: type[Section], path: str) -> typing.Iterator[str]:
+    """This section's own keys, then the sections below it, each under its dotted name."""
+    title = f"`[{path}]`" if path else "Top level"
+    tag = next((get_args(f.annotation)[0] for n, f in section.model_fields.items() if n in ("kind", "divergence")), None)
+    title += f" with `{'divergence' if 'divergence' in section.model_fields else 'kind'} = \"{tag}\"`" if tag else ""
+    rows = [row(name, info) for name, info in section.model_fields.items() if not sections_of(info.annotation)]
+    table = "".join(["| key | type | default | |\n|---|---|---|---|\n", *rows]) if rows else ""
+    yield f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n\n{table}"
+    for name, info in section.model_fields.items():
+        for below in sections_of(info.annotation):
+            yield from tables(below, f"{path}.{name}" if path else name)
+
+
+def row(name: str, info: FieldInfo) -> str:
+    default = "required" if info.is_required() else f"`{toml(info.get_default(call_default_factory=True))}`"
+    about = (info.description or "").replace("|", "\\|")
+    return f"| `{name}` | {kind(info.annotation, info.metadata)} | {default} | {about} |\n"
+
+
+def kind(annotation: Any, metadata: list[Any] = []) -> str:  # noqa: B006 (never changed)
+    """A type in words, with its bounds."""
+    if get_origin(annotation) is typing.Annotated:
+        inner, *extra = get_args(annotation)
+        found = [m for e in extra for m in (e.metadata if isinstance(e, FieldInfo) else [e])]
+        return kind(inner, [*metadata, *found])
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return " or ".join(kind(part) for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is tuple:
+        return f"list of {kind(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "table"
+    name = {int: "integer", float: "number", bool: "boolean", str: "string"}[annotation]
+    signs = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
+    bounds = [f"{signs[type(m)][0]} {getattr(m, signs[type(m)][1])}" for m in metadata if type(m) in signs]
+    return f"{name} {', '.join(bounds)}".strip()
+
+
+def toml(value: Any) -> str:
+    if value is None or value is PydanticUndefined:
+        return "absent"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+if __name__ == "__main__":
+    main()

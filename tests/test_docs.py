@@ -1,0 +1,111 @@
+"""The documentation: its commands run, its links lead somewhere, its reference is up to date."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from limbeck.config import dotted_keys, load_recipe, parse_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TRAINS_FOR_MINUTES = {"make smollm2"}  # test_smollm2 runs its parts, shortened
+SETS_UP = ("make test", "make demo", "make check")  # what is running this test, and test_demo
+
+
+def commands(page: Path, prefix: str = "") -> list[str]:
+    """The lines of a page's bash blocks, comments aside."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(prefix) and line]
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_anchors_are_headings(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)}
+        assert anchor in headings, anchor
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_recipe_keys_in_the_text_exist(page: Path) -> None:
+    tables = {key.partition(".")[0] for key in dotted_keys() if "." in key}
+    known = set(dotted_keys())
+    for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", page.read_text(encoding="utf-8")):
+        if key.partition(".")[0] in tables and not key.endswith((".toml", ".py", ".md")):
+            assert key in known, key
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_make_targets_exist(page: Path) -> None:
+    for command in commands(page, "make "):
+        subprocess.run(["make", "--dry-run", *shlex.split(command)[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_toml_blocks_are_recipes(page: Path) -> None:
+    import tomllib
+
+    base = {"student": {"model": "demo:student"}, "teacher": {"model": "demo:teacher"}, "task": {"kind": "arithmetic"}}
+    for block in re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        parse_recipe({**base, **tomllib.loads(block)})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_train_commands_have_valid_recipes(page: Path) -> None:
+    for command in commands(page, ".venv/bin/limbeck"):
+        words = shlex.split(command)[2:]
+        recipes = [word for word in words if word.endswith(".toml") and word.startswith("recipes/")]
+        if recipes:
+            load_recipe(ROOT / recipes[0], [word for word in words if "=" in word and not word.startswith("-")])
+
+
+def test_the_recipe_reference_is_up_to_date() -> None:
+    script = ROOT / "scripts" / "make_reference.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
+def test_commands_run(page: Path, tmp_path: Path) -> None:
+    """Every command of a page, in order, in one folder."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in commands(page):
+        if command in TRAINS_FOR_MINUTES or command.startswith("make "):
+            assert command in TRAINS_FOR_MINUTES or command.startswith((*SETS_UP, "make benchmark")), command
+            continue
+        command = command.replace(".venv/bin/", "")
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name)
+def test_python_examples_run(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for block in python_blocks(page):
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
