@@ -83,7 +83,7 @@ class NumericGrader(Section):
     """1 where the last number of the response equals the answer within a relative tolerance."""
 
     kind: Literal["numeric"] = "numeric"
-    tolerance: NonNegative = Field(1e-6, description="relative to the larger of 1 and the answer")
+    tolerance: NonNegative = Field(1e-9, description="relative to the larger of 1 and the answer")
 
 
 class RegexGrader(Section):

@@ -185,8 +185,11 @@ def neighbours(honest: LocalTeacher, rollout: Rollout, by: int) -> TokenScores:
 
 def another_text(honest: LocalTeacher, rollout: Rollout) -> HiddenScores:
     """A text of as many tokens, always the same."""
-    ids = np.full_like(rollout.token_ids, 20)
-    return hidden(honest, replace(rollout, token_ids=ids))
+    return hidden(honest, twenties(rollout))
+
+
+def twenties(rollout: Rollout) -> Rollout:
+    return replace(rollout, token_ids=np.full_like(rollout.token_ids, 20))
 
 
 HONEST: dict[str, Callable[[LocalTeacher, Rollout], TeacherScores]] = {
@@ -246,7 +249,7 @@ LIES: dict[str, tuple[Callable[[LocalTeacher, Rollout], Any], str]] = {
         "something else",
     ),
     "another text's scores": (
-        lambda honest, rollout: tokens(another_text(honest, rollout), replace(rollout, token_ids=rollout.token_ids * 0)),
+        lambda honest, rollout: tokens(another_text(honest, rollout), twenties(rollout)),
         "something else",
     ),
     "another text's states": (another_text, "the token before it"),

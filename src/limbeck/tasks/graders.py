@@ -1,6 +1,6 @@
 """Graders: 1.0 for a right response, 0.0 for a wrong one, None where there is nothing to compare.
 
-    grade = Numeric(tolerance=1e-6)
+    grade = Numeric(tolerance=1e-9)
     grade(Prompt(id="a", token_ids=(1,), answer="1234.5"), "So it costs $1,234.50.")   1.0
 
 All are called as `grade(prompt, response)`. `check` is called once for each prompt when the data is
@@ -62,7 +62,7 @@ class Numeric:
     compared exactly, as fractions: |response - answer| <= tolerance * max(1, |answer|).
     """
 
-    tolerance: float = 1e-6
+    tolerance: float = 1e-9
 
     def __call__(self, prompt: Prompt, response: str) -> float | None:
         if prompt.answer is None:

@@ -1,7 +1,8 @@
 """The contract with a teacher, proven before the first step from nothing but its answers.
 
     tokenizer     the same text gives the same tokens on both sides
-    alignment     the score of a token does not see what follows it, and does see the token
+    alignment     the score of a token does not see what follows it, and does see the token and the
+                  one before it
     temperature   log q_T(a) - log q_T(b) = (log q_1(a) - log q_1(b)) / T; the normaliser cancels, so
                   no weights are needed to catch a teacher that ignores T
 
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from limbeck.errors import ContractError
 from limbeck.models import CausalLM
 from limbeck.protocols import Teacher
-from limbeck.records import Failure, HiddenScores, Prompt, Rollout, Sampling, TeacherScores, TopKScores
+from limbeck.records import Failure, Floats, HiddenScores, Prompt, Rollout, Sampling, TeacherScores, TopKScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,27 +113,35 @@ async def prove(teacher: Teacher, prompts: Sequence[Prompt], temperature: float,
 
 async def _alignment(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], temperature: float) -> Verdict:
     a, b, c = ids[:3]
-    rows = await _score(teacher, prefix, [[a, b], [a, c], [b, c]], temperature)
-    moved, changed = abs(rows[0][0] - rows[1][0]), abs(rows[0][0] - rows[2][0])
-    if moved > RATIO_TOLERANCE:
+    answers = await _ask(teacher, prefix, [[a, b], [a, c], [b, c], *([i, a] for i in ids)], temperature)
+    rows = _rows(answers)
+    moved = abs(rows[0, 0] - rows[1, 0])
+    rollout_ab, (_, scores_bc) = answers[0][0], answers[2]
+    if isinstance(scores_bc, HiddenScores):  # a state before `b` in place of `a` says the same of `a`
+        moved = max(moved, abs(rows[0, 0] - logprobs_of_sampled(scores_bc, rollout_ab)[0]))
+    if not moved <= RATIO_TOLERANCE:
         raise ContractError(
-            f"teacher {teacher.name}: the score of a token moved by {moved:.3g} nats when the token after it "
+            f"teacher {teacher.name}: the score of a token moved by {moved:.3g} nats though nothing before it "
             f"changed (expected at most {RATIO_TOLERANCE}). Its answer is shifted by one: check which positions "
             "the server returns."
         )
-    if changed <= RATIO_TOLERANCE:
-        others = await _score(teacher, prefix, [[i, a] for i in ids], temperature)
-        if np.ptp([row[0] for row in others]) <= RATIO_TOLERANCE:
-            raise ContractError(
-                f"teacher {teacher.name}: the score of a token did not change with the token itself "
-                f"({changed:.3g} nats). It scores something else than what was sent."
-            )
+    of_itself, of_the_one_before = np.ptp(rows[3:], axis=0)
+    if not of_itself > RATIO_TOLERANCE:
+        raise ContractError(
+            f"teacher {teacher.name}: the score of a token did not change with the token itself "
+            f"({of_itself:.3g} nats). It scores something else than what was sent."
+        )
+    if not of_the_one_before > RATIO_TOLERANCE:
+        raise ContractError(
+            f"teacher {teacher.name}: the score of a token did not change with the token before it "
+            f"({of_the_one_before:.3g} nats). Its answer is shifted by one, or it does not see the text it was sent."
+        )
     return Verdict("alignment", f"moved {moved:.1e} nats", f"at most {RATIO_TOLERANCE}")
 
 
 async def _temperature(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], temperature: float) -> Verdict:
-    at_one = np.array([row[0] for row in await _score(teacher, prefix, [[i] for i in ids], 1.0)])
-    at_t = np.array([row[0] for row in await _score(teacher, prefix, [[i] for i in ids], temperature)])
+    at_one = _rows(await _ask(teacher, prefix, [[i] for i in ids], 1.0))[:, 0]
+    at_t = _rows(await _ask(teacher, prefix, [[i] for i in ids], temperature))[:, 0]
     high, low = int(at_one.argmax()), int(at_one.argmin())
     ratio_one, ratio_t = at_one[high] - at_one[low], at_t[high] - at_t[low]
     if not ratio_one > SMALLEST_RATIO:
@@ -150,10 +160,10 @@ async def _temperature(teacher: Teacher, prefix: tuple[int, ...], ids: list[int]
     return Verdict("temperature", f"ratio {ratio_t:.4f} nats at T = {temperature}", f"{expected:.4f}")
 
 
-async def _score(
+async def _ask(
     teacher: Teacher, prefix: tuple[int, ...], continuations: list[list[int]], temperature: float
-) -> list[list[float]]:
-    """Log-probs of each continuation's tokens after `prefix`."""
+) -> list[tuple[Rollout, TeacherScores]]:
+    """The score of each continuation's tokens after `prefix`. Raises `ContractError` for one that is none."""
     sampling = Sampling(temperature, max_tokens=max(len(c) for c in continuations))
     rollouts = [
         Rollout(
@@ -168,12 +178,51 @@ async def _score(
         )
         for number, continuation in enumerate(continuations)
     ]
-    rows = []
-    for rollout, scores in zip(rollouts, await teacher.score(rollouts), strict=True):
+    answers = await teacher.score(rollouts)
+    if len(answers) != len(rollouts):
+        raise ContractError(f"teacher {teacher.name} gave {len(answers)} answers to {len(rollouts)} texts")
+    checked = []
+    for rollout, scores in zip(rollouts, answers, strict=True):
         if isinstance(scores, Failure):
             raise ContractError(f"teacher {teacher.name} could not score a probe: {scores.message}")
-        rows.append(logprobs_of_sampled(scores, rollout))
-    return rows
+        _check_answer(teacher, rollout, scores)
+        checked.append((rollout, scores))
+    return checked
+
+
+def _rows(answers: Sequence[tuple[Rollout, TeacherScores]]) -> npt.NDArray[np.float64]:
+    """[texts, S] log-probs of the tokens that were asked for."""
+    return np.array([logprobs_of_sampled(scores, rollout) for rollout, scores in answers])
+
+
+def _check_answer(teacher: Teacher, rollout: Rollout, scores: TeacherScores) -> None:
+    """One finite number a sampled token, at the temperature it was sampled at."""
+    asked, count = int(rollout.trained.sum()), len(_of_each_token(scores))
+    if count != asked:
+        raise ContractError(
+            f"teacher {teacher.name} gave {count} scores for {asked} tokens. It must score the sampled tokens, all "
+            "of them and nothing else."
+        )
+    if scores.temperature != rollout.sampling.temperature:
+        raise ContractError(
+            f"teacher {teacher.name} scored at temperature {scores.temperature}, asked for "
+            f"{rollout.sampling.temperature}. Use a teacher that scores at the rollout temperature, or "
+            "rollout.temperature = 1."
+        )
+    values = logprobs_of_sampled(scores, rollout)
+    if not np.isfinite(values).all():
+        raise ContractError(
+            f"teacher {teacher.name} gave a token of the vocabulary a log-prob of "
+            f"{next(value for value in values if not np.isfinite(value))}, expected a finite one. Its weights or its "
+            "log-probs are not whole: check the checkpoint, and that the server does not truncate what it returns."
+        )
+
+
+def _of_each_token(scores: TeacherScores) -> torch.Tensor | Floats:
+    """What a score holds one of for each sampled token."""
+    if isinstance(scores, HiddenScores):
+        return scores.hidden
+    return scores.logprobs_of_sampled if isinstance(scores, TopKScores) else scores.logprobs
 
 
 def logprobs_of_sampled(scores: TeacherScores, rollout: Rollout) -> list[float]:
@@ -184,8 +233,7 @@ def logprobs_of_sampled(scores: TeacherScores, rollout: Rollout) -> list[float]:
             ids_S1 = torch.from_numpy(rollout.response_ids).to(logits_SV.device)[:, None]
             values: list[float] = logits_SV.log_softmax(dim=-1).gather(1, ids_S1)[:, 0].tolist()
             return values
-    values_S = scores.logprobs_of_sampled if isinstance(scores, TopKScores) else scores.logprobs
-    return [float(value) for value in values_S]
+    return [float(value) for value in _of_each_token(scores)]
 
 
 def _continuations(prefix: tuple[int, ...], vocabulary: int) -> list[int]:
