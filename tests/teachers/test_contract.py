@@ -213,13 +213,12 @@ async def test_an_honest_teacher_passes(kind: str, temperature: float) -> None:
     assert f"T = {temperature}" in verdicts[1].measured
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("temperature", [0.7, 1.5])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 async def test_local_teachers_pass(family: str, temperature: float) -> None:
-    """Prompts of one token and a budget of one sequence at a time among them."""
-    teacher = LocalTeacher("teacher", tiny.fresh(family), budget=1)
-    await prove(teacher, tiny.prompts(1), temperature, tiny.VOCABULARY)
-    await prove(teacher, PROMPTS, temperature, tiny.VOCABULARY)
+    """With a prompt of one token too, and with a budget that splits the probes."""
+    await prove(LocalTeacher("t", tiny.fresh(family), budget=64), PROMPTS, temperature, tiny.VOCABULARY)
+    await prove(LocalTeacher("t", tiny.fresh(family)), tiny.prompts(1), temperature, tiny.VOCABULARY)
 
 
 LIES: dict[str, tuple[Callable[[LocalTeacher, Rollout], Any], str]] = {
@@ -296,16 +295,24 @@ def _count(rollout: Rollout) -> int:
     return int(rollout.trained.sum())
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("lie", LIES)
+OF_TEMPERATURE = ("ignores T", "ignores T, one number a token", "scores at 1/T", "says it ignores T")
+
+
+@pytest.mark.parametrize("lie", OF_TEMPERATURE)
+async def test_what_ignores_the_temperature_is_no_lie_at_one(lie: str) -> None:
+    await prove(Twisted(LIES[lie][0]), PROMPTS, 1.0, tiny.VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("lie", "temperature"),
+    [(lie, 0.7) for lie in LIES]
+    + [(lie, 1.5) for lie in OF_TEMPERATURE]
+    + [(lie, 1.0) for lie in LIES if lie not in OF_TEMPERATURE],
+)
 async def test_a_lying_teacher_is_refused(lie: str, temperature: float) -> None:
     twist, reason = LIES[lie]
-    teacher = Twisted(twist)
-    if temperature == 1 and ("T" in lie.split() or "1/T" in lie):
-        await prove(teacher, PROMPTS, temperature, tiny.VOCABULARY)  # no lie at T = 1
-        return
     with pytest.raises(ContractError) as caught:
-        await prove(teacher, PROMPTS, temperature, tiny.VOCABULARY)
+        await prove(Twisted(twist), PROMPTS, temperature, tiny.VOCABULARY)
     message = str(caught.value)
     assert reason in message
     assert "teacher twisted" in message
