@@ -41,9 +41,7 @@ SEEDS = {"teacher": 1, "student": 2}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", default=["teacher", "student"], choices=["teacher", "student"])
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--teacher-steps", type=int, default=900)
@@ -68,9 +66,7 @@ def main() -> None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.half().save_pretrained(arguments.out / which)
         tokenizer.save_pretrained(arguments.out / which)
-        print(
-            f"{which}: {sum(p.numel() for p in model.parameters()):,} parameters -> {arguments.out / which}"
-        )
+        print(f"{which}: {sum(p.numel() for p in model.parameters()):,} parameters -> {arguments.out / which}")
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
@@ -94,8 +90,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: (
-            min(1, (step + 1) / 50)
-            * (1 if stop_at else max(0.02, 1 - max(0, step - steps * 0.5) / (steps * 0.5)))
+            min(1, (step + 1) / 50) * (1 if stop_at else max(0.02, 1 - max(0, step - steps * 0.5) / (steps * 0.5)))
         ),
     )
     prompt_length = len(tokenizer(question(0, 0, DIGITS)).input_ids)
@@ -132,15 +127,10 @@ def accuracy(
     generator = torch.Generator().manual_seed(12345)
     operands = torch.randint(10**DIGITS, (count, 2), generator=generator).tolist()
     prompts = torch.tensor(tokenizer([question(a, b, DIGITS) for a, b in operands]).input_ids)
-    out = model.generate(
-        prompts, max_new_tokens=40, do_sample=True, temperature=temperature, top_k=0, top_p=1.0
-    )
+    out = model.generate(prompts, max_new_tokens=40, do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
     texts = tokenizer.batch_decode(out, skip_special_tokens=True)
     return (
-        sum(
-            t.rpartition(";")[2] == f"{a + b:0{DIGITS + 1}d}"
-            for t, (a, b) in zip(texts, operands, strict=True)
-        )
+        sum(t.rpartition(";")[2] == f"{a + b:0{DIGITS + 1}d}" for t, (a, b) in zip(texts, operands, strict=True))
         / count
     )
 

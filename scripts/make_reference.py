@@ -1,6 +1,6 @@
 """Write docs/reference/recipe.md from the recipe models. `--check` only says whether it is up to date.
 
-    python scripts/make_reference.py
+python scripts/make_reference.py
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ def reference() -> str:
 def tables(section: type[Section], path: str) -> typing.Iterator[str]:
     """This section's own keys, then the sections below it, each under its dotted name."""
     title = f"`[{path}]`" if path else "Top level"
-    tag = next((get_args(f.annotation)[0] for n, f in section.model_fields.items() if n in ("kind", "divergence")), None)
-    title += f" with `{'divergence' if 'divergence' in section.model_fields else 'kind'} = \"{tag}\"`" if tag else ""
+    tag = next(
+        (get_args(f.annotation)[0] for n, f in section.model_fields.items() if n in ("kind", "divergence")), None
+    )
+    title += f' with `{"divergence" if "divergence" in section.model_fields else "kind"} = "{tag}"`' if tag else ""
     rows = [row(name, info) for name, info in section.model_fields.items() if not sections_of(info.annotation)]
     table = "".join(["| key | type | default | |\n|---|---|---|---|\n", *rows]) if rows else ""
     yield f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n\n{table}"

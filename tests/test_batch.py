@@ -58,9 +58,7 @@ def test_predictions_precede_their_tokens(masks: list[list[bool]], layout: str) 
     ]
 
 
-@given(
-    st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120), st.sampled_from(["padded", "packed"])
-)
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120), st.sampled_from(["padded", "packed"]))
 def test_plan_is_a_partition_within_budget(lengths: list[int], budget: int, layout: str) -> None:
     groups = plan(lengths, budget, layout)  # type: ignore[arg-type]
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))

@@ -144,7 +144,9 @@ class TestBadInput:
         assert "Did you mean 'temperature'?" in failure("train", recipe, "rollout.temprature=1")
 
     def test_temperature_zero(self, recipe: Path) -> None:
-        assert "rollout.temperature: Input should be greater than 0" in failure("train", recipe, "rollout.temperature=0")
+        assert "rollout.temperature: Input should be greater than 0" in failure(
+            "train", recipe, "rollout.temperature=0"
+        )
 
     def test_missing_model_folder(self, recipe: Path) -> None:
         assert "no model folder at './absent'" in failure("train", recipe, "student.model=./absent")

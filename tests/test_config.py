@@ -142,9 +142,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_recipe(broken)
 
 
-@given(
-    st.floats(0.01, 5), st.integers(1, 10**6), st.sampled_from(["sampled", "full", 7]), st.integers(0, 2**31)
-)
+@given(st.floats(0.01, 5), st.integers(1, 10**6), st.sampled_from(["sampled", "full", 7]), st.integers(0, 2**31))
 def test_resolved_recipes_read_back_as_themselves(
     temperature: float, steps: int, support: str | int, seed: int
 ) -> None:

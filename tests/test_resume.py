@@ -51,9 +51,7 @@ def weights(output: Path) -> bytes:
 
 def deterministic(lines: list[dict]) -> list[dict]:
     """Metrics without what a clock says."""
-    return [
-        {k: v for k, v in line.items() if "second" not in k and k != "teacher_share"} for line in lines
-    ]
+    return [{k: v for k, v in line.items() if "second" not in k and k != "teacher_share"} for line in lines]
 
 
 @pytest.fixture(scope="module")

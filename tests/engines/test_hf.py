@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
 
 from limbeck.config import HFEngine
 from limbeck.engines.hf import LEAVE_SHARE, InProcessEngine
-from limbeck.errors import EngineError
+from limbeck.errors import EngineError, ModelError
 from limbeck.models import CausalLM
 from limbeck.records import Prompt, Rollout, Sampling
 from tests import tiny
@@ -209,6 +210,18 @@ async def test_rollouts_carry_the_version_of_the_policy_that_sampled_them() -> N
         (rollout,) = await engine.sample(PROMPTS[:1], Sampling(1.0, 2))
         assert isinstance(rollout, Rollout)
         assert rollout.policy_version == version
+
+
+# Models that cannot be decoded this way
+
+
+@pytest.mark.xfail(strict=True, reason="the engine does not prove that a model uses its key-value cache")
+async def test_a_model_that_does_not_use_a_cache_is_refused() -> None:
+    """GPT-1 takes no cache and says nothing: each token would be sampled as if it were the first."""
+    config = transformers.OpenAIGPTConfig(vocab_size=tiny.VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    lm = CausalLM("gpt-1", tiny.build(config), tiny.character_tokenizer(), tiny.VOCABULARY)
+    with pytest.raises((ModelError, EngineError), match="OpenAIGPTLMHeadModel"):
+        await sample(lm, tiny.prompts(6, 6), Sampling(1.0, 4))
 
 
 # What it costs

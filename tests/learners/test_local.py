@@ -44,7 +44,9 @@ OBJECTIVES = [
 ]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.divergence}-{getattr(o, 'support', '')}-{o.discount}")
+@pytest.mark.parametrize(
+    "objective", OBJECTIVES, ids=lambda o: f"{o.divergence}-{getattr(o, 'support', '')}-{o.discount}"
+)
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("micro_batches", [1, 2, 7])
 def test_splits_and_layouts_give_one_update(objective: Objective, layout: str, micro_batches: int) -> None:
@@ -140,7 +142,9 @@ def test_standard_error_is_clustered_by_response() -> None:
     for sample in samples:
         ids, predict = torch.from_numpy(sample.rollout.token_ids)[None], np.flatnonzero(sample.rollout.trained) - 1
         chosen = torch.from_numpy(sample.rollout.response_ids)[:, None]
-        logp, logq = (torch.log_softmax(m.model(ids).logits[0, predict] / 0.7, -1).gather(1, chosen) for m in (lm, teacher))
+        logp, logq = (
+            torch.log_softmax(m.model(ids).logits[0, predict] / 0.7, -1).gather(1, chosen) for m in (lm, teacher)
+        )
         totals.append((logp - logq).sum().item())
         counts.append(len(predict))
     overall = sum(totals) / sum(counts)

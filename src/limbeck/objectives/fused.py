@@ -28,6 +28,7 @@ from limbeck.config import JSD, Objective, ReverseKL
 from limbeck.objectives.head import Head, at_least_float32
 
 LARGEST_CHUNK = 4096
+DOT_SLICE = 2048  # terms of an inner product added in one go
 LARGEST_DISCOUNTED_CHUNK = 512  # a chunk's discounted sums take a [C, C] matrix
 
 
@@ -106,7 +107,8 @@ def distillation_loss(
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}: at T = 0 there is no KL")
     _check_target(objective, teacher, reference)
-    wants_grad = torch.is_grad_enabled() and (hidden_Nd.requires_grad or head.weight_Vd.requires_grad)
+    trained = (hidden_Nd, head.weight_Vd, head.bias_V)
+    wants_grad = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in trained)
     with torch.no_grad(), torch.autocast(hidden_Nd.device.type, enabled=False):
         run = _Chunks(
             objective,
@@ -125,7 +127,7 @@ def distillation_loss(
     if not wants_grad:
         return value, run.measured
     gradients = (run.grad_hidden_Nd, run.grad_weight_Vd, run.grad_bias_V)
-    loss: Tensor = _WithGradient.apply(value, gradients, hidden_Nd, head.weight_Vd, head.bias_V)  # type: ignore[no-untyped-call]
+    loss: Tensor = _WithGradient.apply(value, gradients, *trained)  # type: ignore[no-untyped-call]
     return loss, run.measured
 
 
@@ -211,7 +213,8 @@ class _Chunks:
 
         if isinstance(self.objective, ReverseKL) and self.objective.support != "full":
             sparse = self._sparse_support(c, p_CV, logp_CV, logq_CV, to_reference_CV)
-            value_C = sparse.weighted_CK.sum(dim=1) + sparse.tail_C
+            # Weighted like its gradient: the mean over mu, not over p, is the divergence.
+            value_C = sparse.weighted_CK.sum(dim=1) + self._importance(c) * sparse.tail_C
             coefficient_C = self._coefficient(c, value_C, sparse.tail_C)
             assert coefficient_C is not None
             grad_CV = _sparse_gradient(p_CV, sparse, coefficient_C)
@@ -304,9 +307,12 @@ class _Chunks:
             terms.append(-self.tokens.advantage_N[c])
         if not terms:
             return None
+        return self._importance(c) * torch.stack(terms).sum(dim=0)
+
+    def _importance(self, c: slice) -> Tensor:
+        """min(p(y_t) / mu(y_t), cap), [C]."""
         log_weight_C = self.measured.student_logprob[c] - self.tokens.behaviour_N[c]
-        weight_C = log_weight_C.exp().clamp(max=self.objective.importance_cap)
-        return weight_C * torch.stack(terms).sum(dim=0)
+        return log_weight_C.exp().clamp(max=self.objective.importance_cap)
 
     def _discounted_future(self, c: slice, value_C: Tensor) -> Tensor:
         """sum_{u > t} discount^(u-t-1) D_u within each token's sequence, [C]."""
@@ -368,8 +374,16 @@ def _gain(p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor, beta: float) -> tuple[
 
 
 def _dot(a_CV: Tensor, b_CV: Tensor) -> Tensor:
-    """Row-wise inner product without a [C, V] temporary."""
-    return torch.bmm(a_CV[:, None, :], b_CV[:, :, None])[:, 0, 0]
+    """Row-wise inner product without a [C, V] temporary.
+
+    Slice by slice into float64: fifty thousand terms added one after another in float32 are off by
+    1e-5 of their sum, all in one direction.
+    """
+    total_C = torch.zeros(len(a_CV), dtype=torch.float64, device=a_CV.device)
+    for start in range(0, a_CV.shape[1], DOT_SLICE):
+        a_CS, b_CS = (x_CV[:, start : start + DOT_SLICE] for x_CV in (a_CV, b_CV))
+        total_C += torch.bmm(a_CS[:, None, :], b_CS[:, :, None])[:, 0, 0]
+    return total_C.to(a_CV.dtype)
 
 
 def _chunk_length(objective: Objective, vocabulary: int, chunk_bytes: int) -> int:
