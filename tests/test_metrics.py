@@ -69,7 +69,7 @@ class TestAlarms:
 
 
 class TestOrder:
-    prompts = [Prompt(str(i), (1,)) for i in range(10)]
+    prompts = tuple(Prompt(str(i), (1,)) for i in range(10))
 
     def test_every_epoch_sees_every_prompt_once(self) -> None:
         order = PromptOrder(self.prompts, 4, seed=3)

@@ -95,7 +95,6 @@ def test_rows_of_a_batch_do_not_see_each_other(family: str, layout: Layout) -> N
     assert_close(ours.double(), alone, atol=1e-4, rtol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="learner.layout = 'packed' is not proven for the model it is used with")
 def test_a_learner_does_not_pack_a_model_that_cannot_tell_packed_rows_apart(tmp_path: Path) -> None:
     """OPT, BLOOM, Falcon, MPT, GPT-OSS: their masks are made without position ids, so rows see each other."""
     config = transformers.OPTConfig(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -102,6 +103,13 @@ def test_resuming_a_finished_run_changes_nothing(table: dict, straight: Path) ->
     result = limbeck.train(recipe(table, straight))
     assert weights(straight) == before
     assert len(result.steps) == STEPS
+
+
+def test_killed_between_the_last_checkpoint_and_the_finished_model(table: dict, straight: Path, tmp_path: Path) -> None:
+    limbeck.train(recipe(table, tmp_path))
+    shutil.rmtree(tmp_path / "run" / "model")
+    limbeck.train(recipe(table, tmp_path))
+    assert weights(tmp_path) == weights(straight)
 
 
 def test_more_steps_go_on_from_the_last_checkpoint(table: dict, tmp_path: Path) -> None:

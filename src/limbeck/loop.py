@@ -38,8 +38,7 @@ async def train(run: Run) -> None:
         if last or (checkpoint.every and step % checkpoint.every == 0):
             with run.phase(step, "save"):
                 run.folder.save(step, run.learner.save, checkpoint.keep_last)
-    if run.start < recipe.steps:
-        run.folder.replace("model", (await run.learner.publish()).save)
+    run.folder.replace("model", (await run.learner.publish()).save)
 
 
 async def one_step(run: Run, prompts: Sequence[Prompt], step: int) -> StepReport:

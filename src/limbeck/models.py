@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHIPPED = Path(__file__).parent / "demo"
+PROBE_PARTS = (slice(0, 5), slice(5, 8))
 PROBE_TOLERANCE = 1e-3  # nats; a missed soft cap or multiplier is off by far more
 UNSUPPORTED_LAYERS = ("linear_attention", "mamba", "conv", "recurrent")
 
@@ -192,6 +193,28 @@ def prove_head(lm: CausalLM) -> None:
             f"{lm.name}: {type(lm.model).__name__} turns hidden states into logits in a way Limbeck does not "
             f"know (log-probs differ by {worst:.3g} nats; expected at most {PROBE_TOLERANCE}). Supported: a "
             "linear head with bias, multiplier and soft cap."
+        )
+
+
+def prove_packing(lm: CausalLM) -> None:
+    """Compare sequences laid end to end with the same ones in rows of their own. Raises `ModelError`.
+
+    Some architectures make their attention mask without position ids: packed sequences see each other.
+    """
+    tokens_L = torch.arange(8, device=lm.device) * 7919 % lm.vocabulary
+    positions_L = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2], device=lm.device)
+    was_training = lm.model.training
+    lm.model.eval()
+    with torch.inference_mode():
+        packed_Ld = lm.hidden(tokens_L[None], positions_L[None])[0]
+        alone_Ld = torch.cat([lm.hidden(tokens_L[part][None], positions_L[part][None])[0] for part in PROBE_PARTS])
+        packed_LV, alone_LV = (lm.head().logits(hidden_Ld).log_softmax(-1) for hidden_Ld in (packed_Ld, alone_Ld))
+    lm.model.train(was_training)
+    worst = (packed_LV - alone_LV).abs().max().item()
+    if not worst <= PROBE_TOLERANCE * (1 if packed_Ld.dtype == torch.float32 else 100):
+        raise ModelError(
+            f"{lm.name}: {type(lm.model).__name__} cannot tell packed sequences apart (log-probs differ by {worst:.3g} "
+            f"nats from those of each alone; expected at most {PROBE_TOLERANCE}). Set learner.layout = 'padded'."
         )
 
 

@@ -215,7 +215,6 @@ async def test_rollouts_carry_the_version_of_the_policy_that_sampled_them() -> N
 # Models that cannot be decoded this way
 
 
-@pytest.mark.xfail(strict=True, reason="the engine does not prove that a model uses its key-value cache")
 async def test_a_model_that_does_not_use_a_cache_is_refused() -> None:
     """GPT-1 takes no cache and says nothing: each token would be sampled as if it were the first."""
     config = transformers.OpenAIGPTConfig(vocab_size=tiny.VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)

@@ -188,6 +188,12 @@ class _Decoding:
             past_key_values=self.cache,
             use_cache=True,
         )
+        if self.cache.get_seq_length() != width:
+            raise EngineError(
+                f"{self.lm.name}: {type(self.lm.model).__name__} kept {self.cache.get_seq_length()} of {width} tokens in "
+                "its key-value cache, so each token would be sampled without what precedes it. Supported: "
+                "attention-only causal language models that use transformers' cache."
+            )
         prompt_B = torch.tensor([p for p, n in enumerate(self.numbers) for _ in n], device=device)
         self.attend_BL, self.length_B = attend_PL, length_P
         self._keep(prompt_B)

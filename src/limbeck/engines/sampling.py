@@ -34,10 +34,7 @@ def draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> tuple[Tens
     logp_BV = torch.log_softmax(logits_BV / sampling.temperature, dim=-1)
     if sampling.truncated:
         logp_BV = truncate(logp_BV, sampling)
-    if sampling.greedy:
-        token_B = logits_BV.argmax(dim=-1)
-    else:
-        token_B = inverse_cdf(logp_BV.exp(), uniform_B)
+    token_B = logits_BV.argmax(dim=-1) if sampling.greedy else inverse_cdf(logp_BV.exp(), uniform_B)
     return token_B, logp_BV.gather(1, token_B[:, None])[:, 0]
 
 

@@ -25,7 +25,7 @@ from limbeck.batch import Batch, MicroBatch, make_batch
 from limbeck.config import LocalLearner, Lora, Objective
 from limbeck.errors import EngineError, ModelError, NonFiniteError, RunError
 from limbeck.learners.measures import Measures
-from limbeck.models import CausalLM
+from limbeck.models import CausalLM, prove_packing
 from limbeck.objectives import Measured, distillation_loss
 from limbeck.records import Scored, StepReport
 
@@ -43,6 +43,8 @@ class InProcessLearner:
     def __init__(self, lm: CausalLM, section: LocalLearner, objective: Objective, steps: int, seed: int) -> None:
         self.lm, self.section, self.objective, self.steps, self.seed = lm, section, objective, steps, seed
         self.version = 0
+        if section.layout == "packed":
+            prove_packing(lm)
         self.autocast = torch.bfloat16 if section.precision == "bfloat16" else None
         if section.gradient_checkpointing:
             lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
