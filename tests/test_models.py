@@ -20,7 +20,7 @@ from limbeck.batch import Layout, lay_out
 from limbeck.config import LocalLearner, ModelSection, ReverseKL
 from limbeck.errors import ModelError
 from limbeck.learners.local import InProcessLearner
-from limbeck.models import SHIPPED, CausalLM, load_model, load_tokenizer, prove_head, resolve
+from limbeck.models import SHIPPED, CausalLM, load_model, load_tokenizer, prove_head, prove_packing, resolve
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -355,11 +355,12 @@ def test_a_soft_cap_that_the_config_does_not_tell_is_refused() -> None:
         prove_head(lm)
 
 
-def test_the_proof_leaves_training_mode_alone() -> None:
+@pytest.mark.parametrize("prove", [prove_head, prove_packing])
+def test_a_proof_leaves_training_mode_alone(prove: Callable[[CausalLM], None]) -> None:
     lm = tiny.fresh("gpt2")
     for mode in (True, False):
         lm.model.train(mode)
-        prove_head(lm)
+        prove(lm)
         assert lm.model.training is mode
         assert lm.model.base_model.h[0].training is mode
 
