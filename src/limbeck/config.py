@@ -314,6 +314,45 @@ class CheckpointSection(Section):
     keep_last: PositiveInt = 2
 
 
+class RecordSection(Section):
+    """Rollouts kept for people to look at, in `rollouts/`. Changes nothing about the training."""
+
+    every: Count = Field(10, description="steps between recorded ones, besides the first and the last; 0: none at all")
+    rollouts_per_step: Count = Field(8, description="of the step's own rollouts, spread evenly over them")
+    watch: Count = Field(4, description="held-out prompts sampled with the same dice at every recorded step")
+    top: Annotated[int, Field(ge=1, le=64)] = Field(5, description="most likely tokens kept for each position")
+    max_mb: PositiveInt = Field(
+        256, description="size of `rollouts/`; over it every second recorded step is dropped, and again"
+    )
+
+
+class TensorBoardTracker(Section):
+    """Event files for TensorBoard (extra `tensorboard`)."""
+
+    kind: Literal["tensorboard"] = "tensorboard"
+    folder: str | None = Field(None, description="`tensorboard/` in the run's folder where absent")
+
+
+class WandbTracker(Section):
+    """Weights & Biases (extra `wandb`)."""
+
+    kind: Literal["wandb"] = "wandb"
+    project: str = "limbeck"
+    entity: str | None = Field(None, description="user or team; your own where absent")
+    mode: Literal["online", "offline"] = Field("online", description="offline: written down, for `wandb sync`")
+
+
+class TrackioTracker(Section):
+    """Trackio (extra `trackio`)."""
+
+    kind: Literal["trackio"] = "trackio"
+    project: str = "limbeck"
+    space: str | None = Field(None, description="hub space to log to; this machine where absent")
+
+
+Tracker: TypeAlias = Annotated[TensorBoardTracker | WandbTracker | TrackioTracker, Field(discriminator="kind")]
+
+
 class Recipe(Section):
     """One run. `name` and `output` say where it goes, the tables what it does."""
 
@@ -332,6 +371,8 @@ class Recipe(Section):
     learner: Learner = LocalLearner()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    record: RecordSection = RecordSection()
+    trackers: tuple[Tracker, ...] = Field((), description='who else is told: `[{kind = "tensorboard"}]`')
 
     @model_validator(mode="before")
     @classmethod
@@ -466,7 +507,7 @@ def _explain(error: ValidationError, source: str) -> str:
 _TAGS = {
     tag
     for section in (
-        *sections_of(Task), *sections_of(Objective), *sections_of(Grader),
+        *sections_of(Task), *sections_of(Objective), *sections_of(Grader), *sections_of(Tracker),
     )
     for name in ("kind", "divergence")
     if name in section.model_fields
