@@ -35,6 +35,7 @@ def recipe(models: Path, output: Path, *overrides: str) -> Recipe:
         "rollout": {"temperature": 0.7, "max_tokens": 4, "prompts_per_step": 4},
         "checkpoint": {"every": 1},
         "eval": {"prompts": 4},
+        "record": {"every": 0},
     }
     return parse_recipe(table, overrides)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from limbeck.order import derive_seed
 from limbeck.protocols import TokenNames
-from limbeck.records import Floats, Scored, Top, Trace
+from limbeck.records import Floats, Scored, TeacherScores, Top, Trace
 from limbeck.rollout_file import write_rollouts
 from limbeck.run import Run, whole
 from limbeck.run_folder import recorded_step
@@ -53,7 +53,7 @@ async def _watched(run: Run) -> list[Scored]:
     if not prompts:
         return []
     rollouts = whole(await run.engine.sample(prompts, run.sampling(derive_seed(run.recipe.seed, "watch"))))
-    scores = whole(await run.teacher.score(rollouts))
+    scores: list[TeacherScores] = whole(await run.teacher.score(rollouts))
     return [
         Scored(rollout, score, run.task.grade(rollout.prompt, run.decode(rollout.response_ids)))
         for rollout, score in zip(rollouts, scores, strict=True)

@@ -18,7 +18,7 @@ class TensorBoardSink:
 
     def open(self, start: int) -> None:
         # What an earlier process wrote after the checkpoint is made again.
-        self.writer = self.make(str(self.folder), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
+        self.writer = self.make(str(self.folder), purge_step=start + 1 if start else None)
 
     def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:
         for name, value in values.items():
