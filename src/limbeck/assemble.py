@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +63,7 @@ async def assemble(recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | N
         teacher=teacher,
         learner=learner,
         decode=Decoder(student.tokenizer),
+        names=Names(student.tokenizer),
         stop_ids=(*student.stop_ids, *recipe.rollout.stop_ids),
         folder=folder,
         start=checkpoint.step if checkpoint else 0,
@@ -94,6 +96,28 @@ class Decoder:
     def __call__(self, ids: Ints) -> str:
         text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         return text
+
+
+class Names:
+    """Token ids to the text of each on its own, special tokens shown by name."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = frozenset({*tokenizer.all_special_ids, *added})
+        self._known: dict[int, str] = {}
+
+    def __call__(self, ids: Sequence[int]) -> list[str]:
+        return [self._name(id_) for id_ in ids]
+
+    def _name(self, id_: int) -> str:
+        if id_ not in self._known:
+            text: str = self.tokenizer.decode([id_], skip_special_tokens=False)
+            piece = self.tokenizer.convert_ids_to_tokens(id_) or ""
+            if piece.startswith("\u2581") and not text.startswith(" "):
+                text = f" {text}"  # SentencePiece drops the blank of a first token
+            self._known[id_] = text
+        return self._known[id_]
 
 
 def _longest_prompt(recipe: Recipe, student: CausalLM, teacher: CausalLM) -> int | None:

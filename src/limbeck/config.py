@@ -314,6 +314,18 @@ class CheckpointSection(Section):
     keep_last: PositiveInt = 2
 
 
+class RecordSection(Section):
+    """Rollouts kept for people to look at, in `rollouts/`. Changes nothing about the training."""
+
+    every: Count = Field(10, description="steps between recorded ones, besides the first and the last; 0: none at all")
+    rollouts_per_step: Count = Field(8, description="of the step's own rollouts, spread evenly over them")
+    watch: Count = Field(4, description="held-out prompts sampled with the same dice at every recorded step")
+    top: Annotated[int, Field(ge=1, le=64)] = Field(5, description="most likely tokens kept for each position")
+    max_mb: PositiveInt = Field(
+        256, description="size of `rollouts/`; over it every second recorded step is dropped, and again"
+    )
+
+
 class Recipe(Section):
     """One run. `name` and `output` say where it goes, the tables what it does."""
 
@@ -332,6 +344,7 @@ class Recipe(Section):
     learner: Learner = LocalLearner()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    record: RecordSection = RecordSection()
 
     @model_validator(mode="before")
     @classmethod

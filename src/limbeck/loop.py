@@ -15,6 +15,7 @@ from limbeck.errors import NonFiniteError
 from limbeck.evaluation import evaluate
 from limbeck.metrics import describe, speeds
 from limbeck.order import PromptOrder, derive_seed
+from limbeck.recording import is_recorded, record
 from limbeck.records import Prompt, StepReport
 from limbeck.run import Run, mark, whole
 
@@ -52,6 +53,9 @@ async def one_step(run: Run, prompts: Sequence[Prompt], step: int) -> StepReport
         rewards = [run.task.grade(rollout.prompt, run.decode(rollout.response_ids)) for rollout in rollouts]
     with run.phase(step, "score"):
         samples = await mark(run, rollouts, rewards)
+    if is_recorded(run, step):
+        with run.phase(step, "record"):
+            await record(run, step, samples)
     with run.phase(step, "update"):
         try:
             report = await run.learner.update(samples)

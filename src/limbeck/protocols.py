@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from limbeck.records import Failure, Prompt, Rollout, Sampling, Scored, StepReport, TeacherScores
+from limbeck.records import Failure, Prompt, Rollout, Sampling, Scored, StepReport, TeacherScores, Trace
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,10 @@ class Learner(Protocol):
         """The metrics of `update` without the update."""
         ...
 
+    async def trace(self, samples: Sequence[Scored], top: int) -> list[Trace]:
+        """Per-token numbers of a few samples, with the `top` most likely tokens of each side."""
+        ...
+
     async def publish(self) -> Policy: ...
 
     def save(self, folder: Path) -> None:
@@ -89,6 +93,16 @@ class Task(Protocol):
 
     def grade(self, prompt: Prompt, response: str) -> float | None:
         """1.0 right, 0.0 wrong, anything between; None where this prompt cannot be graded."""
+        ...
+
+
+class TokenNames(Protocol):
+    """How single tokens are shown to people."""
+
+    special_ids: frozenset[int]  # end of sequence, template marks: never part of a plain text
+
+    def __call__(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token on its own."""
         ...
 
 

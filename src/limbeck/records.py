@@ -189,6 +189,31 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Top:
+    """The most likely tokens at each sampled position, most likely first."""
+
+    ids: Ints  # [S, K]
+    logprobs: Floats  # [S, K] at the rollout temperature, normalised over the whole vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What student and teacher thought at each sampled token, for people to look at.
+
+    At the rollout temperature, under the student's weights as they are. None where the teacher's
+    scores cannot say.
+    """
+
+    student_logprobs: Floats  # [S] log p(y_t)
+    teacher_logprobs: Floats  # [S] log q(y_t)
+    student_entropy: Floats  # [S] nats
+    student_top: Top
+    teacher_entropy: Floats | None = None  # [S]
+    reverse_kl: Floats | None = None  # [S] exact, over the whole vocabulary
+    teacher_top: Top | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Mean:
     """A mean over tokens that carries its weight, and how far responses spread around it."""
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from limbeck.config import Recipe
 from limbeck.errors import DataError, LimbeckError
 from limbeck.objectives.advantage import group_advantages
-from limbeck.protocols import Engine, Learner, Observer, Task, Teacher
+from limbeck.protocols import Engine, Learner, Observer, Task, Teacher, TokenNames
 from limbeck.records import Failure, HiddenScores, Ints, Rollout, Sampling, Scored, TeacherScores
 from limbeck.run_folder import RunFolder
 
@@ -32,6 +32,7 @@ class Run:
     folder: RunFolder
     start: int = 0  # updates that had been made
     reference: Teacher | None = None
+    names: TokenNames | None = None  # None: rollouts are not recorded
     same_weights: bool = False  # student and teacher begin as the same model
     observers: Sequence[Observer] = ()
     seconds: dict[str, float] = field(default_factory=dict)  # of the phases of the present step

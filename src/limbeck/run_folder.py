@@ -4,6 +4,7 @@
       recipe.toml            the resolved recipe
       metrics.jsonl          one line a step or evaluation
       evaluations/           the answers of each evaluation
+      rollouts/              recorded rollouts, one Parquet file a recorded step
       checkpoints/step-000050/
         model/               an ordinary Hugging Face folder
         learner.safetensors  optimizer state (and adapters)
@@ -11,7 +12,7 @@
       model/                 the finished student, beside the last checkpoint
 
 A checkpoint is written under a temporary name, flushed to disk, and renamed: it is there whole or
-not at all. On resume, metrics lines after the checkpoint are cut off and written again.
+not at all. On resume, metrics lines and rollouts after the checkpoint are cut off and written again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from limbeck.errors import RunError
 FORMAT = 1
 STATE_FILE = "state.json"
 # Changing these does not change the steps that were already made.
-FREE_TO_CHANGE = ("steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers")
+FREE_TO_CHANGE = ("steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class RunFolder:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.rollouts = path / "rollouts"
         self._lock = FileLock(path / ".lock", blocking=False)
 
     def open(self, recipe_toml: str, recipe: Mapping[str, Any]) -> Checkpoint | None:
@@ -73,6 +75,7 @@ class RunFolder:
                 shutil.rmtree(half)
         newest = self.newest()
         self._cut_metrics(newest.metrics_bytes if newest else 0)
+        self._cut_rollouts(newest.step if newest else 0)
         return newest
 
     def close(self) -> None:
@@ -130,6 +133,17 @@ class RunFolder:
             shutil.rmtree(old)
         return Checkpoint(final, step, metrics_bytes)
 
+    def write_file(self, name: str, write: Callable[[Path], None]) -> Path:
+        """A file `name` in this folder by `write`, whole or not at all."""
+        path = self.path / name
+        half = path.with_name(f".{path.name}.half")
+        with _disk_errors(f"cannot write {path}"):
+            path.parent.mkdir(exist_ok=True)
+            write(half)
+            _flush(half)
+            half.replace(path)
+        return path
+
     def replace(self, name: str, write: Callable[[Path], None]) -> Path:
         """A subfolder written by `write`, swapped in whole."""
         final, half = self.path / name, self.path / f".{name}.half"
@@ -171,6 +185,21 @@ class RunFolder:
             )
         with _disk_errors(f"cannot write {self.metrics}"):
             os.truncate(self.metrics, length)
+
+
+    def _cut_rollouts(self, step: int) -> None:
+        """Remove what was recorded after `step`: those steps are made again."""
+        with _disk_errors(f"cannot write to {self.rollouts}"):
+            for path in self.rollouts.glob("step-*.parquet"):
+                if recorded_step(path) > step:
+                    path.unlink()
+            for half in self.rollouts.glob(".*.half"):
+                half.unlink()
+
+
+def recorded_step(path: Path) -> int:
+    """`rollouts/step-000010.parquet` to 10."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

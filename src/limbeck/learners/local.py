@@ -25,9 +25,10 @@ from limbeck.batch import Batch, MicroBatch, make_batch
 from limbeck.config import LocalLearner, Lora, Objective
 from limbeck.errors import EngineError, ModelError, NonFiniteError, RunError
 from limbeck.learners.measures import Measures
+from limbeck.learners.tracing import trace_micro_batch
 from limbeck.models import CausalLM, prove_packing
 from limbeck.objectives import Measured, distillation_loss
-from limbeck.records import Scored, StepReport
+from limbeck.records import Scored, StepReport, Trace
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -101,6 +102,18 @@ class InProcessLearner:
                 measures.add(micro, self._loss(batch, micro)[1])
         return StepReport(measures.means(), measures.maxima(), {"tokens/measured": batch.global_tokens})
 
+    async def trace(self, samples: Sequence[Scored], top: int) -> list[Trace]:
+        """See `protocols.Learner`. A pass of its own, so that a step pays for recorded samples only."""
+        batch = self._batch(samples)
+        self.lm.model.eval()
+        traces: dict[int, Trace] = {}
+        with torch.no_grad():
+            for micro in batch.micro:
+                hidden_Nd = self._hidden(micro)
+                traced = trace_micro_batch(hidden_Nd, self.lm.head(), micro, batch.temperature, top)
+                traces |= dict(zip(micro.members, traced, strict=True))
+        return [traces[index] for index in range(len(samples))]
+
     async def publish(self) -> LocalPolicy:
         return LocalPolicy(self.version, self.lm, self.adapters)
 
@@ -146,12 +159,10 @@ class InProcessLearner:
         return batch
 
     def _loss(self, batch: Batch, micro: MicroBatch) -> tuple[Tensor, Measured]:
-        with self._precision():
-            hidden_BLd = self.lm.hidden(micro.layout.tokens_BL, micro.layout.positions_BL)
         return distillation_loss(
             self.objective,
             batch.temperature,
-            hidden_BLd.flatten(0, 1)[micro.layout.predict_N],
+            self._hidden(micro),
             self.lm.head(),
             micro.tokens,
             micro.teacher,
@@ -159,6 +170,12 @@ class InProcessLearner:
             micro.reference,
             self.section.loss_chunk_mb * 2**20,
         )
+
+    def _hidden(self, micro: MicroBatch) -> Tensor:
+        """[N, d] at the positions that predict the trained tokens."""
+        with self._precision():
+            hidden_BLd = self.lm.hidden(micro.layout.tokens_BL, micro.layout.positions_BL)
+        return hidden_BLd.flatten(0, 1)[micro.layout.predict_N]
 
     def _precision(self) -> AbstractContextManager[object]:
         if self.autocast is None:

@@ -1,0 +1,123 @@
+"""`metrics.jsonl` in columns, read from a byte offset on so that a page follows a run cheaply."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SHOWN_PROBLEMS = 3
+KINDS = ("train", "eval")
+
+
+@dataclass
+class Columns:
+    """Lines of one kind: `values[key][i]` belongs to `step[i]`; None where that line has no such key."""
+
+    step: list[int] = field(default_factory=list)
+    values: dict[str, list[float | None]] = field(default_factory=dict)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """A step that comes again (a resumed run) replaces what stood from there on."""
+        while self.step and self.step[-1] >= line["step"]:
+            self.step.pop()
+            for column in self.values.values():
+                column.pop()
+        for key, value in line.items():
+            if key == "step" or isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            column = self.values.setdefault(key, [])
+            column.extend([None] * (len(self.step) - len(column)))
+            column.append(value if math.isfinite(value) else None)
+        self.step.append(line["step"])
+        for column in self.values.values():
+            column.extend([None] * (len(self.step) - len(column)))
+
+
+@dataclass
+class Metrics:
+    """What was read, where to go on, and what could not be read."""
+
+    train: Columns = field(default_factory=Columns)
+    eval: Columns = field(default_factory=Columns)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+    offset: int = 0  # bytes; of the first line not read yet
+    reset: bool = True  # False: to be added to what was read before
+    problems: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "train": vars(self.train),
+            "eval": vars(self.eval),
+            "alarms": self.alarms,
+            "offset": self.offset,
+            "reset": self.reset,
+            "problems": self.problems,
+        }
+
+
+def read_metrics(path: Path, offset: int = 0) -> Metrics:
+    """All whole lines from byte `offset` on; all of them where the file is no longer the one that was read."""
+    try:
+        with path.open("rb") as file:
+            if offset and not _goes_on(file, offset):
+                offset = 0
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return Metrics(problems=["metrics.jsonl is missing: the run has made no step yet, or the copy is incomplete."])
+    except OSError as error:
+        return Metrics(problems=[f"metrics.jsonl cannot be read: {error.strerror or error}."])
+    end = data.rfind(b"\n") + 1
+    metrics = Metrics(offset=offset + end, reset=offset == 0)
+    bad = list(_add_lines(metrics, data[:end].split(b"\n")[:-1]))
+    if bad:
+        more = f", and {len(bad) - SHOWN_PROBLEMS} more" if len(bad) > SHOWN_PROBLEMS else ""
+        metrics.problems.append(f"metrics.jsonl: left out {'; '.join(bad[:SHOWN_PROBLEMS])}{more}.")
+    if end < len(data):
+        metrics.problems.append(
+            "metrics.jsonl ends in a half-written line, which is left out: the run is writing it now, or was stopped."
+        )
+    return metrics
+
+
+def _goes_on(file: Any, offset: int) -> bool:
+    """Whether a line ends right before `offset`: a file that was cut and written again seldom has one there."""
+    file.seek(offset - 1)
+    return bool(file.read(1) == b"\n")
+
+
+def _add_lines(metrics: Metrics, lines: Iterable[bytes]) -> Iterable[str]:
+    """Adds each line; what is wrong with those that cannot be."""
+    for number, data in enumerate(lines, start=1):
+        if not data.strip():
+            continue
+        try:
+            line = json.loads(data)
+        except ValueError:
+            yield f"line {number} (not JSON)"
+            continue
+        step = line.get("step") if isinstance(line, dict) else None
+        if not isinstance(step, int) or isinstance(step, bool):
+            yield f"line {number} (no step)"
+            continue
+        kind = line.get("kind", "train")  # lines of the first versions had none
+        if kind not in KINDS:
+            yield f"line {number} (kind {str(kind)[:20]!r}, expected train or eval)"
+            continue
+        (metrics.train if kind == "train" else metrics.eval).add(line)
+        if kind == "train":
+            metrics.alarms = [alarm for alarm in metrics.alarms if alarm["step"] < step]
+            metrics.alarms += _alarms(line)
+
+
+def _alarms(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    alarms = line.get("alarms")
+    return [
+        {"step": line["step"], "name": str(alarm.get("name", "alarm")), "message": str(alarm.get("message", ""))}
+        for alarm in (alarms if isinstance(alarms, list) else [])
+        if isinstance(alarm, dict)
+    ]

@@ -1,0 +1,104 @@
+"""The runs under a path, and what their files say about them."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import RunError
+from limbeck.view.disagreement import Disagreement
+from limbeck.view.metrics import read_metrics
+from limbeck.view.rollouts import Rollouts
+
+MARKS = ("metrics.jsonl", "recipe.toml", "rollouts")  # any of them makes a folder a run's
+LIVE_SECONDS = 120  # a run whose files changed this recently, and that has steps left, is going on
+
+
+class RunFiles:
+    """One run's folder, read only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rollouts = Rollouts(path / "rollouts")
+        self.disagreement = Disagreement(self.rollouts)
+
+    def metrics(self, offset: int = 0) -> dict[str, Any]:
+        """Columns of `metrics.jsonl` from `offset` on, and how the run stands."""
+        metrics = read_metrics(self.path / "metrics.jsonl", offset)
+        return {**metrics.as_json(), "changed_seconds_ago": self._age()}
+
+    def describe(self) -> dict[str, Any]:
+        """What heads the page."""
+        recipe, problems = self._recipe()
+        age = self._age()
+        return {
+            "id": self.path.name,
+            "folder": str(self.path),
+            "recipe": recipe,
+            "steps": recipe.get("steps"),
+            "changed_seconds_ago": age,
+            "live_seconds": LIVE_SECONDS,
+            "problems": problems,
+        }
+
+    def _recipe(self) -> tuple[dict[str, Any], list[str]]:
+        try:
+            text = (self.path / "recipe.toml").read_text(encoding="utf-8")
+            return _jsonable(tomllib.loads(text)), []
+        except FileNotFoundError:
+            return {}, ["recipe.toml is missing: what the run was asked to do is not known."]
+        except (OSError, ValueError) as error:
+            return {}, [f"recipe.toml cannot be read: {error}."]
+
+    def _age(self) -> float | None:
+        try:
+            return max(0.0, time.time() - (self.path / "metrics.jsonl").stat().st_mtime)
+        except OSError:
+            return None
+
+
+class Runs:
+    """The run at `path`, or the runs in it: whichever it is. Looks again each time it is asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self._known: dict[str, RunFiles] = {}
+        if not self.path.is_dir():
+            raise RunError(f"no folder at {path}. Give a run's folder such as runs/demo, or one that holds runs.")
+
+    def all(self) -> list[RunFiles]:
+        """In the order of their names."""
+        folders = [self.path] if _is_run(self.path) else sorted(p for p in self._children() if _is_run(p))
+        return [self._known.setdefault(folder.name, RunFiles(folder)) for folder in folders]
+
+    def get(self, id_: str) -> RunFiles:
+        """Raises `RunError` for a run that is not there."""
+        for run in self.all():
+            if run.path.name == id_:
+                return run
+        raise RunError(f"there is no run {id_!r} in {self.path}. Reload the page.")
+
+    def describe(self) -> dict[str, Any]:
+        runs = self.all()
+        problems = [] if runs else [f"There is no run in {self.path} yet: `limbeck demo` makes one in minutes."]
+        return {"runs": [run.describe() for run in runs], "problems": problems}
+
+    def _children(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / mark).exists() for mark in MARKS)
+
+
+def _jsonable(table: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML's dates as text; the rest is JSON's already."""
+    return {
+        key: _jsonable(value) if isinstance(value, dict)
+        else value if isinstance(value, str | int | float | bool | list)
+        else str(value)
+        for key, value in table.items()
+    }  # fmt: skip
