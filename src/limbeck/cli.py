@@ -40,6 +40,7 @@ def main() -> None:
     limbeck check recipes/demo.toml     prove everything before a run
     limbeck train recipes/demo.toml rollout.temperature=0.7 steps=100
     limbeck eval recipes/demo.toml --model runs/demo/model
+    limbeck view runs/demo              look at it, while it runs or after
     """
 
 
@@ -121,6 +122,41 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
     from limbeck.demo.run import run_demo
 
     run_demo(overrides, as_json)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path), default="runs")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; the default is this machine.")
+@click.option("--port", default=8642, show_default=True, help="0 takes a free one.")
+@click.option("--no-open", is_flag=True, help="Do not open a browser.")
+def view(path: Path, host: str, port: int, no_open: bool) -> None:
+    """Look at the run in PATH, or at all runs in it: curves, tokens, where student and teacher disagree.
+
+    The page reads files only and follows a run that goes on. (Extra `view`.)
+    """
+    from limbeck.view.server import LOOPBACK, serve
+
+    if host not in LOOPBACK:
+        click.secho(f"anyone who can reach {host} can read these runs", fg="yellow", err=True)
+    serve(path, host, port, not no_open, lambda address: click.echo(f"{path} at {address}  (Ctrl-C stops)"))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True)
+@click.option("--rollouts", default=200, show_default=True, help="How many rollouts go in with all their tokens.")
+@click.option("--png", type=click.Path(file_okay=False, path_type=Path), help="Also write plots to this folder.")
+def report(path: Path, output: Path, rollouts: int, png: Path | None) -> None:
+    """The page of the run or runs in PATH as one file, which opens without a network."""
+    from limbeck.view.report import write_report
+
+    write_report(path, output, rollouts)
+    click.echo(f"{output}  ({output.stat().st_size / 2**20:.1f} MB)")
+    if png is not None:
+        from limbeck.view.plots import write_plots
+
+        for file in write_plots(path, png):
+            click.echo(str(file))
 
 
 @main.command()

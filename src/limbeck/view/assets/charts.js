@@ -1,0 +1,244 @@
+// One chart: lines with bands over steps, drawn by uPlot, with the values under the cursor in its head.
+import { colour, el } from "./dom.js";
+import { num } from "./format.js";
+
+// Shared by all charts: smoothing in [0, 1), log scale, the steps zoomed to.
+export const view = { smoothing: 0, log: false, zoom: null, charts: new Set() };
+const FONT = '11px "Inter", system-ui, sans-serif';
+
+// Exponential mean without the pull towards 0 at the start. A standard error is carried along as that
+// of independent steps: the weights' squares.
+export function smooth(values, errors, amount) {
+  const mean = new Array(values.length).fill(null);
+  const error = errors && new Array(values.length).fill(null);
+  let total = 0, weight = 0, square = 0;
+  for (let i = 0; i < values.length; i += 1) {
+    if (values[i] === null || values[i] === undefined) continue;
+    total = amount * total + (1 - amount) * values[i];
+    weight = amount * weight + (1 - amount);
+    mean[i] = total / weight;
+    if (errors && errors[i] !== null && errors[i] !== undefined) {
+      square = amount * amount * square + ((1 - amount) * errors[i]) ** 2;
+      error[i] = Math.sqrt(square) / weight;
+    }
+  }
+  return [mean, error];
+}
+
+// Puts several [x, y] on the union of their steps.
+function align(lines) {
+  const first = lines[0]?.x ?? [];
+  if (lines.every((line) => line.x === first)) return [first, lines.map((line) => line.columns)];
+  const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+  const place = new Map(steps.map((step, index) => [step, index]));
+  const spread = (x, column) => {
+    const out = new Array(steps.length).fill(null);
+    x.forEach((step, i) => { out[place.get(step)] = column[i]; });
+    return out;
+  };
+  return [steps, lines.map((line) => line.columns.map((column) => spread(line.x, column)))];
+}
+
+export class Chart {
+  // build() -> { lines, alarms }: see `curves.js`. Drawn when it comes into sight.
+  constructor({ title, unit = "", about = "", size = "", format = num, height = 200, stacked = false, build }) {
+    Object.assign(this, { title, unit, format, height, stacked, build });
+    this.values = el("div", { class: "values" });
+    this.step = el("span", { class: "at" });
+    this.note = el("p", { class: "note", hidden: true });
+    this.plot = el("div", { class: "plot", tabIndex: 0, role: "img", onkeydown: (event) => this.key(event), onblur: () => this.leave() });
+    this.node = el("figure", { class: `card chart ${size}` },
+      el("figcaption", {}, el("h3", { title: about || undefined }, title, unit && el("small", {}, unit)), this.step, this.values),
+      this.plot, this.note);
+    view.charts.add(this);
+    this.dirty = true;
+    new IntersectionObserver((entries) => {
+      this.seen = entries.some((entry) => entry.isIntersecting);
+      if (this.seen && this.dirty) this.draw();
+    }, { rootMargin: "200px" }).observe(this.plot);
+    new ResizeObserver(() => {
+      if (this.u && this.plot.clientWidth) this.u.setSize({ width: this.plot.clientWidth, height: this.height });
+    }).observe(this.plot);
+  }
+
+  update(anew = false) {
+    this.anew ||= anew;
+    this.dirty = true;
+    if (this.seen) this.draw();
+  }
+
+  draw() {
+    this.dirty = false;
+    const { lines, alarms = [], missing = "" } = this.build();
+    this.lines = lines;
+    this.alarms = alarms;
+    this.plot.classList.toggle("empty", lines.length === 0);
+    if (!lines.length) {
+      this.u?.destroy();
+      this.u = null;
+      this.plot.replaceChildren(el("p", {}, missing || "No values yet"));
+      this.values.replaceChildren();
+      return;
+    }
+    const logarithmic = view.log && !this.stacked;
+    const [xs, columns] = align(lines);
+    const positive = (column) => (logarithmic ? column.map((value) => (value > 0 ? value : null)) : column);
+    this.data = [xs, ...columns.flat().map(positive)];
+    const signature = JSON.stringify([lines.map((line) => [line.label, line.colour, line.columns.length]), logarithmic]);
+    if (this.u && signature === this.signature && !this.anew) this.u.setData(this.data, !view.zoom);
+    else this.create(logarithmic);
+    this.anew = false;
+    this.signature = signature;
+    this.describe(null);
+  }
+
+  create(logarithmic) {
+    this.u?.destroy();
+    this.plot.replaceChildren();
+    const series = [{}], bands = [];
+    for (const line of this.lines) {
+      const base = series.length;
+      const stroke = line.colour;
+      series.push({
+        stroke, width: line.width ?? 1.75, dash: line.dash, spanGaps: true, alpha: line.alpha ?? 1, fill: undefined,
+        points: { show: line.points ?? false, size: 6, fill: line.points ? colour("--card") : stroke, stroke, width: 1.75 },
+      });
+      if (line.columns.length === 3) {
+        for (let i = 0; i < 2; i += 1) series.push({ width: 0, spanGaps: true, points: { show: false } });
+        bands.push({ series: [base + 2, base + 1], fill: line.band });
+      }
+      if (line.fillTo !== undefined) bands.push({ series: [base, base - 1], fill: line.band });
+    }
+    if (this.stacked) {
+      series[1].fill = this.lines[0].band;
+    }
+    const axis = { stroke: colour("--muted"), font: FONT, ticks: { show: false }, grid: { stroke: colour("--grid"), width: 1 } };
+    const spread = (low, high) => {
+      const room = (high - low || Math.abs(high) || 1) * 0.06;
+      const bottom = low >= 0 && low < 0.35 * high ? 0 : low - room;
+      return [bottom, high + room];
+    };
+    this.u = new uPlot({
+      width: this.plot.clientWidth || 400, height: this.height, series, bands, legend: { show: false },
+      padding: [8, 10, 0, 0],
+      scales: {
+        x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
+        y: logarithmic ? { distr: 3 } : { range: (u, low, high) => (low === null ? [0, 1] : spread(low, high)) },
+      },
+      axes: [
+        { ...axis, grid: { show: false }, size: 26, space: 70, values: (u, ticks) => ticks.map((t) => (Number.isInteger(t) ? t.toLocaleString("en-US") : "")) },
+        { ...axis, size: 52, space: 34, values: (u, ticks) => ticks.map((t) => (t === null ? "" : this.format(t, 3).replace(/(\.\d*?)0+(%?)$/, "$1$2").replace(/\.(%?)$/, "$1"))) },
+      ],
+      cursor: { sync: { key: "steps", scales: ["x", null] }, y: false, points: { size: 7 }, drag: { x: true, y: false, setScale: false } },
+      hooks: {
+        setCursor: [(u) => this.describe(u.cursor.idx)],
+        setSelect: [(u) => {
+          if (u.select.width < 4) return;
+          zoomTo([u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")]);
+          u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+        }],
+        draw: [(u) => this.drawAlarms(u)],
+      },
+    }, this.data, this.plot);
+    this.u.over.addEventListener("dblclick", () => zoomTo(null));
+    if (view.zoom) this.u.setScale("x", { min: view.zoom[0], max: view.zoom[1] });
+  }
+
+  // The values at a step (the last ones where no step is pointed at), as numbers beside their colours.
+  describe(index) {
+    if (!this.u) return;
+    const at = index ?? this.data[0].length - 1;
+    const step = this.data[0][at];
+    this.step.textContent = index === null || index === undefined ? "" : `step ${step?.toLocaleString("en-US")}`;
+    const entries = this.lines.filter((line) => line.label).map((line) => {
+      const i = lastAt(line.x, line.raw, step);
+      const value = i < 0 ? null : line.raw[i];
+      const error = line.errors && i >= 0 ? line.errors[i] : null;
+      const range = line.interval && i >= 0 ? line.interval.map((column) => column[i]) : null;
+      return el("span", { class: `value ${line.hollow ? "hollow" : ""}`, vars: { "--ink": line.colour }, title: line.about },
+        el("i", { class: line.dash ? "swatch dashed" : "swatch" }), el("b", {}, line.label), " ", this.format(value),
+        error !== null && error !== undefined && el("small", {}, ` ± ${this.format(error)}`),
+        range && range[0] !== null && el("small", {}, ` [${this.format(range[0])}, ${this.format(range[1])}]`));
+    });
+    this.values.replaceChildren(...entries);
+    const near = index === null || index === undefined ? [] : this.alarms.filter((alarm) => Math.abs(this.u.valToPos(alarm.step, "x") - this.u.cursor.left) < 5);
+    this.note.hidden = near.length === 0;
+    this.note.textContent = near.slice(0, 3).map((alarm) => `▲ step ${alarm.step}: ${alarm.name}: ${alarm.message}`).join("\n");
+    this.plot.setAttribute("aria-label", `${this.title} ${this.unit}, ${step === undefined ? "" : `at step ${step}: `}` +
+      entries.map((entry) => entry.textContent).join(", ") + ". Arrow keys move along the steps.");
+  }
+
+  drawAlarms(u) {
+    const { ctx, bbox } = u;
+    ctx.save();
+    ctx.strokeStyle = ctx.fillStyle = colour("--alarm");
+    ctx.lineWidth = devicePixelRatio;
+    const size = 4.5 * devicePixelRatio;
+    let before = -Infinity;
+    for (const { step } of this.alarms) {
+      const x = u.valToPos(step, "x", true);
+      if (x < bbox.left || x > bbox.left + bbox.width || x - before < 2) continue;
+      before = x;
+      const foot = bbox.top + bbox.height;
+      ctx.globalAlpha = 0.28;
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, foot);
+      ctx.stroke();
+      ctx.globalAlpha = 1;
+      ctx.beginPath();
+      ctx.moveTo(x, foot - 2 * size);
+      ctx.lineTo(x + size, foot);
+      ctx.lineTo(x - size, foot);
+      ctx.fill();
+    }
+    ctx.restore();
+  }
+
+  key(event) {
+    const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];
+    if (event.key === "Escape") zoomTo(null);
+    if (move === undefined || !this.u) return;
+    event.preventDefault();
+    const last = this.data[0].length - 1;
+    this.at = Math.max(0, Math.min(last, (this.at ?? last) + move));
+    this.u.setCursor({ left: this.u.valToPos(this.data[0][this.at], "x"), top: 10 });
+  }
+
+  leave() {
+    this.at = undefined;
+    this.u?.setCursor({ left: -10, top: -10 });
+  }
+
+  remove() {
+    this.u?.destroy();
+    view.charts.delete(this);
+  }
+}
+
+// Index of the last value at or before a step.
+function lastAt(x, values, step) {
+  let low = 0, high = x.length - 1;
+  while (low <= high) {
+    const middle = (low + high) >> 1;
+    if (x[middle] <= step) low = middle + 1;
+    else high = middle - 1;
+  }
+  while (high >= 0 && (values[high] === null || values[high] === undefined)) high -= 1;
+  return high;
+}
+
+export function zoomTo(range) {
+  view.zoom = range;
+  for (const chart of view.charts) {
+    if (!chart.u || chart.ownSteps) continue;
+    const xs = chart.data[0];
+    const [min, max] = range ?? [xs[0], xs[xs.length - 1]];
+    chart.u.setScale("x", { min, max });
+  }
+  document.dispatchEvent(new Event("zoom"));
+}
+
+export function updateAll(anew = false) {
+  for (const chart of view.charts) chart.update(anew);
+}

@@ -1,0 +1,39 @@
+// Numbers as people read them.
+
+export function num(value, digits = 4) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  const size = Math.abs(value);
+  if (value === 0) return "0";
+  if (size >= 1e6 || size < 1e-4) return value.toExponential(2).replace("e+", "e").replace("-", "−").replace("e-", "e−");
+  const text = size >= 1000 ? Math.round(value).toLocaleString("en-US")
+    : size >= 100 ? value.toFixed(1)
+    : size >= 10 ? value.toFixed(2)
+    : value.toFixed(Number.isInteger(value) ? 0 : digits);
+  return text.replace("-", "−");
+}
+
+export function percent(value, digits = 1) {
+  if (value === null || value === undefined) return "–";
+  const hundred = 100 * value;
+  if (value > 0 && hundred < 0.1) return `${hundred.toPrecision(2)}%`.replace(/(\d)e-(\d+)/, "$1e−$2");
+  return `${hundred.toFixed(hundred >= 99.95 ? 0 : digits)}%`;
+}
+
+export function whole(value) {
+  return value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en-US");
+}
+
+export function ago(seconds) {
+  if (seconds === null || seconds === undefined) return "";
+  if (seconds < 90) return `${Math.round(seconds)} s ago`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min ago`;
+  if (seconds < 129600) return `${Math.round(seconds / 3600)} h ago`;
+  return `${Math.round(seconds / 86400)} days ago`;
+}
+
+export const last = (list) => list[list.length - 1];
+
+export function firstAndLast(values = []) {
+  const known = values.filter((value) => value !== null);
+  return [known[0], last(known)];
+}

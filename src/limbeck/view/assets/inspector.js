@@ -1,0 +1,57 @@
+// What opens at a token: its numbers, and the most likely tokens of student and teacher side by side.
+import { el, visible } from "./dom.js";
+import { percent } from "./format.js";
+import { numbersAt } from "./heat.js";
+
+export function tokenText(text) {
+  if (text === "") return "∅";
+  return visible(text).replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
+}
+
+function side(name, ids, tokens, logprobs, sampled) {
+  const rows = (ids ?? []).map((id, k) => {
+    const p = Math.exp(logprobs[k]);
+    return el("tr", { class: id === sampled ? "sampled" : "", title: `token ${id}, log-prob ${logprobs[k]}` },
+      el("td", { class: "token" }, tokenText(tokens[k])),
+      el("td", { class: "bar" }, el("i", { vars: { "--p": `${(100 * p).toFixed(2)}%` } })),
+      el("td", { class: "p", data: { p: String(p) } }, percent(p)));
+  });
+  return el("table", { class: `top ${name}` }, el("caption", {}, name),
+    rows.length ? el("tbody", {}, rows) : el("tbody", {}, el("tr", {}, el("td", {}, "not given by this teacher"))));
+}
+
+export class Inspector {
+  constructor() {
+    this.node = el("div", { class: "inspector", role: "tooltip", id: "inspector", hidden: true });
+    document.body.append(this.node);
+    addEventListener("scroll", () => this.hide(), { passive: true, capture: true });
+  }
+  show(rollout, i, span) {
+    if (this.rollout === rollout && this.i === i && !this.node.hidden) return;
+    Object.assign(this, { rollout, i });
+    const at = (name) => rollout[name]?.[i];
+    const trained = rollout.trained?.[i] !== false;
+    this.node.replaceChildren(
+      el("div", { class: "what" }, el("code", {}, tokenText(rollout.tokens[i])),
+        el("span", {}, `token ${rollout.token_ids[i]} · position ${i}`, at("special") ? " · special" : "", trained ? "" : " · not trained on")),
+      trained && el("dl", {}, numbersAt(rollout, i).map(([label, value, about]) => el("div", { title: about }, el("dt", {}, label), el("dd", {}, value)))),
+      trained && el("div", { class: "sides" }, ["student", "teacher"].map((name) => side(
+        name, at(`${name}_top_ids`), at(`${name}_top_tokens`), at(`${name}_top_logprobs`), rollout.token_ids[i]))),
+      trained && el("p", { class: "hint" }, `Probabilities at T = ${rollout.temperature}`));
+    this.node.hidden = false;
+    this.place(span.getClientRects()[0] ?? span.getBoundingClientRect());
+  }
+  place(box) {
+    const { offsetWidth: width, offsetHeight: height } = this.node;
+    const left = Math.max(8, Math.min(innerWidth - width - 8, box.left + box.width / 2 - width / 2));
+    const below = box.bottom + 8;
+    const top = below + height < innerHeight ? below : Math.max(8, box.top - height - 8);
+    this.node.style.setProperty("left", `${left}px`);
+    this.node.style.setProperty("top", `${top}px`);
+  }
+  hide() {
+    this.node.hidden = true;
+  }
+}
+
+export const inspector = new Inspector();

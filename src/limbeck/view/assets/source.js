@@ -1,0 +1,40 @@
+// Where the data come from: the server beside the run, or the page itself in a report.
+
+class Live {
+  live = true;
+  async get(what, query = {}) {
+    const answer = await fetch(`api/${what}?${new URLSearchParams(query)}`);
+    const data = await answer.json();
+    if (!answer.ok) throw new Error(data.error || `the server answered ${answer.status}`);
+    return data;
+  }
+  runs() { return this.get("runs"); }
+  metrics(run, offset) { return this.get("metrics", { run, offset }); }
+  rollouts(run, known, last) { return this.get("rollouts", { run, known, last }); }
+  rollout(run, id) { return this.get("rollout", { run, id }); }
+  async search(run, text) { return (await this.get("search", { run, text })).ids; }
+  disagreement(run, first, last) { return this.get("disagreement", { run, first, last }); }
+}
+
+class Embedded {
+  live = false;
+  constructor(data) { this.data = data; }
+  async runs() { return this.data.runs; }
+  async metrics(run) { return this.data.metrics[run]; }
+  async rollouts(run) { return this.data.rollouts[run]; }
+  async rollout(run, id) {
+    const found = this.data.details[run][id];
+    if (!found) throw new Error("This rollout's tokens are not in the report; `limbeck view` shows them all.");
+    return found;
+  }
+  async search(run, text) {
+    const wanted = text.toLowerCase();
+    return this.data.rollouts[run].rows
+      .filter((row) => [row.prompt_text, row.response_text, row.prompt_id].some((t) => t?.toLowerCase().includes(wanted)))
+      .map((row) => row.id);
+  }
+  async disagreement(run) { return this.data.disagreement[run]; }
+}
+
+const embedded = document.getElementById("data");
+export const source = embedded ? new Embedded(JSON.parse(embedded.textContent)) : new Live();

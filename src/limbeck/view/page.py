@@ -1,0 +1,106 @@
+"""The page's own files: served in parts by the server, or put into one file for a report.
+
+The modules are written so that they can be laid end to end: they import each other by relative names
+only, and no two of them define the same top-level name. So one file needs no bundler.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ASSETS = Path(__file__).with_name("assets")
+MODULES = (  # each after those it imports
+    "dom.js", "format.js", "source.js", "store.js", "charts.js", "curves.js", "heat.js", "inspector.js", "detail.js",
+    "rollouts.js", "disagreement.js", "recipe.js", "main.js",
+)  # fmt: skip
+LIBRARY = "vendor/uPlot.iife.min.js"
+STYLES = ("vendor/uPlot.min.css", "style.css")
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+# Only the page's own files run or are fetched; a response that holds markup could do nothing even if
+# it were ever taken for some.
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' data:",
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+}
+
+
+def policy(changes: Mapping[str, str], framed: bool = False) -> str:
+    """A Content-Security-Policy. A page in a file cannot say who may frame it."""
+    whole = {**POLICY, **changes, **({} if framed else {"frame-ancestors": "'none'"})}
+    return "; ".join(f"{name} {value}" for name, value in whole.items())
+
+
+def asset(name: str) -> str:
+    """A file of the page by its name, which must be one of them. Raises `KeyError` otherwise."""
+    known = ("index.html", "icon.svg", LIBRARY, *STYLES, *MODULES)
+    if name not in known:
+        raise KeyError(name)
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def in_one_file(data: Mapping[str, Any], title: str) -> str:
+    """The page with its styles, modules and data: it opens without a network, and runs nothing else."""
+    style = "\n".join(asset(name) for name in STYLES)
+    library, modules = asset(LIBRARY), _laid_end_to_end()
+    allowed = policy(
+        {
+            "script-src": f"{_hash(library)} {_hash(modules)}",
+            "style-src": _hash(style),
+            "connect-src": "'none'",
+            "img-src": "data:",
+        },
+        framed=True,
+    )
+    html = asset("index.html")
+    head = f'<meta http-equiv="Content-Security-Policy" content="{allowed}">\n<style>{style}</style>'
+    icon = base64.b64encode(asset("icon.svg").encode()).decode()
+    body = (
+        f'<script type="application/json" id="data">{inert(data)}</script>\n'
+        f"<script>{library}</script>\n<script type=\"module\">{modules}</script>"
+    )
+    for mark, text in (
+        ("title", f"<title>{_escaped(title)}</title>"),
+        ("head", f'{head}\n<link rel="icon" href="data:image/svg+xml;base64,{icon}">'),
+        ("scripts", body),
+    ):
+        html = _between(html, mark, text)
+    return html
+
+
+def inert(data: Any) -> str:
+    """JSON that cannot end the script element it stands in, whatever a model wrote."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _laid_end_to_end() -> str:
+    parts = []
+    for name in MODULES:
+        text = re.sub(r"^import [^;]*;\n", "", asset(name), flags=re.MULTILINE)
+        parts.append(re.sub(r"^export ", "", text, flags=re.MULTILINE))
+    return "\n".join(parts)
+
+
+def _between(html: str, mark: str, text: str) -> str:
+    """Replaces what stands between `<!-- MARK -->` and `<!-- /MARK -->`."""
+    start, end = html.index(f"<!-- {mark} -->"), html.index(f"<!-- /{mark} -->")
+    return html[:start] + text + html[end:]
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,72 @@
+"""`limbeck report`: the page with its data in one file, to be opened anywhere, without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import LimbeckError, RunError
+from limbeck.view import page
+from limbeck.view.runs import RunFiles, Runs
+
+
+def write_report(path: Path, output: Path, rollouts: int) -> None:
+    """Write the report. Raises `RunError` where there is no run, or the file cannot be written."""
+    runs = Runs(path)
+    if not runs.all():
+        raise RunError(f"there is no run in {path} to report. Give a run's folder, such as runs/demo.")
+    html = page.in_one_file(gather(runs, rollouts), f"{path.resolve().name} · Limbeck")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write {output}: {error.strerror}. Give another place with -o.") from None
+
+
+def gather(runs: Runs, rollouts: int) -> dict[str, Any]:
+    """What the page would ask the server for, with the tokens of at most `rollouts` rollouts a run."""
+    data: dict[str, Any] = {"runs": runs.describe(), "metrics": {}, "rollouts": {}, "details": {}, "disagreement": {}}
+    for description in data["runs"]["runs"]:
+        description["folder"] = description["id"]  # a colleague has no use for paths of this machine
+    for run in runs.all():
+        id_ = run.path.name
+        data["metrics"][id_] = run.metrics()
+        data["rollouts"][id_], data["details"][id_] = _rollouts(run, rollouts)
+        summary = run.disagreement.summary()
+        summary["places"] = [place for place in summary.get("places", []) if place["id"] in data["details"][id_]]
+        data["disagreement"][id_] = summary
+    return data
+
+
+def _rollouts(run: RunFiles, limit: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The chosen rows of the index, and those rollouts whole."""
+    index = run.rollouts.index()
+    rows = _telling(index["rows"], limit)
+    details, problems = {}, list(index["problems"])
+    for row in rows:
+        try:
+            details[row["id"]] = run.rollouts.rollout(row["id"])
+        except LimbeckError as error:
+            problems.append(str(error))
+    if len(rows) < len(index["rows"]):
+        problems.append(
+            f"This report holds {len(rows)} of {len(index['rows'])} recorded rollouts: the watched prompts and "
+            "those with the largest KL. Numbers over the run are of all of them."
+        )
+    kept = [row for row in rows if row["id"] in details]
+    return {**index, "rows": kept, "problems": problems}, details
+
+
+def _telling(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """Half of them watched prompts, whole histories first; the rest those with the largest KL."""
+    if len(rows) <= limit:
+        return rows
+    watched = sorted(
+        (row for row in rows if row.get("source") == "watch"), key=lambda row: (row["prompt_id"], row["step"])
+    )[: limit // 2]
+    chosen = {row["id"] for row in watched}
+    for row in sorted(rows, key=lambda row: -(row.get("kl_max") or 0.0)):
+        if len(chosen) >= limit:
+            break
+        chosen.add(row["id"])
+    return [row for row in rows if row["id"] in chosen]

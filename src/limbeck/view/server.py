@@ -1,0 +1,147 @@
+"""`limbeck view`: the page and its data over HTTP, for this machine only unless told otherwise.
+
+Everything is read from files when it is asked for; nothing is written, and no path comes from a
+request: runs, files and assets are looked up by name among those that are there.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import webbrowser
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from threading import Timer
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import LimbeckError, RunError
+from limbeck.view import page
+from limbeck.view.runs import Runs
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def make_app(path: Path, host: str = "127.0.0.1") -> Starlette:
+    """The application over the run or runs at `path`. Raises `RunError` where there is no such folder."""
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.gzip import GZipMiddleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.routing import Route
+
+    runs = Runs(path)
+    routes = [
+        Route("/", _asset),
+        Route("/assets/{name:path}", _asset),
+        Route("/api/runs", _answer(lambda request: runs.describe())),
+        Route("/api/metrics", _answer(lambda r: _run(runs, r).metrics(_number(r, "offset")))),
+        Route("/api/rollouts", _answer(lambda r: _index(runs, r))),
+        Route("/api/rollout", _answer(lambda r: _run(runs, r).rollouts.rollout(_text(r, "id")))),
+        Route("/api/search", _answer(lambda r: {"ids": _run(runs, r).rollouts.search(_text(r, "text"))})),
+        Route("/api/disagreement", _answer(lambda r: _disagreement(runs, r))),
+    ]
+    # A page of another site that has its name resolve to this machine must not read anything here.
+    trusted = [*LOOPBACK, "[::1]", host] if host in LOOPBACK else ["*"]
+    middleware = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=trusted),
+        Middleware(GZipMiddleware, minimum_size=65536, compresslevel=1) if host not in LOOPBACK else None,
+    ]
+    app = Starlette(routes=routes, middleware=[item for item in middleware if item is not None])
+    app.state.runs = runs
+    return app
+
+
+def serve(path: Path, host: str, port: int, open_browser: bool, announce: Callable[[str], None]) -> None:
+    """Serve until interrupted. Raises `RunError` where the port is taken or the extra is missing."""
+    try:
+        import uvicorn
+
+        app = make_app(path, host)
+    except ImportError:
+        raise RunError("limbeck view needs starlette and uvicorn: pip install 'limbeck[view]'") from None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise RunError(
+            f"cannot listen at {host}:{port}: {error.strerror}. Choose another with --port; 0 takes a free one."
+        ) from None
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+    announce(address)
+    if open_browser:
+        Timer(0.5, webbrowser.open, [address]).start()
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _asset(request: Request) -> Response:
+    from starlette.responses import Response
+
+    name = request.path_params.get("name", "index.html")
+    try:
+        text = page.asset(name)
+    except KeyError:
+        return Response("no such file", status_code=404, headers=_headers())
+    return Response(text, media_type=page.TYPES[Path(name).suffix], headers=_headers())
+
+
+def _answer(get: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Response] | Response]:
+    """JSON of what `get` finds; what is not there is a 404 that says so."""
+
+    def answer(request: Request) -> Response:
+        from starlette.responses import Response
+
+        try:
+            content, status = get(request), 200
+        except LimbeckError as error:
+            content, status = {"error": str(error)}, 404
+        body = json.dumps(content, separators=(",", ":"), allow_nan=False)
+        return Response(body, status_code=status, media_type="application/json", headers=_headers())
+
+    return answer
+
+
+def _headers() -> dict[str, str]:
+    return {
+        "Content-Security-Policy": page.policy({}),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+
+
+def _run(runs: Runs, request: Request) -> Any:
+    return runs.get(_text(request, "run"))
+
+
+def _index(runs: Runs, request: Request) -> Any:
+    return _run(runs, request).rollouts.index(_number(request, "known"), _text(request, "last", ""))
+
+
+def _disagreement(runs: Runs, request: Request) -> Any:
+    last = _number(request, "last", -1)
+    return _run(runs, request).disagreement.summary(_number(request, "first"), None if last < 0 else last)
+
+
+def _text(request: Request, name: str, default: str | None = None) -> str:
+    value = request.query_params.get(name, default)
+    if value is None:
+        raise RunError(f"the request has no {name!r}")
+    return value
+
+
+def _number(request: Request, name: str, default: int = 0) -> int:
+    text = request.query_params.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise RunError(f"{name} = {text!r} is not a whole number") from None
