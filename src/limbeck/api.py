@@ -21,6 +21,7 @@ from limbeck.loop import train as train_run
 from limbeck.protocols import Observer
 from limbeck.run_folder import RunFolder, remove_run
 from limbeck.teachers.contract import Verdict
+from limbeck.trackers import make_trackers
 
 __all__ = ["Evaluation", "TrainResult", "Verdict", "check", "evaluate", "train"]
 
@@ -100,6 +101,7 @@ def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[V
 
 async def _train(recipe: Recipe, fresh: bool, observers: Sequence[Observer]) -> TrainResult:
     path = run_path(recipe)
+    observers = [*observers, *make_trackers(recipe, path)]
     if fresh:
         remove_run(path)
     folder = RunFolder(path)

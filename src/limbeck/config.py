@@ -326,6 +326,33 @@ class RecordSection(Section):
     )
 
 
+class TensorBoardTracker(Section):
+    """Event files for TensorBoard (extra `tensorboard`)."""
+
+    kind: Literal["tensorboard"] = "tensorboard"
+    folder: str | None = Field(None, description="`tensorboard/` in the run's folder where absent")
+
+
+class WandbTracker(Section):
+    """Weights & Biases (extra `wandb`)."""
+
+    kind: Literal["wandb"] = "wandb"
+    project: str = "limbeck"
+    entity: str | None = Field(None, description="user or team; your own where absent")
+    mode: Literal["online", "offline"] = Field("online", description="offline: written down, for `wandb sync`")
+
+
+class TrackioTracker(Section):
+    """Trackio (extra `trackio`)."""
+
+    kind: Literal["trackio"] = "trackio"
+    project: str = "limbeck"
+    space: str | None = Field(None, description="hub space to log to; this machine where absent")
+
+
+Tracker: TypeAlias = Annotated[TensorBoardTracker | WandbTracker | TrackioTracker, Field(discriminator="kind")]
+
+
 class Recipe(Section):
     """One run. `name` and `output` say where it goes, the tables what it does."""
 
@@ -345,6 +372,7 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     record: RecordSection = RecordSection()
+    trackers: tuple[Tracker, ...] = Field((), description="who else is told: `[{kind = \"tensorboard\"}]`")
 
     @model_validator(mode="before")
     @classmethod
@@ -479,7 +507,7 @@ def _explain(error: ValidationError, source: str) -> str:
 _TAGS = {
     tag
     for section in (
-        *sections_of(Task), *sections_of(Objective), *sections_of(Grader),
+        *sections_of(Task), *sections_of(Objective), *sections_of(Grader), *sections_of(Tracker),
     )
     for name in ("kind", "divergence")
     if name in section.model_fields

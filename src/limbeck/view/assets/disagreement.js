@@ -12,7 +12,7 @@ export class DisagreementPanel {
     Object.assign(this, { openPlace, span: "all" });
     this.head = el("div", { class: "toolbar" });
     this.body = el("div");
-    this.node = el("div", {}, this.head, this.body);
+    this.node = el("div", { class: "disagreement" }, this.head, this.body);
   }
 
   async open() {

@@ -9,13 +9,14 @@ export function num(value, digits = 4) {
     : size >= 100 ? value.toFixed(1)
     : size >= 10 ? value.toFixed(2)
     : value.toFixed(Number.isInteger(value) ? 0 : digits);
-  return text.replace("-", "−");
+  return /^-0\.?0*$/.test(text) ? text.slice(1) : text.replace("-", "−");
 }
 
 export function percent(value, digits = 1) {
   if (value === null || value === undefined) return "–";
   const hundred = 100 * value;
-  if (value > 0 && hundred < 0.1) return `${hundred.toPrecision(2)}%`.replace(/(\d)e-(\d+)/, "$1e−$2");
+  if (value > 0 && hundred < 0.01) return "<0.01%";
+  if (value > 0 && hundred < 0.1) return `${hundred.toFixed(2)}%`;
   return `${hundred.toFixed(hundred >= 99.95 ? 0 : digits)}%`;
 }
 

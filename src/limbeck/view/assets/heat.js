@@ -34,8 +34,8 @@ export function heat(which, value, scale) {
 export function numbersAt(r, i) {
   const p = (logprob) => (logprob === null || logprob === undefined ? null : Math.exp(logprob));
   return [
-    ["student p", percent(p(r.student_logprob?.[i]), 2), `log p ${num(r.student_logprob?.[i])}`],
-    ["teacher p", percent(p(r.teacher_logprob?.[i]), 2), `log q ${num(r.teacher_logprob?.[i])}`],
+    ["student p", percent(p(r.student_logprob?.[i]), 2), `log ${num(r.student_logprob?.[i], 3)}`],
+    ["teacher p", percent(p(r.teacher_logprob?.[i]), 2), `log ${num(r.teacher_logprob?.[i], 3)}`],
     ["log-ratio", num(minus(r.student_logprob?.[i], r.teacher_logprob?.[i])), "log p − log q"],
     ["exact KL", num(r.reverse_kl?.[i]), "nats"],
     ["entropy", `${num(r.student_entropy?.[i], 3)} / ${num(r.teacher_entropy?.[i], 3)}`, "student / teacher"],

@@ -34,7 +34,7 @@ export class Inspector {
     this.node.replaceChildren(
       el("div", { class: "what" }, el("code", {}, tokenText(rollout.tokens[i])),
         el("span", {}, `token ${rollout.token_ids[i]} · position ${i}`, at("special") ? " · special" : "", trained ? "" : " · not trained on")),
-      trained && el("dl", {}, numbersAt(rollout, i).map(([label, value, about]) => el("div", { title: about }, el("dt", {}, label), el("dd", {}, value)))),
+      trained && el("dl", {}, numbersAt(rollout, i).map(([label, value, about]) => el("div", {}, el("dt", {}, label), el("dd", {}, value, el("small", {}, about))))),
       trained && el("div", { class: "sides" }, ["student", "teacher"].map((name) => side(
         name, at(`${name}_top_ids`), at(`${name}_top_tokens`), at(`${name}_top_logprobs`), rollout.token_ids[i]))),
       trained && el("p", { class: "hint" }, `Probabilities at T = ${rollout.temperature}`));

@@ -1,0 +1,199 @@
+"""Trackers: what reaches them, and that a run neither waits for one nor fails with one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck import api
+from limbeck.config import Recipe, parse_recipe
+from limbeck.errors import RecipeError
+from limbeck.trackers import make_trackers
+from limbeck.trackers.background import BackgroundTracker
+
+from .. import finished_run
+
+
+def _line(step: int, kind: str = "train", **values: Any) -> dict[str, Any]:
+    return {"step": step, "kind": kind, "reverse_kl/exact": 0.5 / (step + 1), "alarms": [], **values}
+
+
+class Kept:
+    """A sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, dict[str, float], tuple[str, ...]]] = []
+        self.closed = False
+
+    def open(self, start: int) -> None:
+        self.start = start
+
+    def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:
+        self.lines.append((step, dict(values), alarms))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_every_line_arrives_in_order_with_its_numbers_and_alarms(caplog: pytest.LogCaptureFixture) -> None:
+    sink = Kept()
+    tracker = BackgroundTracker("kept", sink)
+    tracker.started(3, 100)
+    tracker.phase(4, "sample")
+    for step in range(4, 104):
+        tracker.stepped(_line(step, alarms=[{"name": "length", "message": "long"}] if step == 7 else []))
+    tracker.evaluated(_line(103, "eval", accuracy=0.5, greedy=True))
+    tracker.closed()
+    assert (sink.start, sink.closed, len(sink.lines)) == (3, True, 101)
+    assert sink.lines[0] == (4, {"train/reverse_kl/exact": 0.1}, ())
+    assert sink.lines[3][2] == ("length: long",)
+    assert sink.lines[-1][1]["eval/accuracy"] == 0.5
+    assert "eval/greedy" not in sink.lines[-1][1]
+    assert not caplog.records
+
+
+def test_a_tracker_that_hangs_neither_holds_up_the_run_nor_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
+
+    class Hanging(Kept):
+        def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:
+            release.wait(60)
+
+    tracker = BackgroundTracker("hanging", Hanging(), queued=10, patience=0.2)
+    start = time.perf_counter()
+    tracker.started(0, 100)
+    for step in range(100):
+        tracker.stepped(_line(step))
+    tracker.closed()
+    assert time.perf_counter() - start < 2
+    message = caplog.records[-1].getMessage()
+    assert "tracker hanging" in message
+    assert "because it was too slow" in message
+    assert "still queued" in message
+    release.set()
+
+
+@pytest.mark.parametrize("where", ["open", "log", "close"])
+def test_a_tracker_that_fails_is_a_warning_and_nothing_else(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: Any) -> None:
+        raise ConnectionError("no route to the moon")
+
+    sink = Kept()
+    setattr(sink, where, fail)
+    tracker = BackgroundTracker("failing", sink)
+    tracker.started(0, 20)
+    for step in range(20):
+        tracker.stepped(_line(step))
+    tracker.closed()
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings[0] == "tracker failing: ConnectionError: no route to the moon. The run goes on."
+    lost = {"open": 20, "log": 20, "close": 0}[where]
+    assert warnings[-1].startswith(f"tracker failing: {lost} of 20 lines were not logged")
+    assert len(warnings) == 2
+
+
+def test_one_failure_among_many_loses_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    class Once(Kept):
+        def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:
+            if step == 2:
+                raise OSError("disk")
+            super().log(step, values, alarms)
+
+    sink = Once()
+    tracker = BackgroundTracker("once", sink)
+    tracker.started(0, 5)
+    for step in range(5):
+        tracker.stepped(_line(step))
+    tracker.closed()
+    assert [step for step, _, _ in sink.lines] == [0, 1, 3, 4]
+    assert "1 of 5 lines" in caplog.records[-1].getMessage()
+
+
+def test_a_run_that_never_started_closes_its_trackers_at_once() -> None:
+    BackgroundTracker("idle", Kept()).closed()
+
+
+def _recipe(tmp_path: Path, *trackers: dict[str, Any]) -> Recipe:
+    return parse_recipe(finished_run.table_of(tmp_path, trackers=list(trackers), steps=2, record={"every": 0}))
+
+
+def test_a_missing_package_is_said_before_the_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    recipe = _recipe(tmp_path, {"kind": "wandb", "mode": "offline"})
+    with pytest.raises(RecipeError, match=r"pip install 'limbeck\[wandb\]'"):
+        api.train(recipe)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_tracker_or_key_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="tensorboard"):
+        _recipe(tmp_path, {"kind": "tensorbord"})
+    with pytest.raises(RecipeError, match="projekt"):
+        _recipe(tmp_path, {"kind": "wandb", "projekt": "x"})
+
+
+def test_tensorboard_has_the_numbers_of_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = api.train(_recipe(tmp_path, {"kind": "tensorboard"})).folder
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for key, value in line.items():
+            if key in ("step", "kind", "alarms"):
+                continue
+            scalars = {event.step: event.value for event in events.Scalars(f"{line['kind']}/{key}")}
+            assert scalars[line["step"]] == pytest.approx(value, rel=1e-5)
+
+
+def test_wandb_offline_writes_a_run_of_all_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    folder = api.train(_recipe(tmp_path, {"kind": "wandb", "mode": "offline"})).folder
+    (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    rows = []
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.HasField("history"):
+            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [line["step"] for line in lines]
+    for row, line in zip(rows, lines, strict=True):
+        assert row[f"{line['kind']}/reverse_kl/exact"] == pytest.approx(line["reverse_kl/exact"])
+
+
+def test_wandb_online_without_a_key_is_said_before_the_run_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(type(wandb.api), "api_key", property(lambda self: None))
+    with pytest.raises(RecipeError, match="mode = 'offline'"):
+        make_trackers(_recipe(tmp_path, {"kind": "wandb"}), tmp_path)
+
+
+def test_trackio_has_the_numbers_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = api.train(_recipe(tmp_path, {"kind": "trackio"})).folder
+    import trackio
+
+    runs = trackio.Api().runs("limbeck")
+    assert [run.name for run in runs] == ["tiny"]
+    assert folder.exists()
