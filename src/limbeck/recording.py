@@ -11,21 +11,17 @@ step is dropped and no longer recorded from then on, again and again, so they st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from limbeck.order import derive_seed
 from limbeck.protocols import TokenNames
 from limbeck.records import Floats, Scored, Top, Trace
+from limbeck.rollout_file import write_rollouts
 from limbeck.run import Run, whole
 from limbeck.run_folder import recorded_step
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-FORMAT = 1  # of the files, in their metadata as `limbeck_rollouts`
 Source: TypeAlias = Literal["train", "watch"]
 
 
@@ -49,7 +45,7 @@ async def record(run: Run, step: int, samples: Sequence[Scored]) -> None:
     rows = [
         _row(run, step, source, sample, trace) for (source, sample), trace in zip(chosen, traces, strict=True)
     ]
-    run.folder.write_file(f"rollouts/step-{step:06d}.parquet", lambda path: _write(rows, path))
+    run.folder.write_file(f"rollouts/step-{step:06d}.parquet", lambda path: write_rollouts(rows, path))
     _thin_out(run)
 
 
@@ -162,38 +158,3 @@ def _top_columns(side: str, top: Top | None, mask: np.ndarray, names: TokenNames
         f"{side}_top_tokens": [names(row) for row in ids],
         f"{side}_top_logprobs": logprobs,
     }
-
-
-def schema() -> pa.Schema:
-    """The columns of a file, in order; docs/reference/files.md says what each means."""
-    import pyarrow as pa
-
-    text, integer, real = pa.string(), pa.int32(), pa.float32()
-    one_each: list[tuple[str, pa.DataType]] = [
-        ("step", integer), ("source", text), ("prompt_id", text), ("task", text), ("teacher", text),
-        ("sample", integer), ("policy_version", integer), ("temperature", pa.float64()),
-        ("prompt_text", text), ("answer", text), ("response_text", text), ("finish", text),
-        ("reward", pa.float64()), ("advantage", pa.float64()), ("sampled_tokens", integer),
-        ("log_ratio_mean", real), ("reverse_kl_mean", real), ("kl_max", real),
-    ]  # fmt: skip
-    per_token: list[tuple[str, pa.DataType]] = [
-        ("prompt_ids", integer), ("prompt_tokens", text), ("token_ids", integer), ("tokens", text),
-        ("special", pa.bool_()), ("trained", pa.bool_()), ("student_logprob", real), ("teacher_logprob", real),
-        ("behaviour_logprob", real), ("reverse_kl", real), ("student_entropy", real), ("teacher_entropy", real),
-    ]  # fmt: skip
-    tops = [
-        (f"{side}_top_{what}", pa.list_(kind))
-        for side in ("student", "teacher")
-        for what, kind in (("ids", integer), ("tokens", text), ("logprobs", real))
-    ]
-    return pa.schema(
-        one_each + [(name, pa.list_(kind)) for name, kind in per_token + tops],
-        metadata={"limbeck_rollouts": str(FORMAT)},
-    )
-
-
-def _write(rows: list[dict[str, Any]], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema()), path, compression="zstd")

@@ -19,7 +19,8 @@ from limbeck import api
 from limbeck.assemble import assemble
 from limbeck.batch import make_batch
 from limbeck.config import parse_recipe
-from limbeck.recording import _stride, _thin_out, schema
+from limbeck.recording import _stride, _thin_out
+from limbeck.rollout_file import schema
 from limbeck.run import mark, whole
 from limbeck.run_folder import RunFolder
 

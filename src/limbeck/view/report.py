@@ -48,13 +48,8 @@ def _rollouts(run: RunFiles, limit: int) -> tuple[dict[str, Any], dict[str, Any]
             details[row["id"]] = run.rollouts.rollout(row["id"])
         except LimbeckError as error:
             problems.append(str(error))
-    if len(rows) < len(index["rows"]):
-        problems.append(
-            f"This report holds {len(rows)} of {len(index['rows'])} recorded rollouts: the watched prompts and "
-            "those with the largest KL. Numbers over the run are of all of them."
-        )
     kept = [row for row in rows if row["id"] in details]
-    return {**index, "rows": kept, "problems": problems}, details
+    return {**index, "rows": kept, "recorded": len(index["rows"]), "problems": problems}, details
 
 
 def _telling(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:

@@ -41,8 +41,8 @@ function align(lines) {
 
 export class Chart {
   // build() -> { lines, alarms }: see `curves.js`. Drawn when it comes into sight.
-  constructor({ title, unit = "", about = "", size = "", format = num, height = 200, stacked = false, build }) {
-    Object.assign(this, { title, unit, format, height, stacked, build });
+  constructor({ title, unit = "", about = "", size = "", format = num, height = 200, stacked = false, span = 0, build }) {
+    Object.assign(this, { title, unit, format, height, stacked, span, build });
     this.values = el("div", { class: "values" });
     this.step = el("span", { class: "at" });
     this.note = el("p", { class: "note", hidden: true });
@@ -113,7 +113,10 @@ export class Chart {
       series[1].fill = this.lines[0].band;
     }
     const axis = { stroke: colour("--muted"), font: FONT, ticks: { show: false }, grid: { stroke: colour("--grid"), width: 1 } };
-    const spread = (low, high) => {
+    // `span` is the least that the axis covers, so that rounding errors do not look like a curve.
+    const spread = (least, most) => {
+      const lack = Math.max(0, this.span - (most - least));
+      const low = least >= 0 ? Math.max(0, least - lack / 2) : least - lack / 2, high = low + Math.max(most - least, this.span) || most;
       const room = (high - low || Math.abs(high) || 1) * 0.06;
       const bottom = low >= 0 && low < 0.35 * high ? 0 : low - room;
       return [bottom, high + room];

@@ -23,13 +23,13 @@ const CHARTS = [
     { key: "entropy/student", label: "student", ink: "--c1" }, { key: "entropy/teacher", label: "teacher", ink: "--c2", dash: [6, 4] }] },
   { title: "Response length", unit: "tokens", lines: [
     { key: "response_length/mean", label: "mean", ink: "--c1" }, { key: "response_length/max", label: "longest", ink: "--c6", faint: true }] },
-  { title: "Truncated and looping", unit: "share of responses", format: percent, lines: [
+  { title: "Truncated and looping", unit: "share of responses", span: 0.02, format: percent, lines: [
     { key: "truncated", label: "cut at max_tokens", ink: "--c2" }, { key: "repetition", label: "looping", ink: "--c4", dash: [6, 4] }] },
-  { title: "Importance ratio", unit: "p / μ", about: "learner against sampler: 1 when fresh", lines: [
+  { title: "Importance ratio", unit: "p / μ", span: 0.02, about: "learner against sampler: 1 when fresh", lines: [
     { key: "importance/max", label: "largest", ink: "--c6", faint: true }, { key: "importance/mean", label: "mean", ink: "--c1" }] },
-  { title: "Effective sample size", unit: "share of tokens", format: percent, lines: [
+  { title: "Effective sample size", unit: "share of tokens", span: 0.02, format: percent, lines: [
     { key: "importance/effective_share", label: "effective", ink: "--c3" }] },
-  { title: "Sampler mismatch", unit: "nats / token", about: "mean |log p − log μ|: what the sampler and the learner disagree by", lines: [
+  { title: "Sampler mismatch", unit: "nats / token", span: 0.001, about: "mean |log p − log μ|: what the sampler and the learner disagree by", lines: [
     { key: "mismatch", label: "mean", ink: "--c4" }] },
   { title: "Top tokens in common", unit: "share", format: percent, about: "how many of the student's most likely tokens are among the teacher's", lines: [
     { key: "top_k_overlap", label: "overlap", ink: "--c3" }] },

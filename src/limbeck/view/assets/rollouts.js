@@ -44,7 +44,7 @@ export class RolloutsPanel {
     if (runId) this.runId = runId;
     store.watchRollouts = true;
     if (!this.run) { this.detail.node.replaceChildren(el("p", { class: "blank" }, "There is no run here yet.")); return; }
-    if (!this.run.rolloutsAsked) { await this.run.readRollouts(); store.tell("problems"); }
+    if (!this.run.rolloutsAsked) { this.count.textContent = "Reading…"; this.filters.replaceChildren(this.count); await this.run.readRollouts(); store.tell("problems"); }
     if (this.drawnFor !== this.run.id || !this.filters.childElementCount) { this.drawnFor = this.run.id; this.drawFilters(); }
     this.arrange();
     const row = id ? this.run.rows.find((r) => r.id === id) : this.chosen && this.run.rows.includes(this.chosen) ? null : this.rows[0];
@@ -84,7 +84,7 @@ export class RolloutsPanel {
       && (!filter.cut || row.finish === "length") && (!filter.teacher || row.teacher === filter.teacher) && (!filter.task || row.task === filter.task)
       && (!filter.found || filter.found.has(row.id)));
     this.rows.sort(SORTS[filter.sort][1]);
-    this.count.textContent = this.rows.length === all.length ? `${whole(all.length)} rollouts` : `${whole(this.rows.length)} of ${whole(all.length)} rollouts`;
+    this.count.textContent = this.rows.length === all.length ? `${whole(all.length)} rollouts${this.run.recorded > all.length ? `; ${whole(this.run.recorded)} were recorded` : ""}` : `${whole(this.rows.length)} of ${whole(all.length)} rollouts`;
     this.canvas.style.setProperty("height", `${this.rows.length * ROW}px`);
     this.drawRows();
   }

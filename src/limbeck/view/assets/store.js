@@ -43,6 +43,7 @@ class RunData {
     else this.rows.push(...part.rows);
     this.known = part.known;
     this.lastFile = part.last;
+    this.recorded = part.recorded;
     this.problems.rollouts = part.problems;
     return changed;
   }
