@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow smollm2 check lint types floors benchmark clean
+.PHONY: help demo test test-slow test-browser smollm2 check lint types floors benchmark clean
 
 help:            ## what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -17,6 +17,10 @@ test: $(VENV)/test     ## the default tests: no network, under ten minutes
 
 test-slow: $(VENV)/test     ## tests that take minutes each: the whole demo, the documentation's commands
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/browser     ## the run page in a headless Chromium; installs it on Debian, as root
+	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || { echo "make test-browser needs Chromium and ChromeDriver. On Debian or Ubuntu: sudo apt-get install chromium chromium-driver" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 smollm2: $(VENV)/smollm2     ## prune a real chat model and heal it by its original
 	$(BIN)/python scripts/smollm2/prepare.py
@@ -47,11 +51,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable .
+	$(PIP) --editable '.[view]'
 	@touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/browser: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[browser]'
 	@touch $@
 
 $(VENV)/smollm2: pyproject.toml constraints.txt | $(BIN)/python

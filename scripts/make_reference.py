@@ -53,7 +53,8 @@ def tables(section: type[Section], path: str) -> typing.Iterator[str]:
     yield f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n\n{table}"
     for name, info in section.model_fields.items():
         for below in sections_of(info.annotation):
-            yield from tables(below, f"{path}.{name}" if path else name)
+            shown = f"[{name}]" if get_origin(info.annotation) is tuple else name  # `[[trackers]]`: one of several
+            yield from tables(below, f"{path}.{shown}" if path else shown)
 
 
 def row(name: str, info: FieldInfo) -> str:

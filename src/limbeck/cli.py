@@ -126,7 +126,9 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
 
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path), default="runs")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; the default is this machine.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen at; the default is this machine."
+)
 @click.option("--port", default=8642, show_default=True, help="0 takes a free one.")
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")
 def view(path: Path, host: str, port: int, no_open: bool) -> None:
@@ -143,7 +145,9 @@ def view(path: Path, host: str, port: int, no_open: bool) -> None:
 
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True
+)
 @click.option("--rollouts", default=200, show_default=True, help="How many rollouts go in with all their tokens.")
 @click.option("--png", type=click.Path(file_okay=False, path_type=Path), help="Also write plots to this folder.")
 def report(path: Path, output: Path, rollouts: int, png: Path | None) -> None:

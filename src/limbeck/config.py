@@ -372,7 +372,7 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     record: RecordSection = RecordSection()
-    trackers: tuple[Tracker, ...] = Field((), description="who else is told: `[{kind = \"tensorboard\"}]`")
+    trackers: tuple[Tracker, ...] = Field((), description='who else is told: `[{kind = "tensorboard"}]`')
 
     @model_validator(mode="before")
     @classmethod

@@ -32,7 +32,8 @@ class LiveConsole:
     def __init__(self, title: str, console: Console) -> None:
         self.title, self.console = title, console
         self.history: dict[str, list[float]] = {}
-        self.notes: list[Text] = []
+        self.evaluations: list[Text] = []
+        self.alarms: dict[str, tuple[int, int, str]] = {}  # by name: how often, last step, its text
         self.step = self.steps = self.first = 0
         self.phase_name, self.began = "loading", time.monotonic()
         self.live = Live(self._panel(), console=console, refresh_per_second=4, transient=False)
@@ -50,17 +51,15 @@ class LiveConsole:
 
     def stepped(self, line: Mapping[str, Any]) -> None:
         self.step = line["step"]
-        for _, keys, _ in LIVE_ROWS:
-            for key in keys:
-                if key in line:
-                    self.history.setdefault(keys[0], []).append(line[key])
-                    break
-        for alarm in line["alarms"]:
-            self.notes.append(Text(f"step {line['step']}: {alarm['name']}: {alarm['message']}", style="yellow"))
+        for name, value, _ in shown_values(line):
+            self.history.setdefault(name, []).append(value)
+        for alarm in line["alarms"]:  # one that comes at every step is one line, and hides nothing else
+            times = self.alarms.get(alarm["name"], (0, 0, ""))[0] + 1
+            self.alarms[alarm["name"]] = (times, line["step"], alarm["message"])
         self.live.update(self._panel())
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
-        self.notes.append(Text(describe_evaluation(line), style="cyan"))
+        self.evaluations.append(Text(describe_evaluation(line), style="cyan"))
         self.live.update(self._panel())
 
     def closed(self) -> None:
@@ -71,21 +70,25 @@ class LiveConsole:
     def _panel(self) -> RenderableType:
         done, left = self.step - self.first, self.steps - self.step
         elapsed = time.monotonic() - self.began
-        remaining = f"{elapsed / done * left:.0f} s left" if done and left else ""
+        remaining = f"{duration(elapsed / done * left)} left" if done and left else ""
         header = Table.grid(padding=(0, 2))
         header.add_row(
             Text(self.title, style="bold"),
             Text(f"step {self.step}/{self.steps}"),
             ProgressBar(total=max(1, self.steps), completed=self.step, width=30),
-            Text(f"{elapsed:.0f} s", style="dim"),
+            Text(duration(elapsed), style="dim"),
             Text(remaining, style="dim"),
             Text(self.phase_name, style="magenta"),
         )
         rows = Table.grid(padding=(0, 2))
-        for name, keys, form in LIVE_ROWS:
-            if values := self.history.get(keys[0]):
+        for name, _, form in LIVE_ROWS:
+            if values := self.history.get(name):
                 rows.add_row(Text(name, style="dim"), form.format(values[-1]), Text(sparkline(values), style="green"))
-        return Group(header, rows, *self.notes[-6:])
+        alarms = [
+            Text(f"▲ {name}{f' ({times} times)' if times > 1 else ''}, step {step}: {message}", style="yellow")
+            for name, (times, step, message) in self.alarms.items()
+        ]
+        return Group(header, rows, *self.evaluations[-3:], *alarms)
 
 
 class PlainConsole:
@@ -93,8 +96,11 @@ class PlainConsole:
 
     def __init__(self, as_json: bool = False, every: int = 1) -> None:
         self.as_json, self.every = as_json, every
+        self.first = self.steps = 0
+        self.began = time.monotonic()
 
     def started(self, step: int, steps: int) -> None:
+        self.first, self.steps, self.began = step, steps, time.monotonic()
         if not self.as_json and step:
             print(f"resuming after step {step} of {steps}", flush=True)
 
@@ -106,12 +112,11 @@ class PlainConsole:
             print(json.dumps(line), flush=True)
             return
         if line["step"] % self.every == 0:
-            shown = [
-                f"{name} {form.format(line[key])}"
-                for name, keys, form in LIVE_ROWS
-                for key in keys[:1] if key in line
-            ]  # fmt: skip
-            print(f"step {line['step']}: " + "  ".join(shown), flush=True)
+            shown = [f"{name} {form.format(value)}" for name, value, form in shown_values(line)]
+            done, left = line["step"] - self.first, self.steps - line["step"]
+            if done > 0 and left > 0:
+                shown.append(f"{duration((time.monotonic() - self.began) / done * left)} left")
+            print(f"step {line['step']}/{self.steps}: " + "  ".join(shown), flush=True)
         for alarm in line["alarms"]:
             print(f"step {line['step']}: ALARM {alarm['name']}: {alarm['message']}", flush=True)
 
@@ -129,6 +134,26 @@ def make_console(title: str, quiet: bool = False, as_json: bool = False) -> Live
         return None
     console = Console()
     return LiveConsole(title, console) if console.is_terminal and sys.stdout.isatty() else PlainConsole()
+
+
+def shown_values(line: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """The few numbers that matter, as (name, value, format): of each, the first key that the line has."""
+    return [
+        (name, line[key], form)
+        for name, keys, form in LIVE_ROWS
+        for key in [next((key for key in keys if key in line), None)]
+        if key is not None
+    ]
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def describe_evaluation(line: Mapping[str, Any]) -> str:

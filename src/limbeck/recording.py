@@ -42,9 +42,7 @@ async def record(run: Run, step: int, samples: Sequence[Scored]) -> None:
     if not chosen:
         return
     traces = await run.learner.trace([sample for _, sample in chosen], section.top)
-    rows = [
-        _row(run, step, source, sample, trace) for (source, sample), trace in zip(chosen, traces, strict=True)
-    ]
+    rows = [_row(run, step, source, sample, trace) for (source, sample), trace in zip(chosen, traces, strict=True)]
     run.folder.write_file(f"rollouts/step-{step:06d}.parquet", lambda path: write_rollouts(rows, path))
     _thin_out(run)
 
@@ -149,9 +147,7 @@ def _top_columns(side: str, top: Top | None, mask: np.ndarray, names: TokenNames
         return {f"{side}_top_{what}": None for what in ("ids", "tokens", "logprobs")}
     ids: list[list[int]] = [[] for _ in mask]
     logprobs: list[list[float]] = [[] for _ in mask]
-    for place, row_ids, row_logprobs in zip(
-        np.flatnonzero(mask), top.ids.tolist(), top.logprobs.tolist(), strict=True
-    ):
+    for place, row_ids, row_logprobs in zip(np.flatnonzero(mask), top.ids.tolist(), top.logprobs.tolist(), strict=True):
         ids[place], logprobs[place] = row_ids, row_logprobs
     return {
         f"{side}_top_ids": ids,

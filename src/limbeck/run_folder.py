@@ -186,7 +186,6 @@ class RunFolder:
         with _disk_errors(f"cannot write {self.metrics}"):
             os.truncate(self.metrics, length)
 
-
     def _cut_rollouts(self, step: int) -> None:
         """Remove what was recorded after `step`: those steps are made again."""
         with _disk_errors(f"cannot write to {self.rollouts}"):

@@ -18,8 +18,7 @@ from limbeck.config import Recipe, parse_recipe
 from limbeck.errors import RecipeError
 from limbeck.trackers import make_trackers
 from limbeck.trackers.background import BackgroundTracker
-
-from .. import finished_run
+from tests import finished_run
 
 
 def _line(step: int, kind: str = "train", **values: Any) -> dict[str, Any]:
@@ -171,7 +170,9 @@ def test_wandb_offline_writes_a_run_of_all_lines(tmp_path: Path, monkeypatch: py
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.HasField("history"):
-            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+            rows.append(
+                {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [line["step"] for line in lines]
     for row, line in zip(rows, lines, strict=True):

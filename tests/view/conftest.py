@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .. import finished_run
+from tests import finished_run
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,7 @@ from limbeck.recording import _stride, _thin_out
 from limbeck.rollout_file import schema
 from limbeck.run import mark, whole
 from limbeck.run_folder import RunFolder
-
-from .. import finished_run
+from tests import finished_run
 
 PER_TOKEN = [
     "tokens", "special", "trained", "student_logprob", "teacher_logprob", "behaviour_logprob", "reverse_kl",

@@ -72,6 +72,7 @@ def next_commands(folder: Path) -> list[str]:
     return [
         "",
         f"The student is in {folder / 'model'}, an ordinary Hugging Face folder. To go on:",
+        f"  limbeck view {folder}                     # curves, tokens, where the two still disagree",
         f"  limbeck eval {folder / 'recipe.toml'} --model {folder / 'model'} --answers 3",
         f"  limbeck train {folder / 'recipe.toml'} steps=600             # more steps, from the last checkpoint",
         f"  limbeck train {folder / 'recipe.toml'} name=hot rollout.temperature=1.3   # another temperature",

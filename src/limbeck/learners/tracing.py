@@ -22,9 +22,7 @@ from limbeck.records import Floats, Top, Trace
 CHUNK = 256  # tokens whose logits are alive at once
 
 
-def trace_micro_batch(
-    hidden_Nd: Tensor, head: Head, micro: MicroBatch, temperature: float, top: int
-) -> list[Trace]:
+def trace_micro_batch(hidden_Nd: Tensor, head: Head, micro: MicroBatch, temperature: float, top: int) -> list[Trace]:
     """One `Trace` for each member of the micro-batch, in its order."""
     columns = _Columns()
     with torch.autocast(hidden_Nd.device.type, enabled=False):

@@ -67,7 +67,7 @@ def in_one_file(data: Mapping[str, Any], title: str) -> str:
     icon = base64.b64encode(asset("icon.svg").encode()).decode()
     body = (
         f'<script type="application/json" id="data">{inert(data)}</script>\n'
-        f"<script>{library}</script>\n<script type=\"module\">{modules}</script>"
+        f'<script>{library}</script>\n<script type="module">{modules}</script>'
     )
     for mark, text in (
         ("title", f"<title>{_escaped(title)}</title>"),

@@ -87,7 +87,7 @@ class Rollouts:
         for name in self.names():
             try:
                 table = _read(self.folder / name, ["prompt_text", "response_text", "prompt_id"])
-            except Exception:  # noqa: S112 (the index names this file among the problems)
+            except Exception:  # the index names this file among the problems
                 continue
             for number, row in enumerate(table.to_pylist()):
                 yield f"{name}:{number}", tuple(row.values())
