@@ -8,8 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 STEPS = 6
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 HOSTILE += "\x1b[31mred\x1b[0m \u202egnp.exe\u202c zero\u200bwidth </script><!-- & &lt;b&gt;"
@@ -17,6 +15,7 @@ HOSTILE += "\x1b[31mred\x1b[0m \u202egnp.exe\u202c zero\u200bwidth </script><!--
 
 def disturbed_student(folder: Path) -> Path:
     """`demo:student` with noise on its weights: a teacher that disagrees here and there."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from limbeck.models import resolve
@@ -54,6 +53,8 @@ def table_of(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def train(folder: Path, **changes: Any) -> Path:
     """The folder of a finished run."""
+    import torch
+
     from limbeck import api
     from limbeck.config import parse_recipe
 

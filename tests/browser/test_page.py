@@ -172,8 +172,9 @@ def test_filters_search_and_sorting(page: Page, copied: Path, served: Served) ->
 
     def select(label: str, value: str) -> None:
         page.run(
-            "const f = [...document.querySelectorAll('.filters .field')].find(f => f.firstChild.textContent === arguments[0]);"
-            "const s = f.querySelector('select'); s.value = arguments[1]; s.dispatchEvent(new Event('change'))",
+            "const field = [...document.querySelectorAll('.filters .field')]"
+            ".find(f => f.firstChild.textContent === arguments[0]);"
+            "const s = field.querySelector('select'); s.value = arguments[1]; s.dispatchEvent(new Event('change'))",
             label,
             value,
         )

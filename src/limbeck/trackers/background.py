@@ -10,7 +10,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 logger = logging.getLogger("limbeck.trackers")
@@ -84,14 +85,12 @@ class BackgroundTracker:
             )
 
     def _work(self, start: int) -> None:
-        if not self._attempt(lambda: self.sink.open(start)):
+        if not self._attempt(partial(self.sink.open, start)):
             self._discard_all()
             return
         failures = 0
         while (line := self._next()) is not None:
-            values, alarms = _values(line), _alarms(line)
-            step = int(line["step"])
-            if self._attempt(lambda s=step, v=values, a=alarms: self.sink.log(s, v, a)):
+            if self._attempt(partial(self.sink.log, int(line["step"]), _values(line), _alarms(line))):
                 failures = 0
                 continue
             self._failed += 1
@@ -120,7 +119,7 @@ class BackgroundTracker:
             else:
                 self._failed += 1
 
-    def _attempt(self, call: Any) -> bool:
+    def _attempt(self, call: Callable[[], None]) -> bool:
         """Whether it worked. Whatever a tracker's package raises must not reach the run."""
         try:
             call()

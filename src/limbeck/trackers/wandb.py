@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import netrc
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from limbeck.config import Recipe, WandbTracker
 from limbeck.errors import RecipeError
@@ -18,11 +21,9 @@ class WandbSink:
     """Raises `RecipeError` where an online run has no key to log in with."""
 
     def __init__(self, section: WandbTracker, recipe: Recipe, folder: Path) -> None:
-        import wandb
-
         self.section, self.recipe, self.folder = section, recipe, folder
         self.run: Any = None
-        if section.mode == "online" and not wandb.api.api_key:
+        if section.mode == "online" and not _has_key():  # wandb would ask for one in the middle of the run
             raise RecipeError(
                 "trackers: wandb has no key to log in with. Run `wandb login`, set WANDB_API_KEY, or mode = 'offline'."
             )
@@ -58,3 +59,17 @@ class WandbSink:
         if not path.exists():
             path.write_text(secrets.token_hex(6), encoding="utf-8")
         return path.read_text(encoding="utf-8").strip()
+
+
+def _has_key() -> bool:
+    """Whether there is something to log in with, in the places that W&B documents."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    for path in (Path(os.environ.get("NETRC", "~/.netrc")).expanduser(), Path("~/_netrc").expanduser()):
+        try:
+            if path.exists() and netrc.netrc(path).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            return True  # wandb may read it otherwise; it is not for us to refuse
+    return False

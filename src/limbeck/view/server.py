@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from limbeck.errors import LimbeckError, RunError
 from limbeck.view import page
@@ -61,7 +62,7 @@ class _OnlyThisMachine:
             from starlette.requests import Request
             from starlette.responses import PlainTextResponse
 
-            name = Request(scope).headers.get("host", "").rpartition(":")[0].strip("[]")
+            name = urlsplit(f"//{Request(scope).headers.get('host', '')}").hostname
             if name not in LOOPBACK:
                 await PlainTextResponse("this page is for this machine only", 400)(scope, receive, send)
                 return
