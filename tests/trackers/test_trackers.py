@@ -172,6 +172,7 @@ def test_wandb_offline_writes_a_run_of_all_lines(models: Path, tmp_path: Path, m
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
+    monkeypatch.setattr("limbeck.trackers.background.PATIENCE", 120.0)
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     folder = api.train(_recipe(tmp_path, {"kind": "wandb", "mode": "offline"}, models)).folder

@@ -28,6 +28,7 @@ def _sink(section: Tracker, recipe: Recipe, folder: Path) -> Sink:
             f"trackers: {section.kind!r} is not installed. pip install 'limbeck[{section.kind}]', or take it out of "
             "the recipe."
         )
+    # The packages are imported here, once, before the first step: some take seconds.
     if isinstance(section, TensorBoardTracker):
         from limbeck.trackers.tensorboard import TensorBoardSink
 

@@ -36,8 +36,9 @@ class Sink(Protocol):
 class BackgroundTracker:
     """An observer that never blocks and never raises."""
 
-    def __init__(self, name: str, sink: Sink, queued: int = QUEUED_LINES, patience: float = PATIENCE) -> None:
-        self.name, self.sink, self.patience = name, sink, patience
+    def __init__(self, name: str, sink: Sink, queued: int = QUEUED_LINES, patience: float | None = None) -> None:
+        self.name, self.sink = name, sink
+        self.patience = PATIENCE if patience is None else patience
         self._lines: queue.Queue[Mapping[str, Any]] = queue.Queue(queued)
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None

@@ -11,14 +11,14 @@ class TensorBoardSink:
     """Scalars by their names, alarms as text."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.make = folder, SummaryWriter
         self.writer: Any = None
 
     def open(self, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         # What an earlier process wrote after the checkpoint is made again.
-        self.writer = SummaryWriter(str(self.folder), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
+        self.writer = self.make(str(self.folder), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
 
     def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:
         for name, value in values.items():

@@ -12,13 +12,13 @@ class TrackioSink:
     """Logs under the recipe's name; a resumed run goes on in the same trackio run."""
 
     def __init__(self, section: TrackioTracker, recipe: Recipe) -> None:
-        self.section, self.recipe = section, recipe
+        import trackio
+
+        self.trackio, self.section, self.recipe = trackio, section, recipe
         self.run: Any = None
 
     def open(self, start: int) -> None:
-        import trackio
-
-        self.run = trackio.init(
+        self.run = self.trackio.init(
             project=self.section.project,
             name=self.recipe.name,
             space_id=self.section.space,

@@ -21,7 +21,9 @@ class WandbSink:
     """Raises `RecipeError` where an online run has no key to log in with."""
 
     def __init__(self, section: WandbTracker, recipe: Recipe, folder: Path) -> None:
-        self.section, self.recipe, self.folder = section, recipe, folder
+        import wandb
+
+        self.wandb, self.section, self.recipe, self.folder = wandb, section, recipe, folder
         self.run: Any = None
         if section.mode == "online" and not _has_key():  # wandb would ask for one in the middle of the run
             raise RecipeError(
@@ -29,9 +31,7 @@ class WandbSink:
             )
 
     def open(self, start: int) -> None:
-        import wandb
-
-        self.run = wandb.init(
+        self.run = self.wandb.init(
             project=self.section.project,
             entity=self.section.entity,
             name=self.recipe.name,
@@ -40,7 +40,7 @@ class WandbSink:
             mode=self.section.mode,
             dir=str(self.folder),
             config=self.recipe.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True, console="off", init_timeout=LOGIN_SECONDS),
+            settings=self.wandb.Settings(silent=True, console="off", init_timeout=LOGIN_SECONDS),
         )
         # W&B's own step may only grow, but a resumed run makes some steps again: ours is a metric.
         self.run.define_metric("step")
