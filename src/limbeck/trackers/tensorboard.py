@@ -13,7 +13,8 @@ class TensorBoardSink:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.make = folder, SummaryWriter
+        self.folder = folder
+        self.make: Any = SummaryWriter
         self.writer: Any = None
 
     def open(self, start: int) -> None:
