@@ -190,8 +190,8 @@ class _Decoding:
         )
         if self.cache.get_seq_length() != width:
             raise EngineError(
-                f"{self.lm.name}: {type(self.lm.model).__name__} kept {self.cache.get_seq_length()} of {width} tokens in "
-                "its key-value cache, so each token would be sampled without what precedes it. Supported: "
+                f"{self.lm.name}: {type(self.lm.model).__name__} kept {self.cache.get_seq_length()} of {width} tokens "
+                "in its key-value cache, so each token would be sampled without what precedes it. Supported: "
                 "attention-only causal language models that use transformers' cache."
             )
         prompt_B = torch.tensor([p for p, n in enumerate(self.numbers) for _ in n], device=device)
