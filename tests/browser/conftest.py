@@ -97,7 +97,8 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 
 @pytest.fixture
-def page(browser: webdriver.Chrome) -> Iterator[Page]:
+def page(browser: webdriver.Chrome, served: Callable[[Path], str]) -> Iterator[Page]:
+    """Looked at for complaints before its server goes away, hence after `served`."""
     page = Page(browser)
     browser.set_window_size(1440, 1000)
     page.errors()
