@@ -25,14 +25,19 @@ class Columns:
         while self.step and self.step[-1] >= line["step"]:
             self.step.pop()
             for column in self.values.values():
-                column.pop()
+                del column[len(self.step) :]
+        count = len(self.step)
         for key, value in line.items():
             if key == "step" or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             column = self.values.setdefault(key, [])
-            column.extend([None] * (len(self.step) - len(column)))
+            if len(column) < count:
+                column.extend([None] * (count - len(column)))
             column.append(value if math.isfinite(value) else None)
         self.step.append(line["step"])
+
+    def fill_up(self) -> None:
+        """Make all columns as long as `step`, once after the last line: keys that ended early end in None."""
         for column in self.values.values():
             column.extend([None] * (len(self.step) - len(column)))
 
@@ -74,6 +79,8 @@ def read_metrics(path: Path, offset: int = 0) -> Metrics:
     end = data.rfind(b"\n") + 1
     metrics = Metrics(offset=offset + end, reset=offset == 0)
     bad = list(_add_lines(metrics, data[:end].split(b"\n")[:-1]))
+    metrics.train.fill_up()
+    metrics.eval.fill_up()
     if bad:
         more = f", and {len(bad) - SHOWN_PROBLEMS} more" if len(bad) > SHOWN_PROBLEMS else ""
         metrics.problems.append(f"metrics.jsonl: left out {'; '.join(bad[:SHOWN_PROBLEMS])}{more}.")
