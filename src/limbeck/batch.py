@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import ContractError
+from limbeck.left_out import trained_part
 from limbeck.objectives import Dense, Sampled, Target, Tokens, TopK
 from limbeck.records import HiddenScores, Rollout, Scored, TeacherScores, TokenScores, TopKScores
 
@@ -111,6 +112,7 @@ def make_batch(samples: Sequence[Scored], layout: Layout, budget: int, device: t
     """
     for sample in samples:
         _check(sample)
+    samples = [trained_part(sample) for sample in samples]
     temperatures = {sample.rollout.sampling.temperature for sample in samples}
     if len(temperatures) != 1:
         raise ValueError(f"one step holds rollouts of one temperature, got {sorted(temperatures)}")

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from limbeck.alarms import Alarms
 from limbeck.errors import NonFiniteError
 from limbeck.evaluation import evaluate
-from limbeck.metrics import describe, speeds
+from limbeck.metrics import describe, describe_scores, speeds
 from limbeck.order import PromptOrder, derive_seed
 from limbeck.recording import is_recorded, record
 from limbeck.records import Prompt, StepReport
@@ -65,7 +65,8 @@ async def one_step(run: Run, prompts: Sequence[Prompt], step: int) -> StepReport
     with run.phase(step, "publish"):
         await run.engine.load(await run.learner.publish())
     seconds = {**report.seconds, **run.seconds, "step": time.perf_counter() - start}
-    sums = {**report.sums, **describe(rollouts, rewards), **speeds(seconds, rollouts)}
+    told = {**describe(rollouts, rewards), **describe_scores(samples, len(rollouts))}
+    sums = {**report.sums, **told, **speeds(seconds, rollouts)}
     return StepReport(report.means, report.maxima, sums, seconds)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from limbeck.records import Ints, Rollout
+import numpy as np
+
+from limbeck.records import HiddenScores, Ints, Rollout, Scored
 
 REPEATED_GRAM = 4
 LOOPING_SHARE = 0.5  # of a response's 4-grams seen before: text repeats itself far less
@@ -24,6 +26,29 @@ def describe(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> di
         "tokens/sampled": float(sum(lengths)),
     }
     return {**numbers, "reward": statistics.fmean(graded)} if graded else numbers
+
+
+def describe_scores(samples: Sequence[Scored], asked: int) -> dict[str, float]:
+    """What of the teachers' answers could be used, and how certain it is. `asked` counts the rollouts.
+
+    Empty for an exact teacher that answered everything: then there is nothing to tell.
+    """
+    numbers: dict[str, float] = {}
+    if len(samples) < asked:
+        numbers["teacher/samples_lost"] = float(asked - len(samples))
+    bounded = [s.scores for s in samples if not isinstance(s.scores, HiddenScores) and s.scores.errors is not None]
+    if bounded:
+        errors = np.concatenate([scores.errors for scores in bounded if scores.errors is not None])
+        known = np.concatenate(
+            [np.ones(len(s.errors), bool) if s.known is None else s.known for s in bounded if s.errors is not None]
+        )
+        numbers["teacher/tokens_left_out"] = float((~known).sum())
+        numbers["teacher/error_bound/mean"] = float(errors[known].mean()) if known.any() else 0.0
+        numbers["teacher/error_bound/max"] = float(errors[known].max()) if known.any() else 0.0
+    names = [sample.scores.teacher for sample in samples]
+    if len(set(names)) > 1:
+        numbers |= {f"teacher/{name}/samples": float(names.count(name)) for name in sorted(set(names))}
+    return numbers
 
 
 def repeated_share(tokens: Ints) -> float:

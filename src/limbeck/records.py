@@ -138,7 +138,9 @@ class TokenScores:
     teacher: str
     temperature: float
     logprobs: Floats  # [S] log q(y_t)
-    error_bound: float = 0.0  # nats; the largest certified error of any value
+    error_bound: float = 0.0  # nats; the largest certified error of any value that is trained on
+    errors: Floats | None = None  # [S] nats; each position's own bound, None where all are exact
+    known: Mask | None = None  # [S] False where the bound is too wide to train on: NaN stands there. None: all known
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ class TopKScores:
     logprobs: Floats  # [S, K] log q, normalised over the whole vocabulary
     logprobs_of_sampled: Floats  # [S]
     error_bound: float = 0.0
+    errors: Floats | None = None  # [S], see TokenScores
+    known: Mask | None = None  # [S], see TokenScores
 
 
 @dataclass(frozen=True, slots=True)

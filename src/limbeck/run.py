@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from limbeck.config import Recipe
 from limbeck.errors import DataError, LimbeckError
+from limbeck.left_out import enough
 from limbeck.objectives.advantage import group_advantages
 from limbeck.protocols import Engine, Learner, Observer, Task, Teacher, TokenNames
 from limbeck.records import Failure, HiddenScores, Ints, Rollout, Sampling, Scored, TeacherScores
@@ -33,6 +34,7 @@ class Run:
     start: int = 0  # updates that had been made
     reference: Teacher | None = None
     names: TokenNames | None = None  # None: rollouts are not recorded
+    min_scored_fraction: float = 1.0  # of a step's rollouts that the teacher must mark, or the step stops
     same_weights: bool = False  # student and teacher begin as the same model
     observers: Sequence[Observer] = ()
     seconds: dict[str, float] = field(default_factory=dict)  # of the phases of the present step
@@ -69,11 +71,18 @@ class Run:
 
 async def mark(run: Run, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> list[Scored]:
     """Scores of teacher and reference, and advantages, for each rollout."""
-    scores: list[TeacherScores] = whole(await run.teacher.score(rollouts))
+    answers = await run.teacher.score(rollouts)
+    advantages = _advantages(run, rollouts, rewards)  # of the whole group, whatever the teacher could mark
+    kept = enough(answers, run.min_scored_fraction)
+    scores: list[TeacherScores] = [answer for answer in answers if not isinstance(answer, Failure)]
+    rollouts, rewards, advantages = (
+        [rollouts[i] for i in kept],
+        [rewards[i] for i in kept],
+        [advantages[i] for i in kept],
+    )
     references: Sequence[HiddenScores | None] = [None] * len(rollouts)
     if run.reference is not None:
         references = [s for s in whole(await run.reference.score(rollouts)) if isinstance(s, HiddenScores)]
-    advantages = _advantages(run, rollouts, rewards)
     return [
         Scored(rollout, score, reward, advantage, reference)
         for rollout, score, reward, advantage, reference in zip(
