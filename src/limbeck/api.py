@@ -109,7 +109,10 @@ async def _train(recipe: Recipe, fresh: bool, observers: Sequence[Observer]) -> 
     try:
         assembled = await assemble(recipe, folder, checkpoint)
         assembled.run.observers = observers
-        await train_run(assembled.run)
+        try:
+            await train_run(assembled.run)
+        finally:
+            await assembled.run.teacher.close()
     finally:
         for observer in observers:
             observer.closed()

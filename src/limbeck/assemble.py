@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from limbeck.assemble_teachers import open_teachers, prove_teachers
 from limbeck.config import Recipe, Student
+from limbeck.config_teachers import LocalTeacher as LocalSection
 from limbeck.engines.hf import InProcessEngine
 from limbeck.errors import RecipeError
 from limbeck.learners.local import MODEL_FOLDER, InProcessLearner
@@ -18,7 +20,7 @@ from limbeck.records import Ints
 from limbeck.run import Run
 from limbeck.run_folder import Checkpoint, RunFolder
 from limbeck.tasks import load_task
-from limbeck.teachers.contract import Verdict, check_tokenizers, prove
+from limbeck.teachers.contract import Verdict
 from limbeck.teachers.local import LocalTeacher
 
 if TYPE_CHECKING:
@@ -45,11 +47,9 @@ async def assemble(recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | N
     whole_weights = recipe.learner.lora is None
     source = Student(model=str(checkpoint.folder / MODEL_FOLDER)) if checkpoint and whole_weights else recipe.student
     student = load_model(source.model_copy(update={"attention": recipe.student.attention}), device)
-    teacher_lm = load_model(recipe.teacher, device)
-    verdicts = [check_tokenizers(student, teacher_lm, recipe.teacher.same_chat_template)]
-    task = load_task(recipe.task, student.tokenizer, recipe.seed, _longest_prompt(recipe, student, teacher_lm))
-    teacher = LocalTeacher("teacher", teacher_lm)
-    verdicts += await prove(teacher, task.train, recipe.rollout.temperature, student.vocabulary)
+    opened = open_teachers(recipe, student, device)
+    task = load_task(recipe.task, student.tokenizer, recipe.seed, _longest_prompt(recipe, student, opened.contexts))
+    verdicts = await prove_teachers(opened, task, recipe, student, folder, checkpoint is not None)
 
     learner = InProcessLearner(student, recipe.learner, recipe.objective, recipe.steps, recipe.seed)
     if checkpoint:
@@ -60,7 +60,7 @@ async def assemble(recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | N
         recipe=recipe,
         task=task,
         engine=engine,
-        teacher=teacher,
+        teacher=opened.teacher,
         learner=learner,
         decode=Decoder(student.tokenizer),
         names=Names(student.tokenizer),
@@ -68,7 +68,10 @@ async def assemble(recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | N
         folder=folder,
         start=checkpoint.step if checkpoint else 0,
         reference=_reference(recipe, student.vocabulary, device),
-        same_weights=checkpoint is None and resolve(recipe.student.model) == resolve(recipe.teacher.model),
+        min_scored_fraction=opened.min_scored_fraction,
+        same_weights=checkpoint is None
+        and isinstance(recipe.teacher, LocalSection)
+        and resolve(recipe.student.model) == resolve(recipe.teacher.model),
     )
     return Assembled(run, student, tuple(verdicts))
 
@@ -120,8 +123,8 @@ class Names:
         return self._known[id_]
 
 
-def _longest_prompt(recipe: Recipe, student: CausalLM, teacher: CausalLM) -> int | None:
-    contexts = [lm.context for lm in (student, teacher) if lm.context is not None]
+def _longest_prompt(recipe: Recipe, student: CausalLM, of_teachers: list[int]) -> int | None:
+    contexts = [*of_teachers, *([] if student.context is None else [student.context])]
     if not contexts:
         return None
     room = min(contexts) - recipe.rollout.max_tokens
@@ -150,6 +153,11 @@ def run_path(recipe: Recipe) -> Path:
 
 def teacher_as_student(recipe: Recipe) -> Recipe:
     """The recipe that evaluates the teacher on the student's prompts."""
+    if not isinstance(recipe.teacher, LocalSection):
+        raise RecipeError(
+            f"a teacher of kind {recipe.teacher.kind!r} scores but does not sample here, so it cannot be evaluated. "
+            "Evaluate its model folder with --model."
+        )
     return recipe.model_copy(
         update={"student": Student(model=recipe.teacher.model, attention=recipe.teacher.attention)}
     )

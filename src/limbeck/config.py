@@ -16,42 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from limbeck.config_section import Count, Fraction, ModelSection, NonNegative, Positive, PositiveInt, Section
+from limbeck.config_teachers import (
+    LimbeckTeacher,
+    LocalTeacher,
+    RemoteTeacher,
+    RoutedTeacher,
+    SGLangTeacher,
+    VLLMTeacher,
+    complete_teacher,
+)
 from limbeck.errors import RecipeError
-
-PositiveInt: TypeAlias = Annotated[int, Field(ge=1)]
-Count: TypeAlias = Annotated[int, Field(ge=0)]
-Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A table of a recipe. Immutable, and strict about its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _suggest_for_unknown_keys(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
-            for key in given:
-                if key not in cls.model_fields:
-                    raise ValueError(_unknown_key(str(key), cls))
-        return given
-
-
-class ModelSection(Section):
-    """A Hugging Face model folder (or hub name) and how to hold it."""
-
-    model: str = Field(description="folder or hub name; `demo:student`, `demo:teacher` are shipped")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="how the weights are held; a student trained in bfloat16 keeps float32 here"
-    )
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="transformers' attention implementation; auto: its own choice for the model"
-    )
 
 
 class Student(ModelSection):
@@ -62,14 +39,9 @@ class Student(ModelSection):
     )
 
 
-class LocalTeacher(ModelSection):
-    """A teacher in this process: exact at any temperature, on any support."""
-
-    kind: Literal["local"] = "local"
-    same_chat_template: bool = Field(True, description="refuse a teacher whose chat template is another")
-
-
-Teacher: TypeAlias = LocalTeacher
+Teacher: TypeAlias = Annotated[
+    LocalTeacher | SGLangTeacher | VLLMTeacher | LimbeckTeacher | RoutedTeacher, Field(discriminator="kind")
+]
 
 
 class ExactGrader(Section):
@@ -376,14 +348,16 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _reverse_kl_unless_named(cls, given: Any) -> Any:
+    def _complete(cls, given: Any) -> Any:
+        """A divergence that is not named is the reverse KL, and a support the teacher can give."""
         if isinstance(given, Mapping) and isinstance(given.get("objective"), Mapping):
-            return {**given, "objective": {"divergence": "reverse_kl", **given["objective"]}}
-        return given
+            given = {**given, "objective": {"divergence": "reverse_kl", **given["objective"]}}
+        return complete_teacher(given)
 
     @model_validator(mode="after")
     def _combinations_that_cannot_work(self) -> Self:
         rollout, objective = self.rollout, self.objective
+        _refuse_what_the_teacher_cannot_give(self)
         truncated = rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
         if truncated and isinstance(objective, ReverseKL) and objective.support != "full":
             raise ValueError(
@@ -408,6 +382,27 @@ class Recipe(Section):
         import tomli_w
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def _refuse_what_the_teacher_cannot_give(recipe: Recipe) -> None:
+    """A divergence over the whole vocabulary needs hidden states and their head; left-out tokens have no future."""
+    objective, teacher = recipe.objective, recipe.teacher
+    full = not isinstance(objective, ReverseKL) or objective.support == "full"
+    members = dict(teacher.teachers) if isinstance(teacher, RoutedTeacher) else {"teacher": teacher}
+    for name, section in members.items():
+        if not isinstance(section, RemoteTeacher):
+            continue
+        if full and not (isinstance(section, LimbeckTeacher) and section.head):
+            raise ValueError(
+                f"{objective.divergence} is asked for over the whole vocabulary, but {name} ({section.kind}) answers "
+                "with its top log-probs. Set objective.support = 20 (same expected gradient, a little more "
+                "noise), or use kind = 'limbeck' with head = its model folder."
+            )
+        if objective.discount > 0 and section.max_rescale_dropped > 0:
+            raise ValueError(
+                f"objective.discount = {objective.discount} sums the divergences of later tokens, but {name} may leave "
+                "some out. Set max_rescale_dropped = 0 in its table, or objective.discount = 0."
+            )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -474,7 +469,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     table[parts[-1]] = value
 
 
-def _unknown_key(key: str, section: type[BaseModel]) -> str:
+def unknown_key(key: str, section: type[BaseModel]) -> str:
     known = list(section.model_fields)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     elsewhere = [path for path in dict.fromkeys(dotted_keys()) if path.rpartition(".")[2] == key]
@@ -507,7 +502,7 @@ def _explain(error: ValidationError, source: str) -> str:
 _TAGS = {
     tag
     for section in (
-        *sections_of(Task), *sections_of(Objective), *sections_of(Grader), *sections_of(Tracker),
+        *sections_of(Task), *sections_of(Objective), *sections_of(Grader), *sections_of(Tracker), *sections_of(Teacher),
     )
     for name in ("kind", "divergence")
     if name in section.model_fields

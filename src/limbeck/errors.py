@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from limbeck.records import Scored
+    from limbeck.teachers.contract import Verdict
 
 
 class LimbeckError(Exception):
@@ -40,7 +41,14 @@ class ModelError(LimbeckError, ValueError):
 
 
 class ContractError(LimbeckError):
-    """The teacher cannot be proven to answer what was asked, so the run does not start."""
+    """The teacher cannot be proven to answer what was asked, so the run does not start.
+
+    `verdicts` are the probes up to and including the one that failed.
+    """
+
+    def __init__(self, message: str, verdicts: Sequence[Verdict] = ()) -> None:
+        super().__init__(message)
+        self.verdicts = tuple(verdicts)
 
 
 class EngineError(LimbeckError):

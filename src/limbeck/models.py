@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.config import ModelSection
+from limbeck.config_section import ModelSection
 from limbeck.errors import ModelError
 from limbeck.objectives.head import Head
 

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from limbeck.errors import ContractError
-from limbeck.models import CausalLM
 from limbeck.protocols import Teacher
 from limbeck.records import Failure, Floats, HiddenScores, Prompt, Rollout, Sampling, TeacherScores, TopKScores
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
+
+    from limbeck.models import CausalLM
 
 RATIO_TOLERANCE = 1e-3  # nats, beside 1% of the ratio itself
 SMALLEST_RATIO = 0.05  # nats; below it two tokens say nothing about a temperature
@@ -44,6 +45,7 @@ class Verdict:
     probe: str
     measured: str
     expected: str
+    ok: bool = True
 
 
 def check_tokenizers(student: CausalLM, teacher: CausalLM, same_chat_template: bool = True) -> Verdict:
@@ -52,30 +54,8 @@ def check_tokenizers(student: CausalLM, teacher: CausalLM, same_chat_template: b
     Embedding tables padded to different sizes over one tokenizer are fine: both distributions are
     taken over the smaller table. Raises `ContractError` for anything else.
     """
-    ours, theirs = student.tokenizer, teacher.tokenizer
-    ours_map, theirs_map = ours.get_vocab(), theirs.get_vocab()
-    if ours_map != theirs_map:
-        differing = sorted(t for t in {*ours_map, *theirs_map} if ours_map.get(t) != theirs_map.get(t))
-        token = differing[0]
-        raise ContractError(
-            f"student {student.name} and teacher {teacher.name} have different vocabularies: {len(differing)} "
-            f"tokens differ, such as {token!r} (id {ours_map.get(token)} against {theirs_map.get(token)}). "
-            "On-policy distillation compares them token by token: choose models of one tokenizer family."
-        )
-    for text in PROBE_TEXTS:
-        if ours(text).input_ids != theirs(text).input_ids:
-            raise ContractError(
-                f"student {student.name} and teacher {teacher.name} share a vocabulary but split {text!r} "
-                f"differently: {ours(text).input_ids[:12]} against {theirs(text).input_ids[:12]}."
-            )
-    if ours.eos_token_id != theirs.eos_token_id:
-        raise ContractError(
-            f"the student ends with token {ours.eos_token!r} ({ours.eos_token_id}), the teacher with "
-            f"{theirs.eos_token!r} ({theirs.eos_token_id}): the teacher would mark every ending as wrong. Give "
-            "both the same eos_token in tokenizer_config.json."
-        )
-    if same_chat_template and ours.chat_template and theirs.chat_template:
-        _check_templates(student.name, teacher.name, ours, theirs)
+    ours_map = student.tokenizer.get_vocab()
+    check_same_tokenizer(student.name, student.tokenizer, teacher.name, teacher.tokenizer, same_chat_template)
     shared = min(student.vocabulary, teacher.vocabulary)
     needed = max(ours_map.values()) + 1
     if shared < needed:
@@ -86,6 +66,39 @@ def check_tokenizers(student: CausalLM, teacher: CausalLM, same_chat_template: b
     sizes = f"{student.vocabulary} and {teacher.vocabulary} rows"
     student.vocabulary = teacher.vocabulary = shared
     return Verdict("tokenizer", f"{len(ours_map)} tokens, {sizes}", f"one map; compared over {shared}")
+
+
+def check_same_tokenizer(
+    student: str,
+    ours: PreTrainedTokenizerBase,
+    teacher: str,
+    theirs: PreTrainedTokenizerBase,
+    same_chat_template: bool = True,
+) -> None:
+    """Map, splitting, end and chat template must agree. Raises `ContractError`."""
+    ours_map, theirs_map = ours.get_vocab(), theirs.get_vocab()
+    if ours_map != theirs_map:
+        differing = sorted(t for t in {*ours_map, *theirs_map} if ours_map.get(t) != theirs_map.get(t))
+        token = differing[0]
+        raise ContractError(
+            f"student {student} and teacher {teacher} have different vocabularies: {len(differing)} "
+            f"tokens differ, such as {token!r} (id {ours_map.get(token)} against {theirs_map.get(token)}). "
+            "On-policy distillation compares them token by token: choose models of one tokenizer family."
+        )
+    for text in PROBE_TEXTS:
+        if ours(text).input_ids != theirs(text).input_ids:
+            raise ContractError(
+                f"student {student} and teacher {teacher} share a vocabulary but split {text!r} "
+                f"differently: {ours(text).input_ids[:12]} against {theirs(text).input_ids[:12]}."
+            )
+    if ours.eos_token_id != theirs.eos_token_id:
+        raise ContractError(
+            f"the student ends with token {ours.eos_token!r} ({ours.eos_token_id}), the teacher with "
+            f"{theirs.eos_token!r} ({theirs.eos_token_id}): the teacher would mark every ending as wrong. Give "
+            "both the same eos_token in tokenizer_config.json."
+        )
+    if same_chat_template and ours.chat_template and theirs.chat_template:
+        _check_templates(student, teacher, ours, theirs)
 
 
 def _check_templates(
@@ -104,14 +117,14 @@ def _check_templates(
 async def prove(teacher: Teacher, prompts: Sequence[Prompt], temperature: float, vocabulary: int) -> list[Verdict]:
     """Run the probes that need only scores. Raises `ContractError` for the first that fails."""
     prefix = max(prompts[:16], key=lambda prompt: len(prompt.token_ids)).token_ids
-    ids = _continuations(prefix, vocabulary)
+    ids = continuations(prefix, vocabulary)
     return [
-        await _alignment(teacher, prefix, ids, temperature),
-        await _temperature(teacher, prefix, ids, temperature),
+        await alignment(teacher, prefix, ids, temperature),
+        await ratio(teacher, prefix, ids, temperature),
     ]
 
 
-async def _alignment(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], temperature: float) -> Verdict:
+async def alignment(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], temperature: float) -> Verdict:
     a, b, c = ids[:3]
     answers = await _ask(teacher, prefix, [[a, b], [a, c], [b, c], *([i, a] for i in ids)], temperature)
     rows = _rows(answers)
@@ -139,7 +152,7 @@ async def _alignment(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], 
     return Verdict("alignment", f"moved {moved:.1e} nats", f"at most {RATIO_TOLERANCE}")
 
 
-async def _temperature(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], temperature: float) -> Verdict:
+async def ratio(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], temperature: float) -> Verdict:
     at_one = _rows(await _ask(teacher, prefix, [[i] for i in ids], 1.0))[:, 0]
     at_t = _rows(await _ask(teacher, prefix, [[i] for i in ids], temperature))[:, 0]
     high, low = int(at_one.argmax()), int(at_one.argmin())
@@ -164,20 +177,7 @@ async def _ask(
     teacher: Teacher, prefix: tuple[int, ...], continuations: list[list[int]], temperature: float
 ) -> list[tuple[Rollout, TeacherScores]]:
     """The score of each continuation's tokens after `prefix`. Raises `ContractError` for one that is none."""
-    sampling = Sampling(temperature, max_tokens=max(len(c) for c in continuations))
-    rollouts = [
-        Rollout(
-            prompt=Prompt(f"probe-{number}", prefix),
-            sample=0,
-            token_ids=np.array([*prefix, *continuation]),
-            trained=np.arange(len(prefix) + len(continuation)) >= len(prefix),
-            behaviour_logprobs=np.zeros(len(continuation), dtype=np.float32),
-            policy_version=0,
-            finish="length",
-            sampling=sampling,
-        )
-        for number, continuation in enumerate(continuations)
-    ]
+    rollouts = [probe_rollout(prefix, c, temperature, number) for number, c in enumerate(continuations)]
     answers = await teacher.score(rollouts)
     if len(answers) != len(rollouts):
         raise ContractError(f"teacher {teacher.name} gave {len(answers)} answers to {len(rollouts)} texts")
@@ -225,9 +225,25 @@ def _of_each_token(scores: TeacherScores) -> torch.Tensor | Floats:
     return scores.logprobs_of_sampled if isinstance(scores, TopKScores) else scores.logprobs
 
 
+def probe_rollout(prefix: Sequence[int], continuation: Sequence[int], temperature: float, number: int = 0) -> Rollout:
+    """`continuation` after `prefix`, as if a student had sampled it."""
+    return Rollout(
+        prompt=Prompt(f"probe-{number}", tuple(prefix)),
+        sample=0,
+        token_ids=np.array([*prefix, *continuation]),
+        trained=np.arange(len(prefix) + len(continuation)) >= len(prefix),
+        behaviour_logprobs=np.zeros(len(continuation), dtype=np.float32),
+        policy_version=0,
+        finish="length",
+        sampling=Sampling(temperature, max_tokens=len(continuation)),
+    )
+
+
 def logprobs_of_sampled(scores: TeacherScores, rollout: Rollout) -> list[float]:
     """[S] log q of the sampled tokens, whatever the kind of score."""
     if isinstance(scores, HiddenScores):
+        import torch  # a remote teacher is proven without it
+
         with torch.no_grad():
             logits_SV = scores.head.logits(scores.hidden) / scores.temperature
             ids_S1 = torch.from_numpy(rollout.response_ids).to(logits_SV.device)[:, None]
@@ -236,7 +252,7 @@ def logprobs_of_sampled(scores: TeacherScores, rollout: Rollout) -> list[float]:
     return [float(value) for value in _of_each_token(scores)]
 
 
-def _continuations(prefix: tuple[int, ...], vocabulary: int) -> list[int]:
+def continuations(prefix: tuple[int, ...], vocabulary: int) -> list[int]:
     """Some different tokens: those of the prefix, then others spread over the vocabulary."""
     spread = [int(i) for i in np.linspace(0, vocabulary - 1, 8)]
     return list(dict.fromkeys([*prefix[-8:], *spread]))

@@ -1,0 +1,144 @@
+"""From a recipe's teacher table to a teacher, and to the proof that it can be trusted.
+
+Opening comes before the task is loaded (it narrows the vocabulary), proving after it (the probes are made
+of the task's prompts).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+
+from limbeck.config import Recipe, ReverseKL
+from limbeck.config_section import ModelSection
+from limbeck.config_teachers import LimbeckTeacher, RoutedTeacher
+from limbeck.config_teachers import LocalTeacher as LocalSection
+from limbeck.config_teachers import RemoteTeacher as RemoteSection
+from limbeck.errors import ContractError
+from limbeck.models import CausalLM, load_model, load_tokenizer
+from limbeck.objectives.head import Head
+from limbeck.protocols import Task, Teacher
+from limbeck.run_folder import RunFolder
+from limbeck.teachers.connect import remote_teacher
+from limbeck.teachers.contract import Verdict, check_same_tokenizer, check_tokenizers, continuations, prove
+from limbeck.teachers.local import LocalTeacher
+from limbeck.teachers.proof import prove_remote
+from limbeck.teachers.remote import RemoteTeacher
+from limbeck.teachers.routed import RoutedTeacher as Router
+
+PADDING = 512  # output heads are padded to multiples of at most this
+PROBE_PROMPTS = 8
+
+
+@dataclass
+class Opened:
+    """The teachers of a run, by name, and what is known of them before the first prompt."""
+
+    teacher: Teacher
+    members: dict[str, Teacher]
+    verdicts: list[Verdict] = field(default_factory=list)
+    contexts: list[int] = field(default_factory=list)
+    min_scored_fraction: float = 1.0
+
+
+def open_teachers(recipe: Recipe, student: CausalLM, device: torch.device) -> Opened:
+    """Load or connect every teacher, and compare tokenizers where there are two to compare."""
+    section = recipe.teacher
+    sections = dict(section.teachers) if isinstance(section, RoutedTeacher) else {"teacher": section}
+    opened = Opened(teacher=Router({}, None), members={})
+    for name, member in sections.items():
+        opened.members[name] = (
+            _local(name, member, student, device, opened)
+            if isinstance(member, LocalSection)
+            else _remote(name, member, recipe, student, device, opened)
+        )
+    if isinstance(section, RoutedTeacher):
+        opened.teacher = Router(opened.members, section.default)
+    else:
+        opened.teacher = opened.members["teacher"]
+    fractions = [s.min_scored_fraction for s in sections.values() if isinstance(s, RemoteSection)]
+    opened.min_scored_fraction = max(fractions, default=1.0)
+    return opened
+
+
+async def prove_teachers(
+    opened: Opened, task: Task, recipe: Recipe, student: CausalLM, folder: RunFolder, resumed: bool
+) -> list[Verdict]:
+    """Every teacher's contract; the verdicts stay in the run's folder. Raises `ContractError`, `DataError`."""
+    if isinstance(opened.teacher, Router):
+        opened.teacher.check_routes([*task.train, *task.held_out])
+    verdicts = list(opened.verdicts)
+    temperature = recipe.rollout.temperature
+    for name, member in opened.members.items():
+        if isinstance(member, RemoteTeacher):
+            texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
+            ids = continuations(max(texts, key=len), student.vocabulary)
+            found = await prove_remote(member, texts, ids, temperature, student.tokenizer)
+            _same_as_before(name, member, folder, resumed)
+        else:
+            found = await prove(member, task.train, temperature, student.vocabulary)
+        verdicts += [_of(name, verdict) for verdict in found] if len(opened.members) > 1 else found
+    folder.write_lines("contract.jsonl", [asdict(verdict) for verdict in verdicts])
+    return verdicts
+
+
+def _local(name: str, section: LocalSection, student: CausalLM, device: torch.device, opened: Opened) -> Teacher:
+    lm = load_model(section, device)
+    opened.verdicts.append(check_tokenizers(student, lm, section.same_chat_template))
+    if lm.context is not None:
+        opened.contexts.append(lm.context)
+    return LocalTeacher(name, lm)
+
+
+def _remote(
+    name: str, section: RemoteSection, recipe: Recipe, student: CausalLM, device: torch.device, opened: Opened
+) -> Teacher:
+    if section.tokenizer is not None:
+        theirs = load_tokenizer(section.tokenizer)
+        check_same_tokenizer(student.name, student.tokenizer, section.tokenizer, theirs, section.same_chat_template)
+        opened.verdicts.append(Verdict("tokenizer", f"{section.tokenizer}: {len(theirs)} tokens", "the student's"))
+    head = _head(section, student, device)
+    objective = recipe.objective
+    support = objective.support if isinstance(objective, ReverseKL) and isinstance(objective.support, int) else 0
+    vocabulary = section.vocabulary or -(-student.vocabulary // PADDING) * PADDING + PADDING
+    return remote_teacher(name, section, vocabulary, student.vocabulary, support, head)
+
+
+def _head(section: RemoteSection, student: CausalLM, device: torch.device) -> Head | None:
+    """The output head of `teacher.head` alone; both heads are narrowed to the vocabulary they share."""
+    if not isinstance(section, LimbeckTeacher) or section.head is None:
+        return None
+    lm = load_model(ModelSection(model=section.head), device)
+    check_tokenizers(student, lm, section.same_chat_template)
+    head = lm.head().detach()
+    return Head(
+        head.weight_Vd.clone(), None if head.bias_V is None else head.bias_V.clone(), head.multiplier, head.softcap
+    )
+
+
+def _same_as_before(name: str, teacher: RemoteTeacher, folder: RunFolder, resumed: bool) -> None:
+    """A resumed run goes on with the teacher it began with. Raises `ContractError` for another one."""
+    anchor = teacher.anchor
+    assert anchor is not None
+    reply = anchor.replies[teacher.pool.urls[0]]
+    values = reply.logprobs if reply.hidden is None else reply.hidden.mean(axis=1)
+    now = {"method": teacher.method, "ids": anchor.question.token_ids.tolist(), "values": [float(v) for v in values]}
+    path = folder.path / f"teacher-{name}.jsonl"
+    if resumed and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["method"] == now["method"] and before["ids"] == now["ids"]:
+            apart = float(np.abs(np.array(before["values"]) - np.array(now["values"])).max(initial=0.0))
+            if apart > teacher.section.probe_tolerance:
+                raise ContractError(
+                    f"teacher {name} is another one than this run began with: a fixed text is {apart:.3g} nats away "
+                    f"(at most {teacher.section.probe_tolerance} expected). Start the former server again, or give "
+                    "the run another name=..."
+                )
+    folder.write_lines(path.name, [now])
+
+
+def _of(name: str, verdict: Verdict) -> Verdict:
+    return Verdict(f"{name}: {verdict.probe}", verdict.measured, verdict.expected, verdict.ok)

@@ -1,0 +1,102 @@
+"""How each kind of server is asked: one method a need of the teacher, each over the pooled client.
+
+dialect = JsonDialect(sglang)
+reply = await dialect.ask(pool, question)          # Reply, or WireError
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from limbeck.wire import binary, vllm
+from limbeck.wire.http import Pool
+from limbeck.wire.question import Question, Reply, WireError
+
+
+class Dialect(Protocol):
+    """What a remote teacher needs of a server, whatever it speaks."""
+
+    kind: str
+    exact: bool  # whether it always takes a scoring temperature, and can answer with hidden states
+
+    async def ask(self, pool: Pool, question: Question, url: str | None = None) -> Reply: ...
+
+    async def identity(self, pool: Pool, url: str) -> str:
+        """The model behind one replica, as far as the server tells."""
+        ...
+
+    async def tokenize(self, pool: Pool, text: str) -> list[int]: ...
+
+
+class JsonSchema(Protocol):
+    """The part of `wire/sglang.py` and `wire/vllm.py` that a dialect is made of."""
+
+    PATH: str
+    IDENTITY_PATH: str
+    write: Callable[[Question, str | None], dict[str, Any]]
+    read: Callable[[Any, Question], Reply]
+    read_identity: Callable[[Any], str]
+    write_tokenize: Callable[[str, str | None], tuple[str, dict[str, Any]]]
+    read_tokenize: Callable[[Any], list[int]]
+
+
+class JsonDialect:
+    """A server that speaks JSON by one of the schemas. `names_model`: requests must name the model."""
+
+    exact = False
+
+    def __init__(self, kind: str, schema: Any, names_model: bool = False) -> None:
+        self.kind, self.schema, self.names_model = kind, schema, names_model
+        self._model: str | None = None
+
+    async def ask(self, pool: Pool, question: Question, url: str | None = None) -> Reply:
+        body = _dump(self.schema.write(question, await self._name(pool)))
+        return await pool.post(self.schema.PATH, body, lambda data: self.schema.read(_load(data), question), url=url)
+
+    async def identity(self, pool: Pool, url: str) -> str:
+        return await pool.get(self.schema.IDENTITY_PATH, lambda data: self.schema.read_identity(_load(data)), url)
+
+    async def tokenize(self, pool: Pool, text: str) -> list[int]:
+        path, body = self.schema.write_tokenize(text, await self._name(pool))
+        return await pool.post(path, _dump(body), lambda data: self.schema.read_tokenize(_load(data)))
+
+    async def _name(self, pool: Pool) -> str | None:
+        if self.names_model and self._model is None:
+            self._model = await pool.get(vllm.IDENTITY_PATH, lambda data: vllm.read_model_name(_load(data)))
+        return self._model
+
+
+class BinaryDialect:
+    """`limbeck serve`, by its own route; identity and tokenisation by vLLM's schema, which it speaks too."""
+
+    kind, exact = "limbeck", True
+
+    async def ask(self, pool: Pool, question: Question, url: str | None = None) -> Reply:
+        return await pool.post(
+            binary.PATH,
+            binary.write([question]),
+            lambda data: binary.read(data, [question])[0],
+            media=binary.MEDIA_TYPE,
+            url=url,
+        )
+
+    async def identity(self, pool: Pool, url: str) -> str:
+        return await pool.get(vllm.IDENTITY_PATH, lambda data: vllm.read_identity(_load(data)), url)
+
+    async def tokenize(self, pool: Pool, text: str) -> list[int]:
+        path, body = vllm.write_tokenize(text)
+        return await pool.post(path, _dump(body), lambda data: vllm.read_tokenize(_load(data)))
+
+
+def _dump(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _load(data: bytes) -> Any:
+    """Raises `WireError` for what is not JSON."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise WireError("malformed", f"the answer is not JSON: {error}") from None

@@ -1,0 +1,285 @@
+"""The contract with a teacher behind a URL: probes, then the first method that proves itself.
+
+    identity       which model each replica says it serves
+    tokenizer      probe strings split the same way by the server and by the student's tokenizer
+    alignment      at temperature 1: the score of a token sees the token, and not what follows it
+    normalisation  the top log-probs sum to at most 1, and leave a tail that fits below them
+    noise          the same text alone and among others, again and again
+    temperature    each method in turn, with why it was not taken; see DESIGN section 3
+    anchor         a fixed text, asked again during the run
+
+Nothing is assumed of the server but what it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from limbeck.errors import ContractError, LimbeckError, TeacherError
+from limbeck.records import Failure
+from limbeck.teachers.contract import PROBE_TEXTS, Verdict, alignment, logprobs_of_sampled, probe_rollout, ratio
+from limbeck.teachers.remote import Method, RemoteTeacher
+from limbeck.temperature.probe_file import FILE, ProbeFile, read_probe_file
+from limbeck.temperature.rescale import NotADistributionError, rescale
+from limbeck.wire.question import Question, Reply, WireError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROBE_LENGTH = 64  # tokens of a prompt used as probe
+TOP = 20
+LOUD = 0.05  # nats: noise beyond this makes every other probe meaningless
+HEAD_TOLERANCE = 5e-3  # nats between a server's log-prob and that of its hidden state under the head here
+
+REMEDIES = (
+    "Remedies: serve the model with `limbeck serve`; or `limbeck bake MODEL --temperature T OUT`, serve OUT and set "
+    "teacher.baked; or raise teacher.top_logprobs; or set rollout.temperature = 1."
+)
+
+
+class _Refused(LimbeckError):  # noqa: N818 (a result, caught here)
+    """Why one method cannot be taken."""
+
+
+async def prove_remote(
+    teacher: RemoteTeacher,
+    texts: Sequence[tuple[int, ...]],
+    ids: Sequence[int],
+    temperature: float,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[Verdict]:
+    """Run every probe and set `teacher.method`. `texts` are prompts as tokens, `ids` some different tokens.
+
+    Raises `ContractError`, with the verdicts so far, for the first probe that fails.
+    """
+    probes = _Probes(teacher, [text[:PROBE_LENGTH] for text in texts], list(ids), temperature)
+    verdicts: list[Verdict] = []
+    steps: dict[str, Callable[[], Awaitable[list[Verdict]]]] = {
+        "identity": probes.identity,
+        "tokenizer": partial(probes.tokenizer, tokenizer),
+        "alignment": probes.alignment,
+        "normalisation": probes.normalisation,
+        "noise": probes.noise,
+        "temperature": probes.temperature,
+        "anchor": probes.anchor,
+    }
+    for name, step in steps.items():
+        try:
+            verdicts += await step()
+        except (LimbeckError, WireError) as error:
+            tried = error.verdicts if isinstance(error, ContractError) else ()
+            failed = Verdict(name, str(error), "see `measured`", ok=False)
+            kind = TeacherError if isinstance(error, TeacherError) else ContractError
+            message = str(error) if isinstance(error, LimbeckError) else f"teacher {teacher.name}: {error}"
+            raise _with(kind(message), [*verdicts, *(tried or [failed])]) from error
+    return verdicts
+
+
+def _with(error: LimbeckError, verdicts: Sequence[Verdict]) -> LimbeckError:
+    if isinstance(error, ContractError):
+        error.verdicts = tuple(verdicts)
+    return error
+
+
+class _Probes:
+    def __init__(
+        self, teacher: RemoteTeacher, texts: list[tuple[int, ...]], ids: list[int], temperature: float
+    ) -> None:
+        self.teacher, self.texts, self.ids, self.t = teacher, texts, ids, temperature
+        self.prefix = max(texts, key=len)
+        self.names: dict[str, str] = {}  # of the served models, by URL
+
+    async def identity(self) -> list[Verdict]:
+        pool = self.teacher.pool
+        names = self.names = {url: await self.teacher.dialect.identity(pool, url) for url in pool.urls}
+        shown = "; ".join(f"{url}: {name}" for url, name in names.items())
+        return [Verdict("identity", shown, "one model behind every URL")]
+
+    async def tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Verdict]:
+        if tokenizer is None:
+            return []
+        for text in PROBE_TEXTS:
+            try:
+                theirs = await self.teacher.dialect.tokenize(self.teacher.pool, text)
+            except WireError as error:
+                if error.kind == "refused":
+                    return [Verdict("tokenizer", "the server has no route for it", "echoed ids are compared instead")]
+                raise
+            ours = list(tokenizer(text).input_ids)
+            if ours != theirs:
+                raise ContractError(
+                    f"teacher {self.teacher.name} splits {text!r} into {theirs[:12]}, the student's tokenizer into "
+                    f"{ours[:12]}. On-policy distillation compares them token by token: choose models of one tokenizer "
+                    "family."
+                )
+        return [Verdict("tokenizer", f"{len(PROBE_TEXTS)} strings split alike", "the student's token ids")]
+
+    async def alignment(self) -> list[Verdict]:
+        self.teacher.method = "plain"
+        return [await alignment(self.teacher, self.prefix, self.ids, 1.0)]
+
+    async def normalisation(self) -> list[Verdict]:
+        k = min(TOP, self.teacher.largest_k)
+        lows = []
+        for question, reply in await self._ask_texts(k):
+            assert reply.top_logprobs is not None
+            assert reply.top_ids is not None
+            inside = (reply.top_ids == question.scored_ids[:, None]).any(axis=1)
+            try:
+                rescale(reply.top_logprobs, reply.logprobs, inside, 1.0, self.teacher.vocabulary, rounding=1e-3)
+            except NotADistributionError as error:
+                raise ContractError(
+                    f"teacher {self.teacher.name}: {error}. It sends log-probs that were cut or changed: switch off "
+                    "logprob processing on the server."
+                ) from None
+            lows.append(np.exp(reply.top_logprobs.astype(np.float64)).sum(axis=1).min(initial=1.0))
+        return [Verdict("normalisation", f"the top {k} hold {min(lows):.3f} or more", "at most 1, a tail that fits")]
+
+    async def noise(self) -> list[Verdict]:
+        question = self._question(self.prefix, 0)
+        alone = [await self.teacher.ask(question) for _ in range(3)]
+        others = [self._question(text, 0) for text in self.texts[:7]]
+        together = await asyncio.gather(*(self.teacher.ask(q) for q in [question, *others, question]))
+        runs = np.stack([r.logprobs for r in [*alone, together[0], together[-1]]]).astype(np.float64)
+        apart = np.abs(runs - runs[0])
+        if apart.max() > LOUD:
+            raise ContractError(
+                f"teacher {self.teacher.name}: one text scored five times differs by up to {apart.max():.3g} nats "
+                f"(mean {apart.mean():.3g}; expected at most {LOUD}). Use a deterministic mode of the server, a wider "
+                "dtype, or replicas of one model."
+            )
+        measured = f"max {apart.max():.1e}, mean {apart.mean():.1e} nats"
+        return [Verdict("noise", measured, f"at most {LOUD}")]
+
+    async def temperature(self) -> list[Verdict]:
+        """The first method that proves itself. Raises `ContractError` naming each and why not."""
+        teacher, verdicts = self.teacher, []
+        for method in self._candidates():
+            try:
+                verdicts.append(await self._try(method))
+            except (_Refused, ContractError, WireError) as error:
+                verdicts.append(Verdict(f"method {method}", str(error), "proven", ok=False))
+                continue
+            # What was tried on the way is told, but is no failure of the teacher.
+            return [*map(_passed_over, verdicts[:-1]), verdicts[-1]]
+        reasons = "; ".join(f"{v.probe}: {v.measured}" for v in verdicts)
+        where = f"teacher {teacher.name} ({', '.join(teacher.pool.urls)})"
+        raise ContractError(f"{where} cannot be had at temperature {self.t}. {reasons}. {REMEDIES}", verdicts)
+
+    def _candidates(self) -> tuple[Method, ...]:
+        teacher = self.teacher
+        wanted = teacher.section.temperature_method
+        if teacher.head is not None and wanted in ("auto", "hidden"):
+            return ("hidden",)
+        if wanted != "auto":
+            return (wanted,)
+        if self.t == 1 and not teacher.dialect.exact:
+            return ("baked", "plain") if self._probe_file() else ("plain",)
+        return ("native", "baked", "rescale")
+
+    async def _try(self, method: Method) -> Verdict:
+        """Raises `_Refused`, `ContractError` or `WireError` where the method does not prove itself."""
+        self.teacher.method = method
+        if method == "baked":
+            return await self._baked()
+        if method == "rescale":
+            return await self._rescale()
+        if method == "hidden":
+            return await self._hidden()
+        verdict = await ratio(self.teacher, self.prefix, self.ids, self.t)
+        return Verdict(f"method {method}", verdict.measured, verdict.expected)
+
+    async def _baked(self) -> Verdict:
+        probe = self._probe_file()
+        if probe is None:
+            raise _Refused("teacher.baked names no probe file, and the server's model folder has none")
+        if probe.temperature != self.t:
+            raise _Refused(f"the checkpoint was baked for temperature {probe.temperature}, not {self.t}")
+        worst, total, count = 0.0, 0.0, 0
+        for row in probe.sequences:
+            reply = await self.teacher.ask(Question(np.array(row.ids), row.start, self.teacher.temperature_one))
+            apart = np.abs(reply.logprobs.astype(np.float64) - np.array(row.logprobs))
+            worst, total, count = max(worst, float(apart.max())), total + float(apart.sum()), count + len(apart)
+        limit = self.teacher.section.max_rescale_error
+        if not total / count <= limit:
+            raise _Refused(
+                f"the server is {total / count:.3g} nats a token away from the probe file (max {worst:.3g}; expected "
+                f"at most {limit}): it holds another checkpoint, or rounds the baked tensor (serve it in float32)"
+            )
+        self.teacher.error_bound = worst
+        return Verdict("method baked", f"mean {total / count:.1e}, max {worst:.1e} nats off", f"mean at most {limit}")
+
+    async def _rescale(self) -> Verdict:
+        probe = self._probe_file()
+        if probe is not None and probe.temperature != 1:
+            raise _Refused(f"the server holds a checkpoint baked for temperature {probe.temperature}, not one at 1")
+        section, teacher = self.teacher.section, self.teacher
+        k = max(min(section.top_logprobs, teacher.largest_k), teacher.support)
+        widths = []
+        for question, reply in await self._ask_texts(k):
+            assert reply.top_ids is not None
+            assert reply.top_logprobs is not None
+            inside = (reply.top_ids == question.scored_ids[:, None]).any(axis=1)
+            widths.append(rescale(reply.top_logprobs, reply.logprobs, inside, self.t, teacher.vocabulary).half_width_S)
+        width = np.concatenate(widths)
+        lost = float((width > section.max_rescale_error).mean())
+        measured = f"top {k}: median {np.median(width):.1e}, max {width.max():.1e} nats; {lost:.0%} left out"
+        if lost > section.max_rescale_dropped:
+            raise _Refused(f"{measured} of probe positions, at most {section.max_rescale_dropped:.0%} may be")
+        at_one = await ratio(teacher, self.prefix, self.ids, 1.0)
+        return Verdict("method rescale", f"{measured}; {at_one.measured}", f"within {section.max_rescale_error} nats")
+
+    async def _hidden(self) -> Verdict:
+        """States times the head that is here must give the log-probs the server gives itself."""
+        if self.teacher.head is None:
+            raise _Refused("teacher.head names no model folder, so hidden states cannot be turned into log-probs")
+        apart = 0.0
+        for text in self.texts[:4]:
+            rollout = probe_rollout(text[:1], text[1:], 1.0)
+            scores = (await self.teacher.score([rollout]))[0]
+            if isinstance(scores, Failure):
+                raise _Refused(scores.message)
+            reply = await self.teacher.ask(self._question(text, 0))
+            ours = np.array(logprobs_of_sampled(scores, rollout))
+            apart = max(apart, float(np.abs(ours - reply.logprobs).max()))
+        if not apart <= HEAD_TOLERANCE:
+            raise _Refused(
+                f"the server's hidden states under the head of {getattr(self.teacher.section, 'head', None)!r} are "
+                f"{apart:.3g} nats away from its own log-probs: the folder holds another model"
+            )
+        return Verdict("method hidden", f"{apart:.1e} nats from the server's own", f"at most {HEAD_TOLERANCE}")
+
+    async def anchor(self) -> list[Verdict]:
+        anchor = await self.teacher.drop_anchor(
+            self.teacher.question(probe_rollout(self.prefix[:1], self.prefix[1:], self.t))
+        )
+        count = len(anchor.question.scored_ids)
+        every = self.teacher.section.probe_every
+        return [Verdict("anchor", f"{count} tokens on {len(anchor.replies)} replicas", f"the same every {every} steps")]
+
+    def _probe_file(self) -> ProbeFile | None:
+        """Of `teacher.baked`, else of the folder a server on this machine says it serves."""
+        if self.teacher.section.baked is not None:
+            return read_probe_file(Path(self.teacher.section.baked))
+        for name in self.names.values():
+            for part in name.split():
+                if (Path(part) / FILE).is_file():
+                    return read_probe_file(Path(part))
+        return None
+
+    def _question(self, text: tuple[int, ...], top_k: int) -> Question:
+        return Question(np.array(text), 1, self.teacher.temperature_one, top_k)
+
+    async def _ask_texts(self, top_k: int) -> list[tuple[Question, Reply]]:
+        questions = [self._question(text, top_k) for text in self.texts]
+        return list(zip(questions, await asyncio.gather(*(self.teacher.ask(q) for q in questions)), strict=True))
+
+
+def _passed_over(verdict: Verdict) -> Verdict:
+    return Verdict(verdict.probe, f"not taken: {verdict.measured}", verdict.expected)

@@ -1,0 +1,11 @@
+"""Teacher `vllm`: a vLLM server, stock or one that acknowledges a scoring temperature."""
+
+from __future__ import annotations
+
+from limbeck.teachers.dialects import JsonDialect
+from limbeck.wire import vllm
+
+
+def vllm_dialect() -> JsonDialect:
+    """How a vLLM server is asked."""
+    return JsonDialect("vllm", vllm, names_model=True)

@@ -1,0 +1,205 @@
+"""One pooled HTTP client for a scoring server and its replicas: bounded, patient, and never satisfied with half.
+
+    pool = Pool(["http://a:30000", "http://b:30000"], PoolSettings(concurrency=32))
+    reply = await pool.post("/generate", json_body, lambda body: sglang.read(json.loads(body), question))
+
+Parsing runs inside the retry: an answer that does not parse is as good as none. A replica that is away
+rests for a moment while the others are asked. What is worth waiting for (no connection, 429, 5xx) is
+tried until `patience` seconds have passed, what is merely wrong `tries` times; waits grow and are
+jittered, and a server's Retry-After is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+
+from limbeck.errors import TeacherError
+from limbeck.wire.question import AWAY, WireError
+
+T = TypeVar("T")
+
+DIGEST_HEADER = "limbeck-digest"  # crc32 of the body in hex, where the server sends it
+REST = 1.0  # seconds a replica is passed over after it was away
+SHOWN = 300  # characters of a server's error text
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """`patience` and `timeout` in seconds; `token_env` names the variable that holds a bearer token."""
+
+    concurrency: int = 32
+    timeout: float = 120.0
+    patience: float = 300.0
+    tries: int = 5
+    first_wait: float = 0.2
+    longest_wait: float = 20.0
+    token_env: str | None = None
+
+
+@dataclass
+class Counts:
+    """What happened on the wire, for metrics."""
+
+    requests: int = 0
+    retries: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class Pool:
+    """Asks replicas in turn. Raises `TeacherError` for a token that is not in the environment."""
+
+    def __init__(self, urls: Sequence[str], settings: PoolSettings, transport: httpx.AsyncBaseTransport | None = None):
+        assert urls
+        self.urls, self.settings, self.counts = tuple(url.rstrip("/") for url in urls), settings, Counts()
+        self._client = httpx.AsyncClient(
+            headers=_authorization(settings.token_env),
+            timeout=httpx.Timeout(settings.timeout, connect=min(10.0, settings.timeout)),
+            limits=httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
+            transport=transport,
+        )
+        self._places = asyncio.Semaphore(settings.concurrency)
+        self._turn = itertools.count()
+        self._resting: dict[str, float] = {}  # url -> when it may be asked again
+        self._gave_up = False  # one request's patience ran out: the others need not lose theirs too
+
+    async def post(
+        self,
+        path: str,
+        body: bytes,
+        parse: Callable[[bytes], T],
+        media: str = "application/json",
+        url: str | None = None,
+    ) -> T:
+        """The parsed answer. `url` pins one replica, which of several gets no patience.
+
+        Raises `WireError` when it cannot be had.
+        """
+        return await self._retry(lambda at: self._once("POST", at + path, body, media, parse), url)
+
+    async def get(self, path: str, parse: Callable[[bytes], T], url: str | None = None) -> T:
+        """As `post`, without a body."""
+        return await self._retry(lambda at: self._once("GET", at + path, None, None, parse), url)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _retry(self, ask: Callable[[str], Awaitable[T]], url: str | None) -> T:
+        settings, wait = (
+            self.settings,
+            wait_random_exponential(multiplier=self.settings.first_wait, max=self.settings.longest_wait),
+        )
+
+        def waiting(state: RetryCallState) -> float:
+            error = _error(state)
+            told = error.retry_after if error else None
+            return wait(state) if told is None else min(told, settings.longest_wait)
+
+        def enough(state: RetryCallState) -> bool:
+            error = _error(state)
+            if error is not None and error.kind in AWAY and (url is None or len(self.urls) == 1):
+                self._gave_up = self._gave_up or (state.seconds_since_start or 0.0) >= settings.patience
+                return self._gave_up
+            return state.attempt_number >= settings.tries
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(lambda error: isinstance(error, WireError) and not error.final),
+            wait=waiting,
+            stop=enough,
+            reraise=True,
+        )
+        async for attempt in retrying:
+            with attempt:
+                at = url or self._next()
+                self.counts.retries += attempt.retry_state.attempt_number > 1
+                try:
+                    async with self._places:
+                        answer = await ask(at)
+                    self._gave_up = False
+                    return answer
+                except WireError as error:
+                    if error.kind in AWAY:
+                        self._resting[at] = time.monotonic() + REST
+                    raise
+        raise AssertionError("a retry ends with an answer or an error")
+
+    def _next(self) -> str:
+        """The replica whose turn it is, passing over those that rest while another does not."""
+        now = time.monotonic()
+        awake = [url for url in self.urls if self._resting.get(url, 0.0) <= now] or list(self.urls)
+        return awake[next(self._turn) % len(awake)]
+
+    async def _once(
+        self, method: str, address: str, body: bytes | None, media: str | None, parse: Callable[[bytes], T]
+    ) -> T:
+        self.counts.requests += 1
+        self.counts.bytes_sent += len(body or b"")
+        headers = {"content-type": media} if media else {}
+        try:
+            response = await self._client.request(method, address, content=body, headers=headers)
+        except httpx.TimeoutException as error:
+            raise WireError(
+                "timeout", f"{address} did not answer within {self.settings.timeout:g} s: {error!r}"
+            ) from None
+        except httpx.HTTPError as error:
+            raise WireError("unreachable", f"{address} cannot be reached: {type(error).__name__}: {error}") from None
+        except httpx.InvalidURL as error:
+            raise WireError("refused", f"{address} is not an address: {error}") from None
+        self.counts.bytes_received += len(response.content)
+        _check_status(response, address)
+        digest = response.headers.get(DIGEST_HEADER)
+        if digest is not None and digest != f"{zlib.crc32(response.content):08x}":
+            raise WireError("malformed", f"{address}: the answer does not fit its digest: it was damaged on the way")
+        try:
+            return parse(response.content)
+        except WireError as error:
+            error.args = (f"{address}: {error}",)
+            raise
+        except (ValueError, RecursionError) as error:
+            raise WireError("malformed", f"{address}: the answer cannot be read: {error}") from None
+
+
+def _error(state: RetryCallState) -> WireError | None:
+    error = state.outcome.exception() if state.outcome else None
+    return error if isinstance(error, WireError) else None
+
+
+def _check_status(response: httpx.Response, address: str) -> None:
+    code = response.status_code
+    if code == 200:
+        return
+    text = response.content[: 4 * SHOWN].decode("utf-8", "replace").strip()[:SHOWN]
+    said = f"{address} answered {code}: {text}"
+    if code in (429, 503):
+        raise WireError("busy", said, _retry_after(response.headers))
+    if code in (408, 425) or code >= 500:
+        raise WireError("server", said)
+    if code in (401, 403):
+        raise WireError("refused", f"{said}. Give the server's token in a variable and name it in teacher.token_env.")
+    raise WireError("refused", said)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    try:
+        return max(0.0, float(headers.get("retry-after", "")))
+    except ValueError:  # absent, or a date: then our own waits serve
+        return None
+
+
+def _authorization(token_env: str | None) -> dict[str, str]:
+    if token_env is None:
+        return {}
+    token = os.environ.get(token_env)
+    if not token:
+        raise TeacherError(f"teacher.token_env names {token_env!r}, but the environment has no such variable. Set it.")
+    return {"authorization": f"Bearer {token}"}

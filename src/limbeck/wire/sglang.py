@@ -1,0 +1,96 @@
+"""SGLang's `/generate`, asked to score: `max_new_tokens` 0 and `return_logprob`.
+
+    {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
+     "return_logprob": true, "logprob_start_len": 1, "top_logprobs_num": 2}
+
+    {"text": "", "meta_info": {"prompt_tokens": 3,
+       "input_token_logprobs": [[null, 6, null], [-0.51, 7, null]],
+       "input_top_logprobs": [null, [[-0.51, 7, null], [-1.2, 9, null]]]}}
+
+The first entry is a placeholder: with `logprob_start_len` s, values begin at token s + 1, so a response
+that begins at p is asked for with s = p - 1. Stock servers answer at temperature 1 whatever
+`sampling_params` says; `input_logprob_temperature` is the field of builds that can do better, and they
+acknowledge it in `meta_info`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from limbeck.wire.question import Question, Reply, WireError, integer, make_reply, member, sequence
+
+PATH = "/generate"
+IDENTITY_PATH = "/get_model_info"
+HEALTH_PATH = "/health"
+
+
+def write(question: Question, model: str | None = None) -> dict[str, Any]:
+    """The request body."""
+    body: dict[str, Any] = {
+        "input_ids": question.token_ids.tolist(),
+        "sampling_params": {"max_new_tokens": 0, "temperature": question.temperature or 1.0},
+        "return_logprob": True,
+        "logprob_start_len": question.start - 1,
+        "top_logprobs_num": question.top_k,
+    }
+    if question.temperature is not None:
+        body["input_logprob_temperature"] = question.temperature
+    return body
+
+
+def read(answer: Any, question: Question) -> Reply:
+    """Raises `WireError` for anything that is not a whole answer to this question."""
+    meta = member(answer, "meta_info")
+    entries = [_triple(entry) for entry in sequence(member(meta, "input_token_logprobs", "meta_info"), "log-probs")]
+    expected = len(question.scored_ids) + 1
+    if len(entries) != expected:
+        raise WireError(
+            "short", f"meta_info.input_token_logprobs has {len(entries)} entries, expected {expected}: a placeholder "
+            f"and {expected - 1} positions",
+        )  # fmt: skip
+    if entries[0][0] is not None:
+        raise WireError("malformed", "the first of meta_info.input_token_logprobs has a value, expected a placeholder")
+    tops = None
+    if question.top_k:
+        rows = sequence(member(meta, "input_top_logprobs", "meta_info"), "top log-probs")
+        if len(rows) != expected or rows[0] is not None:
+            raise WireError(
+                "short", f"meta_info.input_top_logprobs has {len(rows)} rows, expected null and {expected - 1}"
+            )
+        tops = [[(i, value) for value, i in map(_triple, sequence(row, "top log-probs"))] for row in rows[1:]]
+    return make_reply(
+        question,
+        ids=[i for _, i in entries[1:]],
+        logprobs=[value for value, _ in entries[1:]],
+        tops=tops,
+        temperature=meta.get("input_logprob_temperature"),
+    )
+
+
+def _triple(entry: Any) -> tuple[Any, Any]:
+    """(log-prob, id) of `[log-prob, id, text]`."""
+    entry = sequence(entry, "an entry of the log-probs")
+    if len(entry) < 2:
+        raise WireError("malformed", f"an entry of the log-probs is {entry!r}, expected [log-prob, id, text]")
+    return entry[0], entry[1]
+
+
+def read_identity(answer: Any) -> str:
+    """The served model, from `/get_model_info`."""
+    return str(member(answer, "model_path"))
+
+
+def write_tokenize(text: str, model: str | None = None) -> tuple[str, dict[str, Any]]:
+    """(path, body) of a request whose answer shows how the server splits `text`."""
+    return PATH, {
+        "text": text,
+        "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
+        "return_logprob": True,
+        "logprob_start_len": 0,
+    }
+
+
+def read_tokenize(answer: Any) -> list[int]:
+    """Token ids, from the echo."""
+    entries = sequence(member(member(answer, "meta_info"), "input_token_logprobs", "meta_info"), "log-probs")
+    return [integer(_triple(entry)[1], "token id") for entry in entries]
