@@ -126,7 +126,7 @@ class FakeServer:
             writer.transport.abort()
             return False
         if self.dice.random() < self.delay:
-            await asyncio.sleep(5)
+            await asyncio.sleep(60)
         if self.dice.random() < self.fail:
             return await self._send(writer, 500, b"boom")
         if self.dice.random() < self.busy:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from limbeck import __version__
-from limbeck.errors import LimbeckError
+from limbeck.cli_wire import bake, serve
+from limbeck.errors import ContractError, LimbeckError
 
 if TYPE_CHECKING:
     from limbeck.evaluation import Evaluation
@@ -38,6 +38,9 @@ def main() -> None:
     \b
     limbeck demo                        distil a tiny model, in minutes, on this machine
     limbeck check recipes/demo.toml     prove everything before a run
+    limbeck check --teacher sglang=http://host:30000 --temperature 0.7
+    limbeck serve MODEL                 a scoring server, exact at any temperature
+    limbeck bake MODEL --temperature 0.7 OUT
     limbeck train recipes/demo.toml rollout.temperature=0.7 steps=100
     limbeck eval recipes/demo.toml --model runs/demo/model
     limbeck view runs/demo              look at it, while it runs or after
@@ -91,27 +94,49 @@ def evaluate(
 
 
 @main.command()
-@RECIPE
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @OVERRIDES
+@click.option("--teacher", help="KIND=URL of a server to check without a recipe: sglang=, vllm= or limbeck=http://...")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Rollout temperature, with --teacher.")
+@click.option("--method", "temperature_method", help="Prove this method alone, with --teacher.")
+@click.option("--baked", type=click.Path(), help="Folder of the baked checkpoint the server holds, with --teacher.")
+@click.option("--tokenizer", help="The student's tokenizer, to compare with the server's, with --teacher.")
+@click.option("--vocabulary", type=int, help="Size of the teacher's output head, or more, with --teacher.")
+@click.option("--top-logprobs", type=int, help="Top tokens a position for rescaling, with --teacher.")
+@click.option("--token-env", help="Environment variable with the bearer token, with --teacher.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Load everything RECIPE names and prove the teacher's contract, without training."""
-    from limbeck.config import load_recipe
+def check(
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    teacher: str | None,
+    temperature: float,
+    as_json: bool,
+    **server: Any,
+) -> None:
+    """Prove the teacher's contract without training: of a RECIPE, or of a server given with --teacher.
 
-    loaded = load_recipe(recipe, overrides)
-    from limbeck import api
+    Exits 0 when every probe holds, 1 when one does not.
+    """
+    from limbeck.check_view import show_verdicts
 
-    verdicts = api.check(loaded)
-    if as_json:
-        click.echo(json.dumps([asdict(verdict) for verdict in verdicts]))
-        return
-    from rich.console import Console
-    from rich.table import Table
+    try:
+        if teacher is not None:
+            from limbeck.check import check_teacher
 
-    table = Table("probe", "measured", "expected", "verdict")
-    for verdict in verdicts:
-        table.add_row(verdict.probe, verdict.measured, verdict.expected, "[green]ok[/]")
-    Console().print(table)
+            verdicts = check_teacher(teacher, temperature, **server)
+        elif recipe is not None:
+            from limbeck.config import load_recipe
+
+            loaded = load_recipe(recipe, overrides)
+            from limbeck import api
+
+            verdicts = api.check(loaded)
+        else:
+            raise click.UsageError("give a RECIPE, or a server with --teacher KIND=URL")
+    except ContractError as error:
+        show_verdicts(error.verdicts, as_json, str(error))
+        raise
+    show_verdicts(verdicts, as_json)
 
 
 @main.command()
@@ -122,6 +147,10 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
     from limbeck.demo.run import run_demo
 
     run_demo(overrides, as_json)
+
+
+main.add_command(serve)
+main.add_command(bake)
 
 
 @main.command()

@@ -43,7 +43,7 @@ def rollouts(temperature: float, count: int = 6) -> list[Rollout]:
 
 
 def teacher_of(server: FakeServer, kind: str, support: int = 5, **options: Any) -> RemoteTeacher:
-    given = {"retry_seconds": 5.0, "timeout": 1.0, "top_logprobs": 60, "max_rescale_dropped": 0.5} | options
+    given = {"retry_seconds": 20.0, "timeout": 10.0, "top_logprobs": 60, "max_rescale_dropped": 0.5} | options
     section = KINDS[kind](url=given.pop("url", server.url), **given)
     teacher = remote_teacher("t", section, V, V, support)
     object.__setattr__(teacher.pool.settings, "first_wait", 0.01)
@@ -240,7 +240,7 @@ async def test_rescaling_that_cannot_be_certified_is_refused_with_the_remedies()
 
 async def scored_through(kind: str, **faults: Any) -> tuple[list[Any], FakeServer, RemoteTeacher]:
     async with FakeServer() as server:
-        teacher = teacher_of(server, kind, timeout=0.25, retry_seconds=30.0)
+        teacher = teacher_of(server, kind, timeout=2.0, retry_seconds=90.0)
         await prove(teacher, 0.7)
         for name, value in faults.items():
             setattr(server, name, value)
@@ -303,7 +303,7 @@ async def test_a_server_that_stays_down_stops_the_step_once_and_not_per_response
         start = time.monotonic()
         with pytest.raises(TeacherError, match="cannot be probed"):
             await teacher.score(rollouts(0.7, 12))
-        assert time.monotonic() - start < 8
+        assert time.monotonic() - start < 12  # and not 1 s for each of the twelve, several times over
         await teacher.close()
 
 

@@ -61,9 +61,7 @@ def say_vllm(question: Question) -> Any:
 def say_binary(question: Question) -> bytes:
     rows = truth(question)
     top = np.argsort(-rows, axis=1)[:, : question.top_k]
-    result = binary.Result(
-        rows[np.arange(len(rows)), question.scored_ids], top, np.take_along_axis(rows, top, axis=1)
-    )
+    result = binary.Result(rows[np.arange(len(rows)), question.scored_ids], top, np.take_along_axis(rows, top, axis=1))
     return binary.write_answer([question], [result], question.temperature or 1.0, "m")
 
 

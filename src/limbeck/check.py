@@ -1,0 +1,85 @@
+"""Prove a server without a recipe: `limbeck check --teacher sglang=http://... --temperature 0.7`.
+
+Imports no torch: what is checked is elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from limbeck.config_teachers import LimbeckTeacher, SGLangTeacher, VLLMTeacher
+from limbeck.errors import RecipeError
+from limbeck.teachers.connect import remote_teacher
+from limbeck.teachers.contract import PROBE_TEXTS, Verdict
+from limbeck.teachers.proof import prove_remote
+from limbeck.teachers.remote import RemoteTeacher
+from limbeck.wire.question import WireError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SECTIONS = {"sglang": SGLangTeacher, "vllm": VLLMTeacher, "limbeck": LimbeckTeacher}
+LARGEST_VOCABULARY = 2**18  # more than any model in use: an over-estimate only widens certificates
+CHECK_TEXTS = (
+    *PROBE_TEXTS[:2],
+    "The quick brown fox jumps over the lazy dog, and 3 * 17 = 51.",
+    "def add(a, b):\n    return a + b\n\nprint(add(2, 3))",
+)
+SUPPORT = 20
+
+
+def check_teacher(
+    target: str,
+    temperature: float,
+    *,
+    vocabulary: int | None = None,
+    tokenizer: str | None = None,
+    retry_seconds: float = 20.0,
+    **options: Any,
+) -> tuple[Verdict, ...]:
+    """`target` is KIND=URL, or KIND=URL,URL for replicas; `options` are keys of the teacher's recipe table.
+
+    Raises `RecipeError` for another form, `ContractError` (with the verdicts) where a probe fails.
+    """
+    kind, equals, urls = target.partition("=")
+    if not equals or kind not in SECTIONS:
+        raise RecipeError(f"--teacher {target!r} is not of the form KIND=URL with KIND one of {', '.join(SECTIONS)}")
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        section = SECTIONS[kind](url=tuple(urls.split(",")), retry_seconds=retry_seconds, **given)
+    except ValueError as error:
+        raise RecipeError(f"--teacher {target!r}: {error}") from None
+    ours = None
+    if tokenizer is not None:
+        from limbeck.models import load_tokenizer
+
+        ours = load_tokenizer(tokenizer)
+        vocabulary = vocabulary or None
+    size = vocabulary or LARGEST_VOCABULARY
+    support = min(SUPPORT, size)
+    teacher = remote_teacher("teacher", section, size, min(size, max(support, section.top_logprobs)), support)
+    return tuple(asyncio.run(_check(teacher, temperature, ours)))
+
+
+async def _check(
+    teacher: RemoteTeacher, temperature: float, tokenizer: PreTrainedTokenizerBase | None
+) -> list[Verdict]:
+    try:
+        texts = [tuple(ids) for ids in [await _split(teacher, text, tokenizer) for text in CHECK_TEXTS] if len(ids) > 3]
+        tokens = list(dict.fromkeys(token for text in texts for token in text))
+        return await prove_remote(teacher, texts, tokens[:16], temperature, tokenizer)
+    finally:
+        await teacher.close()
+
+
+async def _split(teacher: RemoteTeacher, text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Probe tokens: by our tokenizer, else by the server's, else the bytes, which every vocabulary has room for."""
+    if tokenizer is not None:
+        return list(tokenizer(text).input_ids)
+    try:
+        return await teacher.dialect.tokenize(teacher.pool, text)
+    except WireError as error:
+        if error.kind != "refused":
+            raise
+        return [byte % 90 for byte in text.encode()]

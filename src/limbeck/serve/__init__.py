@@ -1,0 +1,1 @@
+"""`limbeck serve`: a scoring server that is exact at any temperature."""

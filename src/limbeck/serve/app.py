@@ -1,0 +1,254 @@
+"""The HTTP face of `limbeck serve`.
+
+    POST /generate          SGLang's schema        POST /limbeck/score   ours, msgpack
+    POST /v1/completions    vLLM's schema          POST /tokenize        vLLM's schema
+    GET  /get_model_info    GET /v1/models         GET  /health          GET /metrics
+
+Every answer carries a digest of its body. Errors are JSON objects with a message; a full queue is 429 with
+Retry-After. Nothing is unpickled, and nothing but /health is answered without the token where one is set.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import time
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import ClientDisconnect
+
+from limbeck.errors import ModelError
+from limbeck.serve import schemas
+from limbeck.serve.queue import ClosedError, QueueFullError, ScoringQueue
+from limbeck.serve.scorer import Asked, Scorer
+from limbeck.serve.settings import ServeSettings
+from limbeck.wire import binary
+from limbeck.wire.http import DIGEST_HEADER
+from limbeck.wire.question import Question, WireError
+
+STATUS = {"refused": 400, "malformed": 400}
+
+
+class _Metrics:
+    """Prometheus series of one server, in a registry of its own."""
+
+    def __init__(self, queue_depth: Callable[[], float]) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("limbeck_requests", "Requests", ["route", "status"], registry=self.registry)
+        self.tokens = Counter("limbeck_tokens", "Tokens of scored sequences", registry=self.registry)
+        self.seconds = Histogram("limbeck_request_seconds", "From request to answer", registry=self.registry)
+        depth = Gauge("limbeck_queue_sequences", "Sequences that wait or are being scored", registry=self.registry)
+        depth.set_function(queue_depth)
+
+
+@dataclass
+class _Server:
+    scorer: Scorer
+    settings: ServeSettings
+    identity: str
+    queue: ScoringQueue | None = None
+
+    def tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self.scorer.lm.tokenizer(text).input_ids
+        return ids
+
+    async def score(self, questions: list[Question], temperature: float) -> list[binary.Result]:
+        vocabulary, context = self.scorer.head.vocabulary, self.scorer.lm.context
+        for question in questions:
+            self.settings.check(question, vocabulary, context)
+        assert self.queue is not None
+        return await self.queue.score([Asked(question, temperature) for question in questions])
+
+    async def sglang(self, body: bytes) -> tuple[Any, int]:
+        request = _json(body)
+        questions, temperature = schemas.read_sglang(request, self.tokenize, self.settings)
+        results = await self.score(questions, temperature)
+        given = request.get("input_ids")
+        many = schemas.is_many(request.get("text") if given is None else given)
+        return schemas.write_sglang(questions, results, temperature, many), _tokens(questions)
+
+    async def vllm(self, body: bytes) -> tuple[Any, int]:
+        questions, temperature = schemas.read_vllm(_json(body), self.tokenize, self.settings)
+        results = await self.score(questions, temperature)
+        return schemas.write_vllm(questions, results, temperature, self.settings.name), _tokens(questions)
+
+    async def binary(self, body: bytes) -> tuple[bytes, int]:
+        questions = binary.read_questions(body)
+        if not questions:
+            raise WireError("refused", "the question has no sequences")
+        temperature = self.settings.pick_temperature(questions[0].temperature, None)
+        results = await self.score(questions, temperature)
+        return binary.write_answer(questions, results, temperature, self.identity), _tokens(questions)
+
+
+def make_app(scorer: Scorer, settings: ServeSettings, identity: str) -> FastAPI:
+    """The application. Raises `ModelError` for a token variable that is not set."""
+    server = _Server(scorer, settings, identity)
+    token = _token(settings.token_env)
+    metrics = _Metrics(lambda: server.queue.depth if server.queue else 0.0)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        server.queue = ScoringQueue(scorer.score, settings.queue, settings.batch)
+        yield
+        await server.queue.close()  # what waits is answered before the process ends
+
+    app = FastAPI(title="limbeck serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    async def answered(request: Request, route: str, work: Callable[[bytes], Awaitable[tuple[Any, int]]]) -> Response:
+        start = time.perf_counter()
+        response, tokens = await _respond(request, settings, token, work)
+        metrics.requests.labels(route, str(response.status_code)).inc()
+        metrics.tokens.inc(tokens)
+        metrics.seconds.observe(time.perf_counter() - start)
+        return response
+
+    @app.post("/generate")
+    async def generate(request: Request) -> Response:
+        return await answered(request, "generate", server.sglang)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await answered(request, "completions", server.vllm)
+
+    @app.post(binary.PATH)
+    async def score(request: Request) -> Response:
+        return await answered(request, "score", server.binary)
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        async def work(body: bytes) -> tuple[Any, int]:
+            text = _json(body).get("prompt")
+            if not isinstance(text, str):
+                raise WireError("refused", "prompt must be text")
+            ids = server.tokenize(text)
+            return {"tokens": ids, "count": len(ids), "max_model_len": scorer.lm.context}, 0
+
+        return await answered(request, "tokenize", work)
+
+    _add_facts(app, server, token, metrics)
+    return app
+
+
+def _add_facts(app: FastAPI, server: _Server, token: str | None, metrics: _Metrics) -> None:
+    """The routes that only tell."""
+    settings = server.settings
+
+    @app.get("/health")
+    async def health() -> Response:
+        return _json_response({"status": "ok"})
+
+    @app.get("/metrics")
+    async def prometheus(request: Request) -> Response:
+        if refusal := _unauthorised(request, token):
+            return refusal
+        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
+
+    @app.get("/get_model_info")
+    async def model_info(request: Request) -> Response:
+        if refusal := _unauthorised(request, token):
+            return refusal
+        return _json_response(
+            {"model_path": server.identity, "is_generation": False, "vocab_size": server.scorer.head.vocabulary,
+             "scoring_temperature": settings.temperature}
+        )  # fmt: skip
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        if refusal := _unauthorised(request, token):
+            return refusal
+        one = {
+            "id": settings.name,
+            "object": "model",
+            "root": server.identity,
+            "max_model_len": server.scorer.lm.context,
+        }
+        return _json_response({"object": "list", "data": [one]})
+
+
+async def _respond(
+    request: Request, settings: ServeSettings, token: str | None, work: Callable[[bytes], Awaitable[tuple[Any, int]]]
+) -> tuple[Response, int]:
+    """The answer to one request, whatever happens, and how many tokens it cost."""
+    if refusal := _unauthorised(request, token):
+        return refusal, 0
+    try:
+        body = await _read(request, settings.body_mb * 2**20)
+        answer, tokens = await work(body)
+    except WireError as error:
+        return _problem(STATUS.get(error.kind, 400), str(error)), 0
+    except QueueFullError as error:
+        full = _problem(429, f"{error}: ask again in {error.retry_after:.0f} s")
+        full.headers["retry-after"] = f"{error.retry_after:.0f}"
+        return full, 0
+    except ClosedError:
+        return _problem(503, "the server is shutting down"), 0
+    except ClientDisconnect:
+        return _problem(499, "the client went away"), 0
+    if isinstance(answer, bytes):
+        return _with_digest(Response(answer, media_type=binary.MEDIA_TYPE)), tokens
+    return _json_response(answer), tokens
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    """The body, refused as soon as it is too long: not after it has filled the memory."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise WireError("refused", f"the body is longer than {limit // 2**20} MB")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise WireError("malformed", f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise WireError("malformed", "the body must be a JSON object")
+    return value
+
+
+def _token(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise ModelError(f"--token-env names {variable!r}, but the environment has no such variable. Set it.")
+    return os.environ[variable]
+
+
+def _unauthorised(request: Request, token: str | None) -> Response | None:
+    given = request.headers.get("authorization", "")
+    if token is None or hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        return None
+    return _problem(401, "the bearer token is missing or wrong")
+
+
+def _problem(status: int, message: str) -> Response:
+    response = _json_response({"error": {"message": message, "code": status}})
+    response.status_code = status
+    return response
+
+
+def _json_response(value: Any) -> Response:
+    """NaN cannot be written: a score that is not finite must not leave the house."""
+    data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    return _with_digest(Response(data, media_type="application/json"))
+
+
+def _with_digest(response: Response) -> Response:
+    response.headers[DIGEST_HEADER] = f"{zlib.crc32(response.body):08x}"
+    return response
+
+
+def _tokens(questions: list[Question]) -> int:
+    return sum(len(question.token_ids) for question in questions)

@@ -1,0 +1,161 @@
+"""Requests and answers in SGLang's and vLLM's schemas, for clients that were written for those servers.
+
+    questions, temperature = read_sglang(body, tokenize, settings)
+    answer = write_sglang(questions, results, temperature)
+
+Only scoring is served: a request that asks for more than one new token is refused, because a server that
+answered it with nothing would be worse.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from limbeck.serve.settings import ServeSettings
+from limbeck.wire.binary import Result
+from limbeck.wire.question import Question, WireError, integer, number
+
+Tokenize = Callable[[str], list[int]]
+
+
+def read_sglang(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSettings) -> tuple[list[Question], float]:
+    """Questions of a `/generate` body, and the temperature of all. Raises `WireError`."""
+    sampling = body.get("sampling_params") or {}
+    if not isinstance(sampling, Mapping):
+        raise WireError("refused", "sampling_params must be one object: this server scores, and scores all alike")
+    _only_scores(sampling.get("max_new_tokens", 128), "sampling_params.max_new_tokens")
+    if body.get("stream"):
+        raise WireError("refused", "stream is not supported: a score comes whole")
+    given = body.get("input_ids")
+    rows = _rows(body.get("text") if given is None else given, tokenize, "input_ids or text")
+    start = body.get("logprob_start_len")
+    first = 0 if start is None or (start == -1 and given is None) else integer(start, "logprob_start_len")
+    top_k = integer(body.get("top_logprobs_num") or 0, "top_logprobs_num")
+    hidden = bool(body.get("return_hidden_states"))
+    questions = []
+    for ids in rows:
+        # SGLang's -1 means "from the last token": nothing of the input is scored.
+        begin = len(ids) - 1 if first < 0 else first
+        questions.append(Question(ids, begin + 1, top_k=top_k, hidden=hidden))
+    return questions, settings.pick_temperature(
+        _optional(body, "input_logprob_temperature"), _optional(sampling, "temperature")
+    )
+
+
+def write_sglang(questions: Sequence[Question], results: Sequence[Result], temperature: float, many: bool) -> Any:
+    """One object, or a list where the request held a list."""
+    answers = []
+    for question, result in zip(questions, results, strict=True):
+        meta: dict[str, Any] = {
+            "id": uuid.uuid4().hex,
+            "finish_reason": {"type": "length", "length": 0},
+            "prompt_tokens": len(question.token_ids),
+            "completion_tokens": 0,
+            "cached_tokens": 0,
+            "input_logprob_temperature": temperature,
+        }
+        if result.logprobs is not None:
+            before = int(question.token_ids[question.start - 1])
+            meta["input_token_logprobs"] = [
+                [None, before, None],
+                *([value, i, None] for value, i in _pairs(result.logprobs, question.scored_ids)),
+            ]
+            meta["output_token_logprobs"] = []
+            if question.top_k:
+                meta["input_top_logprobs"] = [None, *_tops(result)]
+                meta["output_top_logprobs"] = []
+        if result.hidden is not None:
+            meta["hidden_states"] = [result.hidden.tolist()]
+        answers.append({"text": "", "output_ids": [], "meta_info": meta})
+    return answers if many else answers[0]
+
+
+def read_vllm(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSettings) -> tuple[list[Question], float]:
+    """Questions of a `/v1/completions` body, and the temperature of all. Raises `WireError`."""
+    _only_scores(body.get("max_tokens", 16), "max_tokens", most=1)
+    if body.get("stream"):
+        raise WireError("refused", "stream is not supported: a score comes whole")
+    if body.get("prompt_logprobs") is None:
+        raise WireError("refused", "prompt_logprobs is missing: this server scores prompts, it does not complete them")
+    top_k = integer(body["prompt_logprobs"], "prompt_logprobs")
+    questions = [Question(ids, 1, top_k=top_k) for ids in _rows(body.get("prompt"), tokenize, "prompt")]
+    return questions, settings.pick_temperature(
+        _optional(body, "prompt_logprobs_temperature"), _optional(body, "temperature")
+    )
+
+
+def write_vllm(questions: Sequence[Question], results: Sequence[Result], temperature: float, model: str) -> Any:
+    """A text completion of no text, with `prompt_logprobs`."""
+    choices, total = [], 0
+    for index, (question, result) in enumerate(zip(questions, results, strict=True)):
+        assert result.logprobs is not None
+        total += len(question.token_ids)
+        tops = _tops(result) if question.top_k else [[] for _ in question.scored_ids]
+        rows: list[Any] = [None]
+        for (value, sampled), top in zip(_pairs(result.logprobs, question.scored_ids), tops, strict=True):
+            entries = {
+                str(i): {"logprob": x, "rank": rank + 1, "decoded_token": None} for rank, (x, i, _) in enumerate(top)
+            }
+            entries.setdefault(str(sampled), {"logprob": value, "rank": None, "decoded_token": None})
+            rows.append(entries)
+        choices.append(
+            {"index": index, "text": "", "logprobs": None, "finish_reason": "length", "prompt_logprobs": rows}
+        )
+    return {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": 0,
+        "model": model,
+        "choices": choices,
+        "usage": {"prompt_tokens": total, "completion_tokens": 0, "total_tokens": total},
+        "prompt_logprobs_temperature": temperature,
+    }
+
+
+def _rows(given: Any, tokenize: Tokenize, name: str) -> list[np.ndarray]:
+    """Token ids of one text, several texts, one list of ids or several."""
+    if isinstance(given, str):
+        given = [given]
+    if not isinstance(given, list) or not given:
+        raise WireError("refused", f"{name} is missing or empty")
+    if all(type(item) is int for item in given):
+        given = [given]
+    rows = []
+    for item in given:
+        ids = tokenize(item) if isinstance(item, str) else item
+        if not isinstance(ids, list) or not ids or not all(type(i) is int and abs(i) < 2**31 for i in ids):
+            raise WireError("refused", f"{name} must be text, token ids, or a list of either")
+        rows.append(np.array(ids, dtype=np.int64))
+    return rows
+
+
+def is_many(given: Any) -> bool:
+    """Whether a request held a list of prompts rather than one."""
+    return isinstance(given, list) and not all(type(item) is int for item in given)
+
+
+def _only_scores(asked: Any, name: str, most: int = 0) -> None:
+    if integer(asked, name) > most:
+        raise WireError("refused", f"{name} is {asked}, but this server only scores: set it to {most}")
+
+
+def _optional(body: Mapping[str, Any], name: str) -> float | None:
+    value = body.get(name)
+    return None if value is None else number(value, name)
+
+
+def _pairs(values: np.ndarray, ids: np.ndarray) -> list[tuple[float, int]]:
+    return list(zip(values.tolist(), ids.tolist(), strict=True))
+
+
+def _tops(result: Result) -> list[list[list[Any]]]:
+    assert result.top_ids is not None
+    assert result.top_logprobs is not None
+    return [
+        [[value, i, None] for value, i in _pairs(values, ids)]
+        for values, ids in zip(result.top_logprobs, result.top_ids, strict=True)
+    ]

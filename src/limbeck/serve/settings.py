@@ -1,0 +1,57 @@
+"""What `limbeck serve` may be told, and what a request may ask. No torch, no HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from limbeck.wire.question import Question, WireError
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Limits and defaults of the server.
+
+    `temperature` is what clients get that do not know a scoring-temperature field, such as slime's and
+    miles's reward functions: None leaves them what a stock server gives.
+    """
+
+    name: str = "teacher"
+    temperature: float | None = None
+    token_env: str | None = None
+    queue: int = 256  # sequences
+    batch: int = 64  # sequences scored at a time
+    body_mb: int = 64
+    max_top_k: int = 1024
+    max_length: int | None = None  # tokens; None: the model's context
+
+    def pick_temperature(self, scoring: float | None, sampling: float | None) -> float:
+        """The scoring field; else the operator's choice; else the request's own, where it has one; else 1.
+
+        Clients of stock servers send anything as their sampling temperature (slime: 0), because it never
+        mattered: the operator's choice comes before it. Raises `WireError` for what is not a temperature.
+        """
+        if scoring is not None:
+            if not 0 < scoring < float("inf"):
+                raise WireError("refused", f"the scoring temperature is {scoring}, expected a number above 0")
+            return scoring
+        if self.temperature is not None:
+            return self.temperature
+        return sampling if sampling is not None and 0 < sampling < float("inf") else 1.0
+
+    def check(self, question: Question, vocabulary: int, context: int | None) -> None:
+        """Raises `WireError` (kind refused) for a question beyond the limits."""
+        ids, longest = question.token_ids, self.max_length or context
+        if len(ids) < 1 or not 1 <= question.start <= len(ids):
+            raise WireError("refused", f"{len(ids)} tokens scored from {question.start}; start must be 1 to the length")
+        if longest is not None and len(ids) > longest:
+            raise WireError("refused", f"{len(ids)} tokens, more than the {longest} this server takes")
+        if not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
+            raise WireError(
+                "refused",
+                f"token ids are {int(ids.min())} to {int(ids.max())}, but the vocabulary has {vocabulary}: another "
+                "tokenizer?",
+            )
+        if not 0 <= question.top_k <= min(vocabulary, self.max_top_k):
+            raise WireError(
+                "refused", f"top {question.top_k} asked for, this server gives up to {min(vocabulary, self.max_top_k)}"
+            )
