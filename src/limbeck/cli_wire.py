@@ -53,8 +53,8 @@ def bake(model: str, out: Path, temperature: float) -> None:
     click.echo(f"wrote {out}: {', '.join(probe.tensors)} divided by {temperature:g}, in float32")
     for kind, error in probe.errors.items():
         click.echo(
-            f"  a server that loads it in {kind} is off by {error['mean']:.1e} nats a token on average, {error['max']:.1e} "
-            "at most, on the probe file"
+            f"  a server that loads it in {kind} is off by {error['mean']:.1e} nats a token on average, "
+            f"{error['max']:.1e} at most, on the probe file"
         )
     click.echo("  serve it in float32; it also samples at this temperature")
     click.echo(f'  in the recipe: teacher.baked = "{out}"')

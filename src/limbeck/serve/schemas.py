@@ -97,10 +97,8 @@ def write_vllm(questions: Sequence[Question], results: Sequence[Result], tempera
         tops = _tops(result) if question.top_k else [[] for _ in question.scored_ids]
         rows: list[Any] = [None]
         for (value, sampled), top in zip(_pairs(result.logprobs, question.scored_ids), tops, strict=True):
-            entries = {
-                str(i): {"logprob": x, "rank": rank + 1, "decoded_token": None} for rank, (x, i, _) in enumerate(top)
-            }
-            entries.setdefault(str(sampled), {"logprob": value, "rank": None, "decoded_token": None})
+            entries = {str(i): _entry(x, rank) for rank, (x, i, _) in enumerate(top, start=1)}
+            entries.setdefault(str(sampled), _entry(value, None))
             rows.append(entries)
         choices.append(
             {"index": index, "text": "", "logprobs": None, "finish_reason": "length", "prompt_logprobs": rows}
@@ -146,6 +144,10 @@ def _only_scores(asked: Any, name: str, most: int = 0) -> None:
 def _optional(body: Mapping[str, Any], name: str) -> float | None:
     value = body.get(name)
     return None if value is None else number(value, name)
+
+
+def _entry(value: float, rank: int | None) -> dict[str, Any]:
+    return {"logprob": value, "rank": rank, "decoded_token": None}
 
 
 def _pairs(values: np.ndarray, ids: np.ndarray) -> list[tuple[float, int]]:

@@ -163,8 +163,8 @@ def _final_norm(lm: CausalLM, row: list[int]) -> nn.Module:
         if output.shape == hidden.shape and torch.equal(output, hidden):
             return module
     raise ModelError(
-        f"{lm.name}: no norm puts out the final hidden states, so there is nothing to bake the temperature into. Serve it "
-        "with `limbeck serve`."
+        f"{lm.name}: no norm puts out the final hidden states, so there is nothing to bake the temperature into. "
+        "Serve it with `limbeck serve`."
     )
 
 

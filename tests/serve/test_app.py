@@ -1,0 +1,259 @@
+"""The scoring server: exact at any temperature through every schema, and hard to upset."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from tiny_models import make
+
+from limbeck.config_section import ModelSection
+from limbeck.config_teachers import LimbeckTeacher, SGLangTeacher, VLLMTeacher
+from limbeck.errors import ModelError
+from limbeck.models import CausalLM, load_model
+from limbeck.serve.app import make_app
+from limbeck.serve.queue import QueueFullError, ScoringQueue
+from limbeck.serve.scorer import Asked, Scorer
+from limbeck.serve.settings import ServeSettings
+from limbeck.teachers.connect import remote_teacher
+from limbeck.teachers.contract import continuations, logprobs_of_sampled, probe_rollout
+from limbeck.teachers.proof import prove_remote
+from limbeck.wire.question import Question
+
+TEXTS = [tuple(int(i) for i in np.random.default_rng(n).integers(4, 99, 12 + 3 * n)) for n in range(5)]
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
+    folder = make("llama", tmp_path_factory.mktemp("model"))
+    return load_model(ModelSection(model=str(folder)), torch.device("cpu"))
+
+
+def truth(lm: CausalLM, ids: tuple[int, ...], temperature: float) -> np.ndarray:
+    """[L-1, V] log q_T by transformers itself."""
+    with torch.inference_mode():
+        logits = lm.model(torch.tensor([ids])).logits[0, :-1].float()
+    return torch.log_softmax(logits / temperature, dim=-1).numpy()
+
+
+def of_tokens(rows: np.ndarray, ids: tuple[int, ...]) -> np.ndarray:
+    return rows[np.arange(len(ids) - 1), ids[1:]]
+
+
+@asynccontextmanager
+async def client(lm: CausalLM, scorer: Any = None, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    app = make_app(scorer or Scorer(lm), ServeSettings(**settings), "tiny 123")
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http,
+    ):
+        yield http
+
+
+@pytest.mark.parametrize(("flag", "expected"), [(0.7, 0.7), (None, 1.0)])
+async def test_slimes_unmodified_request_gets_q_at_the_servers_temperature(
+    lm: CausalLM, flag: float | None, expected: float
+) -> None:
+    """The body slime's reward function sends, and the way its post-processing reads the answer."""
+    tokens = TEXTS[2]
+    body = {
+        "input_ids": list(tokens),
+        "sampling_params": {"temperature": 0, "max_new_tokens": 0, "skip_special_tokens": False},
+        "return_logprob": True,
+        "logprob_start_len": 0,
+    }
+    async with client(lm, temperature=flag) as http:
+        reward = (await http.post("/generate", json=body)).raise_for_status().json()
+    scores = [item[0] for item in reward["meta_info"]["input_token_logprobs"][1:]][-5:]
+    np.testing.assert_allclose(scores, of_tokens(truth(lm, tokens, expected), tokens)[-5:], atol=1e-5)
+
+
+async def test_a_text_and_a_list_of_prompts_are_answered_as_sglang_does(lm: CausalLM) -> None:
+    common = {"sampling_params": {"max_new_tokens": 0}, "return_logprob": True, "logprob_start_len": 0}
+    async with client(lm) as http:
+        one = (await http.post("/generate", json={"text": "12+34=46", **common})).json()
+        two = (await http.post("/generate", json={"input_ids": [list(t) for t in TEXTS[:2]], **common})).json()
+    assert [e[1] for e in one["meta_info"]["input_token_logprobs"]] == lm.tokenizer("12+34=46").input_ids
+    for answer, ids in zip(two, TEXTS[:2], strict=True):
+        values = [e[0] for e in answer["meta_info"]["input_token_logprobs"][1:]]
+        np.testing.assert_allclose(values, of_tokens(truth(lm, ids, 1.0), ids), atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize(
+    ("section", "method"),
+    [
+        (LimbeckTeacher(url="http://server"), "native"),
+        (SGLangTeacher(url="http://server"), "native"),
+        (VLLMTeacher(url="http://server"), "native"),
+        (LimbeckTeacher(url="http://server", head="here"), "hidden"),
+    ],
+)
+async def test_our_own_clients_prove_it_and_get_the_truth(
+    lm: CausalLM, section: Any, method: str, temperature: float
+) -> None:
+    head = lm.head() if method == "hidden" else None
+    teacher = remote_teacher("t", section, 99, 99, 0 if head else 7, head)
+    app = make_app(Scorer(lm), ServeSettings(), "tiny 123")
+    async with app.router.lifespan_context(app):
+        teacher.pool._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+        if not (section.kind != "limbeck" and temperature == 1):
+            verdicts = await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], 99), temperature, lm.tokenizer)
+            assert all(v.ok for v in verdicts)
+            assert teacher.method == method
+        rollouts = [probe_rollout(ids[:4], ids[4:], temperature) for ids in TEXTS]
+        for scores, ids, rollout in zip(await teacher.score(rollouts), TEXTS, rollouts, strict=True):
+            expected = of_tokens(truth(lm, ids, temperature), ids)[3:]
+            np.testing.assert_allclose(logprobs_of_sampled(scores, rollout), expected, atol=2e-5)
+        await teacher.close()
+
+
+async def test_padding_and_company_do_not_change_an_answer(lm: CausalLM) -> None:
+    asked = [Asked(Question(np.array(ids), 1, top_k=3), t) for ids, t in zip(TEXTS, (0.5, 1, 2, 1, 3), strict=True)]
+    together, alone = Scorer(lm).score(asked), Scorer(lm, budget=1, chunk_mb=0).score(asked)
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+        np.testing.assert_array_equal(a.top_ids, b.top_ids)
+
+
+async def test_requests_that_wait_share_a_batch(lm: CausalLM) -> None:
+    scorer = Scorer(lm)
+    queue = ScoringQueue(scorer.score, 64, 64)
+    asked = [Asked(Question(np.array(TEXTS[0]), 1), 1.0)]
+    await asyncio.gather(*(queue.score(asked) for _ in range(20)))
+    assert queue.batches <= 3
+    await queue.close()
+
+
+async def test_a_full_queue_says_when_to_come_back_and_closing_answers_what_waits(lm: CausalLM) -> None:
+    go = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(asked: Any) -> Any:
+        asyncio.run_coroutine_threadsafe(go.wait(), loop).result()
+        return Scorer(lm).score(asked)
+
+    queue = ScoringQueue(slow, capacity=2, most=1)
+    asked = [Asked(Question(np.array(TEXTS[0]), 1), 1.0)]
+    waiting = [asyncio.create_task(queue.score(asked)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError) as full:
+        await queue.score(asked)
+    assert full.value.retry_after >= 1
+    closing = asyncio.create_task(queue.close())
+    await asyncio.sleep(0)
+    go.set()
+    assert all(len(done) == 1 for done in await asyncio.gather(*waiting))
+    await closing
+    assert queue.depth == 0
+
+
+async def test_429_carries_retry_after(lm: CausalLM) -> None:
+    body = {"input_ids": [list(TEXTS[0])] * 3, "sampling_params": {"max_new_tokens": 0}, "return_logprob": True}
+    async with client(lm, queue=2) as http:
+        answer = await http.post("/generate", json=body)
+    assert answer.status_code == 429
+    assert float(answer.headers["retry-after"]) >= 1
+
+
+SCORE = {"max_new_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("/generate", {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 5}}, "only scores"),
+        ("/generate", {"input_ids": [1, 2]}, "only scores"),
+        ("/generate", {"input_ids": [], "sampling_params": SCORE}, "missing or empty"),
+        ("/generate", {"input_ids": [1, 999], "sampling_params": SCORE}, "vocabulary has 99"),
+        ("/generate", {"input_ids": [1, -1], "sampling_params": SCORE}, "vocabulary has 99"),
+        ("/generate", {"input_ids": [1] * 200, "sampling_params": SCORE}, "more than the 128"),
+        ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "top_logprobs_num": 100}, "up to 99"),
+        ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "logprob_start_len": 7}, "start must be"),
+        ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "input_logprob_temperature": 0}, "above 0"),
+        ("/generate", {"input_ids": [1, "a"], "sampling_params": SCORE}, "token ids"),
+        ("/v1/completions", {"prompt": [1, 2], "max_tokens": 1}, "prompt_logprobs is missing"),
+        ("/v1/completions", {"prompt": [1, 2], "max_tokens": 9, "prompt_logprobs": 1}, "only scores"),
+        ("/tokenize", {}, "must be text"),
+    ],
+)
+async def test_a_request_that_cannot_be_scored_is_refused_by_name(
+    lm: CausalLM, path: str, body: dict[str, Any], says: str
+) -> None:
+    async with client(lm) as http:
+        answer = await http.post(path, json=body)
+        assert answer.status_code == 400
+        assert says in answer.json()["error"]["message"]
+        for junk in (b"", b"[1]", b"{", b"\x80\x04K\x01.", b"[" * 100_000):
+            assert (await http.post(path, content=junk)).status_code == 400
+            assert (await http.post("/limbeck/score", content=junk)).status_code == 400
+        assert (await http.get("/health")).json() == {"status": "ok"}
+
+
+async def test_a_long_body_is_refused_before_it_is_held(lm: CausalLM) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 64:
+            sent += 1
+            yield b"x" * 2**20
+
+    async with client(lm, body_mb=2) as http:
+        answer = await http.post("/generate", content=endless())
+    assert answer.status_code == 400
+    assert "longer than 2 MB" in answer.text
+
+
+async def test_only_health_is_told_without_the_token(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVER_TOKEN", "sesame")
+    async with client(lm, token_env="SERVER_TOKEN") as http:
+        for path in ("/get_model_info", "/v1/models", "/metrics"):
+            assert (await http.get(path)).status_code == 401
+            right = {"authorization": "Bearer sesame"}
+            assert (await http.get(path, headers=right)).status_code == 200
+        for path in ("/generate", "/v1/completions", "/limbeck/score", "/tokenize"):
+            assert (await http.post(path, json={}, headers={"authorization": "Bearer x"})).status_code == 401
+        assert (await http.get("/health")).status_code == 200
+    monkeypatch.delenv("SERVER_TOKEN")
+    with pytest.raises(ModelError, match="no such variable"):
+        make_app(Scorer(lm), ServeSettings(token_env="SERVER_TOKEN"), "x")
+
+
+async def test_metrics_count_requests_and_tokens(lm: CausalLM) -> None:
+    body = {"input_ids": list(TEXTS[0]), "sampling_params": SCORE, "return_logprob": True, "logprob_start_len": 0}
+    async with client(lm) as http:
+        await http.post("/generate", json=body)
+        await http.post("/generate", json={})
+        text = (await http.get("/metrics")).text
+    assert f"limbeck_tokens_total {float(len(TEXTS[0]))}" in text
+    assert 'limbeck_requests_total{route="generate",status="200"} 1.0' in text
+    assert 'limbeck_requests_total{route="generate",status="400"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "scoring", "sampling", "expected"),
+    [
+        (0.7, 0.3, 2.0, 0.3),
+        (0.7, None, 2.0, 0.7),
+        (None, None, 2.0, 2.0),
+        (None, None, 0.0, 1.0),
+        (None, None, None, 1.0),
+    ],
+)
+def test_which_temperature_wins(flag: Any, scoring: Any, sampling: Any, expected: float) -> None:
+    assert ServeSettings(temperature=flag).pick_temperature(scoring, sampling) == expected
+
+
+def test_a_folder_with_other_weights_has_another_fingerprint(tmp_path: Path, lm: CausalLM) -> None:
+    from limbeck.serve.main import fingerprint
+
+    other = load_model(ModelSection(model=str(make("llama", tmp_path, seed=1))), torch.device("cpu"))
+    assert fingerprint(lm) == fingerprint(lm) != fingerprint(other)
