@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-browser smollm2 check lint types floors benchmark clean
+.PHONY: help demo test test-slow test-browser test-engines smollm2 check lint types floors benchmark clean
 
 help:            ## what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -21,6 +21,11 @@ test-slow: $(VENV)/test     ## tests that take minutes each: the whole demo, the
 test-browser: $(VENV)/browser     ## the run page in a headless Chromium; installs it on Debian, as root
 	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || { echo "make test-browser needs Chromium and ChromeDriver. On Debian or Ubuntu: sudo apt-get install chromium chromium-driver" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
+
+test-engines: $(VENV)/test     ## real SGLang and vLLM on this machine: 6 GB of downloads the first time
+	scripts/engines/install_sglang.sh .engines/sglang
+	scripts/engines/install_vllm.sh .engines/vllm
+	$(BIN)/python -m pytest -m engines tests/engines_live
 
 smollm2: $(VENV)/smollm2     ## prune a real chat model and heal it by its original
 	$(BIN)/python scripts/smollm2/prepare.py

@@ -132,8 +132,9 @@ class TestEval:
 
 def test_check_prints_what_was_proven(recipe: Path) -> None:
     assert "temperature" in run("check", recipe).output
-    verdicts = json.loads(run("check", recipe, "--json").stdout)
-    assert [verdict["probe"] for verdict in verdicts] == ["tokenizer", "alignment", "temperature"]
+    told = json.loads(run("check", recipe, "--json").stdout)
+    assert told["ok"]
+    assert [verdict["probe"] for verdict in told["verdicts"]] == ["tokenizer", "alignment", "temperature"]
 
 
 class TestBadInput:

@@ -8,7 +8,6 @@ work impossible to write: there is, say, no forward KL on a sampled support to a
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tomllib
@@ -16,9 +15,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from limbeck.config_section import Count, Fraction, ModelSection, NonNegative, Positive, PositiveInt, Section
+from limbeck.config_section import (
+    Count,
+    Fraction,
+    ModelSection,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Section,
+    keys_of,
+    sections_of,
+)
 from limbeck.config_teachers import (
     LimbeckTeacher,
     LocalTeacher,
@@ -29,6 +38,8 @@ from limbeck.config_teachers import (
     complete_teacher,
 )
 from limbeck.errors import RecipeError
+
+__all__ = ["LocalTeacher", "ModelSection", "Section", "dotted_keys", "load_recipe", "parse_recipe", "sections_of"]
 
 
 class Student(ModelSection):
@@ -384,6 +395,9 @@ class Recipe(Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
+Section.whole = Recipe
+
+
 def _refuse_what_the_teacher_cannot_give(recipe: Recipe) -> None:
     """A divergence over the whole vocabulary needs hidden states and their head; left-out tokens have no future."""
     objective, teacher = recipe.objective, recipe.teacher
@@ -438,19 +452,9 @@ def parse_recipe(table: Mapping[str, Any], overrides: Sequence[str] = (), source
         raise RecipeError(_explain(error, source)) from None
 
 
-def dotted_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+def dotted_keys(section: type[Section] | None = None, prefix: str = "") -> Iterator[str]:
     """Every key a recipe may have, such as `rollout.temperature`, tables included."""
-    for name, info in section.model_fields.items():
-        yield prefix + name
-        for nested in sections_of(info.annotation):
-            yield from dotted_keys(nested, f"{prefix}{name}.")
-
-
-def sections_of(annotation: Any) -> list[type[Section]]:
-    """The `Section` classes inside a field's type: one, several for a union, or none."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in sections_of(part)]
+    return keys_of(section or Recipe, prefix)
 
 
 def _apply_override(table: dict[str, Any], override: str) -> None:
@@ -467,19 +471,6 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise RecipeError(f"override {override!r}: {'.'.join(parts[: depth + 1])} is a value, not a table")
     table[parts[-1]] = value
-
-
-def unknown_key(key: str, section: type[BaseModel]) -> str:
-    known = list(section.model_fields)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    elsewhere = [path for path in dict.fromkeys(dotted_keys()) if path.rpartition(".")[2] == key]
-    if near:
-        hint = f"Did you mean {near[0]!r}?"
-    elif elsewhere:
-        hint = f"There is {' and '.join(repr(path) for path in elsewhere[:3])}."
-    else:
-        hint = f"Known here: {', '.join(known)}."
-    return f"unknown key {key!r}. {hint}"
 
 
 def _explain(error: ValidationError, source: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,6 +19,7 @@ class Section(BaseModel):
     """A table of a recipe. Immutable, and strict about its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    whole: ClassVar[type[BaseModel] | None] = None  # the table of all tables, where a misplaced key is looked for
 
     @model_validator(mode="before")
     @classmethod
@@ -25,9 +27,7 @@ class Section(BaseModel):
         if isinstance(given, Mapping):
             for key in given:
                 if key not in cls.model_fields:
-                    from limbeck.config import unknown_key  # knows every table, this one among them
-
-                    raise ValueError(unknown_key(str(key), cls))
+                    raise ValueError(_unknown_key(str(key), cls))
         return given
 
 
@@ -41,3 +41,32 @@ class ModelSection(Section):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="transformers' attention implementation; auto: its own choice for the model"
     )
+
+
+def keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key below a table, tables included."""
+    for name, info in section.model_fields.items():
+        yield prefix + name
+        for nested in sections_of(info.annotation):
+            yield from keys_of(nested, f"{prefix}{name}.")
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """The `Section` classes inside a field's type: one, several for a union, or none."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_of(part)]
+
+
+def _unknown_key(key: str, section: type[Section]) -> str:
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    everywhere = [] if Section.whole is None else dict.fromkeys(keys_of(Section.whole))
+    elsewhere = [path for path in everywhere if path.rpartition(".")[2] == key]
+    if near:
+        hint = f"Did you mean {near[0]!r}?"
+    elif elsewhere:
+        hint = f"There is {' and '.join(repr(path) for path in elsewhere[:3])}."
+    else:
+        hint = f"Known here: {', '.join(known)}."
+    return f"unknown key {key!r}. {hint}"

@@ -12,7 +12,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from tiny_models import make
 
 from limbeck.config_section import ModelSection
 from limbeck.config_teachers import LimbeckTeacher, SGLangTeacher, VLLMTeacher
@@ -26,14 +25,17 @@ from limbeck.teachers.connect import remote_teacher
 from limbeck.teachers.contract import continuations, logprobs_of_sampled, probe_rollout
 from limbeck.teachers.proof import prove_remote
 from limbeck.wire.question import Question
+from tests import tiny
 
-TEXTS = [tuple(int(i) for i in np.random.default_rng(n).integers(4, 99, 12 + 3 * n)) for n in range(5)]
+TEXTS = [tuple(int(i) for i in np.random.default_rng(n).integers(5, 100, 12 + 3 * n)) for n in range(5)]
+
+
+V = tiny.VOCABULARY
 
 
 @pytest.fixture(scope="module")
-def lm(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
-    folder = make("llama", tmp_path_factory.mktemp("model"))
-    return load_model(ModelSection(model=str(folder)), torch.device("cpu"))
+def lm() -> CausalLM:
+    return tiny.fresh("llama")
 
 
 def truth(lm: CausalLM, ids: tuple[int, ...], temperature: float) -> np.ndarray:
@@ -100,12 +102,12 @@ async def test_our_own_clients_prove_it_and_get_the_truth(
     lm: CausalLM, section: Any, method: str, temperature: float
 ) -> None:
     head = lm.head() if method == "hidden" else None
-    teacher = remote_teacher("t", section, 99, 99, 0 if head else 7, head)
+    teacher = remote_teacher("t", section, V, V, 0 if head else 7, head)
     app = make_app(Scorer(lm), ServeSettings(), "tiny 123")
     async with app.router.lifespan_context(app):
         teacher.pool._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
         if not (section.kind != "limbeck" and temperature == 1):
-            verdicts = await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], 99), temperature, lm.tokenizer)
+            verdicts = await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature, lm.tokenizer)
             assert all(v.ok for v in verdicts)
             assert teacher.method == method
         rollouts = [probe_rollout(ids[:4], ids[4:], temperature) for ids in TEXTS]
@@ -172,10 +174,10 @@ SCORE = {"max_new_tokens": 0}
         ("/generate", {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 5}}, "only scores"),
         ("/generate", {"input_ids": [1, 2]}, "only scores"),
         ("/generate", {"input_ids": [], "sampling_params": SCORE}, "missing or empty"),
-        ("/generate", {"input_ids": [1, 999], "sampling_params": SCORE}, "vocabulary has 99"),
-        ("/generate", {"input_ids": [1, -1], "sampling_params": SCORE}, "vocabulary has 99"),
-        ("/generate", {"input_ids": [1] * 200, "sampling_params": SCORE}, "more than the 128"),
-        ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "top_logprobs_num": 100}, "up to 99"),
+        ("/generate", {"input_ids": [1, 999], "sampling_params": SCORE}, "vocabulary has 100"),
+        ("/generate", {"input_ids": [1, -1], "sampling_params": SCORE}, "vocabulary has 100"),
+        ("/generate", {"input_ids": [1] * 200, "sampling_params": SCORE}, "more than the 64"),
+        ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "top_logprobs_num": 101}, "up to 100"),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "logprob_start_len": 7}, "start must be"),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "input_logprob_temperature": 0}, "above 0"),
         ("/generate", {"input_ids": [1, "a"], "sampling_params": SCORE}, "token ids"),
@@ -255,5 +257,5 @@ def test_which_temperature_wins(flag: Any, scoring: Any, sampling: Any, expected
 def test_a_folder_with_other_weights_has_another_fingerprint(tmp_path: Path, lm: CausalLM) -> None:
     from limbeck.serve.main import fingerprint
 
-    other = load_model(ModelSection(model=str(make("llama", tmp_path, seed=1))), torch.device("cpu"))
+    other = load_model(ModelSection(model=str(tiny.save(tmp_path, seed=1))), torch.device("cpu"))
     assert fingerprint(lm) == fingerprint(lm) != fingerprint(other)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_server import FakeServer
 
 from limbeck.config_teachers import SGLangTeacher, VLLMTeacher
 from limbeck.errors import ContractError, DataError, TeacherError
@@ -17,6 +16,7 @@ from limbeck.teachers.proof import prove_remote
 from limbeck.teachers.remote import RemoteTeacher
 from limbeck.teachers.routed import RoutedTeacher
 from limbeck.temperature.probe_file import ProbeFile, ProbeSequence
+from tests.fake_server import FakeServer
 
 V = 99
 TEXTS = [tuple(int(i) for i in np.random.default_rng(n).integers(0, V, 20 + n)) for n in range(4)]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import make
 from transformers import AutoModelForCausalLM
 
 from limbeck.errors import ModelError
 from limbeck.temperature.bake import CONFIG_KEY, bake
 from limbeck.temperature.probe_file import read_probe_file
+from tests import tiny
 
 IDS = torch.tensor([[5, 20, 33, 47, 60, 71, 82, 90]])
 
@@ -28,18 +28,19 @@ def logprobs(folder: Path, temperature: float = 1.0, dtype: torch.dtype = torch.
     ("kind", "changes", "tensors"),
     [
         ("llama", {}, {"model.norm.weight"}),
-        ("qwen2", {"tie_word_embeddings": True}, {"model.norm.weight"}),
-        ("gemma", {}, {"model.norm.weight"}),  # multiplies by 1 + w
+        ("llama-tied", {}, {"model.norm.weight"}),
+        ("gemma2", {"final_logit_softcapping": None}, {"model.norm.weight"}),  # multiplies by 1 + w
         ("gpt2", {}, {"transformer.ln_f.weight", "transformer.ln_f.bias"}),
         ("phi", {}, {"model.final_layernorm.weight", "model.final_layernorm.bias", "lm_head.bias"}),
-        ("cohere", {"logit_scale": 0.5}, {"model.norm.weight"}),
+        ("cohere", {}, {"model.norm.weight"}),  # a LayerNorm without bias, logits multiplied
+        ("granite", {}, {"model.norm.weight"}),  # logits divided
     ],
 )
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
 def test_temperature_one_of_the_baked_is_t_of_the_source(
     kind: str, changes: dict[str, object], tensors: set[str], temperature: float, tmp_path: Path
 ) -> None:
-    source = make(kind, tmp_path / "source", **changes)
+    source = Path(tiny.save(tmp_path / "source", kind, **changes))
     probe = bake(str(source), temperature, tmp_path / "baked")
     assert set(probe.tensors) == tensors
     apart = (logprobs(tmp_path / "baked") - logprobs(source, temperature)).abs().max().item()
@@ -51,7 +52,7 @@ def test_temperature_one_of_the_baked_is_t_of_the_source(
 
 
 def test_the_baked_tensor_stays_float32_and_the_cost_of_narrowing_is_told(tmp_path: Path) -> None:
-    source = make("llama", tmp_path / "source")
+    source = Path(tiny.save(tmp_path / "source"))
     AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
     probe = bake(str(source), 0.7, tmp_path / "baked")
     stored = load_file(tmp_path / "baked" / "model.safetensors")
@@ -63,7 +64,7 @@ def test_the_baked_tensor_stays_float32_and_the_cost_of_narrowing_is_told(tmp_pa
 
 
 def test_the_probe_file_holds_what_the_source_says_at_t(tmp_path: Path) -> None:
-    source = make("llama", tmp_path / "source")
+    source = Path(tiny.save(tmp_path / "source"))
     bake(str(source), 0.7, tmp_path / "baked")
     probe = read_probe_file(tmp_path / "baked")
     row = probe.sequences[0]
@@ -75,10 +76,10 @@ def test_the_probe_file_holds_what_the_source_says_at_t(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_baked_is_refused(tmp_path: Path) -> None:
-    capped = make("gemma2", tmp_path / "capped", final_logit_softcapping=30.0)
+    capped = tiny.folder_of("gemma2")
     with pytest.raises(ModelError, match="limbeck serve"):
         bake(str(capped), 0.7, tmp_path / "out")
-    source = make("llama", tmp_path / "source")
+    source = Path(tiny.save(tmp_path / "source"))
     bake(str(source), 0.7, tmp_path / "baked")
     with pytest.raises(ModelError, match="baked for temperature 0"):
         bake(str(tmp_path / "baked"), 0.7, tmp_path / "again")
