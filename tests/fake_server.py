@@ -12,7 +12,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -218,3 +221,18 @@ class FakeServer:
         if self.knows_temperature and asked is not None:
             answer["prompt_logprobs_temperature"] = asked
         return answer
+
+
+@contextmanager
+def in_thread(server: FakeServer) -> Iterator[FakeServer]:
+    """The server on a loop of its own, for code that runs one itself."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result(30)
+        yield server
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)

@@ -1,0 +1,120 @@
+"""Whole runs against a teacher on loopback: storms cost time, a dead teacher costs nothing, another one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from limbeck import api
+from limbeck.config import Recipe, parse_recipe
+from limbeck.errors import ContractError, DataError, TeacherError
+from tests import tiny
+from tests.fake_server import FakeServer, in_thread
+
+
+def recipe(server: FakeServer, folder: Path, name: str, **teacher: Any) -> Recipe:
+    given = {"kind": "sglang", "url": server.url, "top_logprobs": 90, "timeout": 3.0, "retry_seconds": 60.0} | teacher
+    return parse_recipe(
+        {
+            "name": name, "output": str(folder), "steps": 4, "threads": 1,
+            "student": {"model": tiny.folder_of("llama")},
+            "teacher": {"vocabulary": tiny.VOCABULARY, **given},
+            "task": {"kind": "arithmetic", "digits": 1, "train": 32, "held_out": 4},
+            "rollout": {"temperature": 0.7, "max_tokens": 8, "prompts_per_step": 4},
+            "objective": {"support": 5},
+            "learner": {"lr": 1e-3},
+            "eval": {"prompts": 2},
+            "checkpoint": {"every": 1},
+        }
+    )  # fmt: skip
+
+
+def weights(run: api.TrainResult) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "model" / "model.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of an undisturbed run."""
+    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY)) as server:
+        return weights(api.train(recipe(server, tmp_path_factory.mktemp("runs"), "calm")))
+
+
+def test_a_stock_server_at_another_temperature_is_rescaled_and_said_so(tmp_path: Path) -> None:
+    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY)) as server:
+        result = api.train(recipe(server, tmp_path, "said"))
+    assert all(0 < line["teacher/error_bound/max"] <= 0.02 for line in result.steps)
+    contract = (result.folder / "contract.jsonl").read_text()
+    assert "method rescale" in contract
+    assert "not taken" in contract
+
+
+def test_a_storm_on_the_wire_does_not_change_the_weights(tmp_path: Path, calm: dict[str, torch.Tensor]) -> None:
+    stormy = FakeServer(vocabulary=tiny.VOCABULARY, drop=0.1, cut=0.1, corrupt=0.2, fail=0.1, busy=0.1, digest=True)
+    with in_thread(stormy) as server:
+        assert equal(calm, weights(api.train(recipe(server, tmp_path, "stormy"))))
+    assert stormy.requests > 20
+
+
+def test_a_run_whose_teacher_dies_is_resumed_to_the_same_weights(tmp_path: Path, calm: dict[str, torch.Tensor]) -> None:
+    dying = FakeServer(vocabulary=tiny.VOCABULARY)
+    with in_thread(dying) as server:
+        settings = recipe(server, tmp_path, "killed", retry_seconds=0.5)
+
+        class Killer:
+            """Pulls the plug in the middle of step 3."""
+
+            def phase(self, step: int, name: str) -> None:
+                dying.fail = 1.0 if (step, name) == (3, "score") else dying.fail
+
+            def started(self, step: int, steps: int) -> None: ...
+            def stepped(self, line: Any) -> None: ...
+            def evaluated(self, line: Any) -> None: ...
+            def closed(self) -> None: ...
+
+        with pytest.raises(TeacherError):
+            api.train(settings, observers=[Killer()])
+        dying.fail = 0.0
+        dying.set_weights(5)
+        with pytest.raises(ContractError, match="another one than this run began with"):
+            api.train(settings)
+        dying.set_weights(0)
+        assert equal(calm, weights(api.train(settings)))
+
+
+def test_a_teacher_that_changes_mid_run_stops_it(tmp_path: Path) -> None:
+    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY, drifts_after=60)) as server:
+        with pytest.raises(ContractError, match="drifted"):
+            api.train(recipe(server, tmp_path, "drifts"))
+
+
+def test_two_teachers_one_here_and_one_there(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{i}+{i}=", "teacher": "{"ab"[i % 2]}"}}\n' for i in range(9)))
+    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY)) as server:
+        one = recipe(server, tmp_path, "routed")
+        section = {
+            "kind": "routed",
+            "teachers": {
+                "a": one.teacher.model_dump(exclude_none=True),
+                "b": {"kind": "local", "model": tiny.folder_of("llama-tied")},
+            },
+        }
+        table = one.model_dump(mode="json", exclude_none=True) | {
+            "teacher": section, "task": {"kind": "file", "path": str(rows), "held_out": 1, "chat": False}, "steps": 1,
+        }  # fmt: skip
+        result = api.train(parse_recipe(table))
+        assert {key for key in result.steps[0] if key.startswith("teacher/") and key.endswith("/samples")} == {
+            "teacher/a/samples", "teacher/b/samples",
+        }  # fmt: skip
+        rows.write_text(rows.read_text().replace('"a"', '"c"'))
+        with pytest.raises(DataError, match="names the teacher 'c'"):
+            api.train(parse_recipe(table | {"name": "unknown"}))
