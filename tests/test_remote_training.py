@@ -91,9 +91,9 @@ def test_a_run_whose_teacher_dies_is_resumed_to_the_same_weights(tmp_path: Path,
 
 
 def test_a_teacher_that_changes_mid_run_stops_it(tmp_path: Path) -> None:
-    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY, drifts_after=60)) as server:
-        with pytest.raises(ContractError, match="drifted"):
-            api.train(recipe(server, tmp_path, "drifts"))
+    drifting = FakeServer(vocabulary=tiny.VOCABULARY, drifts_after=60)
+    with in_thread(drifting) as server, pytest.raises(ContractError, match="drifted"):
+        api.train(recipe(server, tmp_path, "drifts"))
 
 
 def test_two_teachers_one_here_and_one_there(tmp_path: Path) -> None:

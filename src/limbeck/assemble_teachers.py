@@ -31,34 +31,37 @@ from limbeck.teachers.routed import RoutedTeacher as Router
 
 PADDING = 512  # output heads are padded to multiples of at most this
 PROBE_PROMPTS = 8
+ONLY = "teacher"  # the name of one that has none
 
 
 @dataclass
 class Opened:
     """The teachers of a run, by name, and what is known of them before the first prompt."""
 
-    teacher: Teacher
-    members: dict[str, Teacher]
+    members: dict[str, Teacher] = field(default_factory=dict)
+    default: str | None = None
     verdicts: list[Verdict] = field(default_factory=list)
     contexts: list[int] = field(default_factory=list)
     min_scored_fraction: float = 1.0
+
+    @property
+    def teacher(self) -> Teacher:
+        """The only one, or the router among them."""
+        only = self.members.get(ONLY)
+        return only if only is not None and len(self.members) == 1 else Router(self.members, self.default)
 
 
 def open_teachers(recipe: Recipe, student: CausalLM, device: torch.device) -> Opened:
     """Load or connect every teacher, and compare tokenizers where there are two to compare."""
     section = recipe.teacher
-    sections = dict(section.teachers) if isinstance(section, RoutedTeacher) else {"teacher": section}
-    opened = Opened(teacher=Router({}, None), members={})
+    sections = dict(section.teachers) if isinstance(section, RoutedTeacher) else {ONLY: section}
+    opened = Opened(default=section.default if isinstance(section, RoutedTeacher) else None)
     for name, member in sections.items():
         opened.members[name] = (
             _local(name, member, student, device, opened)
             if isinstance(member, LocalSection)
             else _remote(name, member, recipe, student, device, opened)
         )
-    if isinstance(section, RoutedTeacher):
-        opened.teacher = Router(opened.members, section.default)
-    else:
-        opened.teacher = opened.members["teacher"]
     fractions = [s.min_scored_fraction for s in sections.values() if isinstance(s, RemoteSection)]
     opened.min_scored_fraction = max(fractions, default=1.0)
     return opened
@@ -68,8 +71,8 @@ async def prove_teachers(
     opened: Opened, task: Task, recipe: Recipe, student: CausalLM, folder: RunFolder, resumed: bool
 ) -> list[Verdict]:
     """Every teacher's contract; the verdicts stay in the run's folder. Raises `ContractError`, `DataError`."""
-    if isinstance(opened.teacher, Router):
-        opened.teacher.check_routes([*task.train, *task.held_out])
+    if isinstance(teacher := opened.teacher, Router):
+        teacher.check_routes([*task.train, *task.held_out])
     verdicts = list(opened.verdicts)
     temperature = recipe.rollout.temperature
     for name, member in opened.members.items():

@@ -33,14 +33,15 @@ def read_sglang(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSett
     given = body.get("input_ids")
     rows = _rows(body.get("text") if given is None else given, tokenize, "input_ids or text")
     start = body.get("logprob_start_len")
-    first = 0 if start is None or (start == -1 and given is None) else integer(start, "logprob_start_len")
+    first = 0 if start is None else integer(start, "logprob_start_len")
     top_k = integer(body.get("top_logprobs_num") or 0, "top_logprobs_num")
-    hidden = bool(body.get("return_hidden_states"))
+    if body.get("return_hidden_states"):
+        raise WireError("refused", "hidden states are served on /limbeck/score, in binary: as JSON they are vast")
     questions = []
     for ids in rows:
         # SGLang's -1 means "from the last token": nothing of the input is scored.
         begin = len(ids) - 1 if first < 0 else first
-        questions.append(Question(ids, begin + 1, top_k=top_k, hidden=hidden))
+        questions.append(Question(ids, begin + 1, top_k=top_k))
     return questions, settings.pick_temperature(
         _optional(body, "input_logprob_temperature"), _optional(sampling, "temperature")
     )
@@ -58,18 +59,14 @@ def write_sglang(questions: Sequence[Question], results: Sequence[Result], tempe
             "cached_tokens": 0,
             "input_logprob_temperature": temperature,
         }
-        if result.logprobs is not None:
-            before = int(question.token_ids[question.start - 1])
-            meta["input_token_logprobs"] = [
-                [None, before, None],
-                *([value, i, None] for value, i in _pairs(result.logprobs, question.scored_ids)),
-            ]
-            meta["output_token_logprobs"] = []
-            if question.top_k:
-                meta["input_top_logprobs"] = [None, *_tops(result)]
-                meta["output_top_logprobs"] = []
-        if result.hidden is not None:
-            meta["hidden_states"] = [result.hidden.tolist()]
+        assert result.logprobs is not None
+        before = int(question.token_ids[question.start - 1])
+        values = _pairs(result.logprobs, question.scored_ids)
+        meta["input_token_logprobs"] = [[None, before, None], *([value, i, None] for value, i in values)]
+        meta["output_token_logprobs"] = []
+        if question.top_k:
+            meta["input_top_logprobs"] = [None, *_tops(result)]
+            meta["output_top_logprobs"] = []
         answers.append({"text": "", "output_ids": [], "meta_info": meta})
     return answers if many else answers[0]
 

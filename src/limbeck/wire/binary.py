@@ -163,6 +163,6 @@ def _pack(value: Any) -> bytes:
 def _unpack(body: bytes) -> Any:
     """Raises `WireError`: msgpack has many ways to say that bytes are not its own."""
     try:
-        return msgpack.unpackb(body, raw=False, strict_map_key=True, max_buffer_size=0)
+        return msgpack.unpackb(body, raw=False, strict_map_key=True)
     except Exception as error:
         raise WireError("malformed", f"the body is not msgpack: {type(error).__name__}: {error}") from None
