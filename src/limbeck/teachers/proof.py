@@ -1,6 +1,6 @@
 """The contract with a teacher behind a URL: probes, then the first method that proves itself.
 
-    identity       which model each replica says it serves
+    identity       which model each replica says it serves; replicas score one text alike
     tokenizer      probe strings split the same way by the server and by the student's tokenizer
     alignment      at temperature 1: the score of a token sees the token, and not what follows it
     normalisation  the top log-probs sum to at most 1, and leave a tail that fits below them
@@ -99,6 +99,9 @@ class _Probes:
         pool = self.teacher.pool
         names = self.names = {url: await self.teacher.dialect.identity(pool, url) for url in pool.urls}
         shown = "; ".join(f"{url}: {name}" for url, name in names.items())
+        if len(names) > 1:  # first of all: replicas that differ would look like any other fault
+            await self.teacher.drop_anchor(self._question(self.prefix, 0))
+            self.teacher.anchor = None
         return [Verdict("identity", shown, "one model behind every URL")]
 
     async def tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Verdict]:
