@@ -68,23 +68,22 @@ def post_process_rewards(args: Any, samples: Sequence[Any], **kwargs: Any) -> tu
 
     Without a task reward both are zeros: the signal is the distillation term alone.
     """
-    import torch
-
     raw = []
     for sample in samples:
         told = sample.reward
         if not isinstance(told, dict) or SCORES not in told:
             raise DataError(f"a sample's reward is {type(told).__name__}, expected what limbeck's reward_func returned")
-        sample.teacher_log_probs = _as_tensor(told[SCORES], int(sample.response_length), torch)
+        sample.teacher_log_probs = _as_tensor(told[SCORES], int(sample.response_length))
         raw.append(0.0 if told[TASK] is None else float(told[TASK]))
     return raw, _normalised(args, raw)
 
 
-def _as_tensor(values: Sequence[float], length: int, torch: Any) -> torch.Tensor:
+def _as_tensor(values: Sequence[float], length: int) -> torch.Tensor:
+    import torch
+
     if len(values) != length:
         raise DataError(f"a sample has {len(values)} teacher log-probs for a response of {length} tokens")
-    tensor: torch.Tensor = torch.tensor(values, dtype=torch.float32)
-    return tensor
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def _normalised(args: Any, raw: list[float]) -> list[float]:

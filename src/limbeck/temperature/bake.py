@@ -124,12 +124,11 @@ def _logprobs(lm: CausalLM, row: list[int], temperature: float) -> Tensor:
 def _scale(lm: CausalLM, temperature: float, rows: list[list[int]], truth: list[Tensor]) -> dict[str, Tensor]:
     """Scale the final norm in place by the first way that proves itself; the changed tensors by name."""
     norm = _final_norm(lm, rows[0])
-    names = {id(parameter): name for name, parameter in lm.model.named_parameters()}
-    shifts = [norm.bias] if isinstance(getattr(norm, "bias", None), Tensor) else []
-    head = lm.model.get_output_embeddings()
-    if head.bias is not None:
-        shifts.append(head.bias)
     weight = norm.weight
+    assert isinstance(weight, Tensor)
+    names = {id(parameter): name for name, parameter in lm.model.named_parameters()}
+    of_head = lm.model.get_output_embeddings().bias
+    shifts = [bias for bias in (getattr(norm, "bias", None), of_head) if isinstance(bias, Tensor)]
     before = [tensor.detach().clone() for tensor in (weight, *shifts)]
     worst = {}
     for way, edit in WAYS.items():
