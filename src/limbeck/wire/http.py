@@ -5,8 +5,8 @@
 
 Parsing runs inside the retry: an answer that does not parse is as good as none. A replica that is away
 rests for a moment while the others are asked. What is worth waiting for (no connection, 429, 5xx) is
-tried until `patience` seconds have passed, what is merely wrong `tries` times; waits grow and are
-jittered, and a server's Retry-After is kept.
+tried until `patience` seconds have passed, what is wrong a few times; waits grow and are
+jittered, and a server's Retry-After is kept. Waiting does not use up tries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from limbeck.errors import TeacherError
-from limbeck.wire.question import AWAY, WireError
+from limbeck.wire.question import AWAY, DAMAGED, WireError
 
 T = TypeVar("T")
 
@@ -40,7 +40,8 @@ class PoolSettings:
     concurrency: int = 32
     timeout: float = 120.0
     patience: float = 300.0
-    tries: int = 5
+    tries: int = 3  # of an answer that says something wrong: a server that lies does so again
+    damaged_tries: int = 10  # of one that cannot be read: the wire loses what the server said
     first_wait: float = 0.2
     longest_wait: float = 20.0
     token_env: str | None = None
@@ -100,6 +101,8 @@ class Pool:
             wait_random_exponential(multiplier=self.settings.first_wait, max=self.settings.longest_wait),
         )
 
+        kinds: list[str] = []  # of the unusable answers so far; being away is counted by the clock instead
+
         def waiting(state: RetryCallState) -> float:
             error = _error(state)
             told = error.retry_after if error else None
@@ -110,7 +113,9 @@ class Pool:
             if error is not None and error.kind in AWAY and (url is None or len(self.urls) == 1):
                 self._gave_up = self._gave_up or (state.seconds_since_start or 0.0) >= settings.patience
                 return self._gave_up
-            return state.attempt_number >= settings.tries
+            kinds.append(error.kind if error else "malformed")
+            damaged = sum(kind in DAMAGED for kind in kinds)
+            return damaged >= settings.damaged_tries or len(kinds) - damaged >= settings.tries
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, WireError) and not error.final),

@@ -37,6 +37,7 @@ Kind: TypeAlias = Literal[
     "inconsistent", "wrong_ids", "temperature", "unacknowledged",
 ]  # fmt: skip
 FINAL = ("refused", "unacknowledged")  # asking again would give the same
+DAMAGED = ("malformed", "short", "not_finite")  # what a bad wire makes of a good answer
 AWAY = ("unreachable", "timeout", "busy", "server")  # worth waiting for; anything else is worth a few tries
 
 CLAMP = -9000.0  # vLLM writes -9999 for minus infinity; no float32 log-softmax comes near
