@@ -65,7 +65,7 @@ class FakeServer:
         self.dice = random.Random(self.seed)
         self.set_weights(self.seed)
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def set_weights(self, seed: int) -> None:
         self.logits_VV = self.scale * np.random.default_rng(seed).standard_normal((self.vocabulary, self.vocabulary))
@@ -88,24 +88,27 @@ class FakeServer:
     async def stop(self) -> None:
         assert self._server is not None
         self._server.close()
-        for writer in list(self._tasks):
-            writer.transport.abort()
-        await asyncio.sleep(0)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def truth(self, ids: list[int] | np.ndarray, start: int, temperature: float) -> np.ndarray:
         """[n, V] log q_T at each position from `start`."""
         return log_softmax(self.logits_VV[np.asarray(ids)[start - 1 : -1]], temperature)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._tasks.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
             while await self._one(reader, writer):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client went away, as clients do
         finally:
-            self._tasks.discard(writer)
-            writer.close()
+            self._tasks.discard(task)
+            writer.transport.abort()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -236,3 +239,4 @@ def in_thread(server: FakeServer) -> Iterator[FakeServer]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
+        loop.close()

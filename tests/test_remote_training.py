@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,25 @@ def recipe(server: FakeServer, folder: Path, name: str, **teacher: Any) -> Recip
             "checkpoint": {"every": 1},
         }
     )  # fmt: skip
+
+
+class AtStep3:
+    """Does something as the third step's scoring begins."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self.do = do
+
+    def phase(self, step: int, name: str) -> None:
+        if (step, name) == (3, "score"):
+            self.do()
+
+    def started(self, step: int, steps: int) -> None: ...
+
+    def stepped(self, line: Any) -> None: ...
+
+    def evaluated(self, line: Any) -> None: ...
+
+    def closed(self) -> None: ...
 
 
 def weights(run: api.TrainResult) -> dict[str, torch.Tensor]:
@@ -69,19 +89,11 @@ def test_a_run_whose_teacher_dies_is_resumed_to_the_same_weights(tmp_path: Path,
     with in_thread(dying) as server:
         settings = recipe(server, tmp_path, "killed", retry_seconds=0.5)
 
-        class Killer:
-            """Pulls the plug in the middle of step 3."""
-
-            def phase(self, step: int, name: str) -> None:
-                dying.fail = 1.0 if (step, name) == (3, "score") else dying.fail
-
-            def started(self, step: int, steps: int) -> None: ...
-            def stepped(self, line: Any) -> None: ...
-            def evaluated(self, line: Any) -> None: ...
-            def closed(self) -> None: ...
+        def pull_the_plug() -> None:
+            dying.fail = 1.0
 
         with pytest.raises(TeacherError):
-            api.train(settings, observers=[Killer()])
+            api.train(settings, observers=[AtStep3(pull_the_plug)])
         dying.fail = 0.0
         dying.set_weights(5)
         with pytest.raises(ContractError, match="another one than this run began with"):
@@ -91,9 +103,11 @@ def test_a_run_whose_teacher_dies_is_resumed_to_the_same_weights(tmp_path: Path,
 
 
 def test_a_teacher_that_changes_mid_run_stops_it(tmp_path: Path) -> None:
-    drifting = FakeServer(vocabulary=tiny.VOCABULARY, drifts_after=60)
+    drifting = FakeServer(vocabulary=tiny.VOCABULARY)
+    change = AtStep3(lambda: drifting.set_weights(5))
     with in_thread(drifting) as server, pytest.raises(ContractError, match="drifted"):
-        api.train(recipe(server, tmp_path, "drifts"))
+        api.train(recipe(server, tmp_path, "drifts"), observers=[change])
+    assert len((tmp_path / "drifts" / "metrics.jsonl").read_text().splitlines()) == 3  # before, and two steps
 
 
 def test_two_teachers_one_here_and_one_there(tmp_path: Path) -> None:

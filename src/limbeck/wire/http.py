@@ -72,7 +72,7 @@ class Pool:
         self._places = asyncio.Semaphore(settings.concurrency)
         self._turn = itertools.count()
         self._resting: dict[str, float] = {}  # url -> when it may be asked again
-        self._gave_up = False  # one request's patience ran out: the others need not lose theirs too
+        self._gave_up = -1.0  # when one request's patience ran out: those it waited with need not lose theirs too
 
     async def post(
         self,
@@ -96,11 +96,8 @@ class Pool:
         await self._client.aclose()
 
     async def _retry(self, ask: Callable[[str], Awaitable[T]], url: str | None) -> T:
-        settings, wait = (
-            self.settings,
-            wait_random_exponential(multiplier=self.settings.first_wait, max=self.settings.longest_wait),
-        )
-
+        settings, began = self.settings, time.monotonic()
+        wait = wait_random_exponential(multiplier=settings.first_wait, max=settings.longest_wait)
         kinds: list[str] = []  # of the unusable answers so far; being away is counted by the clock instead
 
         def waiting(state: RetryCallState) -> float:
@@ -111,8 +108,10 @@ class Pool:
         def enough(state: RetryCallState) -> bool:
             error = _error(state)
             if error is not None and error.kind in AWAY and (url is None or len(self.urls) == 1):
-                self._gave_up = self._gave_up or (state.seconds_since_start or 0.0) >= settings.patience
-                return self._gave_up
+                now = time.monotonic()
+                if now - began >= settings.patience:
+                    self._gave_up = now
+                return began <= self._gave_up
             kinds.append(error.kind if error else "malformed")
             damaged = sum(kind in DAMAGED for kind in kinds)
             return damaged >= settings.damaged_tries or len(kinds) - damaged >= settings.tries
@@ -129,9 +128,7 @@ class Pool:
                 self.counts.retries += attempt.retry_state.attempt_number > 1
                 try:
                     async with self._places:
-                        answer = await ask(at)
-                    self._gave_up = False
-                    return answer
+                        return await ask(at)
                 except WireError as error:
                     if error.kind in AWAY:
                         self._resting[at] = time.monotonic() + REST
