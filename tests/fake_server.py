@@ -178,7 +178,9 @@ class FakeServer:
     def _scores(self, ids: list[int], start: int, top: int, asked: float | None) -> tuple[list[Any], list[Any]]:
         """[n] (log-prob, id) and [n][K] of the same, from `start` on, with every lie applied."""
         used = self.temperature if asked is None or self.ignores_temperature or not self.knows_temperature else asked
-        rows = self.truth(ids, start, used) + self.noise * np.random.default_rng(self.requests).standard_normal(1)
+        rows = self.truth(ids, start, used)
+        if self.noise:
+            rows = log_softmax(rows + self.noise * np.random.default_rng(self.requests).standard_normal(rows.shape))
         if self.clamps:
             rows = np.where(rows < np.sort(rows, axis=1)[:, -5:-4], -9999.0, rows)
         if self.nan and len(rows):

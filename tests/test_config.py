@@ -75,7 +75,7 @@ def test_overrides_choose_the_kind_of_a_union() -> None:
         ("rollout.temperature=inf", "rollout.temperature: Input should be a finite number"),
         ("rollout.temperature=warm", "rollout.temperature: Input should be a valid number"),
         ("steps=0", "steps: Input should be greater than or equal to 1"),
-        ("teacher.kind=locall", "teacher.kind: Input should be 'local'"),
+        ("teacher.kind=locall", "teacher: Input tag 'locall' found using 'kind'"),
         ("task.kind=arithmetics", "task: Input tag 'arithmetics'"),
         ("objective.support=0", "objective.support"),
         ("name=../evil", "name: String should match pattern"),

@@ -82,7 +82,7 @@ def test_a_teacher_that_fails_stops_the_step(models, tmp_path, monkeypatch) -> N
         return scores
 
     monkeypatch.setattr(LocalTeacher, "score", score)
-    with pytest.raises(LimbeckError, match=r"1 of 4 prompts failed to score, .*timeout: no answer in 60 s"):
+    with pytest.raises(LimbeckError, match=r"1 of 4 responses could not be scored.*timeout: no answer in 60 s"):
         limbeck.train(recipe(models, tmp_path))
 
 

@@ -77,7 +77,7 @@ def enough(answers: Sequence[T | Failure], least: float) -> list[int]:
         first = failures[0]
         raise TeacherError(
             f"{len(failures)} of {len(answers)} responses could not be scored, but teacher.min_scored_fraction = "
-            f"{least}. The first is of prompt {first.prompt_id!r}: {first.kind}: {first.message} Nothing was "
+            f"{least}. The first is of prompt {first.prompt_id!r}: {first.kind}: {first.message.rstrip('.')}. Nothing was "
             "updated; start the same command again to go on from the last checkpoint."
         )
     return kept

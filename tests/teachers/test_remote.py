@@ -175,7 +175,7 @@ async def test_a_server_that_acknowledges_t_and_ignores_it_is_caught_by_the_rati
         ({"other_ids": True}, "another tokenizer"),
         ({"clamps": True}, "stands for a probability of 0"),
         ({"nan": True}, "log-prob of nan"),
-        ({"noise": 0.3}, "differs? by|nats"),
+        ({"noise": 0.3}, "moved by|differs by"),
     ],
 )
 async def test_every_lie_is_named_before_training(kind: str, lie: dict[str, Any], says: str) -> None:
