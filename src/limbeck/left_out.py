@@ -75,9 +75,10 @@ def enough(answers: Sequence[T | Failure], least: float) -> list[int]:
     if len(kept) < least * len(answers) or (answers and not kept):
         failures = [answer for answer in answers if isinstance(answer, Failure)]
         first = failures[0]
+        why = f"{first.kind}: {first.message.rstrip('.')}."
         raise TeacherError(
             f"{len(failures)} of {len(answers)} responses could not be scored, but teacher.min_scored_fraction = "
-            f"{least}. The first is of prompt {first.prompt_id!r}: {first.kind}: {first.message.rstrip('.')}. Nothing was "
-            "updated; start the same command again to go on from the last checkpoint."
+            f"{least}. The first is of prompt {first.prompt_id!r}: {why} Nothing was updated; "
+            "start the same command again to go on from the last checkpoint."
         )
     return kept

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from limbeck.left_out import trained_part
 from limbeck.order import derive_seed
 from limbeck.protocols import TokenNames
 from limbeck.records import Floats, Scored, TeacherScores, Top, Trace
@@ -38,7 +39,7 @@ async def record(run: Run, step: int, samples: Sequence[Scored]) -> None:
     section = run.recipe.record
     chosen: list[tuple[Source, Scored]] = [("train", sample) for sample in _spread(samples, section.rollouts_per_step)]
     chosen += [("watch", sample) for sample in await _watched(run)]
-    chosen = [(source, sample) for source, sample in chosen if sample.rollout.trained.any()]
+    chosen = [(source, sample) for source, sample in chosen if trained_part(sample).rollout.trained.any()]
     if not chosen:
         return
     traces = await run.learner.trace([sample for _, sample in chosen], section.top)
@@ -87,7 +88,7 @@ def _thin_out(run: Run) -> None:
 
 
 def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> dict[str, Any]:
-    rollout, prompt = sample.rollout, sample.rollout.prompt
+    rollout, prompt = trained_part(sample).rollout, sample.rollout.prompt  # a left-out token has no numbers
     assert run.names is not None
     ids, response = rollout.token_ids, slice(len(prompt.token_ids), None)
     mask = rollout.trained[response]
@@ -112,7 +113,7 @@ def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> d
         "temperature": rollout.sampling.temperature,
         "prompt_text": prompt.text or "".join(run.names(prompt.token_ids)),
         "answer": prompt.answer,
-        "response_text": run.decode(rollout.response_ids),
+        "response_text": run.decode(sample.rollout.response_ids),
         "finish": rollout.finish,
         "reward": sample.reward,
         "advantage": sample.advantage,
