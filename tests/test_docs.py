@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from limbeck.config import dotted_keys, load_recipe, parse_recipe
+from tests import finished_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SERVES = ("limbeck view",)
 TRAINS_FOR_MINUTES = {"make smollm2"}  # test_smollm2 runs its parts, shortened
 SETS_UP = ("make test", "make demo", "make check")  # what is running this test, and test_demo
 
@@ -90,16 +97,40 @@ def test_the_recipe_reference_is_up_to_date() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
 def test_commands_run(page: Path, tmp_path: Path) -> None:
-    """Every command of a page, in order, in one folder."""
+    """Every command of a page, in order, in one folder that has the recipes and a finished run."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in commands(page):
-        if command in TRAINS_FOR_MINUTES or command.startswith("make "):
-            assert command in TRAINS_FOR_MINUTES or command.startswith((*SETS_UP, "make benchmark")), command
-            continue
-        command = command.replace(".venv/bin/", "")
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    shutil.copytree(finished_run.shared(tmp_path / "made"), tmp_path / "runs" / "demo")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "BROWSER": "true"}
+    with ExitStack() as servers:
+        for command in commands(page):
+            if command in TRAINS_FOR_MINUTES or command.startswith("make "):
+                assert command in TRAINS_FOR_MINUTES or command.startswith((*SETS_UP, "make benchmark")), command
+                continue
+            command = command.replace(".venv/bin/", "")
+            if command.startswith(SERVES):
+                servers.enter_context(_serving(command, tmp_path, environment))
+                continue
+            done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@contextmanager
+def _serving(command: str, folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """A command that serves until it is interrupted: it must say its address, answer there, and stop when told."""
+    port = [] if "--port" in command else ["--port", "0"]  # several at once
+    words = [*shlex.split(command), *port]
+    with subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            said = next(line for line in server.stdout if "http://" in line)
+            address = re.search(r"http://[^\s]+", said)
+            assert address is not None
+            with urllib.request.urlopen(address[0], timeout=60) as answer:
+                assert answer.status == 200, said
+            yield
+        finally:
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 0, command
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from limbeck.view.report import write_report
 from tests import finished_run
 from tests.view import made
 
-from .conftest import Page
+from .page import Page
 
 Served = Callable[[Path], str]
 
@@ -294,40 +294,26 @@ def test_a_run_that_goes_on_is_followed(page: Page, copied: Path, served: Served
     assert "too long" in page.texts(".alarms")[0]
 
 
-def test_many_steps_and_rollouts_open_fast(page: Page, tmp_path: Path, served: Served) -> None:
+def test_ten_thousand_steps_and_five_thousand_rollouts_open(page: Page, tmp_path: Path, served: Served) -> None:
+    """How fast is measured by benchmarks/view.py."""
     made.write_metrics(tmp_path / "big", 10_000)
     made.write_rollout_files(tmp_path / "big", range(16, 10_001, 16), each=8)
-    address = served(tmp_path / "big")
-    start = time.monotonic()
-    page.open(address)
+    page.open(served(tmp_path / "big"))
     page.until("document.querySelectorAll('.chart canvas').length >= 4")
-    curves = time.monotonic() - start
     page.press("#tab-tokens")
     page.until("document.querySelectorAll('.flow .t').length > 5 && document.querySelectorAll('.row').length > 5")
-    tokens = time.monotonic() - start - curves
-    print(f"10,000 steps: curves after {curves:.2f} s; 5,000 rollouts: {tokens:.2f} s more")
     assert page.texts(".count")[0] == "5,000 rollouts"
-    assert curves < 3
-    assert curves + tokens < 6, "both pages, the second of which is read when it is opened"
 
 
 def test_a_response_of_8000_tokens_scrolls(page: Page, tmp_path: Path, served: Served) -> None:
+    """How smoothly is measured by benchmarks/view.py."""
     made.write_metrics(tmp_path / "long", 3)
     made.write_rollout_files(tmp_path / "long", range(1, 2), each=2, length=8000)
     page.open(served(tmp_path / "long") + "#tokens")
     page.until("document.querySelectorAll('.flow .t').length === 8000")
-    slowest = page.driver.execute_async_script("""
-      const done = arguments[0];
-      let frames = 0, slowest = 0, before = performance.now();
-      const step = (now) => {
-        if (frames > 5) slowest = Math.max(slowest, now - before);
-        before = now;
-        scrollBy(0, 400);
-        if (++frames < 60) requestAnimationFrame(step); else done(slowest);
-      };
-      requestAnimationFrame(step);
-    """)
-    assert slowest < 250, f"a frame took {slowest:.0f} ms"
+    page.run("document.querySelector('.flow [data-i=\"7999\"]').scrollIntoView()")
+    _hover(page, 7999)
+    assert page.run("return scrollY") > 1000
 
 
 def test_the_keyboard_reaches_everything(page: Page, run: Path, served: Served) -> None:

@@ -1,6 +1,6 @@
 // One chart: lines with bands over steps, drawn by uPlot, with the values under the cursor in its head.
 import { colour, el } from "./dom.js";
-import { num } from "./format.js";
+import { num, percent } from "./format.js";
 
 // Shared by all charts: smoothing in [0, 1), log scale, the steps zoomed to.
 export const view = { smoothing: 0, log: false, zoom: null, charts: new Set() };
@@ -59,6 +59,13 @@ export class Chart {
     new ResizeObserver(() => {
       if (this.u && this.plot.clientWidth) this.u.setSize({ width: this.plot.clientWidth, height: this.height });
     }).observe(this.plot);
+  }
+
+  // A label on the axis, with as many digits as tell it from the next one, `apart` away.
+  tick(value, apart) {
+    const digits = Math.ceil(-Math.log10(apart * (this.format === percent ? 100 : 1)) - 1e-9);
+    const text = this.format(value, Math.min(Math.max(digits + 1, 1), 8));
+    return text.replace(/(\.\d*?)0+(%?)$/, "$1$2").replace(/\.(%?)$/, "$1");
   }
 
   update(anew = false) {
@@ -130,7 +137,7 @@ export class Chart {
       },
       axes: [
         { ...axis, grid: { show: false }, size: 26, space: 70, values: (u, ticks) => ticks.map((t) => (Number.isInteger(t) ? t.toLocaleString("en-US") : "")) },
-        { ...axis, size: 52, space: 34, values: (u, ticks) => ticks.map((t) => (t === null ? "" : this.format(t, 3).replace(/(\.\d*?)0+(%?)$/, "$1$2").replace(/\.(%?)$/, "$1"))) },
+        { ...axis, size: 52, space: 34, values: (u, ticks, at, space, apart) => ticks.map((t) => (t === null ? "" : this.tick(t, apart))) },
       ],
       cursor: { sync: { key: "steps", scales: ["x", null] }, y: false, points: { size: 7 }, drag: { x: true, y: false, setScale: false } },
       hooks: {
