@@ -10,6 +10,7 @@ import json
 import socket
 import webbrowser
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,7 @@ def serve(path: Path, host: str, port: int, open_browser: bool, announce: Callab
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # before the address is said: whoever is fast waits, and is not refused
     except OSError as error:
         listener.close()
         raise RunError(
@@ -92,7 +94,8 @@ def serve(path: Path, host: str, port: int, open_browser: bool, announce: Callab
     if open_browser:
         Timer(0.5, webbrowser.open, [address]).start()
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how one stops it
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _asset(request: Request) -> Response:
