@@ -184,7 +184,7 @@ async def _ask(
     checked = []
     for rollout, scores in zip(rollouts, answers, strict=True):
         if isinstance(scores, Failure):
-            raise ContractError(f"teacher {teacher.name} could not score a probe: {scores.message}")
+            raise ContractError(f"a probe could not be scored: {scores.message}")
         _check_answer(teacher, rollout, scores)
         checked.append((rollout, scores))
     return checked

@@ -27,7 +27,7 @@ from limbeck.teachers.contract import PROBE_TEXTS, Verdict, alignment, logprobs_
 from limbeck.teachers.remote import Method, RemoteTeacher
 from limbeck.temperature.probe_file import FILE, ProbeFile, read_probe_file
 from limbeck.temperature.rescale import NotADistributionError, rescale
-from limbeck.wire.question import Question, Reply, WireError
+from limbeck.wire.question import AWAY, Question, Reply, WireError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,10 +99,25 @@ class _Probes:
         pool = self.teacher.pool
         names = self.names = {url: await self.teacher.dialect.identity(pool, url) for url in pool.urls}
         shown = "; ".join(f"{url}: {name}" for url, name in names.items())
+        if not self.teacher.acknowledges:
+            self.teacher.acknowledges = await self._acknowledges()
         if len(names) > 1:  # first of all: replicas that differ would look like any other fault
             await self.teacher.drop_anchor(self._question(self.prefix, 0))
             self.teacher.anchor = None
         return [Verdict("identity", shown, "one model behind every URL")]
+
+    async def _acknowledges(self) -> bool:
+        """Whether the server takes a scoring temperature: then temperature 1 is asked for by name from now on.
+
+        One that was started at another temperature would otherwise answer at its own.
+        """
+        try:
+            await self.teacher.ask(Question(np.array(self.prefix), 1, 1.0))
+        except WireError as error:
+            if error.kind in AWAY:
+                raise
+            return False  # it does not know the field; whatever else is wrong shows in the next probe
+        return True
 
     async def tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Verdict]:
         if tokenizer is None:
@@ -182,7 +197,7 @@ class _Probes:
             return ("hidden",)
         if wanted != "auto":
             return (wanted,)
-        if self.t == 1 and not teacher.dialect.exact:
+        if self.t == 1 and not teacher.acknowledges:
             return ("baked", "plain") if self._probe_file() else ("plain",)
         return ("native", "baked", "rescale")
 

@@ -158,8 +158,8 @@ def check_temperature(question: Question, told: Any) -> float | None:
         if question.temperature is not None:
             raise WireError(
                 "unacknowledged",
-                f"the server did not acknowledge the scoring temperature {question.temperature}: it does not know the "
-                "field and answered at temperature 1",
+                f"the server did not acknowledge the scoring temperature {question.temperature}: like every stock "
+                "server it does not know the field, and answered at temperature 1",
             )
         return None
     given = number(told, "temperature")
