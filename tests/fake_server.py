@@ -169,7 +169,9 @@ class FakeServer:
         cut = faulty and self.dice.random() < self.cut
         lines = [f"HTTP/1.1 {status} X", f"content-length: {length}", "content-type: application/json", *told]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
-        for part in [body[i : i + 1] for i in range(len(body))] if self.drip else [body[: len(body) // 2 if cut else None]]:
+        for part in (
+            [body[i : i + 1] for i in range(len(body))] if self.drip else [body[: len(body) // 2 if cut else None]]
+        ):
             writer.write(part)
             await writer.drain()
             await asyncio.sleep(self.drip)

@@ -107,7 +107,9 @@ def evaluate(
 )
 @click.option("--baked", type=click.Path(), help="Folder of the baked checkpoint the server holds, with --teacher.")
 @click.option("--tokenizer", help="The student's tokenizer, to compare with the server's, with --teacher.")
-@click.option("--vocabulary", type=click.IntRange(min=1), help="Size of the teacher's output head, or more, with --teacher.")
+@click.option(
+    "--vocabulary", type=click.IntRange(min=1), help="Size of the teacher's output head, or more, with --teacher."
+)
 @click.option("--top-logprobs", type=click.IntRange(min=1), help="Top tokens a position for rescaling, with --teacher.")
 @click.option("--token-env", help="Environment variable with the bearer token, with --teacher.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -13,15 +13,25 @@ AT_LEAST_ONE = click.IntRange(min=1)
 
 @click.command()
 @click.argument("model")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; the default is this machine alone.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen at; the default is this machine alone."
+)
 @click.option("--port", default=30000, show_default=True, help="0 takes a free one.")
 @click.option("--temperature", type=float, help="For clients that know no scoring temperature, such as slime's.")
 @click.option("--name", default="teacher", show_default=True, help="The model's name in /v1/models.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of the weights.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of the weights."
+)
 @click.option("--device", default="auto", show_default=True, help="Such as cuda:0; auto: a GPU where there is one.")
 @click.option("--alone", is_flag=True, help="Score each sequence by itself: slower, the same to the last bit.")
 @click.option("--token-env", help="Environment variable with the bearer token to ask for.")
-@click.option("--queue", type=AT_LEAST_ONE, default=256, show_default=True, help="Sequences that may wait; more are told to come back.")
+@click.option(
+    "--queue",
+    type=AT_LEAST_ONE,
+    default=256,
+    show_default=True,
+    help="Sequences that may wait; more are told to come back.",
+)
 @click.option("--batch", type=AT_LEAST_ONE, default=64, show_default=True, help="Sequences scored at a time.")
 @click.option("--body-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Longest request body.")
 @click.option("--max-top-k", type=AT_LEAST_ONE, default=1024, show_default=True, help="Most top tokens a position.")

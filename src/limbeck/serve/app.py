@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
+
 class _Metrics:
     """Prometheus series of one server, in a registry of its own."""
 
@@ -63,7 +64,7 @@ class _Server:
         ids: list[int] = self.scorer.lm.tokenizer(text).input_ids
         return ids
 
-    async def score(self, questions: list[Question], temperature: float) -> list[binary.Result]:
+    async def score(self, questions: list[Question], temperature: float, logprobs: bool = True) -> list[binary.Result]:
         vocabulary, context = self.scorer.head.vocabulary, self.scorer.lm.context
         for question in questions:
             self.settings.check(question, vocabulary, context)
@@ -71,7 +72,7 @@ class _Server:
             raise WireError("refused", f"{len(questions)} sequences in one request, this server's queue holds "
                             f"{self.settings.queue}: send fewer at a time")  # fmt: skip
         assert self.queue is not None
-        results = await self.queue.score([Asked(question, temperature) for question in questions])
+        results = await self.queue.score([Asked(q, temperature, logprobs) for q in questions])
         for values in (part for result in results for part in (result.logprobs, result.hidden)):
             if values is not None and not np.isfinite(values).all():
                 raise ArithmeticError("a score is not finite: the model's weights or their dtype are at fault")
@@ -95,7 +96,7 @@ class _Server:
         if not questions:
             raise WireError("refused", "the question has no sequences")
         temperature = self.settings.pick_temperature(questions[0].temperature, None)
-        results = await self.score(questions, temperature)
+        results = await self.score(questions, temperature, logprobs=not questions[0].hidden)
         return binary.write_answer(questions, results, temperature, self.identity), _tokens(questions)
 
 
@@ -113,7 +114,9 @@ def make_app(scorer: Scorer, settings: ServeSettings, identity: str) -> FastAPI:
 
     app = FastAPI(title="limbeck serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
-    async def answered(request: Request, route: str, work: Callable[[bytes], Coroutine[Any, Any, tuple[Any, int]]]) -> Response:
+    async def answered(
+        request: Request, route: str, work: Callable[[bytes], Coroutine[Any, Any, tuple[Any, int]]]
+    ) -> Response:
         start = time.perf_counter()
         response, tokens = await _respond(request, settings, token, work)
         metrics.requests.labels(route, str(response.status_code)).inc()
@@ -185,7 +188,10 @@ def _add_facts(app: FastAPI, server: _Server, token: str | None, metrics: _Metri
 
 
 async def _respond(
-    request: Request, settings: ServeSettings, token: str | None, work: Callable[[bytes], Coroutine[Any, Any, tuple[Any, int]]]
+    request: Request,
+    settings: ServeSettings,
+    token: str | None,
+    work: Callable[[bytes], Coroutine[Any, Any, tuple[Any, int]]],
 ) -> tuple[Response, int]:
     """The answer to one request, whatever happens, and how many tokens it cost."""
     if refusal := _unauthorised(request, token):

@@ -181,7 +181,7 @@ class _Probes:
         for method in self._candidates():
             try:
                 verdicts.append(await self._try(method))
-            except (_Refused, ContractError, WireError) as error:
+            except (_Refused, ContractError, WireError, NotADistributionError) as error:
                 verdicts.append(Verdict(f"method {method}", str(error), "proven", ok=False))
                 continue
             # What was tried on the way is told, but is no failure of the teacher.
@@ -202,7 +202,7 @@ class _Probes:
         return ("native", "baked", "rescale")
 
     async def _try(self, method: Method) -> Verdict:
-        """Raises `_Refused`, `ContractError` or `WireError` where the method does not prove itself."""
+        """Raises `_Refused`, `ContractError`, `WireError` or `NotADistributionError` where it does not prove itself."""
         self.teacher.method = method
         if method == "baked":
             return await self._baked()
@@ -269,7 +269,8 @@ class _Probes:
         if not apart <= HEAD_TOLERANCE:
             raise _Refused(
                 f"the server's hidden states under the head of {getattr(self.teacher.section, 'head', None)!r} are "
-                f"{apart:.3g} nats away from its own log-probs: the folder holds another model"
+                f"{apart:.3g} nats away from its own log-probs (at most {HEAD_TOLERANCE} expected): the folder holds "
+                "another model, or the server rounds (serve it in float32)"
             )
         return Verdict("method hidden", f"{apart:.1e} nats from the server's own", f"at most {HEAD_TOLERANCE}")
 

@@ -68,6 +68,7 @@ class RemoteTeacher:
         self.anchor: Anchor | None = None
         self.acknowledges = dialect.exact  # whether the server is known to take a scoring temperature
         self.error_bound = 0.0  # nats, as measured by the contract where the method is exact but for rounding
+        self.seconds: dict[str, float] = {}
         self._calls = 0
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]:

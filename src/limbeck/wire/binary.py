@@ -46,7 +46,8 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a server knows of one sequence. Shapes as in `Reply`."""
+    """What a server knows of one sequence. Shapes as in `Reply`, but `hidden` is [n + 1, d]: SGLang's schema also
+    has the state at the last token."""
 
     logprobs: npt.NDArray[np.float32] | None
     top_ids: npt.NDArray[np.int64] | None = None
@@ -96,6 +97,7 @@ def write_answer(questions: Sequence[Question], results: Sequence[Result], tempe
         for name, kind in (("logprobs", "<f4"), ("top_ids", "<i4"), ("top_logprobs", "<f4"), ("hidden", "<f4")):
             values = getattr(result, name)
             if values is not None:
+                values = values[: len(question.scored_ids)]
                 row[name] = _bytes(values, kind)
         rows.append(row)
     body = _pack({"format": FORMAT, "model": model, "temperature": temperature, "sequences": rows})
