@@ -122,6 +122,8 @@ class FakeServer:
         if path in ("/get_model_info", "/v1/models"):
             name = self.model if self.renamed_after is None or self.requests <= self.renamed_after else "teacher-v2"
             return await self._send(writer, 200, json.dumps({"model_path": name, "data": [{"id": name}]}).encode())
+        if path not in ("/generate", "/v1/completions", "/tokenize"):
+            return await self._send(writer, 404, b'{"detail": "Not Found"}')
         self.requests += 1
         if self.drifts_after is not None and self.requests > self.drifts_after:
             self.set_weights(self.seed + 1)

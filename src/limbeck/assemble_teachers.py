@@ -14,9 +14,9 @@ import torch
 
 from limbeck.config import Recipe, ReverseKL
 from limbeck.config_section import ModelSection
-from limbeck.config_teachers import RoutedTeacher, StatesTeacher
 from limbeck.config_teachers import LocalTeacher as LocalSection
 from limbeck.config_teachers import RemoteTeacher as RemoteSection
+from limbeck.config_teachers import RoutedTeacher, StatesTeacher
 from limbeck.errors import ContractError
 from limbeck.models import CausalLM, load_model, load_tokenizer
 from limbeck.objectives.head import Head

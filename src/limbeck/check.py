@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from limbeck.config_teachers import LimbeckTeacher, SGLangTeacher, VLLMTeacher
+from limbeck.config_teachers import LimbeckTeacher, SGLangTeacher, StatesTeacher, VLLMTeacher
 from limbeck.errors import RecipeError, TeacherError
 from limbeck.teachers.connect import remote_teacher
 from limbeck.teachers.contract import PROBE_TEXTS, Verdict
@@ -63,7 +63,15 @@ def check_teacher(
 
         ours = load_tokenizer(tokenizer)
     size, k = _sizes(section.top_logprobs, vocabulary, None if ours is None else len(ours))
-    teacher = remote_teacher("at the server", section, size, k, min(SUPPORT, k))
+    head = None
+    if isinstance(section, StatesTeacher) and section.head is not None:
+        import torch
+
+        from limbeck.config_section import ModelSection
+        from limbeck.models import load_model
+
+        head = load_model(ModelSection(model=section.head), torch.device("cpu")).head().detach()
+    teacher = remote_teacher("at the server", section, size, k, min(SUPPORT, k), head)
     try:
         return tuple(asyncio.run(_check(teacher, temperature, ours)))
     except WireError as error:

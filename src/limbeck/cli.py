@@ -106,6 +106,9 @@ def evaluate(
     help="Prove this way alone of having the teacher at --temperature.",
 )
 @click.option("--baked", type=click.Path(), help="Folder of the baked checkpoint the server holds, with --teacher.")
+@click.option(
+    "--head", type=click.Path(), help="Folder of the teacher's model, to prove hidden states, with --teacher."
+)
 @click.option("--tokenizer", help="The student's tokenizer, to compare with the server's, with --teacher.")
 @click.option(
     "--vocabulary", type=click.IntRange(min=1), help="Size of the teacher's output head, or more, with --teacher."

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-
 AT_LEAST_ONE = click.IntRange(min=1)
 
 

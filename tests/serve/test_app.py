@@ -81,6 +81,27 @@ async def test_slimes_unmodified_request_gets_q_at_the_servers_temperature(
     np.testing.assert_allclose(scores, of_tokens(truth(lm, tokens, expected), tokens)[-5:], atol=1e-5)
 
 
+async def test_the_tokens_miles_lists_are_scored_at_every_position(lm: CausalLM) -> None:
+    """miles at --opd-log-prob-top-k: the student's top tokens of all positions, in one list, beside the teacher's own."""
+    tokens, wanted = TEXTS[1], [7, 3, 50]
+    body = {
+        "input_ids": list(tokens),
+        "sampling_params": {"temperature": 0, "max_new_tokens": 0, "skip_special_tokens": False},
+        "return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 4, "token_ids_logprob": wanted,
+    }  # fmt: skip
+    async with client(lm, temperature=0.7) as http:
+        meta = (await http.post("/generate", json=body)).raise_for_status().json()["meta_info"]
+        refused = await http.post("/generate", json=body | {"token_ids_logprob": [V]})
+    rows = meta["input_token_ids_logprobs"]
+    expected = truth(lm, tokens, 0.7)
+    assert rows[0] is None
+    assert [[entry[1] for entry in row] for row in rows[1:]] == [wanted] * (len(tokens) - 1)
+    np.testing.assert_allclose([[entry[0] for entry in row] for row in rows[1:]], expected[:, wanted], atol=1e-5)
+    best = np.sort(expected, axis=1)[:, ::-1][:, :4]
+    np.testing.assert_allclose([[e[0] for e in row] for row in meta["input_top_logprobs"][1:]], best, atol=1e-5)
+    assert "vocabulary has 100" in refused.text
+
+
 async def test_a_text_and_a_list_of_prompts_are_answered_as_sglang_does(lm: CausalLM) -> None:
     common = {"sampling_params": {"max_new_tokens": 0}, "return_logprob": True, "logprob_start_len": 0}
     async with client(lm) as http:
@@ -127,7 +148,7 @@ async def test_states_under_another_models_head_are_refused(lm: CausalLM, tmp_pa
     app = make_app(Scorer(lm), ServeSettings(), "tiny 123")
     async with app.router.lifespan_context(app):
         teacher.pool._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
-        with pytest.raises(ContractError, match="hidden states under the head of 'other' are .* another model"):
+        with pytest.raises(ContractError, match=r"hidden states under the head of 'other' are .* another model"):
             await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), 0.7, lm.tokenizer)
         await teacher.close()
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -44,8 +43,8 @@ class Served:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model that takes a moment for a long text."""
     path = tmp_path_factory.mktemp("served")
-    config = tiny.config_of("llama", num_hidden_layers=6)
-    config.max_position_embeddings = CONTEXT
+    config = tiny.config_of("llama")
+    config.num_hidden_layers, config.max_position_embeddings = 6, CONTEXT
     tiny.build(config).save_pretrained(path)
     tiny.character_tokenizer().save_pretrained(path)
     return str(path)
@@ -137,6 +136,11 @@ def test_the_contract_is_proven_from_the_command_line(served: Served, monkeypatc
         done = CliRunner().invoke(main, [*command, "--token-env", "SESAME", "--vocabulary", str(tiny.VOCABULARY)])
         assert done.exit_code == 0, done.output
         assert "temperature by: native" in done.stdout
+    for kind in ("limbeck", "sglang"):
+        command = ["check", "--teacher", f"{kind}={served.url}", "--temperature", "1.3", "--head", served.folder]
+        done = CliRunner().invoke(main, [*command, "--token-env", "SESAME"])
+        assert done.exit_code == 0, done.output
+        assert "temperature by: hidden" in done.stdout
     done = CliRunner().invoke(main, [*command, "--token-env", "OTHER"])
     assert done.exit_code == 1
     assert "OTHER" in done.stderr

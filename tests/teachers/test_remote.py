@@ -46,9 +46,7 @@ def rollouts(temperature: float, count: int = 6) -> list[Rollout]:
 def teacher_of(server: FakeServer, kind: str, support: int = 5, **options: Any) -> RemoteTeacher:
     given = {"retry_seconds": 60.0, "timeout": 60.0, "top_logprobs": 60, "max_rescale_dropped": 0.5} | options
     section = KINDS[kind](url=given.pop("url", server.url), **given)
-    teacher = remote_teacher("t", section, V, V, support)
-    object.__setattr__(teacher.pool.settings, "first_wait", 0.01)
-    return teacher
+    return remote_teacher("t", section, V, V, support)
 
 
 async def prove(teacher: RemoteTeacher, temperature: float, tokenizer: Any = None) -> dict[str, Any]:

@@ -80,7 +80,8 @@ class Scorer:
         hidden_nd = hidden_md[:-1]
         sampled_n = torch.from_numpy(question.scored_ids.copy()).to(hidden_nd.device)
         rows = max(1, self.chunk_mb * 2**20 // (4 * self.head.vocabulary))
-        of_sampled, ids, values = [], [], []
+        listed_J = torch.tensor(question.listed, dtype=torch.int64, device=hidden_nd.device)
+        of_sampled, ids, values, listed = [], [], [], []
         for start in range(0, len(sampled_n), rows):
             c = slice(start, start + rows)
             logp_CV = torch.log_softmax(self.head.logits(hidden_nd[c]) / item.temperature, dim=-1)
@@ -88,12 +89,15 @@ class Scorer:
             top = logp_CV.topk(question.top_k, dim=1)
             ids.append(top.indices)
             values.append(top.values)
+            listed.append(logp_CV[:, listed_J])
         if not of_sampled:
             empty = np.zeros((0, question.top_k), np.float32)
-            return Result(np.zeros(0, np.float32), empty.astype(np.int64), empty, hidden)
+            none = np.zeros((0, len(question.listed)), np.float32)
+            return Result(np.zeros(0, np.float32), empty.astype(np.int64), empty, hidden, none)
         return Result(
             torch.cat(of_sampled).float().cpu().numpy(),
             torch.cat(ids).cpu().numpy(),
             torch.cat(values).float().cpu().numpy(),
             hidden,
+            torch.cat(listed).float().cpu().numpy(),
         )

@@ -53,6 +53,7 @@ class Result:
     top_ids: npt.NDArray[np.int64] | None = None
     top_logprobs: npt.NDArray[np.float32] | None = None
     hidden: npt.NDArray[np.float32] | None = None
+    listed: npt.NDArray[np.float32] | None = None  # [n, J] of `Question.listed`; SGLang's schema alone has them
 
 
 def write(questions: Sequence[Question]) -> bytes:

@@ -66,6 +66,7 @@ class Question:
     temperature: float | None = None  # None: as the server is
     top_k: int = 0
     hidden: bool = False
+    listed: tuple[int, ...] = ()  # tokens wanted at every position, whatever their rank; `limbeck serve` alone
     expected_temperature: float = 1.0  # of an answer that names its temperature without being asked
 
     @property
