@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from limbeck.assemble import Assembled, assemble, run_path, teacher_as_student
+from limbeck.assemble import assemble, run_path, teacher_as_student
 from limbeck.config import Recipe, load_recipe
 from limbeck.evaluation import Evaluation
 from limbeck.evaluation import evaluate as evaluate_run

@@ -82,7 +82,7 @@ async def test_slimes_unmodified_request_gets_q_at_the_servers_temperature(
 
 
 async def test_the_tokens_miles_lists_are_scored_at_every_position(lm: CausalLM) -> None:
-    """miles at --opd-log-prob-top-k: the student's top tokens of all positions, in one list, beside the teacher's own."""
+    """miles with top tokens: the student's of all positions in one list, beside the teacher's own."""
     tokens, wanted = TEXTS[1], [7, 3, 50]
     body = {
         "input_ids": list(tokens),

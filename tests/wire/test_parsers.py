@@ -244,6 +244,7 @@ def test_sglangs_states_are_those_that_predict_the_response(cached: int) -> None
     at_each = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
     said = json.loads(json.dumps(say_states(asked, [at_each[cached:].tolist()])))
     reply = sglang.read(said, asked)
+    assert sglang.write(asked)["sampling_params"]["max_new_tokens"] == 1  # with 0, version 0.5.23 sends no states
     np.testing.assert_array_equal(reply.hidden, at_each[2:5])
     assert_is_the_truth(reply, asked)
 

@@ -33,7 +33,6 @@ def read_sglang(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSett
     sampling = body.get("sampling_params") or {}
     if not isinstance(sampling, Mapping):
         raise WireError("refused", "sampling_params must be one object: this server scores, and scores all alike")
-    _only_scores(sampling.get("max_new_tokens", 128), "sampling_params.max_new_tokens")
     if body.get("stream"):
         raise WireError("refused", "stream is not supported: a score comes whole")
     for name in OTHER_MODEL:
@@ -47,6 +46,8 @@ def read_sglang(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSett
     hidden = body.get("return_hidden_states", False)
     if type(hidden) is not bool:
         raise WireError("refused", f"return_hidden_states is {hidden!r}, expected true or false")
+    # SGLang itself needs a token to be generated where its hidden states are wanted.
+    _only_scores(sampling.get("max_new_tokens", 128), "sampling_params.max_new_tokens", most=int(hidden))
     listed = body.get("token_ids_logprob") or []
     if not isinstance(listed, list) or not all(type(i) is int for i in listed):
         raise WireError("refused", "token_ids_logprob must be one list of token ids")

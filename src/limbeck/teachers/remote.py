@@ -134,9 +134,13 @@ class RemoteTeacher:
             reply = await self.ask(question)
             return self._scores(reply, rollout.trained[question.start :], rollout, temperature)
         except WireError as error:
-            return Failure(rollout.prompt.id, "score", error.kind, f"teacher {self.name}: {error}.")
+            return self._failure(rollout, error.kind, error)
         except NotADistributionError as error:
-            return Failure(rollout.prompt.id, "score", "not_a_distribution", f"teacher {self.name}: {error}.")
+            return self._failure(rollout, "not_a_distribution", error)
+
+    def _failure(self, rollout: Rollout, kind: str, error: Exception) -> Failure:
+        said = str(error).rstrip(".")
+        return Failure(rollout.prompt.id, "score", kind, f"teacher {self.name}: {said}.")
 
     def _scores(self, reply: Reply, trained_n: Mask, rollout: Rollout, temperature: float) -> TeacherScores:
         """Only the trained positions of a reply, at temperature T."""

@@ -19,7 +19,8 @@ final states, after the last norm, of the tokens it computed: one block of rows 
 
 Row i is the state *at* token i and predicts token i + 1, so the last row predicts nothing that was sent.
 Rows may be missing in front, where the server had a prefix in its cache; it keeps none beyond
-`logprob_start_len`. Of a prompt that it computed in chunks it keeps the last chunk's rows alone.
+`logprob_start_len`. One token is generated and thrown away: a server that generates none cuts the states to as
+many blocks as it generated tokens, and sends an empty list (seen in 0.5.23). Of a prompt that it computed in chunks it keeps the last chunk's rows alone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def write(question: Question, model: str | None = None) -> dict[str, Any]:
     """The request body."""
     body: dict[str, Any] = {
         "input_ids": question.token_ids.tolist(),
-        "sampling_params": {"max_new_tokens": 0, "temperature": question.temperature or 1.0},
+        "sampling_params": {"max_new_tokens": int(question.hidden), "temperature": question.temperature or 1.0},
         "return_logprob": True,
         "logprob_start_len": question.start - 1,
         "top_logprobs_num": question.top_k,
