@@ -19,8 +19,9 @@ final states, after the last norm, of the tokens it computed: one block of rows 
 
 Row i is the state *at* token i and predicts token i + 1, so the last row predicts nothing that was sent.
 Rows may be missing in front, where the server had a prefix in its cache; it keeps none beyond
-`logprob_start_len`. One token is generated and thrown away: a server that generates none cuts the states to as
-many blocks as it generated tokens, and sends an empty list (seen in 0.5.23). Of a prompt that it computed in chunks it keeps the last chunk's rows alone.
+`logprob_start_len`. One token is generated and thrown away: the server cuts the blocks to the number of
+generated tokens, so with none it sends an empty list (0.5.23). Of a prompt that it computed in chunks it
+keeps the last chunk's rows alone.
 """
 
 from __future__ import annotations
