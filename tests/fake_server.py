@@ -51,6 +51,7 @@ class FakeServer:
     # faults, each with a probability a request
     drop: float = 0.0
     delay: float = 0.0
+    drip: float = 0.0  # seconds between the bytes of every answer
     cut: float = 0.0
     corrupt: float = 0.0
     fail: float = 0.0
@@ -121,6 +122,8 @@ class FakeServer:
         if path in ("/get_model_info", "/v1/models"):
             name = self.model if self.renamed_after is None or self.requests <= self.renamed_after else "teacher-v2"
             return await self._send(writer, 200, json.dumps({"model_path": name, "data": [{"id": name}]}).encode())
+        if path not in ("/generate", "/v1/completions", "/tokenize"):
+            return await self._send(writer, 404, b'{"detail": "Not Found"}')
         self.requests += 1
         if self.drifts_after is not None and self.requests > self.drifts_after:
             self.set_weights(self.seed + 1)
@@ -167,8 +170,13 @@ class FakeServer:
             length = len(body)
         cut = faulty and self.dice.random() < self.cut
         lines = [f"HTTP/1.1 {status} X", f"content-length: {length}", "content-type: application/json", *told]
-        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (body[: len(body) // 2] if cut else body))
-        await writer.drain()
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+        for part in (
+            [body[i : i + 1] for i in range(len(body))] if self.drip else [body[: len(body) // 2 if cut else None]]
+        ):
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(self.drip)
         if cut:
             writer.transport.close()
         return not cut

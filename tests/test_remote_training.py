@@ -126,9 +126,15 @@ def test_two_teachers_one_here_and_one_there(tmp_path: Path) -> None:
             "teacher": section, "task": {"kind": "file", "path": str(rows), "held_out": 1, "chat": False}, "steps": 1,
         }  # fmt: skip
         result = api.train(parse_recipe(table))
-        assert {key for key in result.steps[0] if key.startswith("teacher/") and key.endswith("/samples")} == {
-            "teacher/a/samples", "teacher/b/samples",
+        step = result.steps[0]
+        assert {key for key in step if key.startswith(("teacher/a/", "teacher/b/", "seconds/score/"))} == {
+            "teacher/a/samples", "teacher/a/left_out", "teacher/a/reverse_kl/sampled", "seconds/score/a",
+            "teacher/b/samples", "teacher/b/reverse_kl/sampled", "teacher/b/reverse_kl/exact", "seconds/score/b",
         }  # fmt: skip
+        assert step["teacher/a/samples"] + step["teacher/b/samples"] == step["responses"]
+        low, high = sorted(step[f"teacher/{name}/reverse_kl/sampled"] for name in "ab")
+        assert low < step["reverse_kl/sampled"] < high
+        assert all(step[f"seconds/score/{name}"] <= step["seconds/score"] for name in "ab")
         rows.write_text(rows.read_text().replace('"a"', '"c"'))
         with pytest.raises(DataError, match="names the teacher 'c'"):
             api.train(parse_recipe(table | {"name": "unknown"}))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from limbeck.assemble import Assembled, assemble, run_path, teacher_as_student
+from limbeck.assemble import assemble, run_path, teacher_as_student
 from limbeck.config import Recipe, load_recipe
 from limbeck.evaluation import Evaluation
 from limbeck.evaluation import evaluate as evaluate_run
@@ -80,7 +80,10 @@ def evaluate(
 
         async def run() -> Evaluation:
             assembled = await assemble(recipe, RunFolder(Path(scratch)))
-            return await evaluate_run(assembled.run)
+            try:
+                return await evaluate_run(assembled.run)
+            finally:
+                await assembled.run.teacher.close()
 
         return asyncio.run(run())
 
@@ -92,11 +95,13 @@ def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[V
     """
     recipe = _recipe(recipe, overrides)
 
-    async def run() -> Assembled:
+    async def run() -> tuple[Verdict, ...]:
         with tempfile.TemporaryDirectory() as scratch:
-            return await assemble(recipe, RunFolder(Path(scratch)))
+            assembled = await assemble(recipe, RunFolder(Path(scratch)))
+            await assembled.run.teacher.close()
+            return assembled.verdicts
 
-    return asyncio.run(run()).verdicts
+    return asyncio.run(run())
 
 
 async def _train(recipe: Recipe, fresh: bool, observers: Sequence[Observer]) -> TrainResult:

@@ -14,9 +14,9 @@ import torch
 
 from limbeck.config import Recipe, ReverseKL
 from limbeck.config_section import ModelSection
-from limbeck.config_teachers import LimbeckTeacher, RoutedTeacher
 from limbeck.config_teachers import LocalTeacher as LocalSection
 from limbeck.config_teachers import RemoteTeacher as RemoteSection
+from limbeck.config_teachers import RoutedTeacher, StatesTeacher
 from limbeck.errors import ContractError
 from limbeck.models import CausalLM, load_model, load_tokenizer
 from limbeck.objectives.head import Head
@@ -112,7 +112,7 @@ def _remote(
 
 def _head(section: RemoteSection, student: CausalLM, device: torch.device) -> Head | None:
     """The output head of `teacher.head` alone; both heads are narrowed to the vocabulary they share."""
-    if not isinstance(section, LimbeckTeacher) or section.head is None:
+    if not isinstance(section, StatesTeacher) or section.head is None:
         return None
     lm = load_model(ModelSection(model=section.head), device)
     check_tokenizers(student, lm, section.same_chat_template)

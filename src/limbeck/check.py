@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from limbeck.config_teachers import LimbeckTeacher, SGLangTeacher, VLLMTeacher
-from limbeck.errors import RecipeError
+from pydantic import ValidationError
+
+from limbeck.config_teachers import LimbeckTeacher, SGLangTeacher, StatesTeacher, VLLMTeacher
+from limbeck.errors import RecipeError, TeacherError
 from limbeck.teachers.connect import remote_teacher
 from limbeck.teachers.contract import PROBE_TEXTS, Verdict
 from limbeck.teachers.proof import prove_remote
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SECTIONS = {"sglang": SGLangTeacher, "vllm": VLLMTeacher, "limbeck": LimbeckTeacher}
+SMALLEST_VOCABULARY = 256  # bytes: no model has fewer
 LARGEST_VOCABULARY = 2**18  # more than any model in use: an over-estimate only widens certificates
 CHECK_TEXTS = (
     *PROBE_TEXTS[:2],
@@ -31,35 +34,63 @@ SUPPORT = 20
 
 def check_teacher(
     target: str,
-    temperature: float,
+    temperature: float = 1.0,
     *,
     vocabulary: int | None = None,
     tokenizer: str | None = None,
-    retry_seconds: float = 20.0,
+    retry_seconds: float = 5.0,
     **options: Any,
 ) -> tuple[Verdict, ...]:
     """`target` is KIND=URL, or KIND=URL,URL for replicas; `options` are keys of the teacher's recipe table.
 
-    Raises `RecipeError` for another form, `ContractError` (with the verdicts) where a probe fails.
+    Raises `RecipeError` for another form, `ContractError` (with the verdicts) where a probe fails, and
+    `TeacherError` for a server that cannot be asked at all.
     """
     kind, equals, urls = target.partition("=")
     if not equals or kind not in SECTIONS:
         raise RecipeError(f"--teacher {target!r} is not of the form KIND=URL with KIND one of {', '.join(SECTIONS)}")
+    if not 0 < temperature < float("inf"):
+        raise RecipeError(f"--temperature must be a finite number above 0, got {temperature}")
     given = {name: value for name, value in options.items() if value is not None}
     try:
         section = SECTIONS[kind](url=tuple(urls.split(",")), retry_seconds=retry_seconds, **given)
-    except ValueError as error:
-        raise RecipeError(f"--teacher {target!r}: {error}") from None
+    except ValidationError as error:
+        faults = "; ".join(f"{item['msg'].removeprefix('Value error, ')}" for item in error.errors())
+        raise RecipeError(f"--teacher {target!r}: {faults}") from None
     ours = None
     if tokenizer is not None:
         from limbeck.models import load_tokenizer
 
         ours = load_tokenizer(tokenizer)
-        vocabulary = vocabulary or None
-    size = vocabulary or LARGEST_VOCABULARY
-    support = min(SUPPORT, size)
-    teacher = remote_teacher("teacher", section, size, min(size, max(support, section.top_logprobs)), support)
-    return tuple(asyncio.run(_check(teacher, temperature, ours)))
+    size, k = _sizes(section.top_logprobs, vocabulary, None if ours is None else len(ours))
+    head = None
+    if isinstance(section, StatesTeacher) and section.head is not None:
+        import torch
+
+        from limbeck.config_section import ModelSection
+        from limbeck.models import load_model
+
+        head = load_model(ModelSection(model=section.head), torch.device("cpu")).head().detach()
+    teacher = remote_teacher("at the server", section, size, k, min(SUPPORT, k), head)
+    try:
+        return tuple(asyncio.run(_check(teacher, temperature, ours)))
+    except WireError as error:
+        raise TeacherError(f"{error}. Is the server up, and of kind {kind}?") from None
+
+
+def _sizes(top_logprobs: int, vocabulary: int | None, tokens: int | None) -> tuple[int, int]:
+    """(upper bound of the vocabulary, largest K to ask for).
+
+    Raises `RecipeError` for a K that may be above the vocabulary: some servers do not survive that.
+    """
+    wanted = max(SUPPORT, top_logprobs)
+    surely = vocabulary or tokens or SMALLEST_VOCABULARY
+    if wanted > surely and vocabulary is None:
+        raise RecipeError(
+            f"--top-logprobs {top_logprobs} may be more than the server's vocabulary, which some servers do not "
+            "survive. Give --vocabulary, the rows of its output head."
+        )
+    return vocabulary or LARGEST_VOCABULARY, min(wanted, surely)
 
 
 async def _check(

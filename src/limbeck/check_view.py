@@ -18,6 +18,8 @@ def show_verdicts(verdicts: Sequence[Verdict], as_json: bool, problem: str | Non
         rows = [asdict(verdict) for verdict in verdicts]
         print(json.dumps({"ok": problem is None, "method": method, "problem": problem, "verdicts": rows}))
         return
+    if not verdicts:
+        return  # it failed before the first probe: the error says it all
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

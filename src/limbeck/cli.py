@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,19 +98,28 @@ def evaluate(
 @click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @OVERRIDES
 @click.option("--teacher", help="KIND=URL of a server to check without a recipe: sglang=, vllm= or limbeck=http://...")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Rollout temperature, with --teacher.")
-@click.option("--method", "temperature_method", help="Prove this method alone, with --teacher.")
+@click.option("--temperature", type=float, help="Rollout temperature, with --teacher; 1 where not given.")
+@click.option(
+    "--method",
+    "temperature_method",
+    type=click.Choice(["native", "baked", "rescale"]),
+    help="Prove this way alone of having the teacher at --temperature.",
+)
 @click.option("--baked", type=click.Path(), help="Folder of the baked checkpoint the server holds, with --teacher.")
+@click.option(
+    "--head", type=click.Path(), help="Folder of the teacher's model, to prove hidden states, with --teacher."
+)
 @click.option("--tokenizer", help="The student's tokenizer, to compare with the server's, with --teacher.")
-@click.option("--vocabulary", type=int, help="Size of the teacher's output head, or more, with --teacher.")
-@click.option("--top-logprobs", type=int, help="Top tokens a position for rescaling, with --teacher.")
+@click.option(
+    "--vocabulary", type=click.IntRange(min=1), help="Size of the teacher's output head, or more, with --teacher."
+)
+@click.option("--top-logprobs", type=click.IntRange(min=1), help="Top tokens a position for rescaling, with --teacher.")
 @click.option("--token-env", help="Environment variable with the bearer token, with --teacher.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(
     recipe: Path | None,
     overrides: tuple[str, ...],
     teacher: str | None,
-    temperature: float,
     as_json: bool,
     **server: Any,
 ) -> None:
@@ -119,24 +129,33 @@ def check(
     """
     from limbeck.check_view import show_verdicts
 
+    given = {name: value for name, value in server.items() if value is not None}
+    if (teacher is None) == (recipe is None):
+        raise click.UsageError("give a RECIPE, or a server with --teacher KIND=URL, and not both")
+    if recipe is not None and given:
+        raise click.UsageError(f"{_options(given)} goes with --teacher; a RECIPE says it in a key=value override")
     try:
         if teacher is not None:
             from limbeck.check import check_teacher
 
-            verdicts = check_teacher(teacher, temperature, **server)
-        elif recipe is not None:
+            verdicts = check_teacher(teacher, **given)
+        else:
+            assert recipe is not None
             from limbeck.config import load_recipe
 
             loaded = load_recipe(recipe, overrides)
             from limbeck import api
 
             verdicts = api.check(loaded)
-        else:
-            raise click.UsageError("give a RECIPE, or a server with --teacher KIND=URL")
-    except ContractError as error:
-        show_verdicts(error.verdicts, as_json, str(error))
+    except LimbeckError as error:
+        show_verdicts(error.verdicts if isinstance(error, ContractError) else (), as_json, str(error))
         raise
     show_verdicts(verdicts, as_json)
+
+
+def _options(given: Mapping[str, Any]) -> str:
+    names = {"temperature_method": "method"}
+    return ", ".join(f"--{names.get(name, name).replace('_', '-')}" for name in given)
 
 
 @main.command()

@@ -7,22 +7,34 @@ from typing import Any
 
 import click
 
+AT_LEAST_ONE = click.IntRange(min=1)
+
 
 @click.command()
 @click.argument("model")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback: nobody else can ask.")
-@click.option("--port", default=30000, show_default=True)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen at; the default is this machine alone."
+)
+@click.option("--port", default=30000, show_default=True, help="0 takes a free one.")
 @click.option("--temperature", type=float, help="For clients that know no scoring temperature, such as slime's.")
 @click.option("--name", default="teacher", show_default=True, help="The model's name in /v1/models.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--device", default="auto", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of the weights."
+)
+@click.option("--device", default="auto", show_default=True, help="Such as cuda:0; auto: a GPU where there is one.")
 @click.option("--alone", is_flag=True, help="Score each sequence by itself: slower, the same to the last bit.")
 @click.option("--token-env", help="Environment variable with the bearer token to ask for.")
-@click.option("--queue", default=256, show_default=True, help="Sequences that may wait; more are told to come back.")
-@click.option("--batch", default=64, show_default=True, help="Sequences scored at a time.")
-@click.option("--body-mb", default=64, show_default=True, help="Longest request body.")
-@click.option("--max-top-k", default=1024, show_default=True)
-@click.option("--max-length", type=int, help="Longest sequence; the model's context where not given.")
+@click.option(
+    "--queue",
+    type=AT_LEAST_ONE,
+    default=256,
+    show_default=True,
+    help="Sequences that may wait; more are told to come back.",
+)
+@click.option("--batch", type=AT_LEAST_ONE, default=64, show_default=True, help="Sequences scored at a time.")
+@click.option("--body-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Longest request body.")
+@click.option("--max-top-k", type=AT_LEAST_ONE, default=1024, show_default=True, help="Most top tokens a position.")
+@click.option("--max-length", type=AT_LEAST_ONE, help="Longest sequence; the model's context where not given.")
 def serve(model: str, host: str, port: int, dtype: Any, device: str, alone: bool, **limits: Any) -> None:
     """Score texts with MODEL over HTTP, exactly at any temperature.
 
@@ -37,8 +49,13 @@ def serve(model: str, host: str, port: int, dtype: Any, device: str, alone: bool
         raise ModelError(f"--temperature must be a finite number above 0, got {temperature}")
     if host not in ("127.0.0.1", "localhost", "::1") and limits["token_env"] is None:
         click.secho(f"warning: {host} can be reached by others, and no --token-env is set", fg="yellow", err=True)
-    click.echo(f"serving {model} on http://{host}:{port}", err=True)
-    run(model, ServeSettings(**limits), host, port, dtype, device, alone)
+    click.echo(f"loading {model}", err=True)
+
+    def ready(address: str) -> None:
+        at = "any temperature" if temperature is None else f"temperature {temperature:g} unless a request names another"
+        click.echo(f"serving {model} on {address} at {at}  (Ctrl-C stops)", err=True)
+
+    run(model, ServeSettings(**limits), host, port, dtype, device, alone, ready)
 
 
 @click.command()

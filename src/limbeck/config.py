@@ -34,6 +34,7 @@ from limbeck.config_teachers import (
     RemoteTeacher,
     RoutedTeacher,
     SGLangTeacher,
+    StatesTeacher,
     VLLMTeacher,
     complete_teacher,
 )
@@ -406,11 +407,11 @@ def _refuse_what_the_teacher_cannot_give(recipe: Recipe) -> None:
     for name, section in members.items():
         if not isinstance(section, RemoteTeacher):
             continue
-        if full and not (isinstance(section, LimbeckTeacher) and section.head):
+        if full and not (isinstance(section, StatesTeacher) and section.head):
             raise ValueError(
                 f"{objective.divergence} is asked for over the whole vocabulary, but {name} ({section.kind}) answers "
                 "with its top log-probs. Set objective.support = 20 (same expected gradient, a little more "
-                "noise), or use kind = 'limbeck' with head = its model folder."
+                "noise), or use kind = 'limbeck' or 'sglang' with head = its model folder."
             )
         if objective.discount > 0 and section.max_rescale_dropped > 0:
             raise ValueError(

@@ -80,8 +80,16 @@ class RemoteTeacher(Section):
         return (self.url,) if isinstance(self.url, str) else self.url
 
 
-class SGLangTeacher(RemoteTeacher):
-    """SGLang's `/generate`."""
+class StatesTeacher(RemoteTeacher):
+    """One that can answer with final hidden states."""
+
+    head: str | None = Field(
+        None, description="the teacher's model folder here, of which the output head is used on its hidden states"
+    )
+
+
+class SGLangTeacher(StatesTeacher):
+    """SGLang's `/generate`; `head` needs a server started with `--enable-return-hidden-states`."""
 
     kind: Literal["sglang"] = "sglang"
 
@@ -92,13 +100,10 @@ class VLLMTeacher(RemoteTeacher):
     kind: Literal["vllm"] = "vllm"
 
 
-class LimbeckTeacher(RemoteTeacher):
+class LimbeckTeacher(StatesTeacher):
     """`limbeck serve`: exact at any temperature; with `head`, over the whole vocabulary too."""
 
     kind: Literal["limbeck"] = "limbeck"
-    head: str | None = Field(
-        None, description="the teacher's model folder here, of which the output head is used on its hidden states"
-    )
 
 
 OneTeacher: TypeAlias = Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from limbeck.records import HiddenScores, Ints, Rollout, Scored
+from limbeck.records import Floats, HiddenScores, Ints, Mask, Rollout, Scored
 
 REPEATED_GRAM = 4
 LOOPING_SHARE = 0.5  # of a response's 4-grams seen before: text repeats itself far less
@@ -36,19 +36,30 @@ def describe_scores(samples: Sequence[Scored], asked: int) -> dict[str, float]:
     numbers: dict[str, float] = {}
     if len(samples) < asked:
         numbers["teacher/samples_lost"] = float(asked - len(samples))
-    bounded = [s.scores for s in samples if not isinstance(s.scores, HiddenScores) and s.scores.errors is not None]
-    if bounded:
-        errors = np.concatenate([scores.errors for scores in bounded if scores.errors is not None])
-        known = np.concatenate(
-            [np.ones(len(s.errors), bool) if s.known is None else s.known for s in bounded if s.errors is not None]
-        )
+    certified = [s for s in samples if not isinstance(s.scores, HiddenScores) and s.scores.errors is not None]
+    if certified:
+        errors, known = _certificates(certified)
         numbers["teacher/tokens_left_out"] = float((~known).sum())
         numbers["teacher/error_bound/mean"] = float(errors[known].mean()) if known.any() else 0.0
         numbers["teacher/error_bound/max"] = float(errors[known].max()) if known.any() else 0.0
     names = [sample.scores.teacher for sample in samples]
-    if len(set(names)) > 1:
-        numbers |= {f"teacher/{name}/samples": float(names.count(name)) for name in sorted(set(names))}
+    for name in sorted(set(names)) if len(set(names)) > 1 else ():
+        numbers[f"teacher/{name}/samples"] = float(names.count(name))
+        if mine := [s for s in certified if s.scores.teacher == name]:
+            numbers[f"teacher/{name}/left_out"] = float((~_certificates(mine)[1]).mean())
     return numbers
+
+
+def _certificates(samples: Sequence[Scored]) -> tuple[Floats, Mask]:
+    """Bounds in nats, and whether each position is known well enough, of samples end to end."""
+    errors, known = [], []
+    for sample in samples:
+        scores = sample.scores
+        assert not isinstance(scores, HiddenScores)
+        assert scores.errors is not None
+        errors.append(scores.errors)
+        known.append(np.ones(len(scores.errors), bool) if scores.known is None else scores.known)
+    return np.concatenate(errors), np.concatenate(known)
 
 
 def repeated_share(tokens: Ints) -> float:

@@ -72,6 +72,7 @@ class Run:
 async def mark(run: Run, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> list[Scored]:
     """Scores of teacher and reference, and advantages, for each rollout."""
     answers = await run.teacher.score(rollouts)
+    run.seconds |= {f"score/{name}": seconds for name, seconds in run.teacher.seconds.items()}
     advantages = _advantages(run, rollouts, rewards)  # of the whole group, whatever the teacher could mark
     kept = enough(answers, run.min_scored_fraction)
     scores: list[TeacherScores] = [answer for answer in answers if not isinstance(answer, Failure)]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import uvicorn
 
 from limbeck.config_section import ModelSection
 from limbeck.config_teachers import LimbeckTeacher, SGLangTeacher, VLLMTeacher
-from limbeck.errors import ModelError
+from limbeck.errors import ContractError, ModelError
 from limbeck.models import CausalLM, load_model
 from limbeck.serve.app import make_app
 from limbeck.serve.queue import QueueFullError, ScoringQueue
@@ -77,6 +81,27 @@ async def test_slimes_unmodified_request_gets_q_at_the_servers_temperature(
     np.testing.assert_allclose(scores, of_tokens(truth(lm, tokens, expected), tokens)[-5:], atol=1e-5)
 
 
+async def test_the_tokens_miles_lists_are_scored_at_every_position(lm: CausalLM) -> None:
+    """miles with top tokens: the student's of all positions in one list, beside the teacher's own."""
+    tokens, wanted = TEXTS[1], [7, 3, 50]
+    body = {
+        "input_ids": list(tokens),
+        "sampling_params": {"temperature": 0, "max_new_tokens": 0, "skip_special_tokens": False},
+        "return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 4, "token_ids_logprob": wanted,
+    }  # fmt: skip
+    async with client(lm, temperature=0.7) as http:
+        meta = (await http.post("/generate", json=body)).raise_for_status().json()["meta_info"]
+        refused = await http.post("/generate", json=body | {"token_ids_logprob": [V]})
+    rows = meta["input_token_ids_logprobs"]
+    expected = truth(lm, tokens, 0.7)
+    assert rows[0] is None
+    assert [[entry[1] for entry in row] for row in rows[1:]] == [wanted] * (len(tokens) - 1)
+    np.testing.assert_allclose([[entry[0] for entry in row] for row in rows[1:]], expected[:, wanted], atol=1e-5)
+    best = np.sort(expected, axis=1)[:, ::-1][:, :4]
+    np.testing.assert_allclose([[e[0] for e in row] for row in meta["input_top_logprobs"][1:]], best, atol=1e-5)
+    assert "vocabulary has 100" in refused.text
+
+
 async def test_a_text_and_a_list_of_prompts_are_answered_as_sglang_does(lm: CausalLM) -> None:
     common = {"sampling_params": {"max_new_tokens": 0}, "return_logprob": True, "logprob_start_len": 0}
     async with client(lm) as http:
@@ -96,6 +121,7 @@ async def test_a_text_and_a_list_of_prompts_are_answered_as_sglang_does(lm: Caus
         (SGLangTeacher(url="http://server"), "native"),
         (VLLMTeacher(url="http://server"), "native"),
         (LimbeckTeacher(url="http://server", head="here"), "hidden"),
+        (SGLangTeacher(url="http://server", head="here"), "hidden"),
     ],
 )
 async def test_our_own_clients_prove_it_and_get_the_truth(
@@ -106,14 +132,42 @@ async def test_our_own_clients_prove_it_and_get_the_truth(
     app = make_app(Scorer(lm), ServeSettings(), "tiny 123")
     async with app.router.lifespan_context(app):
         teacher.pool._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
-        if not (section.kind != "limbeck" and temperature == 1):
-            verdicts = await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature, lm.tokenizer)
-            assert all(v.ok for v in verdicts)
-            assert teacher.method == method
+        verdicts = await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature, lm.tokenizer)
+        assert all(v.ok for v in verdicts)
+        assert teacher.method == method
         rollouts = [probe_rollout(ids[:4], ids[4:], temperature) for ids in TEXTS]
         for scores, ids, rollout in zip(await teacher.score(rollouts), TEXTS, rollouts, strict=True):
             expected = of_tokens(truth(lm, ids, temperature), ids)[3:]
             np.testing.assert_allclose(logprobs_of_sampled(scores, rollout), expected, atol=2e-5)
+        await teacher.close()
+
+
+async def test_states_under_another_models_head_are_refused(lm: CausalLM, tmp_path: Path) -> None:
+    other = load_model(ModelSection(model=tiny.save(tmp_path, seed=1)), torch.device("cpu")).head()
+    teacher = remote_teacher("t", SGLangTeacher(url="http://server", head="other"), V, V, 0, other)
+    app = make_app(Scorer(lm), ServeSettings(), "tiny 123")
+    async with app.router.lifespan_context(app):
+        teacher.pool._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+        with pytest.raises(ContractError, match=r"hidden states under the head of 'other' are .* another model"):
+            await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), 0.7, lm.tokenizer)
+        await teacher.close()
+
+
+@pytest.mark.parametrize("kind", [SGLangTeacher, VLLMTeacher, LimbeckTeacher])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+async def test_a_server_with_a_temperature_of_its_own_is_asked_by_name(
+    lm: CausalLM, kind: Any, temperature: float
+) -> None:
+    """As the drop-ins meet it: `limbeck serve --temperature 0.7`, which answers unasked at 0.7."""
+    teacher = remote_teacher("t", kind(url="http://server"), V, V, 5)
+    app = make_app(Scorer(lm), ServeSettings(temperature=0.7), "tiny 123")
+    async with app.router.lifespan_context(app):
+        teacher.pool._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+        await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature)
+        assert teacher.method == "native"
+        (scores,) = await teacher.score([probe_rollout(TEXTS[0][:4], TEXTS[0][4:], temperature)])
+        expected = of_tokens(truth(lm, TEXTS[0], temperature), TEXTS[0])[3:]
+        np.testing.assert_allclose(scores.logprobs_of_sampled, expected, atol=2e-5)
         await teacher.close()
 
 
@@ -157,12 +211,85 @@ async def test_a_full_queue_says_when_to_come_back_and_closing_answers_what_wait
     assert queue.depth == 0
 
 
+class Slow:
+    """A scorer that waits for `go`."""
+
+    def __init__(self, lm: CausalLM) -> None:
+        self.real, self.go = Scorer(lm), threading.Event()
+        self.lm, self.head = self.real.lm, self.real.head
+        self.asked = 0
+
+    def score(self, asked: Any) -> Any:
+        self.asked += len(asked)
+        self.go.wait(60)
+        return self.real.score(asked)
+
+
+def body_of(count: int) -> dict[str, Any]:
+    return {"input_ids": [list(TEXTS[0])] * count, "sampling_params": {"max_new_tokens": 0}, "return_logprob": True}
+
+
 async def test_429_carries_retry_after(lm: CausalLM) -> None:
-    body = {"input_ids": [list(TEXTS[0])] * 3, "sampling_params": {"max_new_tokens": 0}, "return_logprob": True}
-    async with client(lm, queue=2) as http:
-        answer = await http.post("/generate", json=body)
-    assert answer.status_code == 429
-    assert float(answer.headers["retry-after"]) >= 1
+    slow = Slow(lm)
+    async with client(lm, slow, queue=3) as http:
+        waiting = asyncio.create_task(http.post("/generate", json=body_of(2)))
+        while not slow.asked:
+            await asyncio.sleep(0.01)
+        full = await http.post("/generate", json=body_of(2))
+        slow.go.set()
+        assert (await waiting).status_code == 200
+        never = await http.post("/generate", json=body_of(4))
+    assert full.status_code == 429
+    assert float(full.headers["retry-after"]) >= 1
+    assert never.status_code == 400  # there will never be room: coming back is no remedy
+    assert "send fewer" in never.text
+
+
+async def test_nothing_is_scored_for_a_client_that_left(lm: CausalLM) -> None:
+    slow = Slow(lm)
+    server = uvicorn.Server(uvicorn.Config(make_app(slow, ServeSettings(batch=1), "tiny"), log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as http:
+            first = asyncio.create_task(http.post("/generate", json=body_of(1)))
+            while not slow.asked:
+                await asyncio.sleep(0.01)
+            gone = asyncio.create_task(http.post("/generate", json=body_of(1)))
+            await waiting_sequences(http, 2)
+            gone.cancel()  # closes the connection
+            await waiting_sequences(http, 1)
+            slow.go.set()
+            assert (await first).status_code == 200
+            assert (await http.post("/generate", json=body_of(1))).status_code == 200
+        server.should_exit = True
+        await serving
+    assert slow.asked == 2
+
+
+async def waiting_sequences(http: httpx.AsyncClient, count: int) -> None:
+    """Until the server says that so many wait or are being scored."""
+    async with asyncio.timeout(30):
+        while f"limbeck_queue_sequences {float(count)}" not in (await http.get("/metrics")).text:
+            await asyncio.sleep(0.01)
+
+
+class Broken(Slow):
+    def score(self, asked: Any) -> Any:
+        raise MemoryError("no room for the logits")
+
+
+class Overflowing(Slow):
+    def score(self, asked: Any) -> Any:
+        return [replace(r, logprobs=r.logprobs * np.nan) for r in self.real.score(asked)]
+
+
+@pytest.mark.parametrize(("scorer", "says"), [(Broken, "no room for the logits"), (Overflowing, "not finite")])
+async def test_a_fault_of_the_server_is_told_and_counted(lm: CausalLM, scorer: Any, says: str) -> None:
+    async with client(lm, scorer(lm)) as http:
+        answer = await http.post("/generate", json=body_of(1))
+        assert answer.status_code == 500
+        assert says in answer.json()["error"]["message"]
+        assert 'limbeck_requests_total{route="generate",status="500"} 1.0' in (await http.get("/metrics")).text
 
 
 SCORE = {"max_new_tokens": 0}
@@ -180,6 +307,9 @@ SCORE = {"max_new_tokens": 0}
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "top_logprobs_num": 101}, "up to 100"),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "logprob_start_len": 7}, "start must be"),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "input_logprob_temperature": 0}, "above 0"),
+        ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "lora_path": "x"}, "something else"),
+        ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "image_data": ["x"]}, "something else"),
+        ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "return_hidden_states": "last"}, "true or false"),
         ("/generate", {"input_ids": [1, "a"], "sampling_params": SCORE}, "token ids"),
         ("/v1/completions", {"prompt": [1, 2], "max_tokens": 1}, "prompt_logprobs is missing"),
         ("/v1/completions", {"prompt": [1, 2], "max_tokens": 9, "prompt_logprobs": 1}, "only scores"),

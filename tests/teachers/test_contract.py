@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -132,6 +132,7 @@ class Twisted:
     """A teacher whose answers are an honest one's after `twist(honest, rollout)`."""
 
     name = "twisted"
+    seconds: ClassVar[dict[str, float]] = {}
 
     def __init__(self, twist: Callable[[LocalTeacher, Rollout], Any]) -> None:
         self.honest, self.twist = LocalTeacher(self.name, tiny.fresh()), twist

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,7 @@ def rollouts(temperature: float, count: int = 6) -> list[Rollout]:
 def teacher_of(server: FakeServer, kind: str, support: int = 5, **options: Any) -> RemoteTeacher:
     given = {"retry_seconds": 60.0, "timeout": 60.0, "top_logprobs": 60, "max_rescale_dropped": 0.5} | options
     section = KINDS[kind](url=given.pop("url", server.url), **given)
-    teacher = remote_teacher("t", section, V, V, support)
-    object.__setattr__(teacher.pool.settings, "first_wait", 0.01)
-    return teacher
+    return remote_teacher("t", section, V, V, support)
 
 
 async def prove(teacher: RemoteTeacher, temperature: float, tokenizer: Any = None) -> dict[str, Any]:
@@ -279,8 +278,6 @@ async def test_garbled_json_without_a_digest_is_asked_for_again(kind: str) -> No
 
 
 async def test_a_server_that_comes_back_is_waited_for() -> None:
-    import asyncio
-
     async with FakeServer() as server:
         teacher = teacher_of(server, "sglang", retry_seconds=20.0)
         await prove(teacher, 0.7)
@@ -307,6 +304,17 @@ async def test_a_server_that_stays_down_stops_the_step_once_and_not_per_response
         with pytest.raises(TeacherError, match="cannot be probed"):
             await teacher.score(rollouts(0.7, 12))
         assert time.monotonic() - start < 12  # and not 1 s for each of the twelve, several times over
+        await teacher.close()
+
+
+async def test_an_answer_that_never_ends_is_given_up_though_bytes_keep_coming() -> None:
+    async with FakeServer(knows_temperature=True) as server:
+        teacher = teacher_of(server, "sglang", timeout=0.5, retry_seconds=0.1)
+        teacher.method = "native"
+        server.drip = 0.05  # every byte within the timeout, the whole of it in half a minute
+        marked = await asyncio.wait_for(teacher.score(rollouts(0.7)[1:2]), 20)
+        assert isinstance(marked[0], Failure)
+        assert marked[0].kind == "timeout"
         await teacher.close()
 
 

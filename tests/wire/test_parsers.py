@@ -229,3 +229,43 @@ def test_a_wrong_question_is_refused_by_our_route(change: dict[str, Any]) -> Non
         binary.read_questions(msgpack.packb(msgpack.unpackb(binary.write([QUESTION])) | change))
     with pytest.raises(WireError):
         binary.read_questions(b"\xc1 not msgpack")
+
+
+def say_states(question: Question, states: Any) -> Any:
+    answer = say_sglang(question)
+    answer["meta_info"]["hidden_states"] = states
+    return answer
+
+
+@pytest.mark.parametrize("cached", [0, 1, 2])
+def test_sglangs_states_are_those_that_predict_the_response(cached: int) -> None:
+    """Row i is the state at token i; a cached prefix has no rows, the last one predicts nothing that was sent."""
+    asked = Question(np.arange(6), 3, hidden=True)
+    at_each = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    said = json.loads(json.dumps(say_states(asked, [at_each[cached:].tolist()])))
+    reply = sglang.read(said, asked)
+    assert sglang.write(asked)["sampling_params"]["max_new_tokens"] == 1  # with 0, version 0.5.23 sends no states
+    np.testing.assert_array_equal(reply.hidden, at_each[2:5])
+    assert_is_the_truth(reply, asked)
+
+
+@pytest.mark.parametrize(
+    ("states", "kind"),
+    [
+        (None, "malformed"),
+        ([], "short"),
+        ([[[1.0, 2.0]] * 3], "short"),  # of a prompt in chunks, the last chunk's
+        ([[[1.0, 2.0]] * 7], "short"),  # with a row for a token that was generated
+        ([[[1.0, 2.0]] * 5 + [[1.0]]], "malformed"),
+        ([[[1.0, "x"]] * 6], "malformed"),
+        ([[[1.0, None]] * 6], "not_finite"),
+        ([[[1.0, float("nan")]] * 6], "not_finite"),
+        ([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]], "short"),
+        ([7] * 6, "malformed"),
+    ],
+)
+def test_states_that_cannot_be_placed_are_refused(states: Any, kind: str) -> None:
+    asked = Question(np.arange(6), 3, hidden=True)
+    with pytest.raises(WireError) as caught:
+        sglang.read(say_states(asked, states), asked)
+    assert caught.value.kind == kind

@@ -28,7 +28,7 @@ from limbeck.learners.measures import Measures
 from limbeck.learners.tracing import trace_micro_batch
 from limbeck.models import CausalLM, prove_packing
 from limbeck.objectives import Measured, distillation_loss
-from limbeck.records import Scored, StepReport, Trace
+from limbeck.records import Mean, Scored, StepReport, Trace
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -90,7 +90,7 @@ class InProcessLearner:
             "update/optimizer": time.perf_counter() - backward_done,
         }
         maxima = {**measures.maxima(), "grad_norm": norm, "lr": lr}
-        return StepReport(measures.means(), maxima, {"tokens/trained": batch.global_tokens}, seconds)
+        return StepReport(_means(measures, samples), maxima, {"tokens/trained": batch.global_tokens}, seconds)
 
     async def measure(self, samples: Sequence[Scored]) -> StepReport:
         """The metrics of `update`, without a gradient or an update."""
@@ -100,7 +100,7 @@ class InProcessLearner:
         with torch.no_grad():
             for micro in batch.micro:
                 measures.add(micro, self._loss(batch, micro)[1])
-        return StepReport(measures.means(), measures.maxima(), {"tokens/measured": batch.global_tokens})
+        return StepReport(_means(measures, samples), measures.maxima(), {"tokens/measured": batch.global_tokens})
 
     async def trace(self, samples: Sequence[Scored], top: int) -> list[Trace]:
         """See `protocols.Learner`. A pass of its own, so that a step pays for recorded samples only."""
@@ -217,6 +217,10 @@ class LocalPolicy:
             return self.lm.model
         merged: PreTrainedModel = copy.deepcopy(self.adapters).merge_and_unload()
         return merged
+
+
+def _means(measures: Measures, samples: Sequence[Scored]) -> dict[str, Mean]:
+    return measures.means() | measures.by_teacher([sample.scores.teacher for sample in samples])
 
 
 def learning_rate(section: LocalLearner, step: int, steps: int) -> float:

@@ -5,6 +5,8 @@ Shape legend: N tokens of a micro-batch, R responses of the step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ BATCH_NAMES = {
     "reverse_kl/reference": "reference_kl",
     "objective": "objective",
 }
+KL_NAMES = ("reverse_kl/sampled", "reverse_kl/exact")
 
 
 class Measures:
@@ -76,6 +79,21 @@ class Measures:
             mean = means["importance/mean"]
             share = mean.total**2 / (mean.count * square.total)  # Kish's effective sample size over N
             means["importance/effective_share"] = Mean(share * mean.count, mean.count)
+        return means
+
+    def by_teacher(self, names: Sequence[str]) -> dict[str, Mean]:
+        """`teacher/NAME/reverse_kl/...` where several teachers marked the step. `names` [R]: who marked each."""
+        several = sorted(set(names))
+        means = {}
+        for name in several if len(several) > 1 else ():
+            mine_R = torch.tensor([one == name for one in names], device=self.device)
+            for key in KL_NAMES:
+                if key not in self.totals_R:
+                    continue
+                total, count = torch.stack(
+                    [self.totals_R[key][mine_R].sum(), self.counts_R[key][mine_R].sum()]
+                ).tolist()
+                means[f"teacher/{name}/{key}"] = Mean(total, count)
         return means
 
     def maxima(self) -> dict[str, float]:

@@ -10,16 +10,19 @@ Retry-After. Nothing is unpickled, and nothing but /health is answered without t
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
+import logging
 import os
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import ClientDisconnect
@@ -33,7 +36,9 @@ from limbeck.wire import binary
 from limbeck.wire.http import DIGEST_HEADER
 from limbeck.wire.question import Question, WireError
 
-STATUS = {"refused": 400, "malformed": 400}
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class _Metrics:
@@ -59,12 +64,19 @@ class _Server:
         ids: list[int] = self.scorer.lm.tokenizer(text).input_ids
         return ids
 
-    async def score(self, questions: list[Question], temperature: float) -> list[binary.Result]:
+    async def score(self, questions: list[Question], temperature: float, logprobs: bool = True) -> list[binary.Result]:
         vocabulary, context = self.scorer.head.vocabulary, self.scorer.lm.context
         for question in questions:
             self.settings.check(question, vocabulary, context)
+        if len(questions) > self.settings.queue:
+            raise WireError("refused", f"{len(questions)} sequences in one request, this server's queue holds "
+                            f"{self.settings.queue}: send fewer at a time")  # fmt: skip
         assert self.queue is not None
-        return await self.queue.score([Asked(question, temperature) for question in questions])
+        results = await self.queue.score([Asked(q, temperature, logprobs) for q in questions])
+        for values in (part for result in results for part in (result.logprobs, result.hidden)):
+            if values is not None and not np.isfinite(values).all():
+                raise ArithmeticError("a score is not finite: the model's weights or their dtype are at fault")
+        return results
 
     async def sglang(self, body: bytes) -> tuple[Any, int]:
         request = _json(body)
@@ -84,7 +96,7 @@ class _Server:
         if not questions:
             raise WireError("refused", "the question has no sequences")
         temperature = self.settings.pick_temperature(questions[0].temperature, None)
-        results = await self.score(questions, temperature)
+        results = await self.score(questions, temperature, logprobs=not questions[0].hidden)
         return binary.write_answer(questions, results, temperature, self.identity), _tokens(questions)
 
 
@@ -102,7 +114,9 @@ def make_app(scorer: Scorer, settings: ServeSettings, identity: str) -> FastAPI:
 
     app = FastAPI(title="limbeck serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
-    async def answered(request: Request, route: str, work: Callable[[bytes], Awaitable[tuple[Any, int]]]) -> Response:
+    async def answered(
+        request: Request, route: str, work: Callable[[bytes], Coroutine[Any, Any, tuple[Any, int]]]
+    ) -> Response:
         start = time.perf_counter()
         response, tokens = await _respond(request, settings, token, work)
         metrics.requests.labels(route, str(response.status_code)).inc()
@@ -174,16 +188,19 @@ def _add_facts(app: FastAPI, server: _Server, token: str | None, metrics: _Metri
 
 
 async def _respond(
-    request: Request, settings: ServeSettings, token: str | None, work: Callable[[bytes], Awaitable[tuple[Any, int]]]
+    request: Request,
+    settings: ServeSettings,
+    token: str | None,
+    work: Callable[[bytes], Coroutine[Any, Any, tuple[Any, int]]],
 ) -> tuple[Response, int]:
     """The answer to one request, whatever happens, and how many tokens it cost."""
     if refusal := _unauthorised(request, token):
         return refusal, 0
     try:
         body = await _read(request, settings.body_mb * 2**20)
-        answer, tokens = await work(body)
+        answer, tokens = await _while_connected(request, work(body))
     except WireError as error:
-        return _problem(STATUS.get(error.kind, 400), str(error)), 0
+        return _problem(400, str(error)), 0
     except QueueFullError as error:
         full = _problem(429, f"{error}: ask again in {error.retry_after:.0f} s")
         full.headers["retry-after"] = f"{error.retry_after:.0f}"
@@ -192,9 +209,33 @@ async def _respond(
         return _problem(503, "the server is shutting down"), 0
     except ClientDisconnect:
         return _problem(499, "the client went away"), 0
+    except Exception as error:  # a fault of the model's or our own: told, logged and counted like any other answer
+        _log.exception("a request could not be answered")
+        return _problem(500, f"scoring failed: {type(error).__name__}: {error}"), 0
     if isinstance(answer, bytes):
         return _with_digest(Response(answer, media_type=binary.MEDIA_TYPE)), tokens
     return _json_response(answer), tokens
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives; cancelled when the client goes away, so that nothing is scored for nobody.
+
+    Raises `ClientDisconnect`, and what `work` raises.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _read(request: Request, limit: int) -> bytes:

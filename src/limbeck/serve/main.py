@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+import socket
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 
 from limbeck.config_section import ModelSection
-from limbeck.errors import ModelError
+from limbeck.errors import ModelError, RecipeError
 from limbeck.models import CausalLM, load_model
 from limbeck.serve.scorer import Scorer
 from limbeck.serve.settings import ServeSettings
 
+GRACE = 30  # seconds that requests under way have after SIGTERM
 SAMPLED = 4096  # numbers of each weight that go into the fingerprint
 
 
@@ -24,18 +27,48 @@ def serve(
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "auto",
     alone: bool = False,
+    ready: Callable[[str], Any] = print,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what waits. Raises `ModelError`."""
+    """Serve until SIGINT or SIGTERM, then finish what waits. `ready` gets the address once requests are taken.
+
+    Port 0 takes a free one. Raises `ModelError`, and `RecipeError` for an address that cannot be listened at.
+    """
     try:
         import uvicorn
 
         from limbeck.serve.app import make_app
     except ImportError as error:
         raise ModelError(f"`limbeck serve` needs {error.name}: pip install 'limbeck[serve]'") from None
-    where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    lm = load_model(ModelSection(model=model, dtype=dtype), torch.device(where))
-    app = make_app(Scorer(lm, alone=alone), settings, f"{model} {fingerprint(lm)}")
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                ready(address)
+
+    listener = _listen(host, port)  # a port that is taken is told before the model is loaded
+    with listener:
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{listener.getsockname()[1]}"
+        where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        lm = load_model(ModelSection(model=model, dtype=dtype), torch.device(where))
+        app = make_app(Scorer(lm, alone=alone), settings, f"{model} {fingerprint(lm)}")
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
+        Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise RecipeError(
+            f"cannot listen at {host} port {port}: {error}. Choose another --port (0 takes a free one), or stop what "
+            "is there."
+        ) from None
+    return listener
 
 
 def fingerprint(lm: CausalLM) -> str:

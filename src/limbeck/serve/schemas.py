@@ -19,6 +19,12 @@ from limbeck.serve.settings import ServeSettings
 from limbeck.wire.binary import Result
 from limbeck.wire.question import Question, WireError, integer, number
 
+# Fields of SGLang's that change what is scored, or what must be in the answer. Others change how, and are passed over.
+OTHER_MODEL = (
+    "lora_path", "image_data", "video_data", "audio_data", "input_embeds", "session_params", "custom_logit_processor",
+    "token_ids_logprob_positions",
+)  # fmt: skip
+
 Tokenize = Callable[[str], list[int]]
 
 
@@ -27,21 +33,29 @@ def read_sglang(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSett
     sampling = body.get("sampling_params") or {}
     if not isinstance(sampling, Mapping):
         raise WireError("refused", "sampling_params must be one object: this server scores, and scores all alike")
-    _only_scores(sampling.get("max_new_tokens", 128), "sampling_params.max_new_tokens")
     if body.get("stream"):
         raise WireError("refused", "stream is not supported: a score comes whole")
+    for name in OTHER_MODEL:
+        if body.get(name):
+            raise WireError("refused", f"{name} is not supported: without it the score would be of something else")
     given = body.get("input_ids")
     rows = _rows(body.get("text") if given is None else given, tokenize, "input_ids or text")
     start = body.get("logprob_start_len")
     first = 0 if start is None else integer(start, "logprob_start_len")
     top_k = integer(body.get("top_logprobs_num") or 0, "top_logprobs_num")
-    if body.get("return_hidden_states"):
-        raise WireError("refused", "hidden states are served on /limbeck/score, in binary: as JSON they are vast")
+    hidden = body.get("return_hidden_states", False)
+    if type(hidden) is not bool:
+        raise WireError("refused", f"return_hidden_states is {hidden!r}, expected true or false")
+    # SGLang itself needs a token to be generated where its hidden states are wanted.
+    _only_scores(sampling.get("max_new_tokens", 128), "sampling_params.max_new_tokens", most=int(hidden))
+    listed = body.get("token_ids_logprob") or []
+    if not isinstance(listed, list) or not all(type(i) is int for i in listed):
+        raise WireError("refused", "token_ids_logprob must be one list of token ids")
     questions = []
     for ids in rows:
         # SGLang's -1 means "from the last token": nothing of the input is scored.
         begin = len(ids) - 1 if first < 0 else first
-        questions.append(Question(ids, begin + 1, top_k=top_k))
+        questions.append(Question(ids, begin + 1, top_k=top_k, hidden=hidden, listed=tuple(listed)))
     return questions, settings.pick_temperature(
         _optional(body, "input_logprob_temperature"), _optional(sampling, "temperature")
     )
@@ -67,6 +81,15 @@ def write_sglang(questions: Sequence[Question], results: Sequence[Result], tempe
         if question.top_k:
             meta["input_top_logprobs"] = [None, *_tops(result)]
             meta["output_top_logprobs"] = []
+        if question.listed:
+            assert result.listed is not None
+            rows = [
+                [[value, i, None] for value, i in zip(r, question.listed, strict=True)] for r in result.listed.tolist()
+            ]
+            meta["input_token_ids_logprobs"] = [None, *rows]
+            meta["output_token_ids_logprobs"] = []
+        if result.hidden is not None:
+            meta["hidden_states"] = [result.hidden.tolist()]  # one block: the prompt was computed in one go
         answers.append({"text": "", "output_ids": [], "meta_info": meta})
     return answers if many else answers[0]
 

@@ -6,7 +6,7 @@
 Log-probs are computed in float32 at the response positions alone; a `[tokens, vocabulary]` tensor is never
 stored whole.
 
-Shape legend: B rows, L row length, n scored positions of a question, C positions of a chunk, V vocabulary,
+Shape legend: B rows, L row length, n scored positions of a question, m = n + 1, C positions of a chunk, V vocabulary,
 K top tokens, d hidden width.
 """
 
@@ -31,6 +31,7 @@ class Asked:
 
     question: Question
     temperature: float
+    logprobs: bool = True  # False: hidden states alone, where the question wants them
 
 
 class Scorer:
@@ -55,7 +56,7 @@ class Scorer:
                 hidden_BLd = self._forward([asked[i].question.token_ids for i in part])
                 for row, index in enumerate(part):
                     start, end = asked[index].question.start, lengths[index]
-                    results[index] = self._result(asked[index], hidden_BLd[row, start - 1 : end - 1])
+                    results[index] = self._result(asked[index], hidden_BLd[row, start - 1 : end])
         done = [result for result in results if result is not None]
         assert len(done) == len(asked)
         return done
@@ -70,13 +71,17 @@ class Scorer:
         positions_BL = torch.arange(width, device=device).expand(len(rows), -1)
         return self.lm.hidden(tokens_BL.to(device), positions_BL)
 
-    def _result(self, item: Asked, hidden_nd: Tensor) -> Result:
+    def _result(self, item: Asked, hidden_md: Tensor) -> Result:
+        """`hidden_md` [n + 1, d] begins before the first scored position and ends at the last token."""
         question = item.question
-        if question.hidden:
-            return Result(None, hidden=hidden_nd.float().cpu().numpy())
+        hidden = hidden_md.float().cpu().numpy() if question.hidden else None
+        if not item.logprobs:
+            return Result(None, hidden=hidden)
+        hidden_nd = hidden_md[:-1]
         sampled_n = torch.from_numpy(question.scored_ids.copy()).to(hidden_nd.device)
         rows = max(1, self.chunk_mb * 2**20 // (4 * self.head.vocabulary))
-        of_sampled, ids, values = [], [], []
+        listed_J = torch.tensor(question.listed, dtype=torch.int64, device=hidden_nd.device)
+        of_sampled, ids, values, listed = [], [], [], []
         for start in range(0, len(sampled_n), rows):
             c = slice(start, start + rows)
             logp_CV = torch.log_softmax(self.head.logits(hidden_nd[c]) / item.temperature, dim=-1)
@@ -84,11 +89,15 @@ class Scorer:
             top = logp_CV.topk(question.top_k, dim=1)
             ids.append(top.indices)
             values.append(top.values)
+            listed.append(logp_CV[:, listed_J])
         if not of_sampled:
             empty = np.zeros((0, question.top_k), np.float32)
-            return Result(np.zeros(0, np.float32), empty.astype(np.int64), empty)
+            none = np.zeros((0, len(question.listed)), np.float32)
+            return Result(np.zeros(0, np.float32), empty.astype(np.int64), empty, hidden, none)
         return Result(
             torch.cat(of_sampled).float().cpu().numpy(),
             torch.cat(ids).cpu().numpy(),
             torch.cat(values).float().cpu().numpy(),
+            hidden,
+            torch.cat(listed).float().cpu().numpy(),
         )

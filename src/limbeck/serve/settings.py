@@ -45,11 +45,11 @@ class ServeSettings:
             raise WireError("refused", f"{len(ids)} tokens scored from {question.start}; start must be 1 to the length")
         if longest is not None and len(ids) > longest:
             raise WireError("refused", f"{len(ids)} tokens, more than the {longest} this server takes")
-        if not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
+        lowest, highest = min(int(ids.min()), *question.listed, 0), max(int(ids.max()), *question.listed, 0)
+        if not (lowest >= 0 and highest < vocabulary):
             raise WireError(
                 "refused",
-                f"token ids are {int(ids.min())} to {int(ids.max())}, but the vocabulary has {vocabulary}: another "
-                "tokenizer?",
+                f"token ids are {lowest} to {highest}, but the vocabulary has {vocabulary}: another tokenizer?",
             )
         if not 0 <= question.top_k <= min(vocabulary, self.max_top_k):
             raise WireError(

@@ -184,7 +184,8 @@ async def _ask(
     checked = []
     for rollout, scores in zip(rollouts, answers, strict=True):
         if isinstance(scores, Failure):
-            raise ContractError(f"teacher {teacher.name} could not score a probe: {scores.message}")
+            said = scores.message.removeprefix(f"teacher {teacher.name}: ")
+            raise ContractError(f"teacher {teacher.name} could not score a probe: {said}")
         _check_answer(teacher, rollout, scores)
         checked.append((rollout, scores))
     return checked

@@ -20,6 +20,7 @@ class LocalTeacher:
 
     def __init__(self, name: str, lm: CausalLM, budget: int = 8192) -> None:
         self.name, self.lm, self.budget = name, lm, budget
+        self.seconds: dict[str, float] = {}
         lm.model.eval().requires_grad_(False)
         self.head = lm.head()
 

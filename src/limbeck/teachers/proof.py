@@ -27,7 +27,7 @@ from limbeck.teachers.contract import PROBE_TEXTS, Verdict, alignment, logprobs_
 from limbeck.teachers.remote import Method, RemoteTeacher
 from limbeck.temperature.probe_file import FILE, ProbeFile, read_probe_file
 from limbeck.temperature.rescale import NotADistributionError, rescale
-from limbeck.wire.question import Question, Reply, WireError
+from limbeck.wire.question import AWAY, Question, Reply, WireError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,10 +99,25 @@ class _Probes:
         pool = self.teacher.pool
         names = self.names = {url: await self.teacher.dialect.identity(pool, url) for url in pool.urls}
         shown = "; ".join(f"{url}: {name}" for url, name in names.items())
+        if not self.teacher.acknowledges:
+            self.teacher.acknowledges = await self._acknowledges()
         if len(names) > 1:  # first of all: replicas that differ would look like any other fault
             await self.teacher.drop_anchor(self._question(self.prefix, 0))
             self.teacher.anchor = None
         return [Verdict("identity", shown, "one model behind every URL")]
+
+    async def _acknowledges(self) -> bool:
+        """Whether the server takes a scoring temperature: then temperature 1 is asked for by name from now on.
+
+        One that was started at another temperature would otherwise answer at its own.
+        """
+        try:
+            await self.teacher.ask(Question(np.array(self.prefix), 1, 1.0))
+        except WireError as error:
+            if error.kind in AWAY:
+                raise
+            return False  # it does not know the field; whatever else is wrong shows in the next probe
+        return True
 
     async def tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Verdict]:
         if tokenizer is None:
@@ -166,7 +181,7 @@ class _Probes:
         for method in self._candidates():
             try:
                 verdicts.append(await self._try(method))
-            except (_Refused, ContractError, WireError) as error:
+            except (_Refused, ContractError, WireError, NotADistributionError) as error:
                 verdicts.append(Verdict(f"method {method}", str(error), "proven", ok=False))
                 continue
             # What was tried on the way is told, but is no failure of the teacher.
@@ -182,12 +197,12 @@ class _Probes:
             return ("hidden",)
         if wanted != "auto":
             return (wanted,)
-        if self.t == 1 and not teacher.dialect.exact:
+        if self.t == 1 and not teacher.acknowledges:
             return ("baked", "plain") if self._probe_file() else ("plain",)
         return ("native", "baked", "rescale")
 
     async def _try(self, method: Method) -> Verdict:
-        """Raises `_Refused`, `ContractError` or `WireError` where the method does not prove itself."""
+        """Raises `_Refused`, `ContractError`, `WireError` or `NotADistributionError` where it does not prove itself."""
         self.teacher.method = method
         if method == "baked":
             return await self._baked()
@@ -254,7 +269,8 @@ class _Probes:
         if not apart <= HEAD_TOLERANCE:
             raise _Refused(
                 f"the server's hidden states under the head of {getattr(self.teacher.section, 'head', None)!r} are "
-                f"{apart:.3g} nats away from its own log-probs: the folder holds another model"
+                f"{apart:.3g} nats away from its own log-probs (at most {HEAD_TOLERANCE} expected): the folder holds "
+                "another model, or the server rounds (serve it in float32)"
             )
         return Verdict("method hidden", f"{apart:.1e} nats from the server's own", f"at most {HEAD_TOLERANCE}")
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from limbeck.config_teachers import RemoteTeacher as Section
-from limbeck.errors import ContractError, TeacherError
+from limbeck.errors import ContractError, RecipeError, TeacherError
 from limbeck.records import Failure, HiddenScores, Mask, Rollout, TeacherScores, TokenScores, TopKScores
 from limbeck.teachers.dialects import Dialect
 from limbeck.temperature.rescale import NotADistributionError, rescale
@@ -66,7 +66,9 @@ class RemoteTeacher:
         self.vocabulary, self.largest_k, self.support, self.head = vocabulary, largest_k, support, head
         self.method: Method = "plain"
         self.anchor: Anchor | None = None
+        self.acknowledges = dialect.exact  # whether the server is known to take a scoring temperature
         self.error_bound = 0.0  # nats, as measured by the contract where the method is exact but for rounding
+        self.seconds: dict[str, float] = {}
         self._calls = 0
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]:
@@ -86,13 +88,24 @@ class RemoteTeacher:
         await self.pool.close()
 
     async def ask(self, question: Question, url: str | None = None) -> Reply:
-        """One answer. Raises `WireError`; `ValueError` for a K that some servers do not survive."""
+        """One answer.
+
+        Raises `WireError`; `RecipeError` for a K that some servers do not survive; `ContractError` for a token
+        beyond `vocabulary`, on which every certificate rests.
+        """
         if question.top_k > self.largest_k:
-            raise ValueError(
+            raise RecipeError(
                 f"teacher {self.name}: top {question.top_k} of a vocabulary of {self.largest_k}. Lower "
                 "objective.support or teacher.top_logprobs."
             )
-        return await self.dialect.ask(self.pool, question, url)
+        reply = await self.dialect.ask(self.pool, question, url)
+        highest = -1 if reply.top_ids is None else int(reply.top_ids.max(initial=-1))
+        if highest >= self.vocabulary:
+            raise ContractError(
+                f"teacher {self.name} answers with token {highest}, but its vocabulary is said to have "
+                f"{self.vocabulary}. Set teacher.vocabulary to the rows of its output head, or more."
+            )
+        return reply
 
     def question(self, rollout: Rollout) -> Question:
         """What to ask about a rollout by the present method."""
@@ -100,8 +113,8 @@ class RemoteTeacher:
         temperature = rollout.sampling.temperature
         if self.method == "native":
             return Question(ids, start, temperature, self.support)
-        if self.method == "hidden":
-            return Question(ids, start, temperature, hidden=True)
+        if self.method == "hidden":  # the same at any temperature
+            return Question(ids, start, self.temperature_one, hidden=True)
         if self.method == "rescale":
             top = max(min(self.section.top_logprobs, self.largest_k), self.support)
             return Question(ids, start, self.temperature_one, top)
@@ -110,7 +123,7 @@ class RemoteTeacher:
     @property
     def temperature_one(self) -> float | None:
         """How temperature 1 is asked for: by name where the server knows the field."""
-        return 1.0 if self.dialect.exact else None
+        return 1.0 if self.acknowledges else None
 
     async def _mark(self, rollout: Rollout) -> TeacherScores | Failure:
         temperature = rollout.sampling.temperature
@@ -121,9 +134,13 @@ class RemoteTeacher:
             reply = await self.ask(question)
             return self._scores(reply, rollout.trained[question.start :], rollout, temperature)
         except WireError as error:
-            return Failure(rollout.prompt.id, "score", error.kind, f"teacher {self.name}: {error}.")
+            return self._failure(rollout, error.kind, error)
         except NotADistributionError as error:
-            return Failure(rollout.prompt.id, "score", "not_a_distribution", f"teacher {self.name}: {error}.")
+            return self._failure(rollout, "not_a_distribution", error)
+
+    def _failure(self, rollout: Rollout, kind: str, error: Exception) -> Failure:
+        said = str(error).rstrip(".")
+        return Failure(rollout.prompt.id, "score", kind, f"teacher {self.name}: {said}.")
 
     def _scores(self, reply: Reply, trained_n: Mask, rollout: Rollout, temperature: float) -> TeacherScores:
         """Only the trained positions of a reply, at temperature T."""
@@ -154,6 +171,12 @@ class RemoteTeacher:
         assert ids_SK is not None
         assert tops_SK is not None
         k = self.support
+        highest = int(ids_SK[:, :k].max(initial=-1))
+        if highest >= self.largest_k:
+            raise ContractError(
+                f"teacher {self.name} has token {highest} among its top {k}, but the student has only "
+                f"{self.largest_k}: they have different tokenizers."
+            )
         return TopKScores(self.name, temperature, ids_SK[:, :k], tops_SK[:, :k], sampled_S, bound, errors, known)
 
     def _limit_left_out(self, answers: Sequence[TeacherScores | Failure]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from limbeck.errors import DataError
@@ -17,14 +18,16 @@ class RoutedTeacher:
 
     def __init__(self, teachers: Mapping[str, Teacher], default: str | None) -> None:
         self.teachers, self.default = dict(teachers), default
+        self.seconds: dict[str, float] = {}
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]:
         """As each rollout's own teacher scores it, all teachers at once."""
         parts: dict[str, list[int]] = {}
         for index, rollout in enumerate(rollouts):
             parts.setdefault(self.route(rollout.prompt), []).append(index)
+        self.seconds = {}
         answers = await asyncio.gather(
-            *(self.teachers[name].score([rollouts[i] for i in part]) for name, part in parts.items())
+            *(self._score(name, [rollouts[i] for i in part]) for name, part in parts.items())
         )
         placed = {
             index: answer
@@ -32,6 +35,12 @@ class RoutedTeacher:
             for index, answer in zip(part, marks, strict=True)
         }
         return [placed[index] for index in range(len(rollouts))]
+
+    async def _score(self, name: str, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]:
+        start = time.perf_counter()
+        answers = await self.teachers[name].score(rollouts)
+        self.seconds[name] = time.perf_counter() - start
+        return answers
 
     def route(self, prompt: Prompt) -> str:
         """The name of the prompt's teacher. Raises `DataError` for one that is not there."""

@@ -46,12 +46,14 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a server knows of one sequence. Shapes as in `Reply`."""
+    """What a server knows of one sequence. Shapes as in `Reply`, but `hidden` is [n + 1, d]: SGLang's schema also
+    has the state at the last token."""
 
     logprobs: npt.NDArray[np.float32] | None
     top_ids: npt.NDArray[np.int64] | None = None
     top_logprobs: npt.NDArray[np.float32] | None = None
     hidden: npt.NDArray[np.float32] | None = None
+    listed: npt.NDArray[np.float32] | None = None  # [n, J] of `Question.listed`; SGLang's schema alone has them
 
 
 def write(questions: Sequence[Question]) -> bytes:
@@ -96,6 +98,7 @@ def write_answer(questions: Sequence[Question], results: Sequence[Result], tempe
         for name, kind in (("logprobs", "<f4"), ("top_ids", "<i4"), ("top_logprobs", "<f4"), ("hidden", "<f4")):
             values = getattr(result, name)
             if values is not None:
+                values = values[: len(question.scored_ids)]
                 row[name] = _bytes(values, kind)
         rows.append(row)
     body = _pack({"format": FORMAT, "model": model, "temperature": temperature, "sequences": rows})

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import time
 import zlib
@@ -28,9 +29,12 @@ from limbeck.wire.question import AWAY, DAMAGED, WireError
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 DIGEST_HEADER = "limbeck-digest"  # crc32 of the body in hex, where the server sends it
 REST = 1.0  # seconds a replica is passed over after it was away
 SHOWN = 300  # characters of a server's error text
+TELL_EVERY = 30.0  # seconds between words about a server that is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class Pool:
         self._places = asyncio.Semaphore(settings.concurrency)
         self._turn = itertools.count()
         self._resting: dict[str, float] = {}  # url -> when it may be asked again
+        self._told = -TELL_EVERY  # when it was last said that a server is waited for
         self._gave_up = -1.0  # when one request's patience ran out: those it waited with need not lose theirs too
 
     async def post(
@@ -99,18 +104,25 @@ class Pool:
         settings, began = self.settings, time.monotonic()
         wait = wait_random_exponential(multiplier=settings.first_wait, max=settings.longest_wait)
         kinds: list[str] = []  # of the unusable answers so far; being away is counted by the clock instead
+        away_since: list[float] = []  # when the first try failed: not `began`, it may have waited for its place
 
         def waiting(state: RetryCallState) -> float:
             error = _error(state)
             told = error.retry_after if error else None
-            return wait(state) if told is None else min(told, settings.longest_wait)
+            seconds = wait(state) if told is None else min(told, settings.longest_wait)
+            left = away_since[0] + settings.patience - time.monotonic() if away_since else seconds
+            return min(seconds, max(0.0, left))
 
         def enough(state: RetryCallState) -> bool:
             error = _error(state)
             if error is not None and error.kind in AWAY and (url is None or len(self.urls) == 1):
                 now = time.monotonic()
-                if now - began >= settings.patience:
+                away_since.append(now)
+                if now - away_since[0] >= settings.patience:
                     self._gave_up = now
+                elif now - self._told >= TELL_EVERY:
+                    self._told = now
+                    _log.warning("%s; trying again for up to %g s", error, settings.patience)
                 return began <= self._gave_up
             kinds.append(error.kind if error else "malformed")
             damaged = sum(kind in DAMAGED for kind in kinds)
@@ -148,10 +160,11 @@ class Pool:
         self.counts.bytes_sent += len(body or b"")
         headers = {"content-type": media} if media else {}
         try:
-            response = await self._client.request(method, address, content=body, headers=headers)
-        except httpx.TimeoutException as error:
+            async with asyncio.timeout(self.settings.timeout):  # of the whole answer: httpx's own is between bytes
+                response = await self._client.request(method, address, content=body, headers=headers)
+        except (httpx.TimeoutException, TimeoutError) as error:
             raise WireError(
-                "timeout", f"{address} did not answer within {self.settings.timeout:g} s: {error!r}"
+                "timeout", f"{address} did not answer within {self.settings.timeout:g} s ({type(error).__name__})"
             ) from None
         except httpx.HTTPError as error:
             raise WireError("unreachable", f"{address} cannot be reached: {type(error).__name__}: {error}") from None
@@ -188,6 +201,8 @@ def _check_status(response: httpx.Response, address: str) -> None:
         raise WireError("server", said)
     if code in (401, 403):
         raise WireError("refused", f"{said}. Give the server's token in a variable and name it in teacher.token_env.")
+    if code in (404, 405):
+        raise WireError("refused", f"{said}. It has no such route: is it a server of this kind, at this address?")
     raise WireError("refused", said)
 
 

@@ -66,6 +66,7 @@ class Question:
     temperature: float | None = None  # None: as the server is
     top_k: int = 0
     hidden: bool = False
+    listed: tuple[int, ...] = ()  # tokens wanted at every position, whatever their rank; `limbeck serve` alone
     expected_temperature: float = 1.0  # of an answer that names its temperature without being asked
 
     @property
@@ -158,8 +159,8 @@ def check_temperature(question: Question, told: Any) -> float | None:
         if question.temperature is not None:
             raise WireError(
                 "unacknowledged",
-                f"the server did not acknowledge the scoring temperature {question.temperature}: it does not know the "
-                "field and answered at temperature 1",
+                f"the server did not acknowledge the scoring temperature {question.temperature}: like every stock "
+                "server it does not know the field, and answered at temperature 1",
             )
         return None
     given = number(told, "temperature")

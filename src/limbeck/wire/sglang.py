@@ -11,12 +11,27 @@ The first entry is a placeholder: with `logprob_start_len` s, values begin at to
 that begins at p is asked for with s = p - 1. Stock servers answer at temperature 1 whatever
 `sampling_params` says; `input_logprob_temperature` is the field of builds that can do better, and they
 acknowledge it in `meta_info`.
+
+With `return_hidden_states` (a server started with `--enable-return-hidden-states`) the answer also has the
+final states, after the last norm, of the tokens it computed: one block of rows for the prompt.
+
+    "meta_info": {..., "hidden_states": [[[0.11, -2.3, ...], [0.72, 0.05, ...]]]}
+
+Row i is the state *at* token i and predicts token i + 1, so the last row predicts nothing that was sent.
+Rows may be missing in front, where the server had a prefix in its cache; it keeps none beyond
+`logprob_start_len`. One token is generated and thrown away: the server cuts the blocks to the number of
+generated tokens, so with none it sends an empty list (0.5.23). Of a prompt that it computed in chunks it
+keeps the last chunk's rows alone.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from limbeck.records import Floats
 from limbeck.wire.question import Question, Reply, WireError, integer, make_reply, member, sequence
 
 PATH = "/generate"
@@ -28,13 +43,15 @@ def write(question: Question, model: str | None = None) -> dict[str, Any]:
     """The request body."""
     body: dict[str, Any] = {
         "input_ids": question.token_ids.tolist(),
-        "sampling_params": {"max_new_tokens": 0, "temperature": question.temperature or 1.0},
+        "sampling_params": {"max_new_tokens": int(question.hidden), "temperature": question.temperature or 1.0},
         "return_logprob": True,
         "logprob_start_len": question.start - 1,
         "top_logprobs_num": question.top_k,
     }
     if question.temperature is not None:
         body["input_logprob_temperature"] = question.temperature
+    if question.hidden:
+        body["return_hidden_states"] = True
     return body
 
 
@@ -58,13 +75,39 @@ def read(answer: Any, question: Question) -> Reply:
                 "short", f"meta_info.input_top_logprobs has {len(rows)} rows, expected null and {expected - 1}"
             )
         tops = [[(i, value) for value, i in map(_triple, sequence(row, "top log-probs"))] for row in rows[1:]]
-    return make_reply(
+    reply = make_reply(
         question,
         ids=[i for _, i in entries[1:]],
         logprobs=[value for value, _ in entries[1:]],
         tops=tops,
         temperature=meta.get("input_logprob_temperature"),
     )
+    return replace(reply, hidden=_states(meta, question)) if question.hidden else reply
+
+
+def _states(meta: Any, question: Question) -> Floats:
+    """[n, d] the states that predict the scored tokens: the last n + 1 rows without the last."""
+    rows: list[Any] = []
+    for block in sequence(member(meta, "hidden_states", "meta_info"), "hidden_states"):
+        block = sequence(block, "a block of hidden_states")
+        rows.extend(block if block and isinstance(block[0], list) else [block])
+    needed = len(question.scored_ids) + 1
+    if not needed <= len(rows) <= len(question.token_ids):
+        raise WireError(
+            "short",
+            f"hidden_states has {len(rows)} rows for {len(question.token_ids)} tokens, of which {needed} are needed. A "
+            "server that computes a prompt in chunks keeps the last one's: start it with --chunked-prefill-size -1",
+        )
+    width = len(sequence(rows[0], "a row of hidden_states"))
+    if any(len(sequence(row, "a row of hidden_states")) != width for row in rows):
+        raise WireError("malformed", "the rows of hidden_states have different lengths")
+    try:
+        states = np.array(rows[-needed:-1], dtype=np.float32).reshape(needed - 1, width)
+    except (TypeError, ValueError) as error:
+        raise WireError("malformed", f"hidden_states holds something else than numbers: {error}") from None
+    if not np.isfinite(states).all():
+        raise WireError("not_finite", "the answer has hidden states that are not finite")
+    return states
 
 
 def _triple(entry: Any) -> tuple[Any, Any]:

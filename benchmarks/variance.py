@@ -1,0 +1,222 @@
+"""Gradient variance of the estimator family: sampled token, teacher's top K with a sampled tail, whole vocabulary.
+
+    python benchmarks/variance.py [RECIPE] [KEY=VALUE ...] [--quick] [--batches 48 --prompts 16 --seed 0]
+
+RECIPE (the demo's where none is given) names student and local teacher. Every batch is sampled anew from the
+student; on each, every estimator of the family gives one gradient of the student's weights, through the code that
+trains: `RemoteTeacher`, `make_batch`, `distillation_loss`. `native-K` are values at the rollout temperature T,
+`rescale-K` certified ones from top log-probs at temperature 1 (its uncertain positions left out).
+
+    noise    E |g - g_full|^2 on the same samples, relative to K = 0: what the sampled tail adds. Given the states,
+             the terms of different tokens are uncorrelated, so this is the sum of their variances
+    total    trace of the covariance of g over batches, relative to K = 0: noise, and that states differ
+    bias     (g - g_full) along the mean full gradient, averaged over batches: in standard errors (z), and as a
+             share of that gradient. z is beyond 4 for a biased estimator, once there are batches enough
+
+One JSON line an estimator, then a table. Exit code 1 where a `native` estimator has |z| > 4.
+
+With `--coordinates N` the gradient is looked at through N of its entries, spread evenly over every weight: ratios of
+traces are estimated, memory is not that of several gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.assemble import assemble
+from limbeck.batch import make_batch
+from limbeck.config import Recipe, ReverseKL, load_recipe
+from limbeck.config_teachers import SGLangTeacher
+from limbeck.demo.run import RECIPE
+from limbeck.models import CausalLM
+from limbeck.objectives import distillation_loss
+from limbeck.order import derive_seed
+from limbeck.records import Failure, Rollout, Scored, TeacherScores
+from limbeck.run import Run
+from limbeck.run_folder import RunFolder
+from limbeck.serve.scorer import Asked, Scorer
+from limbeck.teachers.local import LocalTeacher
+from limbeck.teachers.remote import RemoteTeacher
+from limbeck.wire.http import Pool, PoolSettings
+from limbeck.wire.question import Question, Reply
+
+FULL = "full"
+SUPPORTS = (0, 5, 20, 100)
+MOST_ERRORS = 4.0  # standard errors
+
+
+class InProcess:
+    """A server's answers without the server: exact at the temperature that is asked for."""
+
+    kind, exact = "sglang", True
+
+    def __init__(self, lm: CausalLM) -> None:
+        self.scorer = Scorer(lm)
+
+    async def ask(self, pool: Pool, question: Question, url: str | None = None) -> Reply:
+        (result,) = self.scorer.score([Asked(question, question.temperature or 1.0)])
+        assert result.logprobs is not None
+        return Reply(result.logprobs, result.top_ids, result.top_logprobs, temperature=question.temperature)
+
+    async def identity(self, pool: Pool, url: str) -> str:
+        return "in process"
+
+    async def tokenize(self, pool: Pool, text: str) -> list[int]:
+        raise NotImplementedError
+
+
+def estimators(teacher: LocalTeacher, supports: Sequence[int]) -> dict[str, LocalTeacher | RemoteTeacher]:
+    """By name; every one gives the scores that the trainer would get."""
+    vocabulary = teacher.head.vocabulary
+    section = SGLangTeacher(url="http://in.process", max_rescale_dropped=1.0)
+    made: dict[str, LocalTeacher | RemoteTeacher] = {FULL: teacher}
+    for method in ("native", "rescale"):
+        for k in supports:
+            if k > vocabulary or (method == "rescale" and k == 0):
+                continue
+            asked = section.model_copy(update={"top_logprobs": max(k, 1)})
+            pool = Pool(asked.urls, PoolSettings())
+            remote = RemoteTeacher("t", asked, InProcess(teacher.lm), pool, vocabulary, vocabulary, k)
+            remote.method = "native" if method == "native" else "rescale"
+            made[f"{method}-{k}"] = remote
+    return made
+
+
+@dataclass
+class Gradients:
+    """Of one estimator, summed over the batches so far. Entries [P]."""
+
+    total_P: Tensor
+    squares: list[float] = field(default_factory=list)  # |g|^2 of each batch
+    noises: list[float] = field(default_factory=list)  # |g - g_full|^2
+    along: list[float] = field(default_factory=list)  # (g - g_full) . g_full of the other half of the batches
+    left_out: list[float] = field(default_factory=list)  # share of positions
+
+    def trace(self) -> float:
+        """Unbiased trace of the covariance of g."""
+        count = len(self.squares)
+        return (sum(self.squares) - float(self.total_P.square().sum()) / count) / (count - 1)
+
+
+def gradient(run: Run, student: CausalLM, samples: Sequence[Scored], support: Any, stride: int) -> tuple[Tensor, int]:
+    """[P] every `stride`-th entry of the gradient of the step's loss, and the tokens it was taken over."""
+    section = run.recipe.learner
+    batch = make_batch(samples, section.layout, section.micro_batch_tokens, student.device)
+    student.model.zero_grad(set_to_none=True)
+    for micro in batch.micro:
+        layout = micro.layout
+        hidden_Nd = student.hidden(layout.tokens_BL, layout.positions_BL).flatten(0, 1)[layout.predict_N]
+        loss, _ = distillation_loss(
+            ReverseKL(support=support), batch.temperature, hidden_Nd, student.head(), micro.tokens, micro.teacher,
+            batch.global_tokens,
+        )  # fmt: skip
+        loss.backward()
+    entries = [p.grad.flatten()[::stride] for p in student.model.parameters() if p.grad is not None]
+    return torch.cat(entries).double(), int(batch.global_tokens)
+
+
+async def sample(run: Run, seed: int, number: int, prompts: int) -> list[Rollout]:
+    first = number * prompts % max(1, len(run.task.train) - prompts)
+    given = run.task.train[first : first + prompts]
+    answers = await run.engine.sample(given, run.sampling(derive_seed(seed, "variance", number)))
+    return [answer for answer in answers if isinstance(answer, Rollout) and answer.trained.any()]
+
+
+def of_exact_values(scores: Sequence[TeacherScores | Failure]) -> list[TeacherScores]:
+    failures = [score for score in scores if isinstance(score, Failure)]
+    assert not failures, failures[0]
+    return [score for score in scores if not isinstance(score, Failure)]
+
+
+async def measure(recipe: Recipe, args: argparse.Namespace) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        assembled = await assemble(recipe, RunFolder(Path(scratch)))
+    run, student = assembled.run, assembled.student
+    assert isinstance(run.teacher, LocalTeacher)
+    student.model.eval()
+    made = estimators(run.teacher, SUPPORTS)
+    size = sum(p.numel() for p in student.model.parameters())
+    stride = max(1, size // args.coordinates)
+    sums: dict[str, Gradients] = {}
+    full_mean: list[Tensor] = [torch.zeros(()), torch.zeros(())]  # sums over even and over odd batches
+    kept: dict[str, list[Tensor]] = {name: [] for name in made}
+    for number in range(args.batches):
+        rollouts = await sample(run, args.seed, number, args.prompts)
+        full_P: Tensor | None = None
+        for name, teacher in made.items():
+            scores = of_exact_values(await teacher.score(rollouts))
+            samples = [Scored(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
+            support = FULL if name == FULL else (teacher.support or "sampled")  # type: ignore[union-attr]
+            g_P, trained = gradient(run, student, samples, support, stride)
+            full_P = g_P if full_P is None else full_P
+            one = sums.setdefault(name, Gradients(torch.zeros_like(g_P)))
+            one.total_P += g_P
+            one.squares.append(float(g_P.square().sum()))
+            one.noises.append(float((g_P - full_P).square().sum()))
+            one.left_out.append(1 - trained / sum(int(r.trained.sum()) for r in rollouts))
+            kept[name].append((g_P - full_P).float())
+        half = number % 2
+        full_mean[half] = full_mean[half] + full_P
+        print(f"\rbatch {number + 1} of {args.batches}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    direction = [m / torch.linalg.vector_norm(m) for m in full_mean]
+    norm = float(torch.linalg.vector_norm(full_mean[0] + full_mean[1])) / args.batches
+    for name, rows in kept.items():
+        # along a direction that these samples had no part in: the mean gradient of the other half
+        sums[name].along = [float(d.double() @ direction[1 - i % 2]) for i, d in enumerate(rows)]
+    return [line(name, sums, norm) for name in made]
+
+
+def line(name: str, sums: dict[str, Gradients], norm: float) -> dict[str, Any]:
+    one, sampled = sums[name], sums["native-0"]
+    along = torch.tensor(one.along, dtype=torch.float64)
+    error = float(along.std() / len(along) ** 0.5)
+    return {
+        "estimator": name,
+        "noise": sum(one.noises) / sum(sampled.noises),
+        "total": one.trace() / sampled.trace(),
+        "bias_z": float(along.mean()) / error if error > 0 else 0.0,
+        "bias_share": float(along.mean()) / norm,
+        "bias_share_error": error / norm,
+        "left_out": sum(one.left_out) / len(one.left_out),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="gradient variance of the estimator family")
+    parser.add_argument("recipe", nargs="?", default=str(RECIPE))
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--quick", action="store_true", help="few batches: does it run, and is nothing far off?")
+    parser.add_argument("--batches", type=int)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--coordinates", type=int, default=200_000)
+    args = parser.parse_args()
+    args.batches = args.batches or (8 if args.quick else 64)
+    recipe = load_recipe(args.recipe, args.overrides)
+    lines = asyncio.run(measure(recipe, args))
+    shape = {"recipe": recipe.name, "temperature": recipe.rollout.temperature, "batches": args.batches,
+             "responses": args.prompts}  # fmt: skip
+    for one in lines:
+        print(json.dumps({**shape, **{k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in one.items()}}))
+    print(f"\n{'estimator':12} {'noise':>9} {'total':>7} {'bias, share of the gradient':>28} {'z':>6} {'left out':>9}")
+    for one in lines:
+        share = f"{one['bias_share']:+.2%} +- {one['bias_share_error']:.2%}"
+        print(f"{one['estimator']:12} {one['noise']:9.4f} {one['total']:7.3f} {share:>28} {one['bias_z']:6.1f} "
+              f"{one['left_out']:9.2%}")  # fmt: skip
+    return int(any(abs(one["bias_z"]) > MOST_ERRORS for one in lines if one["estimator"].startswith("native")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""`limbeck serve MODEL` as a process of its own: from its first word to its last answer after SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from limbeck.cli import main
+from limbeck.config_section import ModelSection
+from limbeck.models import CausalLM, load_model
+from tests import tiny
+
+TOKEN = {"authorization": "Bearer sesame"}
+CONTEXT = 1024
+QUEUE = 64
+
+
+@dataclass
+class Served:
+    process: subprocess.Popen[str]
+    url: str
+    folder: str
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that takes a moment for a long text."""
+    path = tmp_path_factory.mktemp("served")
+    config = tiny.config_of("llama")
+    config.num_hidden_layers, config.max_position_embeddings = 6, CONTEXT
+    tiny.build(config).save_pretrained(path)
+    tiny.character_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def served(folder: str) -> Iterator[Served]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "limbeck.cli", "serve", folder, "--port", "0", "--temperature", "0.7", "--batch", "16",
+         "--token-env", "SESAME", "--queue", str(QUEUE), "--max-top-k", "20", "--body-mb", "1"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "SESAME": "sesame", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    said: list[str] = []
+    address = None
+    for line in process.stderr:
+        said.append(line)
+        if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+            break
+    assert address, "".join(said)
+    stderr = process.stderr
+    threading.Thread(target=lambda: said.extend(stderr), daemon=True).start()
+    yield Served(process, address[0], folder, said)
+    process.kill()
+    process.wait()
+
+
+def score(ids: Any, **more: Any) -> dict[str, Any]:
+    """What slime's and miles's reward functions send: a sampling temperature that means nothing."""
+    sampling = {"temperature": 0, "max_new_tokens": 0, "skip_special_tokens": False}
+    return {"input_ids": ids, "sampling_params": sampling, "return_logprob": True, "logprob_start_len": 0, **more}
+
+
+def ask(served: Served, body: Any, **more: Any) -> httpx.Response:
+    return httpx.post(f"{served.url}/generate", json=body, headers=TOKEN, timeout=120, **more)
+
+
+def texts(count: int, length: int) -> list[list[int]]:
+    return np.random.default_rng(0).integers(5, tiny.VOCABULARY, (count, length)).tolist()
+
+
+def of_response(answer: Any, length: int) -> list[float]:
+    """As those reward functions read the answer."""
+    return [entry[0] for entry in answer["meta_info"]["input_token_logprobs"][1:]][-length:]
+
+
+def truth(lm: CausalLM, ids: list[int], temperature: float) -> np.ndarray:
+    with torch.inference_mode():
+        logits = lm.model(torch.tensor([ids])).logits[0, :-1].float()
+    return torch.log_softmax(logits / temperature, -1).numpy()[np.arange(len(ids) - 1), ids[1:]]
+
+
+def test_it_says_where_it_is_and_who_it_is(served: Served) -> None:
+    assert served.said[0] == f"loading {served.folder}\n"
+    assert "temperature 0.7 unless a request names another" in served.said[-1]
+    assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{served.url}/metrics").status_code == 401
+    assert "limbeck_queue_sequences 0.0" in httpx.get(f"{served.url}/metrics", headers=TOKEN).text
+    (model,) = httpx.get(f"{served.url}/v1/models", headers=TOKEN).json()["data"]
+    assert model["max_model_len"] == CONTEXT
+    assert served.folder in model["root"]
+
+
+def test_slimes_and_miless_request_gets_q_at_the_rollout_temperature(served: Served) -> None:
+    lm = load_model(ModelSection(model=served.folder), torch.device("cpu"))
+    for ids in texts(3, 40):
+        answer = ask(served, score(ids)).raise_for_status().json()
+        np.testing.assert_allclose(of_response(answer, 12), truth(lm, ids, 0.7)[-12:], atol=2e-5)
+        assert np.abs(np.array(of_response(answer, 12)) - truth(lm, ids, 1.0)[-12:]).max() > 0.1
+
+
+def test_limits_are_told(served: Served) -> None:
+    assert httpx.post(f"{served.url}/generate", json=score([5, 6])).status_code == 401
+    for body, says in (
+        (score([5] * (CONTEXT + 1)), f"more than the {CONTEXT}"),
+        (score([5, 6], top_logprobs_num=21), "up to 20"),
+        (score([5, 6], pad="x" * 2**20), "longer than 1 MB"),
+        (score([[5, 6]] * (QUEUE + 1)), "send fewer"),
+    ):
+        answer = ask(served, body)
+        assert answer.status_code == 400
+        assert says in answer.json()["error"]["message"]
+
+
+def test_the_contract_is_proven_from_the_command_line(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESAME", "sesame")
+    for kind in ("limbeck", "sglang", "vllm"):
+        command = ["check", "--teacher", f"{kind}={served.url}", "--temperature", "1.3", "--tokenizer", served.folder]
+        done = CliRunner().invoke(main, [*command, "--token-env", "SESAME", "--vocabulary", str(tiny.VOCABULARY)])
+        assert done.exit_code == 0, done.output
+        assert "temperature by: native" in done.stdout
+    for kind in ("limbeck", "sglang"):
+        command = ["check", "--teacher", f"{kind}={served.url}", "--temperature", "1.3", "--head", served.folder]
+        done = CliRunner().invoke(main, [*command, "--token-env", "SESAME"])
+        assert done.exit_code == 0, done.output
+        assert "temperature by: hidden" in done.stdout
+    done = CliRunner().invoke(main, [*command, "--token-env", "OTHER"])
+    assert done.exit_code == 1
+    assert "OTHER" in done.stderr
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(served: Served) -> None:
+    done = CliRunner().invoke(main, ["serve", "no/such/model", "--port", served.url.rpartition(":")[2]])
+    assert done.exit_code == 1
+    assert "another --port" in done.stderr
+
+
+def queued(served: Served) -> float:
+    text = httpx.get(f"{served.url}/metrics", headers=TOKEN).text
+    return float(re.findall(r"limbeck_queue_sequences (\S+)", text)[0])
+
+
+def test_a_full_queue_says_when_to_come_back_and_sigterm_finishes_what_was_taken(served: Served) -> None:
+    """The last test: the server is gone after it."""
+    lm = load_model(ModelSection(model=served.folder), torch.device("cpu"))
+    long = texts(QUEUE, CONTEXT)
+    with ThreadPoolExecutor(1) as threads:
+        under_way = threads.submit(ask, served, score(long[:40]))
+        give_up = time.monotonic() + 60
+        while queued(served) < 40 and time.monotonic() < give_up:
+            time.sleep(0.02)
+        full = ask(served, score(texts(QUEUE - 39, 8)))
+        assert full.status_code == 429
+        assert float(full.headers["retry-after"]) >= 1
+        served.process.send_signal(signal.SIGTERM)
+        answers = under_way.result(120).raise_for_status().json()
+    assert len(answers) == 40
+    np.testing.assert_allclose(of_response(answers[-1], 5), truth(lm, long[39], 0.7)[-5:], atol=5e-5)
+    assert served.process.wait(60) in (0, -signal.SIGTERM)
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), 1):
+        pass
+    assert not any("Traceback" in line for line in served.said), "".join(served.said)
