@@ -80,7 +80,10 @@ def evaluate(
 
         async def run() -> Evaluation:
             assembled = await assemble(recipe, RunFolder(Path(scratch)))
-            return await evaluate_run(assembled.run)
+            try:
+                return await evaluate_run(assembled.run)
+            finally:
+                await assembled.run.close()
 
         return asyncio.run(run())
 
@@ -94,7 +97,9 @@ def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[V
 
     async def run() -> Assembled:
         with tempfile.TemporaryDirectory() as scratch:
-            return await assemble(recipe, RunFolder(Path(scratch)))
+            assembled = await assemble(recipe, RunFolder(Path(scratch)))
+            await assembled.run.close()
+            return assembled
 
     return asyncio.run(run()).verdicts
 
@@ -112,7 +117,7 @@ async def _train(recipe: Recipe, fresh: bool, observers: Sequence[Observer]) -> 
         try:
             await train_run(assembled.run)
         finally:
-            await assembled.run.teacher.close()
+            await assembled.run.close()
     finally:
         for observer in observers:
             observer.closed()
