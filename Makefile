@@ -1,6 +1,7 @@
 # Every target sets up what it needs. `make demo` and `make test` work from a bare clone.
 PYTHON ?= python3
 VENV := .venv
+ENGINES ?= $(HOME)/.cache/limbeck/engines
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -23,9 +24,9 @@ test-browser: $(VENV)/browser     ## the run page in a headless Chromium; instal
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 test-engines: $(VENV)/test     ## real SGLang and vLLM on this machine: 6 GB of downloads the first time
-	scripts/engines/install_sglang.sh .engines/sglang
-	scripts/engines/install_vllm.sh .engines/vllm
-	$(BIN)/python -m pytest -m engines tests/engines_live
+	scripts/engines/install_sglang.sh $(ENGINES)/sglang
+	scripts/engines/install_vllm.sh $(ENGINES)/vllm
+	LIMBECK_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engines --durations=0 tests/engines_live
 
 smollm2: $(VENV)/smollm2     ## prune a real chat model and heal it by its original
 	$(BIN)/python scripts/smollm2/prepare.py

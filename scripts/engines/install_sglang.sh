@@ -2,7 +2,7 @@
 # SGLang for CPU in an environment of its own, without the CUDA packages it does not need for tests.
 # An unsupported configuration: for `make test-engines`, not for serving anything.
 #
-#     scripts/engines/install_sglang.sh .engines/sglang
+#     scripts/engines/install_sglang.sh ~/.cache/limbeck/engines/sglang
 set -euo pipefail
 version=0.5.23
 folder=$1
@@ -10,6 +10,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 stamp="$folder/.installed-$version"
 [ -f "$stamp" ] && exit 0
 
+# Anything else that is there is another version, or an installation that was cut off.
+if [ -e "$folder" ] && [ ! -f "$folder/pyvenv.cfg" ] && [ -n "$(ls -A "$folder")" ]; then
+    echo "$folder is not an environment of this script; give another folder, or remove it" >&2
+    exit 1
+fi
+rm -rf "$folder"
+mkdir -p "$(dirname "$folder")"
 python3 -m venv "$folder"
 "$folder/bin/pip" install -q torch==2.13.0
 "$folder/bin/pip" install -q --no-deps "sglang==$version"

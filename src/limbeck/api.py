@@ -83,7 +83,7 @@ def evaluate(
             try:
                 return await evaluate_run(assembled.run)
             finally:
-                await assembled.run.teacher.close()
+                await assembled.run.close()
 
         return asyncio.run(run())
 
@@ -98,7 +98,7 @@ def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[V
     async def run() -> tuple[Verdict, ...]:
         with tempfile.TemporaryDirectory() as scratch:
             assembled = await assemble(recipe, RunFolder(Path(scratch)))
-            await assembled.run.teacher.close()
+            await assembled.run.close()
             return assembled.verdicts
 
     return asyncio.run(run())
@@ -117,7 +117,7 @@ async def _train(recipe: Recipe, fresh: bool, observers: Sequence[Observer]) -> 
         try:
             await train_run(assembled.run)
         finally:
-            await assembled.run.teacher.close()
+            await assembled.run.close()
     finally:
         for observer in observers:
             observer.closed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,20 +11,28 @@ import torch
 
 from limbeck.assemble_teachers import open_teachers, prove_teachers
 from limbeck.config import Recipe, Student
+from limbeck.config_engines import HFEngine, SGLangEngine
 from limbeck.config_teachers import LocalTeacher as LocalSection
 from limbeck.engines.hf import InProcessEngine
+from limbeck.engines.served import ServedEngine
+from limbeck.engines.sglang import SGLangServer
+from limbeck.engines.vllm import VLLMServer
 from limbeck.errors import RecipeError
 from limbeck.learners.local import MODEL_FOLDER, InProcessLearner
 from limbeck.models import CausalLM, load_model, resolve
-from limbeck.records import Ints
+from limbeck.protocols import Engine, Task
+from limbeck.records import Ints, Sampling
 from limbeck.run import Run
 from limbeck.run_folder import Checkpoint, RunFolder
 from limbeck.tasks import load_task
 from limbeck.teachers.contract import Verdict
 from limbeck.teachers.local import LocalTeacher
+from limbeck.wire.http import Pool, PoolSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+FIXED_TEXT = 64  # tokens of the task's prompts that a served engine is held to
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,11 @@ async def assemble(recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | N
     learner = InProcessLearner(student, recipe.learner, recipe.objective, recipe.steps, recipe.seed)
     if checkpoint:
         learner.restore(checkpoint.folder)
-    engine = InProcessEngine(student, recipe.engine, learner.autocast)
+    engine = _engine(recipe, student, learner, task, folder)
     await engine.load(await learner.publish())
+    if isinstance(engine, ServedEngine):
+        verdicts += [Verdict(*proof) for proof in engine.proofs]
+        folder.write_lines("contract.jsonl", [asdict(verdict) for verdict in verdicts])
     run = Run(
         recipe=recipe,
         task=task,
@@ -123,6 +134,30 @@ class Names:
         return self._known[id_]
 
 
+def _engine(recipe: Recipe, student: CausalLM, learner: InProcessLearner, task: Task, folder: RunFolder) -> Engine:
+    section, rollout = recipe.engine, recipe.rollout
+    if isinstance(section, HFEngine):
+        return InProcessEngine(student, section, learner.autocast)
+    settings = PoolSettings(
+        concurrency=section.max_concurrency,
+        timeout=section.timeout,
+        patience=section.retry_seconds,
+        token_env=section.token_env,
+        table="engine",
+    )
+    ids = [id_ for prompt in task.train[:FIXED_TEXT] for id_ in prompt.token_ids]
+    sampling = Sampling(rollout.temperature, rollout.max_tokens, (*student.stop_ids, *rollout.stop_ids), recipe.seed)
+    return ServedEngine(
+        server=SGLangServer(section.weights) if isinstance(section, SGLangEngine) else VLLMServer(),
+        pool=Pool([section.url], settings),
+        folder=Path(section.weights_folder or folder.path / "weights").resolve(),
+        text=(ids * FIXED_TEXT)[: min(FIXED_TEXT, (student.context or FIXED_TEXT) - 1)],
+        sampling=sampling,
+        vocabulary=student.vocabulary,
+        tolerance=section.tolerance,
+    )
+
+
 def _longest_prompt(recipe: Recipe, student: CausalLM, of_teachers: list[int]) -> int | None:
     contexts = [*of_teachers, *([] if student.context is None else [student.context])]
     if not contexts:
@@ -159,5 +194,8 @@ def teacher_as_student(recipe: Recipe) -> Recipe:
             "Evaluate its model folder with --model."
         )
     return recipe.model_copy(
-        update={"student": Student(model=recipe.teacher.model, attention=recipe.teacher.attention)}
+        update={
+            "student": Student(model=recipe.teacher.model, attention=recipe.teacher.attention),
+            "engine": HFEngine(),  # a server of the student cannot hold the teacher
+        }
     )

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from limbeck.config_engines import HFEngine, SGLangEngine, VLLMEngine, complete_engine
 from limbeck.config_section import (
     Count,
     Fraction,
@@ -40,7 +41,16 @@ from limbeck.config_teachers import (
 )
 from limbeck.errors import RecipeError
 
-__all__ = ["LocalTeacher", "ModelSection", "Section", "dotted_keys", "load_recipe", "parse_recipe", "sections_of"]
+__all__ = [
+    "HFEngine",
+    "LocalTeacher",
+    "ModelSection",
+    "Section",
+    "dotted_keys",
+    "load_recipe",
+    "parse_recipe",
+    "sections_of",
+]
 
 
 class Student(ModelSection):
@@ -184,14 +194,7 @@ class RolloutSection(Section):
     stop_ids: tuple[int, ...] = Field((), description="stop tokens besides the model's own")
 
 
-class HFEngine(Section):
-    """Samples in this process with the learner's own weights: no copy, no server."""
-
-    kind: Literal["hf"] = "hf"
-    max_rows: PositiveInt = Field(256, description="responses decoded at once; bounds the KV cache")
-
-
-Engine: TypeAlias = HFEngine
+Engine: TypeAlias = Annotated[HFEngine | SGLangEngine | VLLMEngine, Field(discriminator="kind")]
 
 
 class Reference(Section):
@@ -364,7 +367,7 @@ class Recipe(Section):
         """A divergence that is not named is the reverse KL, and a support the teacher can give."""
         if isinstance(given, Mapping) and isinstance(given.get("objective"), Mapping):
             given = {**given, "objective": {"divergence": "reverse_kl", **given["objective"]}}
-        return complete_teacher(given)
+        return complete_teacher(complete_engine(given))
 
     @model_validator(mode="after")
     def _combinations_that_cannot_work(self) -> Self:
@@ -495,6 +498,7 @@ _TAGS = {
     tag
     for section in (
         *sections_of(Task), *sections_of(Objective), *sections_of(Grader), *sections_of(Tracker), *sections_of(Teacher),
+        *sections_of(Engine),
     )
     for name in ("kind", "divergence")
     if name in section.model_fields

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from limbeck.records import Failure, Prompt, Rollout, Sampling, Scored, StepReport, TeacherScores, Trace
+from limbeck.records import Failure, Floats, Prompt, Rollout, Sampling, Scored, StepReport, TeacherScores, Trace
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,13 @@ class Policy(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write an ordinary Hugging Face model folder."""
+        ...
+
+    def logprobs(self, rollouts: Sequence[Rollout]) -> list[Floats]:
+        """[S] for each rollout: log-prob of every sampled token in the distribution its `sampling` draws from.
+
+        Of these weights, so only until the next update where they are shared with the learner.
+        """
         ...
 
 

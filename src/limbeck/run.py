@@ -53,6 +53,11 @@ class Run:
             greedy=greedy,
         )
 
+    async def close(self) -> None:
+        """Let go of the servers."""
+        await self.teacher.close()
+        await self.engine.close()
+
     @contextmanager
     def phase(self, step: int, name: str) -> Iterator[None]:
         """Tell the observers what is going on, and keep how long it took."""

@@ -9,12 +9,12 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-HOME = Path(os.environ.get("LIMBECK_ENGINES", Path(__file__).parents[2] / ".engines"))
-LONGEST_START = 240  # seconds
+HOME = Path(os.environ.get("LIMBECK_ENGINES", Path.home() / ".cache" / "limbeck" / "engines"))
+LONGEST_START = 900  # seconds; half a minute where nothing else runs
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -23,24 +23,66 @@ def python_of(kind: str) -> Path:
     return HOME / kind / "bin" / "python"
 
 
-@contextmanager
-def running(kind: str, model: Path, log: Path) -> Iterator[str]:
-    """The URL of a healthy server of `model`. It is stopped, with all it started, at the end."""
-    port = _free_port()
-    command, variables = (_sglang if kind == "sglang" else _vllm)(model, port)
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [str(python_of(kind)), *command],
-            env={**os.environ, **QUIET, **variables},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+class Server:
+    """A running server. It can be restarted at its port with the model it was started with."""
+
+    def __init__(self, kind: str, model: Path, log: Path, options: Sequence[str] = ()) -> None:
+        self.kind, self.model, self.log, self.options, self.port = kind, model, log, tuple(options), _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command, variables = (_sglang if self.kind == "sglang" else _vllm)(self.model, self.port)
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [str(python_of(self.kind)), *command, *self.options],
+                env={**os.environ, **QUIET, **variables},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        """Until it is healthy. Raises `RuntimeError` with the end of its log."""
+        deadline = time.monotonic() + LONGEST_START
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self._tail()}")
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        raise RuntimeError(f"the server was not healthy after {LONGEST_START} s:\n{self._tail()}")
+
+    def stop(self) -> None:
+        """SIGTERM to the parent, which ends the rest; what is left of its session after that is killed."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.log.write_text(f"{self.log.read_text(errors='replace')}\nkilled\n")
         try:
-            _wait(f"http://127.0.0.1:{port}/health", process, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            _stop(process)
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # nothing is left
+        self.process.wait(10)
+
+    def _tail(self) -> str:
+        return self.log.read_text(errors="replace")[-3000:]
+
+
+@contextmanager
+def running(kind: str, model: Path, log: Path, options: Sequence[str] = ()) -> Iterator[Server]:
+    """A healthy server of `model`. It is stopped, with all it started, at the end."""
+    server = Server(kind, model, log, options)
+    server.start()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
 
 
 def _sglang(model: Path, port: int) -> tuple[list[str], dict[str, str]]:
@@ -67,31 +109,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + LONGEST_START
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode}:\n{_tail(log)}")
-        try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise RuntimeError(f"the server was not healthy after {LONGEST_START} s:\n{_tail(log)}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-3000:]

@@ -16,24 +16,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limbeck.batch import Batch, MicroBatch, make_batch
+from limbeck.batch import Batch, MicroBatch, lay_out, make_batch, plan
 from limbeck.config import LocalLearner, Lora, Objective
 from limbeck.errors import EngineError, ModelError, NonFiniteError, RunError
 from limbeck.learners.measures import Measures
 from limbeck.learners.tracing import trace_micro_batch
 from limbeck.models import CausalLM, prove_packing
 from limbeck.objectives import Measured, distillation_loss
-from limbeck.records import Mean, Scored, StepReport, Trace
+from limbeck.records import Floats, Mean, Rollout, Scored, StepReport, Trace
+from limbeck.truncation import truncate
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+ROWS = 256  # of logits alive at once where log-probs are recomputed
 STATE_FILE = "learner.safetensors"
 MODEL_FOLDER = "model"
 
@@ -115,7 +118,7 @@ class InProcessLearner:
         return [traces[index] for index in range(len(samples))]
 
     async def publish(self) -> LocalPolicy:
-        return LocalPolicy(self.version, self.lm, self.adapters)
+        return LocalPolicy(self.version, self.lm, self.adapters, self.section.micro_batch_tokens, self.autocast)
 
     def save(self, folder: Path) -> None:
         """`model/`, an ordinary Hugging Face folder, and `learner.safetensors`, what resuming needs."""
@@ -173,14 +176,9 @@ class InProcessLearner:
 
     def _hidden(self, micro: MicroBatch) -> Tensor:
         """[N, d] at the positions that predict the trained tokens."""
-        with self._precision():
+        with precision(self.lm, self.autocast):
             hidden_BLd = self.lm.hidden(micro.layout.tokens_BL, micro.layout.positions_BL)
         return hidden_BLd.flatten(0, 1)[micro.layout.predict_N]
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.lm.device.type, self.autocast)
 
     def _stop_if_not_finite(self, samples: Sequence[Scored], measures: Measures, norm: float) -> None:
         if math.isfinite(norm):
@@ -203,6 +201,8 @@ class LocalPolicy:
     version: int
     lm: CausalLM
     adapters: PeftModel | None = None
+    budget: int = 8192  # tokens of one forward pass
+    autocast: torch.dtype | None = None
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self._merged().state_dict().items()
@@ -210,6 +210,30 @@ class LocalPolicy:
     def save(self, folder: Path) -> None:
         self._merged().save_pretrained(folder)
         self.lm.tokenizer.save_pretrained(folder)
+
+    def logprobs(self, rollouts: Sequence[Rollout]) -> list[Floats]:
+        found: list[Floats] = [np.zeros(0, np.float32)] * len(rollouts)
+        was_training = self.lm.model.training
+        self.lm.model.eval()
+        with torch.inference_mode(), precision(self.lm, self.autocast):
+            for part in plan([len(rollout.token_ids) for rollout in rollouts], self.budget, "padded"):
+                batch = lay_out([rollouts[i] for i in part], "padded").to(self.lm.device)
+                hidden_Nd = self.lm.hidden(batch.tokens_BL, batch.positions_BL).flatten(0, 1)[batch.predict_N]
+                counts = [int(rollouts[i].trained.sum()) for i in part]
+                for i, hidden_Sd in zip(part, torch.split(hidden_Nd, counts), strict=True):
+                    found[i] = self._sampled(hidden_Sd, rollouts[i])
+        self.lm.model.train(was_training)
+        return found
+
+    def _sampled(self, hidden_Sd: Tensor, rollout: Rollout) -> Floats:
+        """[S] log-probs of a rollout's sampled tokens, some rows of the vocabulary at a time."""
+        head, sampling, values = self.lm.head(), rollout.sampling, []
+        ids_S = torch.from_numpy(rollout.response_ids).to(hidden_Sd.device)
+        for hidden_Cd, ids_C in zip(torch.split(hidden_Sd, ROWS), torch.split(ids_S, ROWS), strict=True):
+            logp_CV = torch.log_softmax(head.logits(hidden_Cd).float() / sampling.temperature, dim=-1)
+            logp_CV = truncate(logp_CV, sampling) if sampling.truncated else logp_CV
+            values.append(logp_CV.gather(1, ids_C[:, None])[:, 0].cpu().numpy())
+        return np.concatenate(values) if values else np.zeros(0, np.float32)
 
     def _merged(self) -> PreTrainedModel:
         """A copy where there are adapters: merging and unmerging in place would move the weights."""
@@ -221,6 +245,11 @@ class LocalPolicy:
 
 def _means(measures: Measures, samples: Sequence[Scored]) -> dict[str, Mean]:
     return measures.means() | measures.by_teacher([sample.scores.teacher for sample in samples])
+
+
+def precision(lm: CausalLM, autocast: torch.dtype | None) -> AbstractContextManager[object]:
+    """What the model computes in."""
+    return nullcontext() if autocast is None else torch.autocast(lm.device.type, autocast)
 
 
 def learning_rate(section: LocalLearner, step: int, steps: int) -> float:

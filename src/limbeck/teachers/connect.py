@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limbeck.config_teachers import RemoteTeacher as Section
-from limbeck.teachers.dialects import Dialect
 from limbeck.teachers.limbeck import limbeck_dialect
 from limbeck.teachers.remote import RemoteTeacher
 from limbeck.teachers.sglang import sglang_dialect
 from limbeck.teachers.vllm import vllm_dialect
+from limbeck.wire.dialects import Dialect
 from limbeck.wire.http import Pool, PoolSettings
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from limbeck.teachers.dialects import BinaryDialect
+from limbeck.wire.dialects import BinaryDialect
 
 
 def limbeck_dialect() -> BinaryDialect:

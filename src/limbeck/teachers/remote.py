@@ -24,8 +24,8 @@ import numpy as np
 from limbeck.config_teachers import RemoteTeacher as Section
 from limbeck.errors import ContractError, RecipeError, TeacherError
 from limbeck.records import Failure, HiddenScores, Mask, Rollout, TeacherScores, TokenScores, TopKScores
-from limbeck.teachers.dialects import Dialect
 from limbeck.temperature.rescale import NotADistributionError, rescale
+from limbeck.wire.dialects import Dialect
 from limbeck.wire.http import Pool
 from limbeck.wire.question import Question, Reply, WireError
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from limbeck.teachers.dialects import JsonDialect
 from limbeck.wire import sglang
+from limbeck.wire.dialects import JsonDialect
 
 
 def sglang_dialect() -> JsonDialect:

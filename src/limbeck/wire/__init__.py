@@ -1,8 +1,10 @@
-"""What travels between Limbeck and a scoring server: questions, answers, and the three dialects they are put in.
+"""What travels between Limbeck and a server: questions, answers, and the three dialects they are put in.
 
 question.py   a question, a validated reply, and everything an answer can have wrong with it
+sample.py     a response to be sampled, and the validated answer
 sglang.py     /generate                    JSON
 vllm.py       /v1/completions              JSON
 binary.py     /limbeck/score               msgpack, ours: exact floats, hidden states, a digest
+dialects.py   how each kind of server is asked, over the pooled client
 http.py       a pooled client: bounded, retrying, with replicas
 """

@@ -24,7 +24,7 @@ from typing import TypeVar
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from limbeck.errors import TeacherError
+from limbeck.errors import RecipeError
 from limbeck.wire.question import AWAY, DAMAGED, WireError
 
 T = TypeVar("T")
@@ -49,6 +49,7 @@ class PoolSettings:
     first_wait: float = 0.2
     longest_wait: float = 20.0
     token_env: str | None = None
+    table: str = "teacher"  # of the recipe, for messages
 
 
 @dataclass
@@ -62,13 +63,13 @@ class Counts:
 
 
 class Pool:
-    """Asks replicas in turn. Raises `TeacherError` for a token that is not in the environment."""
+    """Asks replicas in turn. Raises `RecipeError` for a token that is not in the environment."""
 
     def __init__(self, urls: Sequence[str], settings: PoolSettings, transport: httpx.AsyncBaseTransport | None = None):
         assert urls
         self.urls, self.settings, self.counts = tuple(url.rstrip("/") for url in urls), settings, Counts()
         self._client = httpx.AsyncClient(
-            headers=_authorization(settings.token_env),
+            headers=_authorization(settings),
             timeout=httpx.Timeout(settings.timeout, connect=min(10.0, settings.timeout)),
             limits=httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
             transport=transport,
@@ -171,7 +172,7 @@ class Pool:
         except httpx.InvalidURL as error:
             raise WireError("refused", f"{address} is not an address: {error}") from None
         self.counts.bytes_received += len(response.content)
-        _check_status(response, address)
+        _check_status(response, address, self.settings.table)
         digest = response.headers.get(DIGEST_HEADER)
         if digest is not None and digest != f"{zlib.crc32(response.content):08x}":
             raise WireError("malformed", f"{address}: the answer does not fit its digest: it was damaged on the way")
@@ -189,7 +190,7 @@ def _error(state: RetryCallState) -> WireError | None:
     return error if isinstance(error, WireError) else None
 
 
-def _check_status(response: httpx.Response, address: str) -> None:
+def _check_status(response: httpx.Response, address: str, table: str) -> None:
     code = response.status_code
     if code == 200:
         return
@@ -200,7 +201,7 @@ def _check_status(response: httpx.Response, address: str) -> None:
     if code in (408, 425) or code >= 500:
         raise WireError("server", said)
     if code in (401, 403):
-        raise WireError("refused", f"{said}. Give the server's token in a variable and name it in teacher.token_env.")
+        raise WireError("refused", f"{said}. Give the server's token in a variable and name it in {table}.token_env.")
     if code in (404, 405):
         raise WireError("refused", f"{said}. It has no such route: is it a server of this kind, at this address?")
     raise WireError("refused", said)
@@ -213,10 +214,13 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _authorization(token_env: str | None) -> dict[str, str]:
-    if token_env is None:
+def _authorization(settings: PoolSettings) -> dict[str, str]:
+    name = settings.token_env
+    if name is None:
         return {}
-    token = os.environ.get(token_env)
+    token = os.environ.get(name)
     if not token:
-        raise TeacherError(f"teacher.token_env names {token_env!r}, but the environment has no such variable. Set it.")
+        raise RecipeError(
+            f"{settings.table}.token_env names {name!r}, but the environment has no such variable. Set it."
+        )
     return {"authorization": f"Bearer {token}"}

@@ -33,6 +33,7 @@ import numpy as np
 
 from limbeck.records import Floats
 from limbeck.wire.question import Question, Reply, WireError, integer, make_reply, member, sequence
+from limbeck.wire.sample import Sampled, SampleRequest, make_sampled
 
 PATH = "/generate"
 IDENTITY_PATH = "/get_model_info"
@@ -137,3 +138,47 @@ def read_tokenize(answer: Any) -> list[int]:
     """Token ids, from the echo."""
     entries = sequence(member(member(answer, "meta_info"), "input_token_logprobs", "meta_info"), "log-probs")
     return [integer(_triple(entry)[1], "token id") for entry in entries]
+
+
+def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, Any]:
+    """The request body for one response.
+
+    `ignore_eos` stays off: SGLang takes it to mean the stop tokens too. Everything that would bend the
+    distribution is set, so that no default of the server's does. `sampling_seed` counts with
+    `--enable-deterministic-inference` only.
+    """
+    sampling = request.sampling
+    return {
+        "input_ids": list(request.prompt_ids),
+        "sampling_params": {
+            "max_new_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": 1.0 if sampling.greedy else sampling.top_p,
+            "top_k": 1 if sampling.greedy else sampling.top_k or -1,
+            "min_p": 0.0 if sampling.greedy else sampling.min_p,
+            "stop_token_ids": list(sampling.stop_ids),
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
+            "repetition_penalty": 1.0,
+            "skip_special_tokens": False,
+            "sampling_seed": request.seed,
+        },
+        "return_logprob": True,
+    }
+
+
+def read_sample(answer: Any, request: SampleRequest) -> Sampled:
+    """Raises `WireError` for anything that is not a whole response."""
+    meta = member(answer, "meta_info")
+    ids = sequence(member(answer, "output_ids"), "output_ids")
+    entries = [_triple(entry) for entry in sequence(member(meta, "output_token_logprobs", "meta_info"), "log-probs")]
+    if [i for _, i in entries] != list(ids):
+        raise WireError("malformed", "meta_info.output_token_logprobs is not about the tokens of output_ids")
+    reason = member(member(meta, "finish_reason", "meta_info"), "type", "finish_reason")
+    version = meta.get("weight_version")
+    spans = {str(member(span, "version", "a weight version")) for span in meta.get("weight_versions") or []}
+    if version is not None and spans - {str(version)}:
+        raise WireError("server", f"the weights changed while a response was sampled: {sorted(spans)}")
+    return make_sampled(
+        request, ids, [value for value, _ in entries], reason, None if version is None else str(version)
+    )

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.wire.question import Question, Reply, WireError, integer, make_reply, member, number, sequence
+from limbeck.wire.sample import Sampled, SampleRequest, make_sampled
 
 PATH = "/v1/completions"
 IDENTITY_PATH = "/v1/models"
@@ -106,3 +107,38 @@ def write_tokenize(text: str, model: str | None = None) -> tuple[str, dict[str, 
 def read_tokenize(answer: Any) -> list[int]:
     """Token ids of `text`."""
     return [integer(i, "token id") for i in sequence(member(answer, "tokens"), "tokens")]
+
+
+def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, Any]:
+    """The request body for one response. Everything that the model's generation config might set is set."""
+    sampling = request.sampling
+    body: dict[str, Any] = {
+        "prompt": list(request.prompt_ids),
+        "max_tokens": sampling.max_tokens,
+        "temperature": 0.0 if sampling.greedy else sampling.temperature,
+        "top_p": 1.0 if sampling.greedy else sampling.top_p,
+        "top_k": 0 if sampling.greedy else sampling.top_k,
+        "min_p": 0.0 if sampling.greedy else sampling.min_p,
+        "stop_token_ids": list(sampling.stop_ids),
+        "ignore_eos": True,  # the stop tokens above are all there are
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": request.seed,
+        "logprobs": 0,
+        "return_token_ids": True,
+    }
+    return body | ({"model": model} if model else {})
+
+
+def read_sample(answer: Any, request: SampleRequest) -> Sampled:
+    """Raises `WireError` for anything that is not a whole response."""
+    choices = sequence(member(answer, "choices"), "choices")
+    if len(choices) != 1:
+        raise WireError("malformed", f"the answer has {len(choices)} choices, expected 1")
+    choice = choices[0]
+    ids = sequence(member(choice, "token_ids", "choices[0]"), "token_ids")
+    logprobs = sequence(
+        member(member(choice, "logprobs", "choices[0]"), "token_logprobs", "logprobs"), "token_logprobs"
+    )
+    return make_sampled(request, ids, logprobs, member(choice, "finish_reason", "choices[0]"))

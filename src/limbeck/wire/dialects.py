@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from limbeck.wire import binary, vllm
 from limbeck.wire.http import Pool
 from limbeck.wire.question import Question, Reply, WireError
+from limbeck.wire.sample import Sampled, SampleRequest
 
 
 class Dialect(Protocol):
-    """What a remote teacher needs of a server, whatever it speaks."""
+    """What scoring needs of a server, whatever it speaks."""
 
     kind: str
     exact: bool  # whether it always takes a scoring temperature, and can answer with hidden states
@@ -37,6 +38,8 @@ class JsonSchema(Protocol):
     IDENTITY_PATH: str
     write: Callable[[Question, str | None], dict[str, Any]]
     read: Callable[[Any, Question], Reply]
+    write_sample: Callable[[SampleRequest, str | None], dict[str, Any]]
+    read_sample: Callable[[Any, SampleRequest], Sampled]
     read_identity: Callable[[Any], str]
     write_tokenize: Callable[[str, str | None], tuple[str, dict[str, Any]]]
     read_tokenize: Callable[[Any], list[int]]
@@ -54,6 +57,14 @@ class JsonDialect:
     async def ask(self, pool: Pool, question: Question, url: str | None = None) -> Reply:
         body = _dump(self.schema.write(question, await self._name(pool)))
         return await pool.post(self.schema.PATH, body, lambda data: self.schema.read(_load(data), question), url=url)
+
+    async def sample(self, pool: Pool, request: SampleRequest) -> Sampled:
+        body = _dump(self.schema.write_sample(request, await self._name(pool)))
+        return await pool.post(self.schema.PATH, body, lambda data: self.schema.read_sample(_load(data), request))
+
+    async def tell(self, pool: Pool, path: str, body: Mapping[str, Any]) -> Any:
+        """The answer to a command, such as new weights; None where it is empty. Raises `WireError`."""
+        return await pool.post(path, _dump(body), lambda data: _load(data) if data.strip() else None)
 
     async def identity(self, pool: Pool, url: str) -> str:
         return await pool.get(self.schema.IDENTITY_PATH, lambda data: self.schema.read_identity(_load(data)), url)

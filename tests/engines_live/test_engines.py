@@ -1,0 +1,206 @@
+"""Real SGLang and vLLM as engines: they sample with the learner's weights at the recipe's temperature, or the run stops.
+
+make test-engines
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from limbeck import api
+from limbeck.config import parse_recipe
+from limbeck.config_section import ModelSection
+from limbeck.engines.served import ServedEngine
+from limbeck.engines.sglang import SGLangServer
+from limbeck.engines.vllm import VLLMServer
+from limbeck.errors import EngineError
+from limbeck.learners.local import LocalPolicy
+from limbeck.models import CausalLM, load_model
+from limbeck.protocols import Observer
+from limbeck.records import Prompt, Rollout, Sampling
+from limbeck.wire.http import Pool, PoolSettings
+
+from .conftest import on
+from .servers import Server
+
+pytestmark = pytest.mark.engines
+
+V, END = 99, 1
+TEXT = [int(i) for i in np.random.default_rng(5).integers(4, V, 60)]
+PROMPTS = [Prompt(f"p{n}", tuple(TEXT[n : n + 4 + 2 * n])) for n in range(4)]
+hot_and_cold = pytest.mark.parametrize("temperature", [0.7, 1.3])
+whole = on("sglang student", "vllm untied", "vllm untied processed")
+
+
+def three_steps(
+    server: Server, folder: Path, temperature: float, observers: Sequence[Observer] = (), **engine: Any
+) -> api.TrainResult:
+    return api.train(
+        parse_recipe(
+            {
+                "output": str(folder), "steps": 3,
+                "student": {"model": "demo:student"}, "teacher": {"model": "demo:teacher"},
+                "task": {"kind": "arithmetic", "train": 64, "held_out": 8},
+                "rollout": {
+                    "temperature": temperature, "max_tokens": 24, "prompts_per_step": 8, "samples_per_prompt": 2,
+                },
+                "engine": {"kind": server.kind, "url": server.url, "retry_seconds": 900.0, **engine},
+                "learner": {"lr": 1e-3},
+                "eval": {"prompts": 4, "greedy": True},
+            }
+        ),
+        observers=observers,
+    )  # fmt: skip
+
+
+def proofs(folder: Path) -> dict[str, str]:
+    lines = (folder / "contract.jsonl").read_text().splitlines()
+    return {line["probe"]: line["measured"] for line in map(json.loads, lines)}
+
+
+def engine(server: Server, folder: Path, sampling: Sampling) -> ServedEngine:
+    return ServedEngine(
+        server=SGLangServer("disk") if server.kind == "sglang" else VLLMServer(),
+        pool=Pool([server.url], PoolSettings(table="engine")),
+        folder=folder, text=TEXT, sampling=sampling, vocabulary=V, tolerance=0.02,
+    )  # fmt: skip
+
+
+def student(models: dict[str, Path], moved: float = 0.0) -> CausalLM:
+    lm = load_model(ModelSection(model=str(models["student"])), torch.device("cpu"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.add_(moved * parameter.std() * torch.randn_like(parameter))
+    return lm
+
+
+def truth(lm: CausalLM, rollout: Rollout) -> np.ndarray:
+    """[S] log_softmax(logits / T) of the sampled tokens, by transformers' own forward pass."""
+    with torch.inference_mode():
+        logits = lm.model(torch.tensor([rollout.token_ids.tolist()])).logits[0, :-1].double()
+    logp = torch.log_softmax(logits / rollout.sampling.temperature, dim=-1).numpy()
+    return logp[np.arange(len(logp)), rollout.token_ids[1:]][rollout.trained[1:]]
+
+
+@whole
+@hot_and_cold
+def test_three_steps(server: Server, tmp_path: Path, temperature: float) -> None:
+    result = three_steps(server, tmp_path, temperature)
+    assert len(result.steps) == 3
+    assert all(line["mismatch"] < 1e-3 for line in result.steps)
+    found = proofs(result.folder)
+    raw = server.kind == "vllm" and not server.options
+    assert ("recomputed by the learner" in found["engine: log-probs"]) is raw
+    assert not (result.folder / "weights").exists()
+
+
+@on("sglang student")
+def test_three_steps_with_weights_in_the_request(server: Server, tmp_path: Path) -> None:
+    result = three_steps(server, tmp_path, 0.7, weights="tensors")
+    assert all(line["mismatch"] < 1e-3 for line in result.steps)
+
+
+@whole
+@hot_and_cold
+async def test_tokens_and_logprobs(server: Server, models: dict[str, Path], tmp_path: Path, temperature: float) -> None:
+    """Of weights that are not those it was started with: whole responses, each with its stop token, log mu at T."""
+    lm = student(models, moved=0.1)
+    sampling = Sampling(temperature, 24, (END, 4, 5), seed=1)
+    one = engine(server, tmp_path, sampling)
+    await one.load(LocalPolicy(1, lm))
+    answers = [a for a in await one.sample(PROMPTS, sampling, 8) if isinstance(a, Rollout)]
+    assert [(a.prompt.id, a.sample) for a in answers] == [(p.id, k) for p in PROMPTS for k in range(8)]
+    for rollout in answers:
+        ids = rollout.response_ids
+        assert rollout.finish == ("stop" if ids[-1] in sampling.stop_ids else "length")
+        assert not np.isin(ids[:-1], sampling.stop_ids).any()
+        assert len(ids) == 24 or rollout.finish == "stop"
+        np.testing.assert_allclose(rollout.behaviour_logprobs, truth(lm, rollout), atol=1e-4)
+    assert {a.finish for a in answers} == {"stop", "length"}
+    assert len({tuple(a.token_ids) for a in answers}) > 16
+    # Drawn at T: the mean of -log p_T(y) is the entropy at T, within five standard errors.
+    apart, variance = _surprise(lm, answers)
+    assert abs(apart) < 5 * variance**0.5
+    if server.kind == "vllm":  # its dice are the request's
+        again = [a for a in await one.sample(PROMPTS[:1], sampling, 2) if isinstance(a, Rollout)]
+        assert [tuple(a.token_ids) for a in again] == [tuple(a.token_ids) for a in answers[:2]]
+    await one.close()
+
+
+@whole
+async def test_cut_distributions_and_the_most_likely_answer(
+    server: Server, models: dict[str, Path], tmp_path: Path
+) -> None:
+    lm = student(models)
+    plain = Sampling(1.3, 12, (END,), seed=2)
+    one = engine(server, tmp_path, plain)
+    await one.load(LocalPolicy(0, lm))
+    for sampling in (replace(plain, top_k=3), replace(plain, top_p=0.7), replace(plain, min_p=0.2)):
+        for rollout in await one.sample(PROMPTS, sampling, 4):
+            assert isinstance(rollout, Rollout)
+            assert np.isfinite(rollout.behaviour_logprobs).all()  # only tokens that are left were drawn
+            assert (rollout.behaviour_logprobs >= truth(lm, rollout) - 1e-4).all()  # and renormalised
+    for rollout in await one.sample(PROMPTS, replace(plain, greedy=True)):
+        assert isinstance(rollout, Rollout)
+        with torch.inference_mode():
+            logits = lm.model(torch.tensor([rollout.token_ids.tolist()])).logits[0, :-1]
+        assert (logits.argmax(-1).numpy() == rollout.token_ids[1:])[rollout.trained[1:]].all()
+    await one.close()
+
+
+@on("sglang student", "vllm untied processed")
+def test_a_server_that_is_killed_and_comes_back_gets_the_weights_again(server: Server, tmp_path: Path) -> None:
+    def restart() -> None:
+        server.stop()
+        server.start()  # the run waits for it
+
+    result = three_steps(server, tmp_path, 0.7, observers=[AtStep3(restart)])
+    assert len(result.steps) == 3
+    assert all(line["mismatch"] < 1e-3 for line in result.steps)
+
+
+@on("vllm student")
+def test_a_tied_head_that_is_lost_is_noticed(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"update 1 but .*limbeck untie"):
+        three_steps(server, tmp_path, 0.7)
+
+
+class AtStep3:
+    """Does something as the third step's sampling begins."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self.do = do
+
+    def phase(self, step: int, name: str) -> None:
+        if (step, name) == (3, "sample"):
+            self.do()
+
+    def started(self, step: int, steps: int) -> None: ...
+
+    def stepped(self, line: Any) -> None: ...
+
+    def evaluated(self, line: Any) -> None: ...
+
+    def closed(self) -> None: ...
+
+
+def _surprise(lm: CausalLM, rollouts: Sequence[Rollout]) -> tuple[float, float]:
+    """Sum over sampled tokens of -log p_T(y) - H_T, which has mean 0 where y is drawn from p_T, and its variance."""
+    total, variance = 0.0, 0.0
+    for rollout in rollouts:
+        with torch.inference_mode():
+            logits = lm.model(torch.tensor([rollout.token_ids.tolist()])).logits[0, :-1].double()
+        logp = torch.log_softmax(logits / rollout.sampling.temperature, dim=-1).numpy()[rollout.trained[1:]]
+        entropy = -(np.exp(logp) * logp).sum(axis=1)
+        total += float((-logp[np.arange(len(logp)), rollout.response_ids] - entropy).sum())
+        variance += float(((np.exp(logp) * logp**2).sum(axis=1) - entropy**2).sum())
+    return total, variance

@@ -1,0 +1,155 @@
+"""Real SGLang and vLLM as teachers: found out, rescaled within the certificate, baked to the last digits.
+
+make test-engines
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from limbeck import api
+from limbeck.config import parse_recipe
+from limbeck.config_section import ModelSection
+from limbeck.config_teachers import SGLangTeacher, VLLMTeacher
+from limbeck.models import load_model
+from limbeck.records import TopKScores
+from limbeck.teachers.connect import remote_teacher
+from limbeck.teachers.contract import Verdict, continuations, probe_rollout
+from limbeck.teachers.proof import prove_remote
+
+from .conftest import on
+from .servers import Server
+
+pytestmark = pytest.mark.engines
+
+SECTIONS = {"sglang": SGLangTeacher, "vllm": VLLMTeacher}
+V = 99
+TEXTS = [tuple(int(i) for i in np.random.default_rng(n).integers(4, V, 16 + 4 * n)) for n in range(6)]
+SLACK = 1e-4  # nats: an engine's float32 is not transformers'; both are up to 5e-5 away from float64
+hot_and_cold = pytest.mark.parametrize("temperature", [0.7, 1.3])
+
+
+async def scored(server: Server, temperature: float, **options: Any) -> tuple[list[Verdict], str, list[TopKScores]]:
+    """What was proven, the method, and the scores of TEXTS after four tokens of prompt."""
+    section = SECTIONS[server.kind](url=server.url, top_logprobs=90, **options)
+    teacher = remote_teacher("t", section, V, V, 5)
+    verdicts = await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature)
+    marked = await teacher.score([probe_rollout(ids[:4], ids[4:], temperature) for ids in TEXTS])
+    await teacher.close()
+    scores = [m for m in marked if isinstance(m, TopKScores)]
+    assert len(scores) == len(TEXTS)
+    return verdicts, teacher.method, scores
+
+
+def truth(model: Path, temperature: float) -> list[np.ndarray]:
+    """log_softmax(logits / T) of transformers' own forward pass: [S, V] for each text."""
+    lm = load_model(ModelSection(model=str(model)), torch.device("cpu"))
+    with torch.inference_mode():
+        rows = [lm.model(torch.tensor([ids])).logits[0, 3:-1].double() for ids in TEXTS]
+    return [torch.log_softmax(row / temperature, dim=-1).numpy() for row in rows]
+
+
+def worst(marked: list[TopKScores], rows: list[np.ndarray]) -> float:
+    """Largest error in nats, after each value's own certificate is taken off."""
+    over = [-1.0]
+    for scores, row, ids in zip(marked, rows, TEXTS, strict=True):
+        known = np.ones(len(row), bool) if scores.known is None else scores.known
+        assert known.mean() > 0.8
+        certified = np.zeros(len(row)) if scores.errors is None else scores.errors
+        apart = np.abs(scores.logprobs_of_sampled - row[np.arange(len(row)), ids[4:]])
+        tops = np.abs(scores.logprobs - np.take_along_axis(row, scores.ids, axis=1)).max(axis=1)
+        over.append(float((np.maximum(apart, tops) - certified)[known].max(initial=-1.0)))
+    return max(over)
+
+
+def three_steps(server: Server, folder: Path, temperature: float, **teacher: Any) -> api.TrainResult:
+    return api.train(
+        parse_recipe(
+            {
+                "output": str(folder), "steps": 3, "student": {"model": "demo:student"},
+                "teacher": {"kind": server.kind, "url": server.url, "vocabulary": V, "top_logprobs": 90, **teacher},
+                "task": {"kind": "arithmetic", "train": 64, "held_out": 8},
+                "rollout": {"temperature": temperature, "max_tokens": 24, "prompts_per_step": 8},
+                "eval": {"prompts": 4},
+            }
+        )
+    )  # fmt: skip
+
+
+stock = on("sglang teacher", "vllm teacher")
+
+
+@stock
+@hot_and_cold
+async def test_a_stock_server_is_found_out_and_rescaled(
+    server: Server, models: dict[str, Path], temperature: float
+) -> None:
+    verdicts, method, marked = await scored(server, temperature)
+    (native,) = [verdict for verdict in verdicts if verdict.probe == "method native"]
+    assert "did not acknowledge the scoring temperature" in native.measured
+    assert method == "rescale"
+    assert worst(marked, truth(models["teacher"], temperature)) <= SLACK
+
+
+@stock
+async def test_at_temperature_1_a_stock_server_is_taken_as_it_is(server: Server, models: dict[str, Path]) -> None:
+    _, method, marked = await scored(server, 1.0)
+    assert method == "plain"
+    assert worst(marked, truth(models["teacher"], 1.0)) <= SLACK
+
+
+@stock
+@hot_and_cold
+def test_three_steps_by_a_stock_teacher(server: Server, tmp_path: Path, temperature: float) -> None:
+    result = three_steps(server, tmp_path, temperature)
+    assert len(result.steps) == 3
+    assert all(0 < line["teacher/error_bound/max"] <= 0.02 for line in result.steps)
+    assert "method rescale" in (result.folder / "contract.jsonl").read_text()
+
+
+def baked(temperature: float) -> pytest.MarkDecorator:
+    return on(f"sglang baked-{temperature}", f"vllm baked-{temperature}")
+
+
+class TestBaked:
+    """A checkpoint of `limbeck bake` on a stock server."""
+
+    async def exact(self, server: Server, models: dict[str, Path], temperature: float) -> None:
+        folder = models[f"baked-{temperature}"]
+        _, method, marked = await scored(server, temperature, baked=str(folder))
+        assert method == "baked"
+        assert worst(marked, truth(models["teacher"], temperature)) <= 1e-4
+
+    async def refused_elsewhere(self, server: Server, models: dict[str, Path], temperature: float) -> None:
+        from limbeck.errors import ContractError
+
+        with pytest.raises(ContractError, match="baked for temperature"):
+            await scored(server, 1.0 + temperature, baked=str(models[f"baked-{temperature}"]))
+
+    def trains(self, server: Server, models: dict[str, Path], temperature: float, folder: Path) -> None:
+        result = three_steps(server, folder, temperature, baked=str(models[f"baked-{temperature}"]))
+        assert len(result.steps) == 3
+        assert all(line["teacher/error_bound/max"] <= 1e-4 for line in result.steps)
+        assert "method baked" in (result.folder / "contract.jsonl").read_text()
+
+    @baked(0.7)
+    async def test_cold(self, server: Server, models: dict[str, Path]) -> None:
+        await self.exact(server, models, 0.7)
+        await self.refused_elsewhere(server, models, 0.7)
+
+    @baked(0.7)
+    def test_cold_training(self, server: Server, models: dict[str, Path], tmp_path: Path) -> None:
+        self.trains(server, models, 0.7, tmp_path)
+
+    @baked(1.3)
+    async def test_hot(self, server: Server, models: dict[str, Path]) -> None:
+        await self.exact(server, models, 1.3)
+
+    @baked(1.3)
+    def test_hot_training(self, server: Server, models: dict[str, Path], tmp_path: Path) -> None:
+        self.trains(server, models, 1.3, tmp_path)

@@ -1,0 +1,163 @@
+"""A server of the student on loopback: it holds real weights, samples from them, takes new ones, and can lie about it.
+
+    async with FakeEngine(lm) as server:
+        ... server.url ...
+
+It speaks SGLang's and vLLM's schemas. Weights come as a folder or as a pickle; sampling follows the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from limbeck.engines.sampling import draw
+from limbeck.records import Sampling
+from tests.fake_server import FakeServer
+
+
+class FakeEngine(FakeServer):
+    """Lies and faults are attributes, also while it runs; those of `FakeServer` that are about the wire work too."""
+
+    def __init__(self, model: PreTrainedModel, **faults: Any) -> None:
+        super().__init__(vocabulary=model.config.vocab_size, **faults)
+        self.at_start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.net = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32).eval()
+        self.net.load_state_dict(self.at_start)
+        self.version = "default"
+        self.tensors_open = False
+        # lies
+        self.keeps_old_weights = False  # accepts an update and does not make it
+        self.spoils_weights = 0.0  # adds that to a matrix as it loads
+        self.refuses_weights = False
+        self.raw_logprobs = False  # at temperature 1, as vLLM by default
+        self.other_logprobs = 0.0  # nats
+        self.hides_stop = False  # leaves the stop token out of the answer
+        self.goes_on = False  # past the stop token
+        self.breaks_off = False  # short of max_tokens, and says it was the length
+        self.foreign_token = False  # an id that the student does not have
+        self.restart_after: int | None = None  # responses, once
+
+    def restart(self) -> None:
+        """As a supervisor would: the weights it was started with, another version."""
+        self.net.load_state_dict(self.at_start)
+        self.version, self.tensors_open = "default", False
+
+    async def _answer(self, writer: asyncio.StreamWriter, path: str, body: dict[str, Any]) -> bool:
+        routes = {
+            "/update_weights_from_disk": self._from_disk,
+            "/begin_weight_update": self._begin,
+            "/update_weights_from_tensor": self._from_tensors,
+            "/end_weight_update": self._end,
+            "/collective_rpc": self._reload,
+            "/reset_prefix_cache": lambda _: {},
+        }
+        if path in routes:
+            self.bodies.append({"path": path, **body})
+            status = 400 if self.refuses_weights else 200
+            return await self._send(writer, status, json.dumps(routes[path](body)).encode())
+        return await super()._answer(writer, path, body)
+
+    # --- weights --------------------------------------------------------------------------------------
+
+    def _from_disk(self, body: dict[str, Any]) -> dict[str, Any]:
+        model = AutoModelForCausalLM.from_pretrained(body["model_path"], dtype=torch.float32)
+        return self._take(model.state_dict(), body["weight_version"])
+
+    def _begin(self, _: dict[str, Any]) -> dict[str, Any]:
+        assert not self.tensors_open
+        self.tensors_open = True
+        return {"success": True}
+
+    def _end(self, _: dict[str, Any]) -> dict[str, Any]:
+        self.tensors_open = False
+        return {"success": True}
+
+    def _from_tensors(self, body: dict[str, Any]) -> dict[str, Any]:
+        assert self.tensors_open
+        (packed,) = body["serialized_named_tensors"]
+        return self._take(dict(pickle.loads(base64.b64decode(packed))), body["weight_version"])
+
+    def _reload(self, body: dict[str, Any]) -> dict[str, Any]:
+        assert body["method"] == "reload_weights"
+        folder = Path(body["kwargs"]["weights_path"])
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._take(model.state_dict(), "default")
+        return {"results": [None]}
+
+    def _take(self, tensors: dict[str, torch.Tensor], version: str) -> dict[str, Any]:
+        self.version = version
+        if not self.keeps_old_weights and not self.refuses_weights:
+            self.net.load_state_dict(tensors, strict=False)
+            with torch.no_grad():
+                self.net.get_output_embeddings().weight[:3].add_(self.spoils_weights)
+        return {"success": True}
+
+    # --- what it says ---------------------------------------------------------------------------------
+
+    def truth(self, ids: Any, start: int, temperature: float) -> np.ndarray:
+        with torch.inference_mode():
+            logits = self.net(torch.tensor([list(ids)])).logits[0, start - 1 : -1].double()
+        return torch.log_softmax(logits / temperature, dim=-1).numpy()
+
+    def _sglang(self, body: dict[str, Any]) -> dict[str, Any]:
+        params = body["sampling_params"]
+        if not params["max_new_tokens"]:
+            return super()._sglang(body)
+        tokens, logprobs, reason = self._sample(
+            body["input_ids"], params["max_new_tokens"], params["temperature"], params["top_k"] == 1,
+            params["stop_token_ids"], params["sampling_seed"],
+        )  # fmt: skip
+        entries = [[value, token, None] for value, token in zip(logprobs, tokens, strict=True)]
+        meta = {
+            "finish_reason": {"type": reason}, "output_token_logprobs": entries, "weight_version": self.version,
+            "weight_versions": [{"version": self.version, "start": 0, "end": len(tokens)}],
+        }  # fmt: skip
+        return {"output_ids": tokens, "meta_info": meta}
+
+    def _vllm(self, body: dict[str, Any]) -> dict[str, Any]:
+        if "prompt_logprobs" in body:
+            return super()._vllm(body)
+        tokens, logprobs, reason = self._sample(
+            body["prompt"], body["max_tokens"], body["temperature"] or 1.0, body["temperature"] == 0,
+            body["stop_token_ids"], body["seed"],
+        )  # fmt: skip
+        return {
+            "choices": [{"token_ids": tokens, "logprobs": {"token_logprobs": logprobs}, "finish_reason": reason}]
+        }  # fmt: skip
+
+    def _sample(
+        self, prompt: list[int], count: int, temperature: float, greedy: bool, stops: list[int], seed: int
+    ) -> tuple[list[int], list[float], str]:
+        if self.restart_after is not None:
+            self.restart_after -= 1
+            if self.restart_after < 0:
+                self.restart_after = None
+                self.restart()
+        sampling = Sampling(temperature, count, greedy=greedy)
+        dice, ids, logprobs = np.random.default_rng(seed).random(count), list(prompt), []
+        for step in range(count):
+            with torch.inference_mode():
+                logits = self.net(torch.tensor([ids])).logits[:, -1]
+            token, tempered = draw(logits, sampling, torch.tensor([dice[step]]))
+            raw = torch.log_softmax(logits, dim=-1)[0, token[0]]
+            logprobs.append(float(raw if self.raw_logprobs else tempered[0]) - self.other_logprobs)
+            ids.append(int(token[0]))
+            if ids[-1] in stops and not self.goes_on:
+                break
+        tokens, reason = ids[len(prompt) :], "stop" if ids[-1] in stops else "length"
+        if self.hides_stop and reason == "stop":
+            tokens, logprobs = tokens[:-1], logprobs[:-1]
+        if self.breaks_off:
+            tokens, logprobs = tokens[: count // 2], logprobs[: count // 2]
+        if self.foreign_token:
+            tokens[0] = self.vocabulary + 3
+        return tokens, logprobs, reason
