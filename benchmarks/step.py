@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,16 @@ class Worker:
 
 
 def prepare(case: Case, args: argparse.Namespace, folder: Path) -> tuple[Work, Path]:
-    """Models and prompts of one step to check, one to warm up, and `repeats` to time."""
-    command = [sys.executable, "-m", "steps.models", args.cache, args.models, case.name, str(args.repeats + 2)]
+    """Models and prompts of one step to check, the warm-ups and `repeats` to time."""
+    command = [
+        sys.executable,
+        "-m",
+        "steps.models",
+        args.cache,
+        args.models,
+        json.dumps(asdict(case)),
+        str(1 + case.warmups + args.repeats),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(SRC)])}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     work = Work(case, **json.loads(done.stdout.splitlines()[-1]), threads=args.threads)
@@ -104,13 +113,14 @@ def run_case(case: Case, args: argparse.Namespace, peer: Path, folder: Path) -> 
     checked = check(case, limbeck, trl)
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     prefills: dict[str, list[float]] = {name: [] for name in sides}
-    for step in range(1, args.repeats + 2):
+    last = case.warmups + args.repeats
+    for step in range(1, last + 1):
         for name in sides if step % 2 else reversed(sides):
             made = sides[name].ask("step", step=step)
-            if step > 1:  # the first also warms up allocators and caches
+            tell(f"({case.name}) step {step} of {last}, {name}: {made['seconds']:.2f} s")
+            if step > case.warmups:
                 steps[name].append(made)
     for name in (*sides, *sides):
-        last = args.repeats if name == "trl" else args.repeats + 1
         prefills[name].append(sides[name].ask("prefill", step=last)["seconds"])
     peaks = {name: side.ask("peak")["peak_mb"] for name, side in sides.items()}
     for side in sides.values():
@@ -119,6 +129,10 @@ def run_case(case: Case, args: argparse.Namespace, peer: Path, folder: Path) -> 
     checked["agree"] = checked["agree"] and same
     floors = roofline(work, path, args)
     return assemble(case, args, checked, steps, prefills, peaks, floors)
+
+
+def tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def roofline(work: Work, path: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -178,7 +192,7 @@ def assemble(
 def main() -> int:
     parser = argparse.ArgumentParser(description="a step of Limbeck and of TRL on the same work")
     parser.add_argument("--config", nargs="+", choices=sorted(CASES), default=sorted(CASES))
-    parser.add_argument("--quick", action="store_true", help="two repeats; under five minutes once models are there")
+    parser.add_argument("--quick", action="store_true", help="fewer prompts, one repeat: under five minutes")
     parser.add_argument("--repeats", type=int, help="timed steps of each side (default 5)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peer", choices=("distillation", "gkd"), default="distillation", help="TRL's trainer")
@@ -187,19 +201,20 @@ def main() -> int:
     parser.add_argument("--cache", default=str(DEFAULT.parent / "benchmarks"), help="where the tiny models go")
     parser.add_argument("--output", type=Path, help="also append the JSON lines to this file")
     args = parser.parse_args()
-    args.repeats = args.repeats or (2 if args.quick else 5)
+    args.repeats = args.repeats or (1 if args.quick else 5)
     peer, agreed = peer_python(args.trl), True
     with tempfile.TemporaryDirectory() as folder:
         for name in args.config:
-            result = run_case(CASES[name], args, peer, Path(folder))
+            case = CASES[name].quick() if args.quick else CASES[name]
+            result = run_case(case, args, peer, Path(folder))
             agreed = agreed and result["check"]["agree"]
             line = json.dumps(result)
             print(line, flush=True)
-            print(phase_table(result, PHASES), file=sys.stderr)
+            tell(phase_table(result, PHASES))
+            tell(summary_line(result))
             if args.output:
                 with args.output.open("a") as file:
                     file.write(line + "\n")
-            print(summary_line(result), file=sys.stderr, flush=True)
     return 0 if agreed else 1
 
 

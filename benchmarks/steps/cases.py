@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Case:
     new_tokens: int  # of the longest response
     shortest: int | None = None  # None: every response has `new_tokens`
     peer_rows: int | None = None  # rows of TRL's micro-batch; None: all at once
+    warmups: int = 0  # steps before the timed ones, besides the one that is checked
 
     @property
     def rows(self) -> int:
@@ -43,6 +44,10 @@ class Case:
     def trained_tokens(self) -> int:
         return sum(self.lengths())
 
+    def quick(self) -> Case:
+        """Fewer prompts: does it run, and do both sides agree? Its ratios say less."""
+        return replace(self, prompts=max(1, self.prompts // 4))
+
     def describe(self) -> str:
         spread = "" if self.shortest is None else f"{self.shortest} to "
         return (
@@ -52,7 +57,7 @@ class Case:
 
 
 CASES = {
-    "a": Case("a", "tiny", prompts=64, samples=1, prompt_tokens=8, new_tokens=40),
+    "a": Case("a", "tiny", prompts=64, samples=1, prompt_tokens=8, new_tokens=40, warmups=2),
     "b": Case("b", "smollm2", prompts=8, samples=4, prompt_tokens=128, new_tokens=64),
     "c": Case("c", "smollm2", prompts=8, samples=4, prompt_tokens=128, new_tokens=64, shortest=4),
     # 18 thousand tokens at once would need more memory than this class of machine has: two halves.

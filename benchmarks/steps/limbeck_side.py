@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from steps.cases import BETAS, LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, Case, Work, prompt_id, row_of
 from steps.worker import Clock, Line, peak_mb, reset_peak
 
@@ -50,7 +51,7 @@ def make_recipe(work: Work, folder: Path) -> dict[str, Any]:
     ]
     train, held_out = folder / "train.jsonl", folder / "held_out.jsonl"
     train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    held_out.write_text(json.dumps({"id": "held-out", "prompt": work.texts[0][0]}) + "\n")
+    held_out.write_text(json.dumps({"id": "held-out", "prompt": work.texts[0][0][1:]}) + "\n")
     return {
         "name": "benchmark",
         "output": str(folder),

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from steps.cases import CASES, Case
+from steps.cases import Case
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,9 +58,7 @@ def words(tokenizer: Any) -> list[str]:
 def texts(case: Case, tokenizer: Any, steps: int) -> list[list[str]]:
     """[steps][prompts] texts of exactly `prompt_tokens` tokens. Raises `ValueError` where one is not."""
     dice, known = random.Random(0), words(tokenizer)
-    made = [
-        ["".join(dice.choices(known, k=case.prompt_tokens)) for _ in range(case.prompts)] for _ in range(steps)
-    ]
+    made = [["".join(dice.choices(known, k=case.prompt_tokens)) for _ in range(case.prompts)] for _ in range(steps)]
     lengths = {len(tokenizer(text)["input_ids"]) for row in made for text in row}
     if lengths != {case.prompt_tokens}:
         raise ValueError(f"prompts should have {case.prompt_tokens} tokens, but have {sorted(lengths)}")
@@ -69,10 +67,16 @@ def texts(case: Case, tokenizer: Any, steps: int) -> list[list[str]]:
 
 def main() -> None:
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
-    own, of_smollm2, name, steps = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    case = CASES[name]
+    own, of_smollm2, case, steps = (
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        Case(**json.loads(sys.argv[3])),
+        int(sys.argv[4]),
+    )
     own.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()
     student, teacher = tiny(own) if case.models == "tiny" else smollm2(of_smollm2)
     made = texts(case, AutoTokenizer.from_pretrained(student), steps)
     print(json.dumps({"student": str(student.resolve()), "teacher": str(teacher.resolve()), "texts": made}))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
 from steps.cases import Work
 from steps.floors import Counts, Shape, flops, moved_bytes
 

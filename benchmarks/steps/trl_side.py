@@ -13,12 +13,15 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+import warnings
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
+from transformers.utils import logging
+
 from steps.cases import BETAS, LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, Work
 from steps.worker import Clock, Line, peak_mb, reset_peak
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 
 
 class FixedLengths:
@@ -69,7 +72,7 @@ class Side:
 
     def options(self, output: str) -> dict[str, Any]:
         """Training arguments both trainers share."""
-        rows = self.work.case.peer_rows or self.work.case.rows
+        rows = min(self.work.case.peer_rows or self.work.case.rows, self.work.case.rows)
         return {
             "output_dir": output,
             "max_steps": len(self.work.texts),
@@ -105,9 +108,7 @@ class Side:
         trainer = DistillationTrainer(
             model=self.student,
             teacher_model=self.teacher,
-            args=DistillationConfig(
-                **options, max_completion_length=self.work.case.new_tokens, shuffle_dataset=False
-            ),
+            args=DistillationConfig(**options, max_completion_length=self.work.case.new_tokens, shuffle_dataset=False),
             train_dataset=Dataset.from_list([{"prompt": text} for text in self.texts()]),
             processing_class=self.tokenizer,
             callbacks=[Held(self)],
@@ -273,6 +274,8 @@ class Side:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.disable_progress_bar()
     pipe = Line()
     with tempfile.TemporaryDirectory() as scratch:
         side = Side(Work.read(sys.argv[1]), pipe, sys.argv[2], scratch)
