@@ -33,8 +33,8 @@ from typing import Any
 
 MB = 2**20
 TEMPERATURE = 0.8
-CHUNKS_MB = (24, 48, 96)
-SAMPLED_CHUNK_MB = 48
+CHUNKS_MB = (48, 96, 128)
+SAMPLED_CHUNK_MB = 96
 VARIANTS = (
     "materialised",
     *(f"limbeck-full-{chunk}MB" for chunk in CHUNKS_MB),
@@ -43,7 +43,7 @@ VARIANTS = (
 )
 EXACT = {"materialised", *(f"limbeck-full-{chunk}MB" for chunk in CHUNKS_MB)}
 BAR = {"memory": 1 / 12, "time": 0.8}
-FULL = "limbeck-full-48MB"  # the default chunk
+FULL = "limbeck-full-96MB"  # the default chunk
 LARGE = {"tokens": 8192, "vocabulary": 151936, "width": 896, "teacher_width": 896}
 LARGE_BAR_MB = 2048
 SCALES = {"tokens": (512, 1024, 2048, 4096), "vocabulary": (8192, 16384, 32768, 65536)}

@@ -22,72 +22,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from steps.cases import CASES, Case, Work
+from steps.cases import CASES, Case
 from steps.peer import DEFAULT, peer_python
+from steps.processes import Worker, prepare, tell
 from steps.report import phase_table, summary_line
 
 HERE = Path(__file__).parent
-SRC = HERE.parent / "src"
 LOSS_TOLERANCE = 1e-3  # relative
 PHASES = ("prefill", "decode", "teacher", "student_forward", "loss", "student_backward", "optimizer", "rest")
-
-
-class Worker:
-    """One side, in a process of its own."""
-
-    def __init__(self, python: Path | str, module: str, *args: str) -> None:
-        self.name = module
-        # Idle threads sleep: a side that waits takes nothing from the one that works.
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(SRC)] if module == "limbeck_side" else [str(HERE)])
-        self.process = subprocess.Popen(
-            [str(python), "-m", f"steps.{module}", *args],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.ready = self._hear()
-
-    def ask(self, do: str, **what: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **what}) + "\n")
-        self.process.stdin.flush()
-        return self._hear()
-
-    def _hear(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended with code {self.process.wait()}; its messages are above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-
-
-def prepare(case: Case, args: argparse.Namespace, folder: Path) -> tuple[Work, Path]:
-    """Models and prompts of one step to check, the warm-ups and `repeats` to time."""
-    command = [
-        sys.executable,
-        "-m",
-        "steps.models",
-        args.cache,
-        args.models,
-        json.dumps(asdict(case)),
-        str(1 + case.warmups + args.repeats),
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(SRC)])}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    work = Work(case, **json.loads(done.stdout.splitlines()[-1]), threads=args.threads)
-    return work, work.write(folder / f"{case.name}.json")
 
 
 def check(case: Case, limbeck: Worker, trl: Worker) -> dict[str, Any]:
@@ -104,7 +49,8 @@ def check(case: Case, limbeck: Worker, trl: Worker) -> dict[str, Any]:
 
 
 def run_case(case: Case, args: argparse.Namespace, peer: Path, folder: Path) -> dict[str, Any]:
-    work, path = prepare(case, args, folder)
+    steps_needed = 1 + case.warmups + args.repeats
+    _, path = prepare(case, steps_needed, args.threads, args.cache, args.models, folder)
     limbeck = Worker(sys.executable, "limbeck_side", str(path))
     trl = Worker(peer, "trl_side", str(path), args.peer)
     sides = {"limbeck": limbeck, "trl": trl}
@@ -127,15 +73,11 @@ def run_case(case: Case, args: argparse.Namespace, peer: Path, folder: Path) -> 
         side.close()
     same = all(made["tokens"] == case.trained_tokens() for name in sides for made in steps[name])
     checked["agree"] = checked["agree"] and same
-    floors = roofline(work, path, args)
+    floors = roofline(path)
     return assemble(case, args, checked, steps, prefills, peaks, floors)
 
 
-def tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def roofline(work: Work, path: Path, args: argparse.Namespace) -> dict[str, Any]:
+def roofline(path: Path) -> dict[str, Any]:
     """Seconds below which no phase can come on this machine; see `steps/roofline.py`."""
     command = [sys.executable, "-m", "steps.roofline", str(path)]
     environment = {**os.environ, "PYTHONPATH": str(HERE)}

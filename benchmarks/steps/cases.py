@@ -26,6 +26,7 @@ class Case:
     new_tokens: int  # of the longest response
     shortest: int | None = None  # None: every response has `new_tokens`
     peer_rows: int | None = None  # rows of TRL's micro-batch; None: all at once
+    vocabulary: int | None = None  # of random tiny models; None: that of the models as they are
     warmups: int = 0  # steps before the timed ones, besides the one that is checked
 
     @property

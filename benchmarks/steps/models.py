@@ -20,21 +20,33 @@ from steps.cases import Case
 ROOT = Path(__file__).parents[2]
 
 
-def tiny(folder: Path) -> tuple[Path, Path]:
-    """Student and teacher in float32, each with the demo's tokenizer of one character a token."""
+def tiny(folder: Path, vocabulary: int | None) -> tuple[Path, Path]:
+    """Student and teacher in float32, each with the demo's tokenizer of one character a token.
+
+    With a `vocabulary` of its own the head is wider than the tokenizer, and the teacher is random too.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    student, teacher = folder / "tiny-student", folder / "tiny-teacher"
+    size = f"-{vocabulary}" if vocabulary else ""
+    student, teacher = folder / f"tiny-student{size}", folder / f"tiny-teacher{size}"
     shipped = ROOT / "src" / "limbeck" / "demo"
     tokenizer = AutoTokenizer.from_pretrained(shipped / "teacher")
-    if not teacher.exists():
+
+    def random_model(like: str, layers: int) -> LlamaForCausalLM:
+        torch.manual_seed(0)
+        sizes = {"vocab_size": vocabulary} if vocabulary else {}
+        config = LlamaConfig.from_pretrained(shipped / like, num_hidden_layers=layers, dtype="float32", **sizes)
+        return LlamaForCausalLM(config)
+
+    if not teacher.exists() and vocabulary:
+        random_model("teacher", layers=4).save_pretrained(teacher)
+        tokenizer.save_pretrained(teacher)
+    elif not teacher.exists():
         AutoModelForCausalLM.from_pretrained(shipped / "teacher", dtype=torch.float32).save_pretrained(teacher)
         tokenizer.save_pretrained(teacher)
     if not student.exists():
-        torch.manual_seed(0)
-        config = LlamaConfig.from_pretrained(shipped / "student", num_hidden_layers=5, dtype="float32")
-        LlamaForCausalLM(config).save_pretrained(student)
+        random_model("student", layers=5).save_pretrained(student)
         tokenizer.save_pretrained(student)
     return student, teacher
 
@@ -77,7 +89,7 @@ def main() -> None:
     )
     own.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()
-    student, teacher = tiny(own) if case.models == "tiny" else smollm2(of_smollm2)
+    student, teacher = tiny(own, case.vocabulary) if case.models == "tiny" else smollm2(of_smollm2)
     made = texts(case, AutoTokenizer.from_pretrained(student), steps)
     print(json.dumps({"student": str(student.resolve()), "teacher": str(teacher.resolve()), "texts": made}))
 

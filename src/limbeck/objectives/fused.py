@@ -94,7 +94,7 @@ def distillation_loss(
     teacher: Target,
     denominator: float,
     reference: Dense | None = None,
-    chunk_bytes: int = 48 * 2**20,
+    chunk_bytes: int = 96 * 2**20,
 ) -> tuple[Tensor, Measured]:
     """The distillation loss of one micro-batch and what was measured on the way.
 
@@ -188,15 +188,16 @@ class _Chunks:
             self.grad_weight_Vd = torch.zeros_like(head.weight_Vd)
         if wants_grad and head.bias_V is not None and head.bias_V.requires_grad:
             self.grad_bias_V = torch.zeros_like(head.bias_V)
+        self.rooms: dict[str, Tensor] = {}  # logits of each model, written over chunk by chunk
         self.future = torch.zeros((), dtype=dtype, device=hidden_Nd.device)  # of the token after the chunk
         self.future_sequence = torch.full((), -1, device=hidden_Nd.device)
 
     def step(self, c: slice) -> None:
         """One chunk: logits, what each block makes of them, gradient."""
-        logits_CV = self.head.logits(self.hidden_Nd[c])
+        logits_CV = self._logits("student", self.head, self.hidden_Nd[c])
         teacher_CV, reference_CV = (
-            other.head.logits(other.hidden_Nd[c]) if isinstance(other, Dense) else None
-            for other in (self.teacher, self.reference)
+            self._logits(name, other.head, other.hidden_Nd[c]) if isinstance(other, Dense) else None
+            for name, other in (("teacher", self.teacher), ("reference", self.reference))
         )
         softcap, rows = self.head.softcap, len(logits_CV)
         if logits_CV.device.type == "cpu":
@@ -216,6 +217,12 @@ class _Chunks:
                 torch.mul(grad_CV, scale if slope_CV is None else slope_CV.mul_(scale), out=x_CV)
         if self.wants_grad:
             self._send_back(c, logits_CV)
+
+    def _logits(self, name: str, head: Head, hidden_Cd: Tensor) -> Tensor:
+        """Of one chunk, in the place of the last one's."""
+        room_CV = self.rooms.get(name)
+        self.rooms[name] = head.logits(hidden_Cd, None if room_CV is None else room_CV[: len(hidden_Cd)])
+        return self.rooms[name]
 
     def _block(self, c: slice, logits_CV: Tensor, teacher_CV: Tensor | None, reference_CV: Tensor | None) -> Tensor:
         """A few rows: measurements, loss value, and dL/dx of each token. Overwrites the logits."""
