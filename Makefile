@@ -5,7 +5,7 @@ ENGINES ?= $(HOME)/.cache/limbeck/engines
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-browser test-engines smollm2 check lint types floors benchmark clean
+.PHONY: help demo test test-slow test-browser test-engines smollm2 check lint types floors benchmark bench-full clean
 
 help:            ## what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -45,8 +45,15 @@ types: $(VENV)/dev     ## strict types
 floors: $(VENV)/dev     ## imports go down only
 	$(BIN)/lint-imports
 
-benchmark: $(VENV)/test     ## the loss against materialised logits, quickly
+benchmark: $(VENV)/test     ## loss and training step against what one would use instead, quickly; downloads TRL
 	$(BIN)/python benchmarks/loss.py --quick
+	$(BIN)/python benchmarks/step.py --quick
+
+bench-full: $(VENV)/test     ## the figures of docs/concepts/performance.md: an hour on two cores, 16 GB
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/loss.py --large
+	$(BIN)/python benchmarks/loss.py --scaling
+	$(BIN)/python benchmarks/step.py
 
 clean:           ## remove the virtual environment and caches, not runs or models
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,6 +1,8 @@
 """Seconds and memory of the distillation loss, forward and backward, against materialised logits.
 
     python benchmarks/loss.py [--quick] [--tokens 4096 --vocabulary 49152 --width 576 --teacher-width 576]
+    python benchmarks/loss.py --large          8192 tokens, 151936 words, width 896: does it fit in 2 GB?
+    python benchmarks/loss.py --scaling        seconds against tokens and against vocabulary
 
 Each variant runs in a process of its own, round after round in turn (a machine's moods then fall on all
 alike; only ratios within one run mean anything). A round is one forward and backward pass from hidden
@@ -31,8 +33,8 @@ from typing import Any
 
 MB = 2**20
 TEMPERATURE = 0.8
-CHUNKS_MB = (24, 48, 96)
-SAMPLED_CHUNK_MB = 48
+CHUNKS_MB = (48, 96, 128)
+SAMPLED_CHUNK_MB = 96
 VARIANTS = (
     "materialised",
     *(f"limbeck-full-{chunk}MB" for chunk in CHUNKS_MB),
@@ -41,6 +43,12 @@ VARIANTS = (
 )
 EXACT = {"materialised", *(f"limbeck-full-{chunk}MB" for chunk in CHUNKS_MB)}
 BAR = {"memory": 1 / 12, "time": 0.8}
+FULL = "limbeck-full-96MB"  # the default chunk
+LARGE = {"tokens": 8192, "vocabulary": 151936, "width": 896, "teacher_width": 896}
+LARGE_BAR_MB = 2048
+SCALES = {"tokens": (512, 1024, 2048, 4096), "vocabulary": (8192, 16384, 32768, 65536)}
+SCALED = {"tokens": 1024, "vocabulary": 16384, "width": 256, "teacher_width": 256}
+LINEAR = 1.1  # the largest exponent that passes as linear
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         **result,
         "seconds": seconds,
         "extra_mb": (peak - resident) / MB,
+        "peak_mb": peak / MB,
         "gradient_norms": [float(torch.linalg.vector_norm(g)) for g in grads],
         "threads": torch.get_num_threads(),
     }
@@ -234,6 +243,49 @@ def compare(args: argparse.Namespace) -> int:
     return 0 if agreed else 1
 
 
+def large(args: argparse.Namespace) -> int:
+    """Peak memory and time at a vocabulary of 152k, one forward and backward. Values are checked elsewhere."""
+    for option, value in LARGE.items():
+        setattr(args, option, value)
+    whatever = {"sampled": [0] * args.tokens, "behaviour": [0.0] * args.tokens}
+    Path(args.sampled).write_text(json.dumps(whatever))
+    result = in_process(args, FULL)
+    fits = result["extra_mb"] <= LARGE_BAR_MB
+    line = {key: round(result[key], 1) for key in ("seconds", "extra_mb", "peak_mb")}
+    print(json.dumps({"variant": FULL, **LARGE, **line, "bar_mb": LARGE_BAR_MB, "fits": fits}))
+    return 0 if fits else 1
+
+
+def scaling(args: argparse.Namespace) -> int:
+    """Seconds as tokens grow and as the vocabulary grows, the other held; and the exponent of the growth."""
+    import math
+
+    linear = True
+    for what, sizes in SCALES.items():
+        runs: dict[int, tuple[Inputs, Callable[[int], Any], int]] = {}
+        for size in sizes:
+            for option, value in {**SCALED, what: size, "variant": FULL}.items():
+                setattr(args, option, value)
+            sampled = {"sampled": [0] * args.tokens, "behaviour": [0.0] * args.tokens}
+            Path(args.sampled).write_text(json.dumps(sampled))
+            inputs = make_inputs(args)
+            runs[size] = (inputs, fused(inputs, args), args.tokens)
+        taken: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(args.repeats + 1):
+            for size, (inputs, run, count) in runs.items():
+                inputs.hidden_Nd.grad = inputs.weight_Vd.grad = None
+                started = time.perf_counter()
+                run(count)
+                taken[size].append(time.perf_counter() - started)
+        seconds = {size: statistics.median(rounds[1:]) for size, rounds in taken.items()}
+        x, y = [math.log(size) for size in sizes], [math.log(seconds[size]) for size in sizes]
+        exponent = statistics.linear_regression(x, y).slope
+        linear = linear and exponent <= LINEAR
+        told = {str(size): round(value, 4) for size, value in seconds.items()}
+        print(json.dumps({"scaling": what, "seconds": told, "exponent": round(exponent, 3), "bar": LINEAR}), flush=True)
+    return 0 if linear else 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="time and memory of the loss, fused and materialised")
     parser.add_argument("--tokens", type=int)
@@ -243,12 +295,14 @@ def main() -> int:
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a small shape once: does it run and agree?")
+    parser.add_argument("--large", action="store_true", help="only: peak memory at a vocabulary of 152k")
+    parser.add_argument("--scaling", action="store_true", help="only: growth with tokens and with vocabulary")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--sampled", help=argparse.SUPPRESS)
     args = parser.parse_args()
     small = {"tokens": 512, "vocabulary": 16384, "width": 256, "teacher_width": 256, "repeats": 1}
-    large = {"tokens": 4096, "vocabulary": 49152, "width": 576, "teacher_width": 576, "repeats": 3}
-    for option, default in (small if args.quick else large).items():
+    whole = {"tokens": 4096, "vocabulary": 49152, "width": 576, "teacher_width": 576, "repeats": 3}
+    for option, default in (small if args.quick else whole).items():
         if getattr(args, option) is None:
             setattr(args, option, default)
 
@@ -257,7 +311,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         args.sampled = str(Path(folder) / "sampled.json")
-        return compare(args)
+        return (large if args.large else scaling if args.scaling else compare)(args)
 
 
 if __name__ == "__main__":

@@ -278,7 +278,9 @@ class LocalLearner(Section):
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast over float32 weights")
     gradient_checkpointing: bool = False
-    loss_chunk_mb: PositiveInt = Field(48, description="megabytes of logits alive at once in the fused loss")
+    loss_chunk_mb: PositiveInt = Field(
+        96, description="megabytes of logits of each model alive at once in the fused loss"
+    )
     lora: Lora | None = None
 
 

@@ -2,7 +2,9 @@
 
 Hidden states go through the head a chunk of tokens at a time; a chunk's logits, its divergence and
 the gradients it sends to hidden states and head are computed together and the logits are dropped.
-So the forward pass already holds the gradient, and the backward pass only hands it on.
+So the forward pass already holds the gradient, and the backward pass only hands it on. Within a chunk
+the arithmetic between the matmuls goes block by block: a matmul wants many rows, but a dozen passes over
+them want to find them in the cache.
 
 Every term of the loss has a gradient of one of two shapes with respect to x = logits / T:
 
@@ -12,12 +14,11 @@ Every term of the loss has a gradient of one of two shapes with respect to x = l
 Chunks run from the last token to the first: with `discount` a token's coefficient holds the
 divergences that come after it in its sequence, and these are then already known.
 
-Shape legend: N tokens, C tokens of one chunk, V vocabulary, d hidden width, K support size.
+Shape legend: N tokens, C tokens of one chunk or block, V vocabulary, d hidden width, K support size.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,9 +27,10 @@ from torch import Tensor
 
 from limbeck.config import JSD, Objective, ReverseKL
 from limbeck.objectives.head import Head, at_least_float32
+from limbeck.objectives.rows import Sparse, dot, log_softmax_, mixture_gain, sparse_gradient, top
 
 LARGEST_CHUNK = 4096
-DOT_SLICE = 2048  # terms of an inner product added in one go
+BLOCK_BYTES = 2 * 2**20  # of each of a block's tensors on a CPU: a handful of them share its cache
 LARGEST_DISCOUNTED_CHUNK = 512  # a chunk's discounted sums take a [C, C] matrix
 
 
@@ -92,7 +94,7 @@ def distillation_loss(
     teacher: Target,
     denominator: float,
     reference: Dense | None = None,
-    chunk_bytes: int = 48 * 2**20,
+    chunk_bytes: int = 96 * 2**20,
 ) -> tuple[Tensor, Measured]:
     """The distillation loss of one micro-batch and what was measured on the way.
 
@@ -186,74 +188,107 @@ class _Chunks:
             self.grad_weight_Vd = torch.zeros_like(head.weight_Vd)
         if wants_grad and head.bias_V is not None and head.bias_V.requires_grad:
             self.grad_bias_V = torch.zeros_like(head.bias_V)
+        self.rooms: dict[str, Tensor] = {}  # logits of each model, written over chunk by chunk
         self.future = torch.zeros((), dtype=dtype, device=hidden_Nd.device)  # of the token after the chunk
         self.future_sequence = torch.full((), -1, device=hidden_Nd.device)
 
     def step(self, c: slice) -> None:
-        """One chunk: logits, measurements, loss value, gradient."""
-        measured, sampled_C1 = self.measured, self.tokens.sampled_N[c, None]
-        logits_CV = self.head.logits(self.hidden_Nd[c])
-        slope_CV = None if self.head.softcap is None else 1 - (logits_CV / self.head.softcap) ** 2
-        logp_CV = torch.log_softmax(logits_CV.div_(self.temperature), dim=-1)
-        del logits_CV
-        p_CV = logp_CV.exp()
-        logp_C = logp_CV.gather(1, sampled_C1)[:, 0]
-        measured.student_logprob[c] = logp_C
-        measured.student_entropy[c] = -_dot(p_CV, logp_CV)
+        """One chunk: logits, what each block makes of them, gradient."""
+        logits_CV = self._logits("student", self.head, self.hidden_Nd[c])
+        teacher_CV, reference_CV = (
+            self._logits(name, other.head, other.hidden_Nd[c]) if isinstance(other, Dense) else None
+            for name, other in (("teacher", self.teacher), ("reference", self.reference))
+        )
+        softcap, rows = self.head.softcap, len(logits_CV)
+        if logits_CV.device.type == "cpu":
+            rows = max(1, BLOCK_BYTES // logits_CV[0].nbytes)
+        for start, end in _backwards(len(logits_CV), rows):
+            part = slice(start, end)
+            x_CV = logits_CV[part]
+            slope_CV = None if softcap is None else 1 - (x_CV / softcap) ** 2
+            grad_CV = self._block(
+                slice(c.start + start, c.start + end),
+                x_CV,
+                None if teacher_CV is None else teacher_CV[part],
+                None if reference_CV is None else reference_CV[part],
+            )
+            if self.wants_grad:
+                scale = self.head.multiplier / (self.temperature * self.denominator)
+                torch.mul(grad_CV, scale if slope_CV is None else slope_CV.mul_(scale), out=x_CV)
+        if self.wants_grad:
+            self._send_back(c, logits_CV)
 
-        to_reference_CV = self._reference_ratio(c, p_CV, logp_CV)
-        if isinstance(self.teacher, Dense):
-            logits_CV = self.teacher.head.logits(self.teacher.hidden_Nd[c])
-            logq_CV = torch.log_softmax(logits_CV.div_(self.temperature), dim=-1)
-            del logits_CV
-            self._measure_dense(c, p_CV, logp_CV, logq_CV)
-        else:
-            logq_CV = None
+    def _logits(self, name: str, head: Head, hidden_Cd: Tensor) -> Tensor:
+        """Of one chunk, in the place of the last one's."""
+        room_CV = self.rooms.get(name)
+        self.rooms[name] = head.logits(hidden_Cd, None if room_CV is None else room_CV[: len(hidden_Cd)])
+        return self.rooms[name]
+
+    def _block(self, c: slice, logits_CV: Tensor, teacher_CV: Tensor | None, reference_CV: Tensor | None) -> Tensor:
+        """A few rows: measurements, loss value, and dL/dx of each token. Overwrites the logits."""
+        measured, sampled_C1 = self.measured, self.tokens.sampled_N[c, None]
+        logp_CV, p_CV = log_softmax_(logits_CV.div_(self.temperature))
+        measured.student_logprob[c] = logp_CV.gather(1, sampled_C1)[:, 0]
+        measured.student_entropy[c] = -dot(p_CV, logp_CV)
+
+        to_reference_CV = self._reference_ratio(c, p_CV, logp_CV, reference_CV)
+        logq_CV = q_CV = None
+        if teacher_CV is not None:
+            logq_CV, q_CV = log_softmax_(teacher_CV.div_(self.temperature))
+            self._measure_dense(c, logp_CV, logq_CV, q_CV)
+        elif not isinstance(self.teacher, Dense):
             measured.teacher_logprob[c] = self.teacher.logprobs_N[c]
 
         if isinstance(self.objective, ReverseKL) and self.objective.support != "full":
+            if logq_CV is not None:
+                self._measure_reverse_kl(c, dot(p_CV, logp_CV - logq_CV))
             sparse = self._sparse_support(c, p_CV, logp_CV, logq_CV, to_reference_CV)
             # Weighted like its gradient: the mean over mu, not over p, is the divergence.
             value_C = sparse.weighted_CK.sum(dim=1) + self._importance(c) * sparse.tail_C
             coefficient_C = self._coefficient(c, value_C, sparse.tail_C)
             assert coefficient_C is not None
-            grad_CV = _sparse_gradient(p_CV, sparse, coefficient_C)
+            grad_CV = sparse_gradient(p_CV, sparse, coefficient_C)
         else:
             assert logq_CV is not None
-            grad_CV, value_C = self._dense(p_CV, logp_CV, logq_CV, to_reference_CV)
+            assert q_CV is not None
+            grad_CV, value_C = self._dense(c, p_CV, logp_CV, logq_CV, q_CV, to_reference_CV)
             coefficient_C = self._coefficient(c, value_C, None)
             if coefficient_C is not None:
                 grad_CV.addcmul_(p_CV, coefficient_C[:, None], value=-1)
         measured.objective[c] = value_C
-        if self.wants_grad:
-            if coefficient_C is not None:
-                grad_CV.scatter_add_(1, sampled_C1, coefficient_C[:, None])
-            self._send_back(c, grad_CV, slope_CV)
+        if self.wants_grad and coefficient_C is not None:
+            grad_CV.scatter_add_(1, sampled_C1, coefficient_C[:, None])
+        return grad_CV
 
     def _dense(
-        self, p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor, to_reference_CV: Tensor | None
+        self, c: slice, p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor, q_CV: Tensor, to_reference_CV: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """dL/dx of a divergence over the whole vocabulary, and its value at each token."""
         objective = self.objective
         beta = {"reverse_kl": 1.0, "forward_kl": 0.0}.get(objective.divergence)
         beta = objective.beta if isinstance(objective, JSD) else beta
         assert beta is not None
+        ratio_CV = logp_CV - logq_CV
+        reverse_C = dot(p_CV, ratio_CV)
+        self._measure_reverse_kl(c, reverse_C)
         if beta == 0:
-            q_CV = logq_CV.exp()
-            value_C = _dot(q_CV, logq_CV.sub_(logp_CV))
-            grad_CV = torch.sub(p_CV, q_CV, out=q_CV)
+            value_C = -dot(q_CV, ratio_CV)
+            grad_CV = torch.sub(p_CV, q_CV, out=ratio_CV)
+        elif beta == 1:
+            value_C = reverse_C
+            grad_CV = ratio_CV.sub_(reverse_C[:, None]).mul_(p_CV)
         else:
-            gain_CV, value_C = _gain(p_CV, logp_CV, logq_CV, beta)
-            grad_CV = gain_CV.sub_(_dot(p_CV, gain_CV)[:, None]).mul_(p_CV)
+            gain_CV, value_C = mixture_gain(p_CV, logp_CV, logq_CV, q_CV, beta)
+            grad_CV = gain_CV.sub_(dot(p_CV, gain_CV)[:, None]).mul_(p_CV)
         if to_reference_CV is not None:
-            mean_C = _dot(p_CV, to_reference_CV)
+            mean_C = dot(p_CV, to_reference_CV)
             value_C = value_C + mean_C
             grad_CV.addcmul_(p_CV, to_reference_CV.sub_(mean_C[:, None]))
         return grad_CV, value_C
 
     def _sparse_support(
         self, c: slice, p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor | None, to_reference_CV: Tensor | None
-    ) -> _Sparse:
+    ) -> Sparse:
         """p (log p - log q) on the support, and log p - log q of the sampled token outside it."""
         teacher, sampled_C1 = self.teacher, self.tokens.sampled_N[c, None]
         assert isinstance(self.objective, ReverseKL)
@@ -265,38 +300,39 @@ class _Chunks:
         else:
             assert logq_CV is not None
             assert isinstance(support, int)
-            logq_CK, ids_CK = logq_CV.topk(min(support, logq_CV.shape[1]), dim=1, sorted=False)
+            logq_CK, ids_CK = top(logq_CV, min(support, logq_CV.shape[1]))
         gain_CK = logp_CV.gather(1, ids_CK) - logq_CK
         ratio_C = self.measured.student_logprob[c] - self.measured.teacher_logprob[c]
         if to_reference_CV is not None:
             gain_CK = gain_CK + to_reference_CV.gather(1, ids_CK)
             ratio_C = ratio_C + to_reference_CV.gather(1, sampled_C1)[:, 0]
         tail_C = torch.where((ids_CK == sampled_C1).any(dim=1), 0.0, ratio_C)
-        return _Sparse(ids_CK, p_CV.gather(1, ids_CK) * gain_CK, tail_C)
+        return Sparse(ids_CK, p_CV.gather(1, ids_CK) * gain_CK, tail_C)
 
-    def _reference_ratio(self, c: slice, p_CV: Tensor, logp_CV: Tensor) -> Tensor | None:
+    def _reference_ratio(self, c: slice, p_CV: Tensor, logp_CV: Tensor, reference_CV: Tensor | None) -> Tensor | None:
         """weight * (log p - log p_ref), which adds to the log-ratio of every reverse KL."""
-        if self.reference is None:
+        if reference_CV is None:
             return None
         assert self.objective.reference is not None
         assert self.measured.reference_kl is not None
-        logits_CV = self.reference.head.logits(self.reference.hidden_Nd[c])
-        ratio_CV = logp_CV - torch.log_softmax(logits_CV / self.temperature, dim=-1)
-        self.measured.reference_kl[c] = _dot(p_CV, ratio_CV)
+        ratio_CV = logp_CV - log_softmax_(reference_CV.div_(self.temperature))[0]
+        self.measured.reference_kl[c] = dot(p_CV, ratio_CV)
         return ratio_CV.mul_(self.objective.reference.weight)
 
-    def _measure_dense(self, c: slice, p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor) -> None:
+    def _measure_dense(self, c: slice, logp_CV: Tensor, logq_CV: Tensor, q_CV: Tensor) -> None:
         measured = self.measured
-        assert measured.reverse_kl is not None
         assert measured.teacher_entropy is not None
         assert measured.overlap is not None
         measured.teacher_logprob[c] = logq_CV.gather(1, self.tokens.sampled_N[c, None])[:, 0]
-        measured.teacher_entropy[c] = -_dot(logq_CV.exp(), logq_CV)
-        measured.reverse_kl[c] = _dot(p_CV, logp_CV) - _dot(p_CV, logq_CV)
-        k = min(self.objective.overlap_k, p_CV.shape[1])
-        ids_CK, teacher_CK = (x.topk(k, dim=1, sorted=False).indices for x in (logp_CV, logq_CV))
+        measured.teacher_entropy[c] = -dot(q_CV, logq_CV)
+        k = min(self.objective.overlap_k, logp_CV.shape[1])
+        ids_CK, teacher_CK = (top(x_CV, k)[1] for x_CV in (logp_CV, logq_CV))
         shared_C = (ids_CK[:, :, None] == teacher_CK[:, None, :]).any(dim=2).sum(dim=1)
         measured.overlap[c] = shared_C.to(measured.overlap.dtype) / k
+
+    def _measure_reverse_kl(self, c: slice, reverse_C: Tensor) -> None:
+        assert self.measured.reverse_kl is not None
+        self.measured.reverse_kl[c] = reverse_C
 
     def _coefficient(self, c: slice, value_C: Tensor, tail_C: Tensor | None) -> Tensor | None:
         """What multiplies log p(y_t): the sampled tail, the discounted future, minus the advantage."""
@@ -327,11 +363,8 @@ class _Chunks:
         self.future, self.future_sequence = value_C[0] + discount * future_C[0], sequence_C[0]
         return future_C
 
-    def _send_back(self, c: slice, grad_CV: Tensor, slope_CV: Tensor | None) -> None:
-        """From dL/dx through temperature, soft cap and multiplier to hidden states and head."""
-        if slope_CV is not None:
-            grad_CV.mul_(slope_CV)
-        grad_CV.mul_(self.head.multiplier / (self.temperature * self.denominator))
+    def _send_back(self, c: slice, grad_CV: Tensor) -> None:
+        """From the gradient of what the head's matmul gave to hidden states and head."""
         hidden_Cd = self.hidden_Nd[c]
         narrow_CV = grad_CV.to(hidden_Cd.dtype)
         assert self.grad_hidden_Nd is not None
@@ -343,47 +376,6 @@ class _Chunks:
                 self.grad_weight_Vd.add_(narrow_CV.T @ hidden_Cd)
         if self.grad_bias_V is not None:
             self.grad_bias_V.add_(grad_CV.sum(dim=0))
-
-
-@dataclass(frozen=True, eq=False)
-class _Sparse:
-    ids_CK: Tensor  # K = 0 for the empty support
-    weighted_CK: Tensor  # p (log p - log q) on the support
-    tail_C: Tensor  # log p - log q of the sampled token, 0 where it is in the support
-
-
-def _sparse_gradient(p_CV: Tensor, sparse: _Sparse, coefficient_C: Tensor) -> Tensor:
-    """a - p * sum(a), short of the sampled token's own entry of a. Overwrites `p_CV`."""
-    total_C = coefficient_C + sparse.weighted_CK.sum(dim=1)
-    return p_CV.mul_(-total_C[:, None]).scatter_add_(1, sparse.ids_CK, sparse.weighted_CK)
-
-
-def _gain(p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """a of the gradient p * (a - E_p[a]), and the value, of the generalised JSD at beta > 0.
-
-    beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p: GKD (Agarwal et al.
-    2024), eq. 3. At beta = 1 the reverse KL, by its convention. Overwrites `logq_CV` there.
-    """
-    if beta == 1:
-        gain_CV = torch.sub(logp_CV, logq_CV, out=logq_CV)
-        return gain_CV, _dot(p_CV, gain_CV)
-    logm_CV = torch.logaddexp(logq_CV + math.log(beta), logp_CV + math.log1p(-beta))
-    value_C = beta * _dot(logq_CV.exp(), logq_CV - logm_CV)
-    gain_CV = torch.sub(logp_CV, logm_CV, out=logm_CV).mul_(1 - beta)
-    return gain_CV, value_C + _dot(p_CV, gain_CV)
-
-
-def _dot(a_CV: Tensor, b_CV: Tensor) -> Tensor:
-    """Row-wise inner product without a [C, V] temporary.
-
-    Slice by slice into float64: fifty thousand terms added one after another in float32 are off by
-    1e-5 of their sum, all in one direction.
-    """
-    total_C = torch.zeros(len(a_CV), dtype=torch.float64, device=a_CV.device)
-    for start in range(0, a_CV.shape[1], DOT_SLICE):
-        a_CS, b_CS = (x_CV[:, start : start + DOT_SLICE] for x_CV in (a_CV, b_CV))
-        total_C += torch.bmm(a_CS[:, None, :], b_CS[:, :, None])[:, 0, 0]
-    return total_C.to(a_CV.dtype)
 
 
 def _chunk_length(objective: Objective, vocabulary: int, chunk_bytes: int) -> int:

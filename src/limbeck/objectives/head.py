@@ -38,11 +38,17 @@ class Head:
             bias_V=None if self.bias_V is None else self.bias_V.detach(),
         )
 
-    def logits(self, hidden_Cd: Tensor) -> Tensor:
-        """[C, V] logits, in float32 (float64 for float64 weights) whatever the matmul's dtype."""
+    def logits(self, hidden_Cd: Tensor, room_CV: Tensor | None = None) -> Tensor:
+        """[C, V] logits, in float32 (float64 for float64 weights) whatever the matmul's dtype.
+
+        Without gradients they may be written to `room_CV`, where its dtype is theirs: new memory has its price.
+        """
         weight_Vd = self.weight_Vd.to(hidden_Cd.dtype)
         bias_V = None if self.bias_V is None else self.bias_V.to(hidden_Cd.dtype)
-        logits_CV = at_least_float32(torch.nn.functional.linear(hidden_Cd, weight_Vd, bias_V))
+        if room_CV is not None and bias_V is None and room_CV.dtype == hidden_Cd.dtype:
+            logits_CV = torch.mm(hidden_Cd, weight_Vd.T, out=room_CV)
+        else:
+            logits_CV = at_least_float32(torch.nn.functional.linear(hidden_Cd, weight_Vd, bias_V))
         if self.multiplier != 1.0:
             logits_CV = logits_CV * self.multiplier
         if self.softcap is not None:
