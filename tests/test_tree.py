@@ -47,8 +47,7 @@ def samples_of(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0, shuff
 
 def sharing(family: str) -> CausalLM:
     """A float64 model that shares prompts."""
-    lm = tiny.fresh(family)
-    lm.model.double()
+    lm = tiny.exact(family)
     assert share_prompts(lm) is None
     return lm
 
@@ -98,8 +97,9 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: st
     )
     one, other = gradients(shared_Nd), gradients(torch.cat(alone))
     assert one.keys() == other.keys()
+    exact = 1e-4 if family == "cohere" else 1e-10  # whose rotation of queries and keys rounds to float32
     for name, grad in one.items():
-        assert_close(grad, other[name], atol=1e-10, rtol=1e-10)
+        assert_close(grad, other[name], atol=exact, rtol=exact)
 
 
 @pytest.mark.parametrize("budget", [1, 14, 30, 10_000])
@@ -108,8 +108,7 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
     """Two AdamW steps, however the families are split."""
 
     def weights(layout: str, budget: int, checkpointing: bool) -> dict[str, Tensor]:
-        lm = tiny.fresh("qwen3")
-        lm.model.double()
+        lm = tiny.exact("qwen3")
         section = LocalLearner(
             lr=1e-2, layout=layout, micro_batch_tokens=budget, gradient_checkpointing=checkpointing
         )  # type: ignore[arg-type]
@@ -119,15 +118,13 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
             asyncio.run(learner.update(samples))
         return {name: value.detach().clone() for name, value in lm.model.named_parameters()}
 
-    teacher = LocalTeacher("t", tiny.fresh("llama"))
-    teacher.lm.model.double()
-    teacher.head = teacher.lm.head()
+    teacher = LocalTeacher("t", tiny.exact("llama"))
     rollouts = samples_of(SHAPES)
     scores = asyncio.run(teacher.score(rollouts))
     samples = [Scored(r, s) for r, s in zip(rollouts, scores, strict=True) if isinstance(s, HiddenScores)]
     plain, shared = weights("padded", 10_000, False), weights("tree", budget, checkpointing)
     for name, value in plain.items():
-        assert_close(shared[name], value, atol=1e-9, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+        assert_close(shared[name], value, atol=1e-10, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_a_prompt_is_computed_once_by_learner_and_teacher() -> None:

@@ -15,7 +15,7 @@ import string
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,30 @@ def fresh(family: str = "llama") -> CausalLM:
     """A loaded model of a family that may be changed."""
     lm = lm_of(family)
     return replace(lm, model=copy.deepcopy(lm.model), tokenizer=copy.deepcopy(lm.tokenizer))
+
+
+def exact(family: str) -> CausalLM:
+    """A model of a family in float64."""
+    return in_float64(fresh(family))
+
+
+def in_float64(lm: CausalLM) -> CausalLM:
+    """Make `lm` float64 through and through: transformers' own norms round to float32 on their way."""
+    lm.model.double()
+    for module in lm.model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(_rms_norm, module)
+        elif type(module).__name__ == "CohereLayerNorm":
+            module.forward = partial(_layer_norm, module)
+    return lm
+
+
+def _rms_norm(module: Any, x: Tensor) -> Tensor:
+    return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+
+
+def _layer_norm(module: Any, x: Tensor) -> Tensor:
+    return torch.nn.functional.layer_norm(x, module.weight.shape, module.weight, None, module.variance_epsilon)
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[Prompt]:
