@@ -43,7 +43,7 @@ GATED = {**SHAPE, "intermediate_size": 48, "num_key_value_heads": 2}  # the Llam
 
 
 def _llama(**more: Any) -> PretrainedConfig:
-    return transformers.LlamaConfig(**GATED, **more)
+    return transformers.LlamaConfig(**{**GATED, **more})
 
 
 def _gpt2(**more: Any) -> PretrainedConfig:
@@ -67,7 +67,7 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "llama": lambda **more: _llama(**{"tie_word_embeddings": False, **more}),
     "llama-tied": lambda **more: _llama(**{"tie_word_embeddings": True, **more}),
     "qwen2": lambda **more: transformers.Qwen2Config(**GATED, **more),  # biases on q, k and v
-    "qwen3": lambda **more: transformers.Qwen3Config(**GATED, head_dim=8, **more),  # norms on q and k
+    "qwen3": lambda **more: transformers.Qwen3Config(**{**GATED, "head_dim": 8, **more}),  # norms on q and k
     "gpt2": _gpt2,  # learned positions, LayerNorm, biases everywhere, Conv1D
     "gemma2": _gemma2,  # soft caps on attention and logits, every other layer a sliding window
     "mistral": lambda **more: transformers.MistralConfig(**GATED, **{"sliding_window": WINDOW, **more}),

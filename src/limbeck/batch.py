@@ -73,9 +73,9 @@ class Batch:
 
 def lay_out(rollouts: Sequence[Rollout], layout: Layout) -> TokenBatch:
     """Rows of tokens for `rollouts`, in their order."""
-    if layout == "tree":
-        return _lay_out_tree(rollouts)
     lengths = [len(rollout.token_ids) for rollout in rollouts]
+    if layout == "tree" and (len(set(lengths)) > 1 or len(_families(rollouts)) < len(rollouts)):
+        return _lay_out_tree(rollouts)  # else rows hold nothing twice and no filler
     width = sum(lengths) if layout == "packed" else max(lengths)
     rows = 1 if layout == "packed" else len(rollouts)
     tokens = np.zeros(rows * width, dtype=np.int64)

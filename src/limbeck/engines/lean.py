@@ -176,7 +176,7 @@ class LeanRows:
                 query_HDB.copy_(_rms(query_HDB, block.query_norm, dim=1))
                 key_JDB.copy_(_rms(key_JDB, block.key_norm, dim=1))
             turned_HDB = _rotate(heads_HDB[: counts[0] + counts[1]], cos_1DB, sin_1DB)
-            query_BJGD = turned_HDB[: counts[0]].permute(2, 0, 1).unflatten(1, (counts[1], -1))
+            query_BJGD = turned_HDB[: counts[0]].permute(2, 0, 1).contiguous().unflatten(1, (counts[1], -1))
             key_BJ1D, value_BJ1D = (
                 part.permute(2, 0, 1)[:, :, None] for part in (turned_HDB[counts[0] :], heads_HDB[-counts[2] :])
             )
