@@ -25,10 +25,10 @@ import torch
 
 from limbeck.config_section import ModelSection
 from limbeck.models import load_model
-from limbeck.teachers.dialects import Dialect
 from limbeck.teachers.limbeck import limbeck_dialect
 from limbeck.teachers.sglang import sglang_dialect
 from limbeck.teachers.vllm import vllm_dialect
+from limbeck.wire.dialects import Dialect
 from limbeck.wire.http import Pool, PoolSettings
 from limbeck.wire.question import Question, Reply
 

@@ -15,7 +15,7 @@ import string
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ GATED = {**SHAPE, "intermediate_size": 48, "num_key_value_heads": 2}  # the Llam
 
 
 def _llama(**more: Any) -> PretrainedConfig:
-    return transformers.LlamaConfig(**GATED, **more)
+    return transformers.LlamaConfig(**{**GATED, **more})
 
 
 def _gpt2(**more: Any) -> PretrainedConfig:
@@ -67,7 +67,7 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "llama": lambda **more: _llama(**{"tie_word_embeddings": False, **more}),
     "llama-tied": lambda **more: _llama(**{"tie_word_embeddings": True, **more}),
     "qwen2": lambda **more: transformers.Qwen2Config(**GATED, **more),  # biases on q, k and v
-    "qwen3": lambda **more: transformers.Qwen3Config(**GATED, head_dim=8, **more),  # norms on q and k
+    "qwen3": lambda **more: transformers.Qwen3Config(**{**GATED, "head_dim": 8, **more}),  # norms on q and k
     "gpt2": _gpt2,  # learned positions, LayerNorm, biases everywhere, Conv1D
     "gemma2": _gemma2,  # soft caps on attention and logits, every other layer a sliding window
     "mistral": lambda **more: transformers.MistralConfig(**GATED, **{"sliding_window": WINDOW, **more}),
@@ -140,6 +140,30 @@ def fresh(family: str = "llama") -> CausalLM:
     """A loaded model of a family that may be changed."""
     lm = lm_of(family)
     return replace(lm, model=copy.deepcopy(lm.model), tokenizer=copy.deepcopy(lm.tokenizer))
+
+
+def exact(family: str) -> CausalLM:
+    """A model of a family in float64."""
+    return in_float64(fresh(family))
+
+
+def in_float64(lm: CausalLM) -> CausalLM:
+    """Make `lm` float64 through and through: transformers' own norms round to float32 on their way."""
+    lm.model.double()
+    for module in lm.model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(_rms_norm, module)
+        elif type(module).__name__ == "CohereLayerNorm":
+            module.forward = partial(_layer_norm, module)
+    return lm
+
+
+def _rms_norm(module: Any, x: Tensor) -> Tensor:
+    return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+
+
+def _layer_norm(module: Any, x: Tensor) -> Tensor:
+    return torch.nn.functional.layer_norm(x, module.weight.shape, module.weight, None, module.variance_epsilon)
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[Prompt]:

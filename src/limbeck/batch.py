@@ -11,6 +11,10 @@ Worked example, two rollouts "ab|cd" and "a|c" (trained tokens after the bar):
                      [a, c, 0, 0]]                           sequence [0, 0, 1]
     packed   tokens [[a, b, c, d, a, c]]   positions [[0, 1, 2, 3, 0, 1]]   predict [1, 2, 4]
 
+In the layout "tree" the samples of a prompt share it (see `tree.py`): "ab|cd" and "ab|e" become
+
+    tree     tokens [[a, b, c, d, e]]      positions [[0, 1, 2, 3, 2]]      predict [1, 2, 1]
+
 Shape legend: B rows, L row length, N trained tokens, d hidden width, K support size.
 """
 
@@ -28,8 +32,9 @@ from limbeck.errors import ContractError
 from limbeck.left_out import trained_part
 from limbeck.objectives import Dense, Sampled, Target, Tokens, TopK
 from limbeck.records import HiddenScores, Rollout, Scored, TeacherScores, TokenScores, TopKScores
+from limbeck.tree import Tree, grow
 
-Layout: TypeAlias = Literal["padded", "packed"]
+Layout: TypeAlias = Literal["tree", "padded", "packed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +44,11 @@ class TokenBatch:
     tokens_BL: Tensor
     positions_BL: Tensor
     predict_N: Tensor  # flat index of the hidden state that predicts each trained token
+    tree: Tree | None = None
 
     def to(self, device: torch.device) -> TokenBatch:
-        return TokenBatch(self.tokens_BL.to(device), self.positions_BL.to(device), self.predict_N.to(device))
+        tensors = (self.tokens_BL.to(device), self.positions_BL.to(device), self.predict_N.to(device))
+        return TokenBatch(*tensors, None if self.tree is None else self.tree.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +74,8 @@ class Batch:
 def lay_out(rollouts: Sequence[Rollout], layout: Layout) -> TokenBatch:
     """Rows of tokens for `rollouts`, in their order."""
     lengths = [len(rollout.token_ids) for rollout in rollouts]
+    if layout == "tree" and (len(set(lengths)) > 1 or len(_families(rollouts)) < len(rollouts)):
+        return _lay_out_tree(rollouts)  # else rows hold nothing twice and no filler
     width = sum(lengths) if layout == "packed" else max(lengths)
     rows = 1 if layout == "packed" else len(rollouts)
     tokens = np.zeros(rows * width, dtype=np.int64)
@@ -85,7 +94,69 @@ def lay_out(rollouts: Sequence[Rollout], layout: Layout) -> TokenBatch:
     )
 
 
-def plan(lengths: Sequence[int], budget: int, layout: Layout) -> list[list[int]]:
+def _lay_out_tree(rollouts: Sequence[Rollout]) -> TokenBatch:
+    """One row: each family's stem, then its branches; `predict` in the order of `rollouts`."""
+    tokens, positions, shapes, start = [], [], [], 0
+    predict: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(rollouts)
+    for members in _families(rollouts):
+        stem = _stem(rollouts[members[0]]) if len(members) > 1 else len(rollouts[members[0]].token_ids)
+        tokens.append(rollouts[members[0]].token_ids[:stem])
+        positions.append(np.arange(stem))
+        branch = start + stem
+        for i in members:
+            own = rollouts[i].token_ids[stem:]
+            tokens.append(own)
+            positions.append(np.arange(stem, stem + len(own)))
+            before = np.flatnonzero(rollouts[i].trained) - 1  # the first own token is predicted by the stem's last
+            predict[i] = np.where(before < stem, start + before, branch + before - stem)
+            branch += len(own)
+        lengths = [len(rollouts[i].token_ids) - stem for i in members]
+        shapes.append((stem, [length for length in lengths if length]))
+        start = branch
+    return TokenBatch(
+        torch.from_numpy(np.concatenate(tokens))[None],
+        torch.from_numpy(np.concatenate(positions))[None],
+        torch.from_numpy(np.concatenate(predict)),
+        grow(shapes),
+    )
+
+
+def _stem(rollout: Rollout) -> int:
+    """Tokens that samples of one prompt share."""
+    return len(rollout.prompt.token_ids)
+
+
+def _families(rollouts: Sequence[Rollout]) -> list[list[int]]:
+    """Indices of the rollouts that share a stem, token for token."""
+    families: dict[bytes, list[int]] = {}
+    for index, rollout in enumerate(rollouts):
+        families.setdefault(rollout.token_ids[: _stem(rollout)].tobytes(), []).append(index)
+    return list(families.values())
+
+
+def split(rollouts: Sequence[Rollout], budget: int, layout: Layout) -> list[list[int]]:
+    """Indices of `rollouts` in groups of at most `budget` tokens; see `plan`.
+
+    As a tree, what shares a stem is kept together, and the stem counts once for a group.
+    """
+    if layout != "tree":
+        return plan([len(rollout.token_ids) for rollout in rollouts], budget, layout)
+    groups: list[list[int]] = []
+    used = 0
+    for members in sorted(_families(rollouts), key=lambda members: -_stem(rollouts[members[0]])):
+        stem = _stem(rollouts[members[0]])
+        here = False  # whether the last group has this stem
+        for i in members:
+            own = len(rollouts[i].token_ids) - stem
+            if not groups or used + own + (0 if here else stem) > budget:
+                groups.append([])
+                used, here = 0, False
+            groups[-1].append(i)
+            used, here = used + own + (0 if here else stem), True
+    return groups
+
+
+def plan(lengths: Sequence[int], budget: int, layout: Literal["padded", "packed"]) -> list[list[int]]:
     """Indices of `lengths` in groups of at most `budget` tokens, fillers included.
 
     Longest first, so that rows of like length share a batch; a sequence longer than the budget is
@@ -123,7 +194,7 @@ def make_batch(samples: Sequence[Scored], layout: Layout, budget: int, device: t
     micro = [
         _collate([group[i] for i in part], samples, layout, device)
         for group in kinds.values()
-        for part in plan([len(samples[i].rollout.token_ids) for i in group], budget, layout)
+        for part in split([samples[i].rollout for i in group], budget, layout)
     ]
     trained = sum(int(sample.rollout.trained.sum()) for sample in samples)
     return Batch(tuple(micro), trained, temperatures.pop())

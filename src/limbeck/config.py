@@ -273,8 +273,10 @@ class LocalLearner(Section):
     micro_batch_tokens: PositiveInt = Field(
         8192, description="tokens (padding included) per forward and backward; bounds memory, not the update"
     )
-    layout: Literal["padded", "packed"] = Field(
-        "padded", description="`packed` lays sequences end to end, for variable-length attention kernels"
+    layout: Literal["auto", "tree", "padded", "packed"] = Field(
+        "auto",
+        description="`tree` computes a prompt once for all its samples, `auto` where the model can; `packed` lays "
+        "sequences end to end, for variable-length attention kernels",
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast over float32 weights")
     gradient_checkpointing: bool = False

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from limbeck.config_section import ModelSection
 from limbeck.errors import ModelError
 from limbeck.objectives.head import Head
+from limbeck.tree import ATTENTION, Tree, attention, grow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,9 +65,17 @@ class CausalLM:
             )
         return (ids,) if isinstance(ids, int) else tuple(ids)
 
-    def hidden(self, tokens_BL: Tensor, positions_BL: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """[B, L, d] final hidden states, after the last norm, before the head."""
+    def hidden(
+        self, tokens_BL: Tensor, positions_BL: Tensor | None = None, tree: Tree | None = None, **kwargs: Any
+    ) -> Tensor:
+        """[B, L, d] final hidden states, after the last norm, before the head.
+
+        Along `tree`, one row of tokens, where it is given: after `share_prompts` only.
+        """
         body = self.model.base_model
+        if tree is not None:  # a mask of four dimensions is handed on as it is, so none is made
+            nothing = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=tokens_BL.device)
+            kwargs = {"attention_mask": nothing, "tree": tree, **kwargs}
         output = body(input_ids=tokens_BL, position_ids=positions_BL, **{"use_cache": False, **kwargs})
         hidden_BLd: Tensor = output.last_hidden_state
         return hidden_BLd
@@ -188,7 +197,7 @@ def prove_head(lm: CausalLM) -> None:
     lm.model.train(was_training)
     theirs_LV = theirs_LV[:, : lm.vocabulary]
     worst = (theirs_LV.log_softmax(-1) - ours_LV.log_softmax(-1)).abs().max().item()
-    if not worst <= PROBE_TOLERANCE * (1 if next(lm.model.parameters()).dtype == torch.float32 else 100):
+    if not worst <= _tolerance(lm):
         raise ModelError(
             f"{lm.name}: {type(lm.model).__name__} turns hidden states into logits in a way Limbeck does not "
             f"know (log-probs differ by {worst:.3g} nats; expected at most {PROBE_TOLERANCE}). Supported: a "
@@ -208,14 +217,67 @@ def prove_packing(lm: CausalLM) -> None:
     with torch.inference_mode():
         packed_Ld = lm.hidden(tokens_L[None], positions_L[None])[0]
         alone_Ld = torch.cat([lm.hidden(tokens_L[part][None], positions_L[part][None])[0] for part in PROBE_PARTS])
-        packed_LV, alone_LV = (lm.head().logits(hidden_Ld).log_softmax(-1) for hidden_Ld in (packed_Ld, alone_Ld))
+        worst = _distance(lm, packed_Ld, alone_Ld)
     lm.model.train(was_training)
-    worst = (packed_LV - alone_LV).abs().max().item()
-    if not worst <= PROBE_TOLERANCE * (1 if packed_Ld.dtype == torch.float32 else 100):
+    if not worst <= _tolerance(lm):
         raise ModelError(
             f"{lm.name}: {type(lm.model).__name__} cannot tell packed sequences apart (log-probs differ by {worst:.3g} "
             f"nats from those of each alone; expected at most {PROBE_TOLERANCE}). Set learner.layout = 'padded'."
         )
+
+
+def share_prompts(lm: CausalLM) -> str | None:
+    """Let `lm` compute a prompt once for all its samples; None, or why this model cannot.
+
+    Proven on a probe: two samples of one prompt and a sequence of its own, against each of them alone.
+    """
+    config, family = _text_config(lm.model), type(lm.model).__name__
+    if config._attn_implementation == ATTENTION:
+        return None
+    if config._attn_implementation != "sdpa":
+        return f"its attention is {config._attn_implementation!r}, not 'sdpa'"
+    if kinds := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"}):
+        return f"it has layers of {', '.join(kinds)}"
+    _register_tree_attention()
+    tokens_N = torch.arange(1, 11, device=lm.device) * 7919 % lm.vocabulary
+    alone = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7], [8, 9]]  # a stem of three with branches of two and three
+    positions_N = torch.tensor([0, 1, 2, 3, 4, 3, 4, 5, 0, 1], device=lm.device)
+    was_training = lm.model.training
+    lm.model.eval()
+    try:
+        with torch.inference_mode():
+            alone_Nd = torch.cat([lm.hidden(tokens_N[None, i])[0] for i in alone])
+            lm.model.set_attn_implementation(ATTENTION)
+            shared_Nd = lm.hidden(tokens_N[None], positions_N[None], tree=grow([(3, [2, 3]), (2, [])]).to(lm.device))[0]
+            shared_Nd = torch.cat([shared_Nd[i] for i in alone])
+            worst = _distance(lm, shared_Nd, alone_Nd)
+        why = None if worst <= _tolerance(lm) else f"log-probs of {family} differ by {worst:.3g} nats on a probe"
+    except Exception as error:  # whatever the architecture's own code raises
+        why = f"{family} cannot: {_first_line(error)}"
+    if why is not None:
+        lm.model.set_attn_implementation("sdpa")
+    lm.model.train(was_training)
+    return why
+
+
+def _register_tree_attention() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def _distance(lm: CausalLM, one_Nd: Tensor, other_Nd: Tensor) -> float:
+    """Largest difference of log-probs in nats; NaN where either is not finite."""
+    one_NV, other_NV = (lm.head().logits(hidden_Nd).log_softmax(-1) for hidden_Nd in (one_Nd, other_Nd))
+    return (one_NV - other_NV).abs().max().item()
+
+
+def _tolerance(lm: CausalLM) -> float:
+    """In nats: rounding of the dtype the model computes in, far below any mistake."""
+    dtype = next(lm.model.parameters()).dtype
+    return PROBE_TOLERANCE * (1 if dtype in (torch.float32, torch.float64) else 100)
 
 
 def _attention(section: ModelSection, path: str) -> str | None:

@@ -19,7 +19,8 @@ from selenium.webdriver.chrome.service import Service
 
 ARGUMENTS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--hide-scrollbars", "--disable-component-update", "--disable-sync", "--window-size=1440,1000",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+    "--window-size=1440,1000",
 )  # fmt: skip
 PATIENCE = 60.0  # seconds for what takes a fraction of one on a machine that is not busy
 

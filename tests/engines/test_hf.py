@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from limbeck.config import HFEngine
 from limbeck.engines.hf import LEAVE_SHARE, InProcessEngine
+from limbeck.engines.lean import LeanRows
 from limbeck.errors import EngineError, ModelError
 from limbeck.models import CausalLM
 from limbeck.records import Prompt, Rollout, Sampling
@@ -25,13 +26,24 @@ from tests import tiny
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
 TEMPERATURES = (0.5, 0.7, 1.0, 1.5)
 STOPS = tuple(range(5, 25))  # a fifth of the characters: responses of very different lengths
+WATCHED: list[list[tuple[int, int]]] = []  # see `forwards`
 PROMPTS = tiny.prompts(9, 2, 14, 1, 9, 5, 3, 9, 12)
 
 
 async def sample(
-    lm: CausalLM, prompts: Sequence[Prompt], sampling: Sampling, samples: int = 1, max_rows: int = 256
+    lm: CausalLM,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    samples: int = 1,
+    max_rows: int = 256,
+    plain: bool = False,
 ) -> list[Rollout]:
-    done = await InProcessEngine(lm, HFEngine(max_rows=max_rows)).sample(prompts, sampling, samples)
+    engine = InProcessEngine(lm, HFEngine(max_rows=max_rows))
+    if plain:
+        engine.lean = None
+    for shapes in WATCHED:
+        shapes.clear()  # of the proof, which is made once a run
+    done = await engine.sample(prompts, sampling, samples)
     rollouts = [item for item in done if isinstance(item, Rollout)]
     assert len(rollouts) == len(prompts) * samples
     return rollouts
@@ -228,12 +240,22 @@ async def test_a_model_that_does_not_use_a_cache_is_refused() -> None:
 
 @contextmanager
 def forwards(lm: CausalLM) -> Iterator[list[tuple[int, int]]]:
-    """(rows, tokens a row) of every pass through the model's body, in order."""
+    """(rows, tokens a row) of every pass of sampling through the model's body, in order."""
     shapes: list[tuple[int, int]] = []
     hook = lm.model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    yield shapes
+    lean = LeanRows.forward
+
+    def counted(rows: LeanRows, token_B: torch.Tensor) -> torch.Tensor:
+        shapes.append((len(token_B), 1))
+        return lean(rows, token_B)
+
+    WATCHED.append(shapes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LeanRows, "forward", counted)
+        yield shapes
+    WATCHED.remove(shapes)
     hook.remove()
 
 

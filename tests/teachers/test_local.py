@@ -106,11 +106,14 @@ def forwards(lm: CausalLM) -> Iterator[list[tuple[int, int]]]:
     hook.remove()
 
 
-async def test_the_budget_bounds_a_pass() -> None:
+@pytest.mark.parametrize("layout", ["padded", "tree"])
+async def test_the_budget_bounds_a_pass(layout: Layout) -> None:
     teacher, asked = teacher_of(budget=20), rollouts()
+    teacher.layout = layout
     with forwards(teacher.lm) as shapes:
         await teacher.score(asked)
-    assert sum(rows for rows, _ in shapes) == len(asked)
+    if layout == "padded":
+        assert sum(rows for rows, _ in shapes) == len(asked)
     assert all(rows * length <= 20 for rows, length in shapes)
     assert len(shapes) < len(asked)
 

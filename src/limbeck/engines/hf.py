@@ -8,21 +8,25 @@ Shape legend: P prompts, B rows (responses being decoded), L prompt length, d wi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.config import HFEngine
-from limbeck.engines.kv_cache import RowCache, keep_rows
+from limbeck.engines.lean import LeanModel, LeanRows, read
+from limbeck.engines.rows import PlainRows, Rows, prefill
 from limbeck.engines.sampling import draw, uniforms
 from limbeck.errors import EngineError
 from limbeck.models import CausalLM
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Prompt, Rollout, Sampling
+
+logger = logging.getLogger("limbeck")
 
 LEAVE_SHARE = 0.25  # rows leave when this share has finished: fewer copies of the cache
 SYNC_EVERY = {"cpu": 1}  # tokens between looks at who has finished; a look stalls an accelerator
@@ -35,6 +39,10 @@ class InProcessEngine:
     def __init__(self, lm: CausalLM, section: HFEngine, autocast: torch.dtype | None = None) -> None:
         self.lm, self.max_rows, self.autocast = lm, section.max_rows, autocast
         self.version = 0
+        found = "bfloat16 autocast" if autocast else read(lm)
+        self.lean = found if isinstance(found, LeanModel) else None
+        self.plain = None if isinstance(found, LeanModel) else found  # why transformers' own pass is run
+        logger.info("%s decodes %s", lm.name, f"by transformers: {self.plain}" if self.plain else "by the lean loop")
 
     async def load(self, policy: Policy) -> None:
         self.version = policy.version
@@ -84,7 +92,7 @@ class InProcessEngine:
         self, prompts: Sequence[Prompt], rows: list[tuple[int, list[int]]], samples: int, sampling: Sampling
     ) -> Iterator[tuple[int, Rollout]]:
         """Rollouts of one group, each with its place in the answer."""
-        decoding = _Decoding(self.lm, [prompts[i] for i, _ in rows], [n for _, n in rows], sampling)
+        decoding = _Decoding(self.lm, [prompts[i] for i, _ in rows], [n for _, n in rows], sampling, self.lean)
         tokens, logprobs = decoding.run()
         row = 0
         for index, numbers in rows:
@@ -123,20 +131,18 @@ class InProcessEngine:
 
 @dataclass
 class _Decoding:
-    """One batch on its way from prompts to responses. Row b of the state answers `self.row_B[b]`."""
+    """One batch on its way from prompts to responses. Sampled rows stand prompt by prompt."""
 
     lm: CausalLM
     prompts: list[Prompt]
     numbers: list[list[int]]  # sample numbers of each prompt
     sampling: Sampling
-    cache: RowCache = field(init=False)
-    attend_BL: Tensor | None = field(init=False)  # None where nothing is padded
-    length_B: Tensor = field(init=False)  # tokens of each row so far, padding aside
+    lean: LeanModel | None
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """[rows, <= max_tokens] token ids and their log-probs; what follows a stop token is noise."""
         sampling, device, head = self.sampling, self.lm.device, self.lm.head()
-        hidden_Bd = self._prefill()
+        hidden_Bd, responses = self._start()
         rows = len(hidden_Bd)
         dice_BT = torch.from_numpy(
             np.stack([
@@ -164,57 +170,17 @@ class _Decoding:
                     break
                 if len(running) <= (1 - LEAVE_SHARE) * len(row_B):
                     row_B, token_B, finished_B = row_B[running], token_B[running], finished_B[running]
-                    self._keep(running)
-            hidden_Bd = self._forward(token_B)
+                    responses.keep(running)
+            hidden_Bd = responses.forward(token_B)
         return tokens_BT.cpu().numpy(), logprobs_BT.cpu().numpy()
 
-    def _prefill(self) -> Tensor:
-        """Compute each prompt once, then repeat its last state for each of its samples: [B, d]."""
-        device, lengths = self.lm.device, [len(prompt.token_ids) for prompt in self.prompts]
-        width = max(lengths)
-        tokens_PL = torch.zeros(len(lengths), width, dtype=torch.int64)
-        for row, prompt in enumerate(self.prompts):  # to the right, so that all rows end together
-            tokens_PL[row, width - lengths[row] :] = torch.tensor(prompt.token_ids)
-        length_P = torch.tensor(lengths, device=device)
-        positions_PL = torch.arange(width, device=device)[None] - (width - length_P)[:, None]
-        padded = min(lengths) < width
-        attend_PL = (positions_PL >= 0) if padded else None
-        layers = self.lm.model.config.get_text_config().num_hidden_layers
-        self.cache = RowCache(layers, reserve=self.sampling.max_tokens)
-        hidden_PLd = self.lm.hidden(
-            tokens_PL.to(device),
-            positions_PL.clamp(min=0),
-            attention_mask=attend_PL,
-            past_key_values=self.cache,
-            use_cache=True,
+    def _start(self) -> tuple[Tensor, Rows]:
+        """Each prompt computed once, its last state repeated for each of its samples: [B, d]."""
+        start = prefill(self.lm, [prompt.token_ids for prompt in self.prompts], self.sampling.max_tokens)
+        prompt_B = torch.tensor([p for p, n in enumerate(self.numbers) for _ in n], device=self.lm.device)
+        rows = (
+            PlainRows(self.lm, start, prompt_B)
+            if self.lean is None
+            else LeanRows(self.lean, start, prompt_B, self.sampling.max_tokens)
         )
-        if self.cache.get_seq_length() != width:
-            raise EngineError(
-                f"{self.lm.name}: {type(self.lm.model).__name__} kept {self.cache.get_seq_length()} of {width} tokens "
-                "in its key-value cache, so each token would be sampled without what precedes it. Supported: "
-                "attention-only causal language models that use transformers' cache."
-            )
-        prompt_B = torch.tensor([p for p, n in enumerate(self.numbers) for _ in n], device=device)
-        self.attend_BL, self.length_B = attend_PL, length_P
-        self._keep(prompt_B)
-        return hidden_PLd[prompt_B, -1]
-
-    def _forward(self, token_B: Tensor) -> Tensor:
-        """[B, d] the states after one more token."""
-        if self.attend_BL is not None:
-            self.attend_BL = torch.cat([self.attend_BL, self.attend_BL.new_ones(len(token_B), 1)], dim=1)
-        hidden_B1d = self.lm.hidden(
-            token_B[:, None],
-            self.length_B[:, None],
-            attention_mask=self.attend_BL,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.length_B = self.length_B + 1
-        return hidden_B1d[:, 0]
-
-    def _keep(self, rows: Tensor) -> None:
-        keep_rows(self.cache, rows)
-        self.length_B = self.length_B[rows]
-        if self.attend_BL is not None:
-            self.attend_BL = self.attend_BL[rows]
+        return start.hidden_Pd[prompt_B], rows

@@ -8,6 +8,7 @@ so a resumed run needs no generator state.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limbeck.batch import Batch, MicroBatch, lay_out, make_batch, plan
+from limbeck.batch import Batch, Layout, MicroBatch, lay_out, make_batch, plan
 from limbeck.config import LocalLearner, Lora, Objective
 from limbeck.errors import EngineError, ModelError, NonFiniteError, RunError
 from limbeck.learners.measures import Measures
 from limbeck.learners.tracing import trace_micro_batch
-from limbeck.models import CausalLM, prove_packing
+from limbeck.models import CausalLM, prove_packing, share_prompts
 from limbeck.objectives import Measured, distillation_loss
 from limbeck.records import Floats, Mean, Rollout, Scored, StepReport, Trace
 from limbeck.truncation import truncate
@@ -35,6 +36,8 @@ from limbeck.truncation import truncate
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+logger = logging.getLogger("limbeck")
 
 ROWS = 256  # of logits alive at once where log-probs are recomputed
 STATE_FILE = "learner.safetensors"
@@ -47,8 +50,7 @@ class InProcessLearner:
     def __init__(self, lm: CausalLM, section: LocalLearner, objective: Objective, steps: int, seed: int) -> None:
         self.lm, self.section, self.objective, self.steps, self.seed = lm, section, objective, steps, seed
         self.version = 0
-        if section.layout == "packed":
-            prove_packing(lm)
+        self.layout = _layout(lm, section)
         self.autocast = torch.bfloat16 if section.precision == "bfloat16" else None
         if section.gradient_checkpointing:
             lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -153,7 +155,7 @@ class InProcessLearner:
 
     def _batch(self, samples: Sequence[Scored]) -> Batch:
         section = self.section
-        batch = make_batch(samples, section.layout, section.micro_batch_tokens, self.lm.device)
+        batch = make_batch(samples, self.layout, section.micro_batch_tokens, self.lm.device)
         if batch.global_tokens == 0:
             raise EngineError(
                 f"none of the {len(samples)} responses has a sampled token, so there is nothing to learn from. "
@@ -177,7 +179,7 @@ class InProcessLearner:
     def _hidden(self, micro: MicroBatch) -> Tensor:
         """[N, d] at the positions that predict the trained tokens."""
         with precision(self.lm, self.autocast):
-            hidden_BLd = self.lm.hidden(micro.layout.tokens_BL, micro.layout.positions_BL)
+            hidden_BLd = self.lm.hidden(micro.layout.tokens_BL, micro.layout.positions_BL, micro.layout.tree)
         return hidden_BLd.flatten(0, 1)[micro.layout.predict_N]
 
     def _stop_if_not_finite(self, samples: Sequence[Scored], measures: Measures, norm: float) -> None:
@@ -260,6 +262,21 @@ def learning_rate(section: LocalLearner, step: int, steps: int) -> float:
     done = (step - warmup) / max(1, steps - warmup)
     factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[section.schedule]
     return section.lr * factor
+
+
+def _layout(lm: CausalLM, section: LocalLearner) -> Layout:
+    """The layout asked for, proven for this model. Raises `ModelError` where it cannot have it."""
+    if section.layout == "packed":
+        prove_packing(lm)
+    if section.layout in ("padded", "packed"):
+        return section.layout
+    why = share_prompts(lm)
+    if why is None:
+        return "tree"
+    if section.layout == "tree":
+        raise ModelError(f"{lm.name} cannot share prompts among their samples: {why}. Set learner.layout = 'padded'.")
+    logger.info("%s: each sample's prompt is computed anew, for the model cannot share it: %s", lm.name, why)
+    return "padded"
 
 
 def _add_adapters(lm: CausalLM, lora: Lora) -> PeftModel:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from limbeck.batch import lay_out, plan
-from limbeck.models import CausalLM
+from limbeck.batch import Layout, lay_out, split
+from limbeck.models import CausalLM, share_prompts
 from limbeck.records import Failure, HiddenScores, Rollout, TeacherScores
 
 
@@ -23,15 +23,17 @@ class LocalTeacher:
         self.seconds: dict[str, float] = {}
         lm.model.eval().requires_grad_(False)
         self.head = lm.head()
+        self.unshared = share_prompts(lm)  # why each sample's prompt is computed anew, where it is
+        self.layout: Layout = "padded" if self.unshared else "tree"
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]:
         """`HiddenScores` for each rollout, in order."""
         scores: list[TeacherScores | None] = [None] * len(rollouts)
         with torch.inference_mode():
-            for part in plan([len(rollout.token_ids) for rollout in rollouts], self.budget, "padded"):
+            for part in split(rollouts, self.budget, self.layout):
                 chosen = [rollouts[i] for i in part]
-                batch = lay_out(chosen, "padded").to(self.lm.device)
-                hidden_BLd = self.lm.hidden(batch.tokens_BL, batch.positions_BL)
+                batch = lay_out(chosen, self.layout).to(self.lm.device)
+                hidden_BLd = self.lm.hidden(batch.tokens_BL, batch.positions_BL, batch.tree)
                 hidden_Nd = hidden_BLd.flatten(0, 1)[batch.predict_N]
                 counts = [int(rollout.trained.sum()) for rollout in chosen]
                 for index, hidden_Sd in zip(part, torch.split(hidden_Nd, counts), strict=True):

@@ -1,0 +1,202 @@
+"""The lean loop: the same tokens and log-probs as through transformers, for the models it can read."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from torch.testing import assert_close
+
+from limbeck.config import HFEngine, LocalLearner, Lora, ReverseKL
+from limbeck.engines.hf import InProcessEngine
+from limbeck.engines.lean import LeanModel, LeanRows, read
+from limbeck.engines.rows import PlainRows, prefill
+from limbeck.learners.local import InProcessLearner
+from limbeck.models import CausalLM
+from limbeck.records import Rollout, Sampling
+from tests import tiny
+
+VARIANTS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "llama": lambda: tiny.config_of("llama"),
+    "llama-tied": lambda: tiny.config_of("llama-tied"),
+    "llama-one-group": lambda: tiny.config_of("llama", num_key_value_heads=4),
+    "llama-one-key-head": lambda: tiny.config_of("llama", num_key_value_heads=1),
+    "llama-wide-heads": lambda: tiny.config_of("llama", head_dim=12),
+    "llama-biases": lambda: tiny.config_of("llama", attention_bias=True, mlp_bias=True),
+    "llama-gelu": lambda: tiny.config_of("llama", hidden_act="gelu_pytorch_tanh"),
+    "llama-scaled-rope": lambda: tiny.config_of(
+        "llama",
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "llama-yarn": lambda: tiny.config_of(
+        "llama",
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16,
+        },
+    ),
+    "qwen2": lambda: tiny.config_of("qwen2"),
+    "qwen3": lambda: tiny.config_of("qwen3"),
+    "qwen3-wide-heads": lambda: tiny.config_of("qwen3", head_dim=20),
+    "mistral": lambda: tiny.config_of("mistral", sliding_window=None),
+}  # fmt: skip
+NOT_LEAN = {
+    "gpt2": "not built like Llama", "gemma2": "sliding_attention", "mistral": "sliding window of 5",
+    "granite": "not computed like Llama", "cohere": "not built like Llama", "phi": "not built like Llama",
+}  # fmt: skip
+PROMPTS = tiny.prompts(9, 2, 14, 1, 9, 5)
+STOPS = tuple(range(5, 25))
+
+
+def model_of(variant: str) -> CausalLM:
+    return CausalLM(variant, tiny.build(VARIANTS[variant]()), tiny.character_tokenizer(), tiny.VOCABULARY)
+
+
+def exact_of(variant: str) -> CausalLM:
+    return tiny.in_float64(model_of(variant))
+
+
+@pytest.mark.parametrize("samples", [(1, 1, 1), (3, 3, 3), (1, 4, 2)], ids=str)
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_states_are_those_of_the_model_while_rows_leave(variant: str, padded: bool, samples: tuple[int, ...]) -> None:
+    """float64, 1e-10: six tokens, with rows, and then whole prompts, leaving on the way."""
+    lm, steps = exact_of(variant), 6
+    model = read(lm)
+    assert isinstance(model, LeanModel)
+    prompts = [prompt.token_ids for prompt in (tiny.prompts(9, 2, 6) if padded else tiny.prompts(5, 5, 5))]
+    owner = torch.tensor([p for p, count in enumerate(samples) for _ in range(count)])
+    dice = torch.Generator().manual_seed(3)
+    with torch.inference_mode():
+        lean, plain = (
+            make(prefill(lm, prompts, steps))
+            for make in (
+                lambda start: LeanRows(model, start, owner, steps),
+                lambda start: PlainRows(lm, start, owner),
+            )
+        )
+        rows = len(owner)
+        for step in range(steps):
+            token_B = torch.randint(5, tiny.VOCABULARY, (rows,), generator=dice)
+            one, other = lean.forward(token_B), plain.forward(token_B)
+            assert_close(one, other, atol=1e-10, rtol=0)
+            if step % 2 and rows > 1:
+                kept = torch.arange(rows)[1 if step == 1 else 0 :: 1 if step == 1 else 2]
+                lean.keep(kept)
+                plain.keep(kept)
+                rows = len(kept)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("variant", VARIANTS)
+async def test_the_same_samples_for_the_same_seeds(variant: str, samples: int) -> None:
+    lm, sampling = model_of(variant), Sampling(0.9, 14, stop_ids=STOPS, seed=3)
+    engine = InProcessEngine(lm, HFEngine(max_rows=11))
+    assert engine.plain is None
+    lean = await engine.sample(PROMPTS, sampling, samples)
+    engine.lean = None
+    plain = await engine.sample(PROMPTS, sampling, samples)
+    for one, other in zip(lean, plain, strict=True):
+        assert isinstance(one, Rollout)
+        assert isinstance(other, Rollout)
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        assert_close(one.behaviour_logprobs, other.behaviour_logprobs, atol=1e-4, rtol=0)
+    assert len({len(item.token_ids) for item in lean if isinstance(item, Rollout)}) > 2
+
+
+@pytest.mark.parametrize("family", NOT_LEAN)
+async def test_models_it_cannot_read_are_named_and_decoded_by_transformers(
+    family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = tiny.fresh(family)
+    assert NOT_LEAN[family] in str(read(lm))
+    with caplog.at_level(logging.INFO, logger="limbeck"):
+        engine = InProcessEngine(lm, HFEngine())
+    assert engine.lean is None
+    assert engine.plain is not None
+    assert NOT_LEAN[family] in engine.plain
+    assert NOT_LEAN[family] in caplog.text
+
+
+async def test_adapters_and_autocast_are_decoded_by_transformers() -> None:
+    pytest.importorskip("peft")
+    lm = tiny.fresh("llama")
+    assert "autocast" in str(InProcessEngine(lm, HFEngine(), torch.bfloat16).plain)
+    InProcessLearner(lm, LocalLearner(lora=Lora(rank=2)), ReverseKL(), 1, 0)
+    assert "q_proj is a" in str(InProcessEngine(lm, HFEngine()).plain)
+
+
+def spoilt() -> list[tuple[str, Callable[[CausalLM, pytest.MonkeyPatch], None]]]:
+    """Ways in which a model that looks like Llama is not."""
+
+    def scaled_embedding(lm: CausalLM, patch: pytest.MonkeyPatch) -> None:
+        lm.model.base_model.embed_tokens.register_forward_hook(lambda module, args, out: 1.0 * out)
+        lm.model.base_model.layers[0].register_forward_pre_hook(lambda module, args: (2.0 * args[0], *args[1:]))
+
+    def other_norm(lm: CausalLM, patch: pytest.MonkeyPatch) -> None:
+        norm = lm.model.base_model.layers[1].input_layernorm
+        patch.setattr(norm, "forward", lambda x: torch.nn.functional.rms_norm(x, x.shape[-1:], norm.weight + 1))
+
+    def residual(lm: CausalLM, patch: pytest.MonkeyPatch) -> None:
+        lm.model.base_model.layers[1].mlp.register_forward_hook(lambda module, args, out: 0.5 * out)
+
+    return [("embedding", scaled_embedding), ("norm", other_norm), ("residual", residual)]
+
+
+@pytest.mark.parametrize(("name", "spoil"), spoilt(), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_model_that_only_looks_like_llama_is_told_apart(
+    name: str, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny.fresh("llama")
+    spoil(lm, monkeypatch)
+    assert "not computed like Llama" in str(read(lm))
+
+
+def test_weights_that_are_not_finite_are_not_lean() -> None:
+    lm = tiny.fresh("llama")
+    with torch.no_grad():
+        lm.model.base_model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    assert isinstance(read(lm), str)
+
+
+async def test_an_update_in_place_is_seen_at_once() -> None:
+    lm = tiny.fresh("llama")
+    engine, sampling = InProcessEngine(lm, HFEngine()), Sampling(1.0, 8)
+    before = [item.token_ids for item in await engine.sample(PROMPTS, sampling, 2) if isinstance(item, Rollout)]
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.mul_(1.1)
+    after = await engine.sample(PROMPTS, sampling, 2)
+    fresh = await InProcessEngine(copy.deepcopy(lm), HFEngine()).sample(PROMPTS, sampling, 2)
+    for one, other in zip(after, fresh, strict=True):
+        assert isinstance(one, Rollout)
+        assert isinstance(other, Rollout)
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+    changed = [item.token_ids for item in after if isinstance(item, Rollout)]
+    assert any(not np.array_equal(a, b) for a, b in itertools.zip_longest(before, changed))
+
+
+async def test_a_prompts_keys_are_kept_once_for_all_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows hold their own tokens only: 4 prompts of 9 tokens, whatever the samples."""
+    seen: list[tuple[Any, ...]] = []
+    attend = LeanRows._attend
+
+    def watched(self: LeanRows, number: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        seen.append((tuple(keys.shape), tuple(self.prompts[number][0].shape)))
+        return attend(self, number, query, keys, values, scaling)
+
+    engine = InProcessEngine(tiny.lm_of("llama"), HFEngine())
+    monkeypatch.setattr(LeanRows, "_attend", watched)
+    await engine.sample(tiny.prompts(9, 9, 9, 9), Sampling(1.0, 4), 8)
+    assert [rows for rows, _ in seen[::2]] == [(32, 2, t, 8) for t in (1, 2, 3)]
+    assert {prompts for _, prompts in seen} == {(4, 2, 9, 8)}
