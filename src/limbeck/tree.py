@@ -107,18 +107,19 @@ def attention(
 
     def attend(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
         """[rows * queries of each, H, D]"""
-        heads = [_rows(x, i) for x, i in ((query_NHD, queries), (key_NHD, keys), (value_NHD, keys))]
-        grouped = heads[0].shape[1] != heads[1].shape[1]
-        if grouped and query_NHD.device.type != "cpu":  # only the CPU's kernel takes groups and a mask
-            heads[1:] = [x.repeat_interleave(heads[0].shape[1] // x.shape[1], dim=1) for x in heads[1:]]
-            grouped = False
+        query_BHRD, key_BHKD, value_BHKD = _rows(query_NHD, queries), _rows(key_NHD, keys), _rows(value_NHD, keys)
+        group = query_BHRD.shape[1] // key_BHKD.shape[1]
+        if query_NHD.device.type != "cpu" and group > 1:  # only the CPU's kernel takes groups and a mask
+            key_BHKD, value_BHKD = (x.repeat_interleave(group, dim=1) for x in (key_BHKD, value_BHKD))
         output_BHRD = torch.nn.functional.scaled_dot_product_attention(
-            *heads,
-            attn_mask=None if bias is None else bias.to(heads[0].dtype),
+            query_BHRD,
+            key_BHKD,
+            value_BHKD,
+            attn_mask=None if bias is None else bias.to(query_BHRD.dtype),
             dropout_p=dropout,
             is_causal=bias is None,
             scale=scaling,
-            enable_gqa=grouped,
+            enable_gqa=query_BHRD.shape[1] != key_BHKD.shape[1],
         )
         return output_BHRD.transpose(1, 2).flatten(0, 1)
 
@@ -130,4 +131,4 @@ def attention(
 
 def _rows(x_NHD: Tensor, places: Tensor) -> Tensor:
     """[rows, H, places of each, D]"""
-    return x_NHD.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+    return x_NHD.index_select(0, places.flatten()).view(*places.shape, *x_NHD.shape[1:]).transpose(1, 2)

@@ -162,6 +162,13 @@ def test_a_model_that_only_looks_like_llama_is_told_apart(
     assert "not computed like Llama" in str(read(lm))
 
 
+def test_a_model_whose_parts_do_not_fit_is_told_apart() -> None:
+    """StableLM has the same names, and rotates a quarter of each head."""
+    config = transformers.StableLmConfig(**tiny.GATED, vocab_size=tiny.VOCABULARY, max_position_embeddings=64)
+    lm = CausalLM("stablelm", tiny.build(config), tiny.character_tokenizer(), tiny.VOCABULARY)
+    assert "StableLmForCausalLM is not" in str(read(lm))
+
+
 def test_weights_that_are_not_finite_are_not_lean() -> None:
     lm = tiny.fresh("llama")
     with torch.no_grad():

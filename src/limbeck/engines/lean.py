@@ -71,7 +71,10 @@ def read(lm: CausalLM) -> LeanModel | str:
         model = _parts(lm)
     except (AttributeError, TypeError) as error:
         return f"{family} is not built like Llama: {error}"
-    worst = _distance(lm, model)
+    try:
+        worst = _distance(lm, model)
+    except Exception as error:  # parts of those names that want something else, such as half-rotated heads
+        return f"{family} is not computed like Llama: {(str(error).splitlines() or [type(error).__name__])[0]}"
     dtype = next(lm.model.parameters()).dtype
     if not worst <= PROBE_TOLERANCE * (1 if dtype in (torch.float32, torch.float64) else 100):
         return f"{family} is not computed like Llama: log-probs differ by {worst:.3g} nats on a probe"
@@ -93,14 +96,19 @@ def _parts(lm: CausalLM) -> LeanModel:
         attention, mlp = layer.self_attn, layer.mlp
         blocks.append(
             Block(
-                layer.input_layernorm,
-                *(linear(attention, name) for name in ("q_proj", "k_proj", "v_proj")),
-                *(getattr(attention, name, None) for name in ("q_norm", "k_norm")),
-                linear(attention, "o_proj"),
-                layer.post_attention_layernorm,
-                *(linear(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")),
-                mlp.act_fn,
-                attention.scaling,
+                attention_norm=layer.input_layernorm,
+                query=linear(attention, "q_proj"),
+                key=linear(attention, "k_proj"),
+                value=linear(attention, "v_proj"),
+                query_norm=getattr(attention, "q_norm", None),
+                key_norm=getattr(attention, "k_norm", None),
+                output=linear(attention, "o_proj"),
+                mlp_norm=layer.post_attention_layernorm,
+                gate=linear(mlp, "gate_proj"),
+                up=linear(mlp, "up_proj"),
+                down=linear(mlp, "down_proj"),
+                activation=mlp.act_fn,
+                scaling=attention.scaling,
             )
         )
         for norm in (blocks[-1].attention_norm, blocks[-1].mlp_norm, body.norm):
@@ -169,14 +177,14 @@ class LeanRows:
             heads_nB = x_dB.new_empty(sum(widths), rows)
             for part_nB, layer in zip(heads_nB.split(widths), (block.query, block.key, block.value), strict=True):
                 _linear(layer, normed_dB, part_nB)
-            heads_HDB = heads_nB.unflatten(0, (-1, model.head_width))
+            heads_HDB = heads_nB.view(-1, model.head_width, rows)
             counts = [width // model.head_width for width in widths]
             if block.query_norm is not None and block.key_norm is not None:
                 query_HDB, key_JDB, _ = heads_HDB.split(counts)
                 query_HDB.copy_(_rms(query_HDB, block.query_norm, dim=1))
                 key_JDB.copy_(_rms(key_JDB, block.key_norm, dim=1))
             turned_HDB = _rotate(heads_HDB[: counts[0] + counts[1]], cos_1DB, sin_1DB)
-            query_BJGD = turned_HDB[: counts[0]].permute(2, 0, 1).contiguous().unflatten(1, (counts[1], -1))
+            query_BJGD = turned_HDB[: counts[0]].permute(2, 0, 1).reshape(rows, counts[1], -1, model.head_width)
             key_BJ1D, value_BJ1D = (
                 part.permute(2, 0, 1)[:, :, None] for part in (turned_HDB[counts[0] :], heads_HDB[-counts[2] :])
             )
@@ -230,7 +238,7 @@ class LeanRows:
             of_prompt = of_prompt + self.bias
         scores = torch.cat([self._by_row(of_prompt, query_BJGD.shape[2]), query_BJGD @ keys.transpose(2, 3)], dim=-1)
         weights = torch.softmax(at_least_float32(scores), dim=-1).to(values.dtype)
-        to_prompt, to_own = weights.split([keys_PJLD.shape[2], keys.shape[2]], dim=-1)
+        to_prompt, to_own = torch.split(weights, [keys_PJLD.shape[2], keys.shape[2]], dim=-1)
         attended = self._by_row(self._by_prompt(to_prompt) @ values_PJLD, query_BJGD.shape[2])
         return attended + to_own @ values
 
@@ -239,11 +247,12 @@ class LeanRows:
         if not self.dense:
             padded = x_BJGn.new_zeros(len(self.prompts[0][0]) * self.samples, *x_BJGn.shape[1:])
             x_BJGn = padded.index_copy_(0, self.place_B, x_BJGn)
-        return x_BJGn.unflatten(0, (-1, self.samples)).transpose(1, 2).flatten(2, 3)
+        return x_BJGn.reshape(-1, self.samples, *x_BJGn.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def _by_row(self, x_PJMn: Tensor, group: int) -> Tensor:
         """[B, J, G, n], the way back."""
-        x_BJGn = x_PJMn.unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1)
+        prompts, heads, _, width = x_PJMn.shape
+        x_BJGn = x_PJMn.reshape(prompts, heads, -1, group, width).transpose(1, 2).flatten(0, 1)
         return x_BJGn if self.dense else x_BJGn.index_select(0, self.place_B)
 
 
