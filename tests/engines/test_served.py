@@ -153,7 +153,9 @@ async def test_weights_that_arrive_spoilt_stop_the_run(kind: str, tmp_path: Path
         one = engine(kind, server, tmp_path)
         await one.load(LocalPolicy(0, lm))
         server.spoils_weights = 0.5
-        with pytest.raises(EngineError, match=r"update 1 but does not hold them: .* nats a token away .* tolerance"):
+        with pytest.raises(
+            EngineError, match=r"update 1 but does not hold them: .* nats a token away .*engine\.tolerance"
+        ):
             await one.load(stepped(lm, 1))
 
 
