@@ -112,7 +112,7 @@ class Gradients:
 def gradient(run: Run, student: CausalLM, samples: Sequence[Scored], support: Any, stride: int) -> tuple[Tensor, int]:
     """[P] every `stride`-th entry of the gradient of the step's loss, and the tokens it was taken over."""
     section = run.recipe.learner
-    batch = make_batch(samples, section.layout, section.micro_batch_tokens, student.device)
+    batch = make_batch(samples, "padded", section.micro_batch_tokens, student.device)
     student.model.zero_grad(set_to_none=True)
     for micro in batch.micro:
         layout = micro.layout

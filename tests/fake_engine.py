@@ -36,7 +36,7 @@ class FakeEngine(FakeServer):
         self.tensors_open = False
         # lies
         self.keeps_old_weights = False  # accepts an update and does not make it
-        self.spoils_weights = 0.0  # adds that to a matrix as it loads
+        self.spoils_weights = 0.0  # the output head that much too large
         self.refuses_weights = False
         self.raw_logprobs = False  # at temperature 1, as vLLM by default
         self.other_logprobs = 0.0  # nats
@@ -98,7 +98,7 @@ class FakeEngine(FakeServer):
         if not self.keeps_old_weights and not self.refuses_weights:
             self.net.load_state_dict(tensors, strict=False)
             with torch.no_grad():
-                self.net.get_output_embeddings().weight[:3].add_(self.spoils_weights)
+                self.net.get_output_embeddings().weight.mul_(1 + self.spoils_weights)
         return {"success": True}
 
     # --- what it says ---------------------------------------------------------------------------------

@@ -213,7 +213,11 @@ class FakeServer:
         asked = body.get("input_logprob_temperature")
         single, tops = self._scores(ids, start, top, asked)
         meta: dict[str, Any] = {
-            "input_token_logprobs": [[None, ids[start - 1], None], *([v, i, None] for v, i in single)]
+            "input_token_logprobs": [
+                [None, ids[start - 1], None],
+                # As the real one: the last id of the vocabulary is echoed as 0.
+                *([v, i if i < self.vocabulary - 1 else 0, None] for v, i in single),
+            ]
         }
         if top:
             meta["input_top_logprobs"] = [None, *([[v, i, None] for v, i in row] for row in tops)]

@@ -271,7 +271,7 @@ class LocalLearner(Section):
     warmup_steps: Count = 0
     max_grad_norm: Positive | None = Field(1.0, description="clipping; absent: none")
     micro_batch_tokens: PositiveInt = Field(
-        8192, description="tokens (padding included) per forward and backward; bounds memory, not the update"
+        2048, description="tokens (padding included) per forward and backward; bounds memory, not the update"
     )
     layout: Literal["auto", "tree", "padded", "packed"] = Field(
         "auto",

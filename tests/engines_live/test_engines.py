@@ -1,4 +1,4 @@
-"""Real SGLang and vLLM as engines: they sample with the learner's weights at its temperature, or the run stops.
+"""Real SGLang and vLLM as engines: they sample with the learner's weights, at its temperature, or the run stops.
 
 make test-engines
 """

@@ -12,6 +12,8 @@ that begins at p is asked for with s = p - 1. Stock servers answer at temperatur
 `sampling_params` says; `input_logprob_temperature` is the field of builds that can do better, and they
 acknowledge it in `meta_info`.
 
+The last token of the vocabulary is echoed as 0 (the server clips one id too many; its log-prob is right).
+
 With `return_hidden_states` (a server started with `--enable-return-hidden-states`) the answer also has the
 final states, after the last norm, of the tokens it computed: one block of rows for the prompt.
 
@@ -78,7 +80,7 @@ def read(answer: Any, question: Question) -> Reply:
         tops = [[(i, value) for value, i in map(_triple, sequence(row, "top log-probs"))] for row in rows[1:]]
     reply = make_reply(
         question,
-        ids=[i for _, i in entries[1:]],
+        ids=_unclipped([i for _, i in entries[1:]], question),
         logprobs=[value for value, _ in entries[1:]],
         tops=tops,
         temperature=meta.get("input_logprob_temperature"),
@@ -109,6 +111,16 @@ def _states(meta: Any, question: Question) -> Floats:
     if not np.isfinite(states).all():
         raise WireError("not_finite", "the answer has hidden states that are not finite")
     return states
+
+
+def _unclipped(echoed: list[Any], question: Question) -> list[Any]:
+    """The echo, with 0 taken for the largest id there is in the question: the server refuses ids it does not have,
+    so that one can only be the last of its vocabulary, or the answer is wrong in another place too."""
+    largest = int(question.token_ids.max())
+    sent = question.scored_ids.tolist()
+    if len(echoed) != len(sent) or any(i == largest for i in echoed):
+        return echoed
+    return [s if e == 0 and s == largest else e for e, s in zip(echoed, sent, strict=True)]
 
 
 def _triple(entry: Any) -> tuple[Any, Any]:
