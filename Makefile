@@ -53,6 +53,7 @@ bench-full: $(VENV)/test     ## the figures of docs/concepts/performance.md: an 
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/loss.py --large
 	$(BIN)/python benchmarks/loss.py --scaling
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/step.py
 
 clean:           ## remove the virtual environment and caches, not runs or models

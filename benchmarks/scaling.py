@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--repeats 3]
 
 Tiny models; the number of prompts, then the number of words, doubles while all else stays. Prints one JSON
-line each with the exponent of the growth between the two largest sizes: 1 is linear. Exit code 1 where it is more.
+line each with the exponent of the growth: 1 is linear. Exit code 1 where it is more.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             taken = seconds(cases, args, Path(folder))
         sizes = [case.trained_tokens() if what == "tokens" else case.vocabulary or 0 for case in cases]
-        exponent = math.log(taken[-1] / taken[-2]) / math.log(sizes[-1] / sizes[-2])
+        exponent = statistics.linear_regression([math.log(n) for n in sizes], [math.log(t) for t in taken]).slope
         linear = linear and exponent <= LINEAR
         told = {str(size): round(value, 3) for size, value in zip(sizes, taken, strict=True)}
         print(json.dumps({"scaling": what, "seconds": told, "exponent": round(exponent, 3), "bar": LINEAR}), flush=True)

@@ -134,7 +134,7 @@ def assemble(
 def main() -> int:
     parser = argparse.ArgumentParser(description="a step of Limbeck and of TRL on the same work")
     parser.add_argument("--config", nargs="+", choices=sorted(CASES), default=sorted(CASES))
-    parser.add_argument("--quick", action="store_true", help="fewer prompts, one repeat: under five minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer rows, one repeat: under five minutes")
     parser.add_argument("--repeats", type=int, help="timed steps of each side (default 5)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peer", choices=("distillation", "gkd"), default="distillation", help="TRL's trainer")

@@ -46,8 +46,8 @@ class Case:
         return sum(self.lengths())
 
     def quick(self) -> Case:
-        """Fewer prompts: does it run, and do both sides agree? Its ratios say less."""
-        return replace(self, prompts=max(1, self.prompts // 4))
+        """Fewer rows: does it run, and do both sides agree? Its ratios say less."""
+        return replace(self, prompts=max(1, self.prompts // 4), samples=min(4, self.samples))
 
     def describe(self) -> str:
         spread = "" if self.shortest is None else f"{self.shortest} to "

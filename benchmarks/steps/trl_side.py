@@ -127,26 +127,30 @@ class Side:
         return trainer
 
     def make_gkd(self, output: str) -> Any:
-        """On-policy at every step (`lmbda` 1). Its completions in the data set are never looked at."""
+        """On-policy at every step (`lmbda` 1). It holds whole logits of prompts and responses.
+
+        Of the completions in its data set only the number of tokens counts: it divides the loss by that,
+        not by the number of sampled tokens, so they are given the lengths that will be sampled.
+        """
         from datasets import Dataset
         from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-        ids = self.tokenizer(self.texts())["input_ids"]
+        lengths = self.work.case.lengths()
+        prompts = self.tokenizer(self.texts())["input_ids"]
         rows = [
-            {"input_ids": [*prompt, prompt[-1]], "attention_mask": [1] * (len(prompt) + 1), "prompts": prompt}
-            for prompt in ids
+            {"prompts": prompt, "completion": lengths[index % len(lengths)]} for index, prompt in enumerate(prompts)
         ]
-        pad = self.tokenizer.pad_token_id or 0
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            ids = torch.tensor([row["input_ids"] for row in rows])
-            labels = ids.clone()
-            labels[:, :-1] = -100
             prompts = torch.tensor([row["prompts"] for row in rows])
+            labels = torch.full((len(rows), max(row["completion"] for row in rows)), -100)
+            for row, label in zip(rows, labels, strict=True):
+                label[: row["completion"]] = 1
+            ids = torch.cat([prompts, torch.ones_like(labels)], dim=1)
             return {
                 "input_ids": ids,
                 "attention_mask": torch.ones_like(ids),
-                "labels": labels,
+                "labels": torch.cat([torch.full_like(prompts, -100), labels], dim=1),
                 "prompts": prompts,
                 "prompt_attention_mask": torch.ones_like(prompts),
             }
@@ -167,8 +171,15 @@ class Side:
             data_collator=collate,
             callbacks=[Held(self)],
         )
-        self.student.generation_config.pad_token_id = pad
-        self.student.forward = self.clock.wrap(self.student.forward, "student_forward")
+        plain = self.student.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():  # a pass of `generate`
+                return plain(*args, **kwargs)
+            with self.clock.timed("student_forward"):
+                return plain(*args, **kwargs)
+
+        self.student.forward = forward
         self.teacher.forward = self.clock.wrap(self.teacher.forward, "teacher")
         return trainer
 

@@ -62,7 +62,7 @@ def top(x_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values_CK, ids_CK = x_CV.topk(k, dim=1, sorted=False)
         return values_CK, ids_CK
     whole = groups * TOP_GROUP
-    x_CnG = x_CV[:, :whole].reshape(len(x_CV), groups, TOP_GROUP)
+    x_CnG = x_CV[:, :whole].view(-1, groups, TOP_GROUP)
     group_Ck = x_CnG.amax(dim=2).topk(k, dim=1, sorted=False).indices
     within_G = torch.arange(TOP_GROUP, device=x_CV.device)
     ids_CM = (group_Ck[:, :, None] * TOP_GROUP + within_G).flatten(1)
