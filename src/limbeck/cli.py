@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from limbeck import __version__
-from limbeck.cli_wire import bake, serve, untie
+from limbeck.cli_wire import bake, serve
 from limbeck.errors import ContractError, LimbeckError
 
 if TYPE_CHECKING:
@@ -170,7 +170,6 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
 
 main.add_command(serve)
 main.add_command(bake)
-main.add_command(untie)
 
 
 @main.command()

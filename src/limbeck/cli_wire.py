@@ -75,17 +75,3 @@ def bake(model: str, out: Path, temperature: float) -> None:
         )
     click.echo("  serve it in float32; it also samples at this temperature")
     click.echo(f'  in the recipe: teacher.baked = "{out}"')
-
-
-@click.command()
-@click.argument("model")
-@click.argument("out", type=click.Path(path_type=Path))
-def untie(model: str, out: Path) -> None:
-    """Write OUT, a copy of MODEL whose output head is a tensor of its own.
-
-    For vLLM as engine: some builds lose a tied head when weights are reloaded.
-    """
-    from limbeck.engines.untie import untie_copy
-
-    untied = untie_copy(model, out)
-    click.echo(f"wrote {out}" + ("" if untied else ": its head had been untied already"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from limbeck.config_section import ModelSection
-from limbeck.engines.untie import untie_copy
+from limbeck.engines.untie import untie_head
 from limbeck.models import SHIPPED, load_model
 from limbeck.temperature.bake import bake
 
@@ -31,7 +32,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         lm.tokenizer.save_pretrained(folder / name)
     for temperature in (0.7, 1.3):
         bake(str(folder / "teacher"), temperature, folder / f"baked-{temperature}")
-    untie_copy(str(folder / "student"), folder / "untied")
+    shutil.copytree(folder / "student", folder / "untied")
+    assert untie_head(folder / "untied")
     return {path.name: path for path in folder.iterdir()}
 
 

@@ -88,7 +88,7 @@ def running(kind: str, model: Path, log: Path, options: Sequence[str] = ()) -> I
 def _sglang(model: Path, port: int) -> tuple[list[str], dict[str, str]]:
     command = (
         f"-m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port} --device cpu --dtype float32 "
-        "--served-model-name m --attention-backend torch_native --mem-fraction-static 0.1 --max-total-tokens 16384 "
+        "--served-model-name m --attention-backend torch_native --mem-fraction-static 0.6 --max-total-tokens 16384 "
         "--max-running-requests 16 --skip-server-warmup"
     )
     return command.split(), {"SGLANG_USE_CPU_ENGINE": "1"}

@@ -37,7 +37,7 @@ V, END = 99, 1
 TEXT = [int(i) for i in np.random.default_rng(5).integers(4, V, 60)]
 PROMPTS = [Prompt(f"p{n}", tuple(TEXT[n : n + 4 + 2 * n])) for n in range(4)]
 hot_and_cold = pytest.mark.parametrize("temperature", [0.7, 1.3])
-whole = on("sglang student", "vllm untied", "vllm untied processed")
+whole = on("sglang student", "vllm untied", "vllm student processed")
 
 
 def three_steps(
@@ -114,7 +114,7 @@ def test_three_steps_with_weights_in_the_request(server: Server, tmp_path: Path)
 async def test_tokens_and_logprobs(server: Server, models: dict[str, Path], tmp_path: Path, temperature: float) -> None:
     """Of weights that are not those it was started with: whole responses, each with its stop token, log mu at T."""
     lm = student(models, moved=0.1)
-    sampling = Sampling(temperature, 24, (END, 4, 5), seed=1)
+    sampling = Sampling(temperature, 8, (END, 4, 5), seed=1)
     one = engine(server, tmp_path, sampling)
     await one.load(LocalPolicy(1, lm))
     answers = [a for a in await one.sample(PROMPTS, sampling, 8) if isinstance(a, Rollout)]
@@ -123,7 +123,7 @@ async def test_tokens_and_logprobs(server: Server, models: dict[str, Path], tmp_
         ids = rollout.response_ids
         assert rollout.finish == ("stop" if ids[-1] in sampling.stop_ids else "length")
         assert not np.isin(ids[:-1], sampling.stop_ids).any()
-        assert len(ids) == 24 or rollout.finish == "stop"
+        assert len(ids) == sampling.max_tokens or rollout.finish == "stop"
         np.testing.assert_allclose(rollout.behaviour_logprobs, truth(lm, rollout), atol=1e-4)
     assert {a.finish for a in answers} == {"stop", "length"}
     assert len({tuple(a.token_ids) for a in answers}) > 16
@@ -157,7 +157,7 @@ async def test_cut_distributions_and_the_most_likely_answer(
     await one.close()
 
 
-@on("sglang student", "vllm untied processed")
+@on("sglang student", "vllm student processed")
 def test_a_server_that_is_killed_and_comes_back_gets_the_weights_again(server: Server, tmp_path: Path) -> None:
     def restart() -> None:
         server.stop()
@@ -168,9 +168,11 @@ def test_a_server_that_is_killed_and_comes_back_gets_the_weights_again(server: S
     assert all(line["mismatch"] < 1e-3 for line in result.steps)
 
 
-@on("vllm student")
-def test_a_tied_head_that_is_lost_is_noticed(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"update 1 but .*limbeck untie"):
+@on("vllm student processed")
+def test_a_lost_output_head_is_noticed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this build makes of a folder as the learner writes it: old head, new body, and not a word."""
+    monkeypatch.setattr("limbeck.engines.vllm.untie_head", lambda folder: False)
+    with pytest.raises(EngineError, match=r"update 1 (but does not hold them|but did not change)"):
         three_steps(server, tmp_path, 0.7)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from limbeck.config_teachers import SGLangTeacher, VLLMTeacher
-from limbeck.errors import ContractError, DataError, TeacherError
+from limbeck.errors import ContractError, DataError, RecipeError, TeacherError
 from limbeck.records import Failure, Prompt, Rollout, Sampling, TokenScores, TopKScores
 from limbeck.teachers.connect import remote_teacher
 from limbeck.teachers.contract import continuations
@@ -368,7 +368,7 @@ async def test_the_bearer_token_comes_from_the_environment(monkeypatch: pytest.M
         with pytest.raises(ContractError, match="token_env"):
             await prove(teacher_of(server, "sglang"), 0.7)
         monkeypatch.delenv("TEACHER_TOKEN")
-        with pytest.raises(TeacherError, match="no such variable"):
+        with pytest.raises(RecipeError, match=r"teacher\.token_env.*no such variable"):
             teacher_of(server, "sglang", token_env="TEACHER_TOKEN")
 
 

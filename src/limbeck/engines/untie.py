@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from limbeck.errors import ModelError
-from limbeck.models import resolve
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 INDEX, WHOLE, BODY, HEAD_FILE = (
     "model.safetensors.index.json", "model.safetensors", "model-body.safetensors", "model-head.safetensors",
 )  # fmt: skip
-
-
-def untie_copy(model: str, out: Path) -> bool:
-    """`out` as a copy of a model folder with an untied head; False where it had one. Raises `ModelError`."""
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{out} is not empty. Give a folder that does not exist yet.")
-    source = Path(resolve(model))
-    if not source.is_dir():
-        raise ModelError(f"{model!r} is not a folder here: download the model first, and give its folder.")
-    shutil.copytree(source, out, dirs_exist_ok=True)
-    return untie_head(out)
 
 
 def untie_head(folder: Path) -> bool:

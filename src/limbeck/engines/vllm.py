@@ -1,8 +1,8 @@
 """vLLM as an engine: `/v1/completions`, and weights reloaded from a folder in development mode.
 
-vLLM's CPU builds lose a tied output head when weights are reloaded. Weights therefore always travel with a
-head of their own: a server that was started with an untied model takes it, one with a tied model passes it
-over.
+vLLM's CPU builds pack the output head apart and, where it is tied to the embeddings, keep the old one when
+weights are reloaded. So weights always travel with a head of their own, which those builds take and others
+pass over; that this one does is for the engine's fixed text to show.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class VLLMServer(JsonDialect):
 
     remedy = (
         "Start vLLM with the student's model and VLLM_SERVER_DEV_MODE=1, on a machine that sees the run's folder (or "
-        "engine.weights_folder) under the same path. If the model's embeddings are tied, start it with the folder that "
-        "`limbeck untie MODEL OUT` writes: some builds lose a tied output head when weights are reloaded."
+        "engine.weights_folder) under the same path; a folder it does not see ends it. Serve in the precision of the "
+        "recipe, or raise engine.tolerance: look at its log."
     )
 
     def __init__(self) -> None:

@@ -137,19 +137,13 @@ def read_identity(answer: Any) -> str:
 
 
 def write_tokenize(text: str, model: str | None = None) -> tuple[str, dict[str, Any]]:
-    """(path, body) of a request whose answer shows how the server splits `text`."""
-    return PATH, {
-        "text": text,
-        "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
-        "return_logprob": True,
-        "logprob_start_len": 0,
-    }
+    """(path, body) of a request for how the server splits `text`. Not by the echo, whose last id is clipped."""
+    return "/tokenize", {"prompt": text, "add_special_tokens": True}
 
 
 def read_tokenize(answer: Any) -> list[int]:
-    """Token ids, from the echo."""
-    entries = sequence(member(member(answer, "meta_info"), "input_token_logprobs", "meta_info"), "log-probs")
-    return [integer(_triple(entry)[1], "token id") for entry in entries]
+    """Token ids of `text`."""
+    return [integer(i, "token id") for i in sequence(member(answer, "tokens"), "tokens")]
 
 
 def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, Any]:
