@@ -27,6 +27,11 @@ from tests.fake_server import FakeServer
 class FakeEngine(FakeServer):
     """Lies and faults are attributes, also while it runs; those of `FakeServer` that are about the wire work too."""
 
+    routes = (
+        *FakeServer.routes, "/update_weights_from_disk", "/begin_weight_update", "/update_weights_from_tensor",
+        "/end_weight_update", "/collective_rpc", "/reset_prefix_cache",
+    )  # fmt: skip
+
     def __init__(self, model: PreTrainedModel, **faults: Any) -> None:
         super().__init__(vocabulary=model.config.vocab_size, **faults)
         self.at_start = {name: tensor.clone() for name, tensor in model.state_dict().items()}

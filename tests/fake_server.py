@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -61,6 +61,8 @@ class FakeServer:
     requests: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
+
+    routes: ClassVar[tuple[str, ...]] = ("/generate", "/v1/completions", "/tokenize")
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
@@ -122,7 +124,7 @@ class FakeServer:
         if path in ("/get_model_info", "/v1/models"):
             name = self.model if self.renamed_after is None or self.requests <= self.renamed_after else "teacher-v2"
             return await self._send(writer, 200, json.dumps({"model_path": name, "data": [{"id": name}]}).encode())
-        if path not in ("/generate", "/v1/completions", "/tokenize"):
+        if path not in self.routes:
             return await self._send(writer, 404, b'{"detail": "Not Found"}')
         self.requests += 1
         if self.drifts_after is not None and self.requests > self.drifts_after:

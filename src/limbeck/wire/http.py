@@ -203,7 +203,7 @@ def _check_status(response: httpx.Response, address: str, table: str) -> None:
     if code in (401, 403):
         raise WireError("refused", f"{said}. Give the server's token in a variable and name it in {table}.token_env.")
     if code in (404, 405):
-        raise WireError("refused", f"{said}. It has no such route: is it a server of this kind, at this address?")
+        raise WireError("refused", f"{said}. It has no such route: look at the address and at the kind of server")
     raise WireError("refused", said)
 
 
