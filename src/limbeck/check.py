@@ -62,7 +62,7 @@ def check_teacher(
         from limbeck.models import load_tokenizer
 
         ours = load_tokenizer(tokenizer)
-    size, k = _sizes(section.top_logprobs, vocabulary, None if ours is None else len(ours))
+    size = _size(section.top_logprobs, vocabulary, None if ours is None else len(ours))
     head = None
     if isinstance(section, StatesTeacher) and section.head is not None:
         import torch
@@ -71,26 +71,25 @@ def check_teacher(
         from limbeck.models import load_model
 
         head = load_model(ModelSection(model=section.head), torch.device("cpu")).head().detach()
-    teacher = remote_teacher("at the server", section, size, k, min(SUPPORT, k), head)
+    teacher = remote_teacher("at the server", section, size, size, min(SUPPORT, size), head)
     try:
         return tuple(asyncio.run(_check(teacher, temperature, ours)))
     except WireError as error:
         raise TeacherError(f"{error}. Is the server up, and of kind {kind}?") from None
 
 
-def _sizes(top_logprobs: int, vocabulary: int | None, tokens: int | None) -> tuple[int, int]:
-    """(upper bound of the vocabulary, largest K to ask for).
+def _size(top_logprobs: int, vocabulary: int | None, tokens: int | None) -> int:
+    """An upper bound of the vocabulary.
 
     Raises `RecipeError` for a K that may be above the vocabulary: some servers do not survive that.
     """
-    wanted = max(SUPPORT, top_logprobs)
-    surely = vocabulary or tokens or SMALLEST_VOCABULARY
-    if wanted > surely and vocabulary is None:
+    surely = tokens or SMALLEST_VOCABULARY
+    if vocabulary is None and top_logprobs > surely:
         raise RecipeError(
             f"--top-logprobs {top_logprobs} may be more than the server's vocabulary, which some servers do not "
             "survive. Give --vocabulary, the rows of its output head."
         )
-    return vocabulary or LARGEST_VOCABULARY, min(wanted, surely)
+    return vocabulary or LARGEST_VOCABULARY
 
 
 async def _check(

@@ -154,7 +154,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(served: Served) 
 
 def queued(served: Served) -> float:
     text = httpx.get(f"{served.url}/metrics", headers=TOKEN).text
-    return float(re.findall(r"limbeck_queue_sequences (\S+)", text)[0])
+    return float(re.findall(r"(?m)^limbeck_queue_sequences (\S+)", text)[0])
 
 
 def test_a_full_queue_says_when_to_come_back_and_sigterm_finishes_what_was_taken(served: Served) -> None:

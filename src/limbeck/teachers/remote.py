@@ -48,7 +48,7 @@ class RemoteTeacher:
     """Asks `pool` in `dialect`. `support` is the objective's K; 0 is the sampled token alone.
 
     `vocabulary` is the number of tokens the server's distribution has, or more; `largest_k` that number, or
-    less: a K above it kills some servers.
+    less: a K above it kills some servers, and a token beyond it the student does not have.
     """
 
     def __init__(
@@ -174,8 +174,9 @@ class RemoteTeacher:
         highest = int(ids_SK[:, :k].max(initial=-1))
         if highest >= self.largest_k:
             raise ContractError(
-                f"teacher {self.name} has token {highest} among its top {k}, but the student has only "
-                f"{self.largest_k}: they have different tokenizers."
+                f"teacher {self.name} has token {highest} among its top {k}, but the student's head has only "
+                f"{self.largest_k} rows: they have different tokenizers, or different padding. Lower objective.support, or "
+                "resize the student's head."
             )
         return TopKScores(self.name, temperature, ids_SK[:, :k], tops_SK[:, :k], sampled_S, bound, errors, known)
 
