@@ -107,8 +107,8 @@ class FakeServer:
         try:
             while await self._one(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client went away, as clients do
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client went away, as clients do, or the server is stopped
         finally:
             self._tasks.discard(task)
             writer.transport.abort()
@@ -242,6 +242,14 @@ class FakeServer:
         return answer
 
 
+async def _stop_all(server: FakeServer) -> None:
+    await server.stop()
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+
+
 @contextmanager
 def in_thread(server: FakeServer) -> Iterator[FakeServer]:
     """The server on a loop of its own, for code that runs one itself."""
@@ -251,8 +259,8 @@ def in_thread(server: FakeServer) -> Iterator[FakeServer]:
     try:
         asyncio.run_coroutine_threadsafe(server.start(), loop).result(30)
         yield server
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(30)
     finally:
+        asyncio.run_coroutine_threadsafe(_stop_all(server), loop).result(30)  # nothing may be left on a closed loop
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()
