@@ -184,7 +184,9 @@ class LeanRows:
                 query_HDB.copy_(_rms(query_HDB, block.query_norm, dim=1))
                 key_JDB.copy_(_rms(key_JDB, block.key_norm, dim=1))
             turned_HDB = _rotate(heads_HDB[: counts[0] + counts[1]], cos_1DB, sin_1DB)
-            query_BJGD = turned_HDB[: counts[0]].permute(2, 0, 1).reshape(rows, counts[1], -1, model.head_width)
+            # Contiguous: scaled_dot_product_attention leaves its fast kernel for a query of strange strides.
+            query_BHD = turned_HDB[: counts[0]].permute(2, 0, 1).contiguous()
+            query_BJGD = query_BHD.view(rows, counts[1], -1, model.head_width)
             key_BJ1D, value_BJ1D = (
                 part.permute(2, 0, 1)[:, :, None] for part in (turned_HDB[counts[0] :], heads_HDB[-counts[2] :])
             )
