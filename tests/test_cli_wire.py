@@ -138,7 +138,8 @@ def test_a_recipe_is_checked_like_a_server(tmp_path: Path) -> None:
             kind = "sglang"
             url = "{server.url}"
             retry_seconds = 5
-            top_logprobs = 60
+            top_logprobs = 90
+            vocabulary = {tiny.VOCABULARY}
             [task]
             kind = "arithmetic"
             digits = 1

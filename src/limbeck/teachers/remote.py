@@ -175,8 +175,8 @@ class RemoteTeacher:
         if highest >= self.largest_k:
             raise ContractError(
                 f"teacher {self.name} has token {highest} among its top {k}, but the student's head has only "
-                f"{self.largest_k} rows: they have different tokenizers, or different padding. Lower objective.support, or "
-                "resize the student's head."
+                f"{self.largest_k} rows: they have different tokenizers, or different padding. Lower "
+                "objective.support, or resize the student's head."
             )
         return TopKScores(self.name, temperature, ids_SK[:, :k], tops_SK[:, :k], sampled_S, bound, errors, known)
 
