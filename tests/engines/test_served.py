@@ -36,7 +36,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["llama", "llama-tied"])
 def lm(request: pytest.FixtureRequest) -> CausalLM:
-    return tiny.lm_of(request.param)
+    return tiny.fresh(request.param)
 
 
 def engine(kind: str, server: FakeEngine, folder: Path, **changes: Any) -> ServedEngine:
@@ -91,7 +91,7 @@ async def test_it_samples_with_the_weights_it_was_given(kind: str, lm: CausalLM,
 
 
 async def test_raw_logprobs_are_found_out_and_recomputed(kind: str, tmp_path: Path) -> None:
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
     async with FakeEngine(lm.model) as server:
         server.raw_logprobs = True
         one = engine(kind, server, tmp_path)
@@ -103,7 +103,7 @@ async def test_raw_logprobs_are_found_out_and_recomputed(kind: str, tmp_path: Pa
 
 
 async def test_logprobs_that_are_neither_are_refused(kind: str, tmp_path: Path) -> None:
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
     async with FakeEngine(lm.model) as server:
         server.other_logprobs = 0.3
         with pytest.raises(EngineError, match=r"its log-probs of sampled tokens are 0\.3"):
@@ -113,7 +113,7 @@ async def test_logprobs_that_are_neither_are_refused(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize("changes", [{"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.1}, {"greedy": True}])
 async def test_of_a_cut_distribution_they_are_recomputed(changes: dict[str, Any], tmp_path: Path) -> None:
     """Greedy: the token's log-prob in the whole distribution. Cut: in what is left."""
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
     async with FakeEngine(lm.model) as server:
         one = engine("sglang", server, tmp_path)
         await one.load(LocalPolicy(0, lm))
@@ -137,7 +137,7 @@ async def test_of_a_cut_distribution_they_are_recomputed(changes: dict[str, Any]
 @pytest.mark.parametrize("size", [0.02, 3e-4])
 async def test_an_update_that_is_accepted_and_not_made_stops_the_run(kind: str, size: float, tmp_path: Path) -> None:
     """Also one so small that the old weights are within the tolerance."""
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
     async with FakeEngine(lm.model) as server:
         one = engine(kind, server, tmp_path, tolerance=0.02 if size > 1e-3 else 1.0)
         await one.load(LocalPolicy(0, lm))
@@ -148,7 +148,7 @@ async def test_an_update_that_is_accepted_and_not_made_stops_the_run(kind: str, 
 
 
 async def test_weights_that_arrive_spoilt_stop_the_run(kind: str, tmp_path: Path) -> None:
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
     async with FakeEngine(lm.model) as server:
         one = engine(kind, server, tmp_path)
         await one.load(LocalPolicy(0, lm))
@@ -160,7 +160,7 @@ async def test_weights_that_arrive_spoilt_stop_the_run(kind: str, tmp_path: Path
 
 
 async def test_a_server_that_takes_no_weights_is_named(kind: str, tmp_path: Path) -> None:
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
     async with FakeEngine(lm.model) as server:
         server.refuses_weights = True
         with pytest.raises(EngineError, match=rf"{server.url} did not take the weights of update 0.*answered 400"):
@@ -171,7 +171,7 @@ async def test_a_server_that_takes_no_weights_is_named(kind: str, tmp_path: Path
 async def test_after_a_restart_the_weights_are_pushed_again_and_the_step_sampled_anew(
     kind: str, tmp_path: Path
 ) -> None:
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
     async with FakeEngine(lm.model) as server:
         one = engine(kind, server, tmp_path)
         await one.load(LocalPolicy(0, lm))
@@ -186,7 +186,7 @@ async def test_after_a_restart_the_weights_are_pushed_again_and_the_step_sampled
 
 
 async def test_a_server_that_loses_them_every_time_stops_the_run(kind: str, tmp_path: Path) -> None:
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
 
     class Forgetful(FakeEngine):
         forgets = False
@@ -205,7 +205,7 @@ async def test_a_server_that_loses_them_every_time_stops_the_run(kind: str, tmp_
 
 
 async def test_a_cut_off_update_of_tensors_is_begun_again(tmp_path: Path) -> None:
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
 
     class Strict(FakeEngine):
         async def _answer(self, writer: Any, path: str, body: dict[str, Any]) -> bool:
@@ -230,7 +230,7 @@ WRONG = {
 
 @pytest.mark.parametrize("lie", list(WRONG))
 async def test_answers_that_are_not_whole_are_failures(kind: str, lie: str, tmp_path: Path) -> None:
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
     async with FakeEngine(lm.model) as server:
         one = engine(kind, server, tmp_path)
         await one.load(LocalPolicy(0, lm))
@@ -246,7 +246,7 @@ async def test_answers_that_are_not_whole_are_failures(kind: str, lie: str, tmp_
 
 
 async def test_a_storm_on_the_wire_does_not_change_the_samples(kind: str, tmp_path: Path) -> None:
-    lm = tiny.lm_of("llama")
+    lm = tiny.fresh("llama")
     async with FakeEngine(lm.model) as server:
         one = engine(kind, server, tmp_path)
         await one.load(LocalPolicy(0, lm))
