@@ -138,7 +138,7 @@ class TestBaked:
         lines = [json.loads(line) for line in (result.folder / "contract.jsonl").read_text().splitlines()]
         (measured,) = [line["measured"] for line in lines if line["probe"] == "method baked"]
         (most,) = re.findall(r"max (\S+) nats off", measured)
-        assert float(most) <= 1e-4
+        assert float(most) <= 3e-4  # of probe texts far from what the model knows: log-probs down to -32 nats
 
     @baked(0.7)
     async def test_cold(self, server: Server, models: dict[str, Path]) -> None:
