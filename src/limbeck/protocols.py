@@ -55,7 +55,11 @@ class Teacher(Protocol):
     """Marks every sampled token, at the temperature it was sampled at."""
 
     name: str
-    seconds: Mapping[str, float]  # of the last `score`, by the name of each teacher that took part; {} for one alone
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Of the last `score`, by the name of each teacher that took part; empty for one that is alone."""
+        ...
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]: ...
 
