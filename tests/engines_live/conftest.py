@@ -16,7 +16,7 @@ from limbeck.temperature.bake import bake
 
 from .servers import Server, python_of, running
 
-OPTIONS = {"processed": ("--logprobs-mode", "processed_logprobs")}
+OPTIONS = {"processed": ("--logprobs-mode", "processed_logprobs"), "states": ("--enable-return-hidden-states",)}
 
 
 @pytest.fixture(scope="session")

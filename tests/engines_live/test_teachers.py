@@ -20,7 +20,7 @@ from limbeck.config_section import ModelSection
 from limbeck.config_teachers import SGLangTeacher, VLLMTeacher
 from limbeck.errors import ContractError
 from limbeck.models import load_model
-from limbeck.records import TopKScores
+from limbeck.records import HiddenScores, TopKScores
 from limbeck.teachers.connect import remote_teacher
 from limbeck.teachers.contract import Verdict, continuations, probe_rollout
 from limbeck.teachers.proof import prove_remote
@@ -113,6 +113,25 @@ def test_three_steps_by_a_stock_teacher(server: Server, tmp_path: Path, temperat
     assert len(result.steps) == 3
     assert all(0 < line["teacher/error_bound/max"] <= 0.02 for line in result.steps)
     assert "method rescale" in (result.folder / "contract.jsonl").read_text()
+
+
+@on("sglang teacher states")
+@hot_and_cold
+async def test_hidden_states_give_the_whole_distribution(
+    server: Server, models: dict[str, Path], temperature: float
+) -> None:
+    head = load_model(ModelSection(model=str(models["teacher"])), torch.device("cpu")).head().detach()
+    section = SGLangTeacher(url=server.url, head=str(models["teacher"]))
+    teacher = remote_teacher("t", section, V, V, 0, head)
+    await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature)
+    assert teacher.method == "hidden"
+    marked = await teacher.score([probe_rollout(ids[:4], ids[4:], temperature) for ids in TEXTS])
+    await teacher.close()
+    for scores, row in zip(marked, truth(models["teacher"], temperature), strict=True):
+        assert isinstance(scores, HiddenScores)
+        logits_SV = scores.head.logits(torch.as_tensor(scores.hidden)).double()
+        ours = torch.log_softmax(logits_SV / temperature, dim=-1).numpy()
+        assert np.abs(ours - row).max() <= SLACK
 
 
 def baked(temperature: float) -> pytest.MarkDecorator:
