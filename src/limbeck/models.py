@@ -11,6 +11,7 @@ that does something else is refused by name rather than trained wrongly.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +198,7 @@ def prove_head(lm: CausalLM) -> None:
     lm.model.train(was_training)
     theirs_LV = theirs_LV[:, : lm.vocabulary]
     worst = (theirs_LV.log_softmax(-1) - ours_LV.log_softmax(-1)).abs().max().item()
-    if not worst <= _tolerance(lm):
+    if not worst <= tolerance(lm):
         raise ModelError(
             f"{lm.name}: {type(lm.model).__name__} turns hidden states into logits in a way Limbeck does not "
             f"know (log-probs differ by {worst:.3g} nats; expected at most {PROBE_TOLERANCE}). Supported: a "
@@ -219,7 +220,7 @@ def prove_packing(lm: CausalLM) -> None:
         alone_Ld = torch.cat([lm.hidden(tokens_L[part][None], positions_L[part][None])[0] for part in PROBE_PARTS])
         worst = _distance(lm, packed_Ld, alone_Ld)
     lm.model.train(was_training)
-    if not worst <= _tolerance(lm):
+    if not worst <= tolerance(lm):
         raise ModelError(
             f"{lm.name}: {type(lm.model).__name__} cannot tell packed sequences apart (log-probs differ by {worst:.3g} "
             f"nats from those of each alone; expected at most {PROBE_TOLERANCE}). Set learner.layout = 'padded'."
@@ -251,7 +252,7 @@ def share_prompts(lm: CausalLM) -> str | None:
             shared_Nd = lm.hidden(tokens_N[None], positions_N[None], tree=grow([(3, [2, 3]), (2, [])]).to(lm.device))[0]
             shared_Nd = torch.cat([shared_Nd[i] for i in alone])
             worst = _distance(lm, shared_Nd, alone_Nd)
-        why = None if worst <= _tolerance(lm) else f"log-probs of {family} differ by {worst:.3g} nats on a probe"
+        why = None if worst <= tolerance(lm) else f"log-probs of {family} differ by {worst:.3g} nats on a probe"
     except Exception as error:  # whatever the architecture's own code raises
         why = f"{family} cannot: {_first_line(error)}"
     if why is not None:
@@ -274,7 +275,12 @@ def _distance(lm: CausalLM, one_Nd: Tensor, other_Nd: Tensor) -> float:
     return (one_NV - other_NV).abs().max().item()
 
 
-def _tolerance(lm: CausalLM) -> float:
+def precision(lm: CausalLM, autocast: torch.dtype | None) -> AbstractContextManager[object]:
+    """What the model computes in."""
+    return nullcontext() if autocast is None else torch.autocast(lm.device.type, autocast)
+
+
+def tolerance(lm: CausalLM) -> float:
     """In nats: rounding of the dtype the model computes in, far below any mistake."""
     dtype = next(lm.model.parameters()).dtype
     return PROBE_TOLERANCE * (1 if dtype in (torch.float32, torch.float64) else 100)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,7 @@ from limbeck.engines.lean import LeanModel, LeanRows, read
 from limbeck.engines.rows import PlainRows, Rows, prefill
 from limbeck.engines.sampling import draw, uniforms
 from limbeck.errors import EngineError
-from limbeck.models import CausalLM
+from limbeck.models import CausalLM, precision
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Prompt, Rollout, Sampling
 
@@ -58,7 +57,7 @@ class InProcessEngine:
         was_training = self.lm.model.training
         self.lm.model.eval()  # no dropout while sampling
         try:
-            with torch.inference_mode(), self._precision():
+            with torch.inference_mode(), precision(self.lm, self.autocast):
                 for rows in self._groups(prompts, samples_per_prompt):
                     for index, rollout in self._decode(prompts, rows, samples_per_prompt, sampling):
                         rollouts[index] = rollout
@@ -67,11 +66,6 @@ class InProcessEngine:
         done: list[Rollout | Failure] = [rollout for rollout in rollouts if rollout is not None]
         assert len(done) == len(rollouts)
         return done
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.lm.device.type, self.autocast)
 
     def _groups(self, prompts: Sequence[Prompt], samples: int) -> Iterator[list[tuple[int, list[int]]]]:
         """(prompt, its sample numbers) decoded together: at most `max_rows` rows, like lengths together."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from limbeck.engines.kv_cache import RowLayer
 from limbeck.engines.rows import Prefilled, prefill
-from limbeck.models import PROBE_TOLERANCE, CausalLM
+from limbeck.models import CausalLM, tolerance
 from limbeck.objectives.head import at_least_float32
 
 PROBE_PROMPTS = (5, 2)  # tokens; of different lengths, so that one is padded
@@ -75,8 +75,7 @@ def read(lm: CausalLM) -> LeanModel | str:
         worst = _distance(lm, model)
     except Exception as error:  # parts of those names that want something else, such as half-rotated heads
         return f"{family} is not computed like Llama: {(str(error).splitlines() or [type(error).__name__])[0]}"
-    dtype = next(lm.model.parameters()).dtype
-    if not worst <= PROBE_TOLERANCE * (1 if dtype in (torch.float32, torch.float64) else 100):
+    if not worst <= tolerance(lm):
         return f"{family} is not computed like Llama: log-probs differ by {worst:.3g} nats on a probe"
     return model
 

@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from limbeck.config import LocalLearner, Lora, Objective
 from limbeck.errors import EngineError, ModelError, NonFiniteError, RunError
 from limbeck.learners.measures import Measures
 from limbeck.learners.tracing import trace_micro_batch
-from limbeck.models import CausalLM, prove_packing, share_prompts
+from limbeck.models import CausalLM, precision, prove_packing, share_prompts
 from limbeck.objectives import Measured, distillation_loss
 from limbeck.records import Floats, Mean, Rollout, Scored, StepReport, Trace
 from limbeck.truncation import truncate
@@ -247,11 +246,6 @@ class LocalPolicy:
 
 def _means(measures: Measures, samples: Sequence[Scored]) -> dict[str, Mean]:
     return measures.means() | measures.by_teacher([sample.scores.teacher for sample in samples])
-
-
-def precision(lm: CausalLM, autocast: torch.dtype | None) -> AbstractContextManager[object]:
-    """What the model computes in."""
-    return nullcontext() if autocast is None else torch.autocast(lm.device.type, autocast)
 
 
 def learning_rate(section: LocalLearner, step: int, steps: int) -> float:
