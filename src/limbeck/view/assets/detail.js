@@ -116,7 +116,7 @@ export class Detail {
 
   drawOne(main, which, scale, token) {
     const flow = tokenFlow(main, which, scale, "Response, token by token. Arrow keys move along the tokens.");
-    if (token !== undefined) requestAnimationFrame(() => { flow.focus({ preventScroll: true }); flow.point(token, true); requestAnimationFrame(() => flow.point(token, false)); });
+    if (token !== undefined) requestAnimationFrame(() => { flow.focus({ preventScroll: true }); flow.point(token, true); });
     return [flow];
   }
 

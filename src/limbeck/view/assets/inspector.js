@@ -24,11 +24,11 @@ export class Inspector {
   constructor() {
     this.node = el("div", { class: "inspector", role: "tooltip", id: "inspector", hidden: true });
     document.body.append(this.node);
-    addEventListener("scroll", () => this.hide(), { passive: true, capture: true });
+    addEventListener("scroll", () => this.follow(), { passive: true, capture: true });
   }
   show(rollout, i, span) {
     if (this.rollout === rollout && this.i === i && !this.node.hidden) return;
-    Object.assign(this, { rollout, i });
+    Object.assign(this, { rollout, i, span });
     const at = (name) => rollout[name]?.[i];
     const trained = rollout.trained?.[i] !== false;
     this.node.replaceChildren(
@@ -39,7 +39,14 @@ export class Inspector {
         name, at(`${name}_top_ids`), at(`${name}_top_tokens`), at(`${name}_top_logprobs`), rollout.token_ids[i]))),
       trained && el("p", { class: "hint" }, `Probabilities at T = ${rollout.temperature}`));
     this.node.hidden = false;
-    this.place(span.getClientRects()[0] ?? span.getBoundingClientRect());
+    this.follow();
+  }
+  // Stays at its token while the page scrolls, and goes with it.
+  follow() {
+    if (this.node.hidden) return;
+    const box = this.span.getClientRects()[0] ?? this.span.getBoundingClientRect();
+    if (!this.span.isConnected || box.bottom < 0 || box.top > innerHeight) this.hide();
+    else this.place(box);
   }
   place(box) {
     const { offsetWidth: width, offsetHeight: height } = this.node;
