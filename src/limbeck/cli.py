@@ -13,6 +13,7 @@ import click
 from limbeck import __version__
 from limbeck.cli_wire import bake, serve
 from limbeck.errors import ContractError, LimbeckError
+from limbeck.visible import visible
 
 if TYPE_CHECKING:
     from limbeck.evaluation import Evaluation
@@ -28,7 +29,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except LimbeckError as error:
-            click.secho(f"error: {error}", fg="red", err=True)
+            click.secho(f"error: {visible(str(error))}", fg="red", err=True)  # it may quote a server or a data set
             ctx.exit(1)
 
 
@@ -231,7 +232,8 @@ def _print_evaluation(result: Evaluation, answers: int) -> None:
     console.print(table)
     for answer in result.answers[:answers]:
         mark = "" if answer.reward is None else f"  reward {answer.reward:g}"
-        console.print(Text(f"\n{answer.prompt}", style="bold"), Text(answer.response), Text(mark, style="dim"))
+        prompt, response = visible(answer.prompt), visible(answer.response)
+        console.print(Text(f"\n{prompt}", style="bold"), Text(response), Text(mark, style="dim"))
 
 
 if __name__ == "__main__":

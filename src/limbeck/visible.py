@@ -1,0 +1,28 @@
+"""Text of a model or a stranger, made safe to print: what hides, reorders or commands becomes something to see."""
+
+from __future__ import annotations
+
+import re
+
+# Control characters but line breaks and tabs, marks of direction, characters of no width, tags, halves of
+# surrogate pairs. The page has the same set (view/assets/dom.js), and a test holds the two together.
+HIDDEN = re.compile(
+    "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f"
+    "\\ufeff\\ufff9-\\ufffb\\U000e0000-\\U000e007f\\ud800-\\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    r"""`text` as a terminal can be trusted with it.
+
+    >>> visible("\x1b[31mred\x1b[0m \u202egnp.exe\r")
+    '␛[31mred␛[0m ⟨U+202E⟩gnp.exe␍'
+    """
+    return HIDDEN.sub(_symbol, text)
+
+
+def _symbol(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
