@@ -132,6 +132,30 @@ def test_bad_folders(tmp_path: Path) -> None:
     assert "recipe.toml is missing" in Runs(tmp_path).describe()["runs"][0]["problems"][0]
 
 
+def test_what_json_cannot_hold_is_text(tmp_path: Path) -> None:
+    made.write_metrics(tmp_path / "run", 2)
+    recipe = "x = inf\nwhen = [2026-01-02, {y = nan}]\n[rollout]\ntemperature = 0.7\n"
+    (tmp_path / "run" / "recipe.toml").write_text(recipe)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "kind": "train", "huge": 10**400, "reward": float("inf")}) + "\n")
+    client = TestClient(make_app(tmp_path), base_url="http://127.0.0.1:8642")
+    described = _get(client, "runs")["runs"][0]["recipe"]
+    assert described == {"x": "inf", "when": ["2026-01-02", {"y": "nan"}], "rollout": {"temperature": 0.7}}
+    assert _get(client, "metrics", run="run")["train"]["values"]["huge"] == [None, None, None]
+
+
+def test_a_folder_that_may_not_be_read_hides_no_other(two_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exists = Path.exists
+
+    def denied(path: Path) -> bool:
+        if path.parent.name == "notes":
+            raise PermissionError(13, "Permission denied")
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", denied)
+    assert [run["id"] for run in Runs(two_runs).describe()["runs"]] == ["a", "b"]
+
+
 def test_a_taken_port_is_said(two_runs: Path) -> None:
     import socket
 

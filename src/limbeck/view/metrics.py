@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 SHOWN_PROBLEMS = 3
 KINDS = ("train", "eval")
+MAX_FLOAT = sys.float_info.max
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Columns:
             column = self.values.setdefault(key, [])
             if len(column) < count:
                 column.extend([None] * (count - len(column)))
-            column.append(value if math.isfinite(value) else None)
+            column.append(value if -MAX_FLOAT <= value <= MAX_FLOAT else None)  # no NaN, and nothing larger than JSON's
         self.step.append(line["step"])
 
     def fill_up(self) -> None:

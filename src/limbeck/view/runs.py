@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +91,18 @@ class Runs:
 
 
 def _is_run(path: Path) -> bool:
-    return any((path / mark).exists() for mark in MARKS)
+    try:
+        return any((path / mark).exists() for mark in MARKS)
+    except OSError:  # somebody else's folder, which hides none of ours
+        return False
 
 
-def _jsonable(table: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML's dates as text; the rest is JSON's already."""
-    return {
-        key: _jsonable(value) if isinstance(value, dict)
-        else value if isinstance(value, str | int | float | bool | list)
-        else str(value)
-        for key, value in table.items()
-    }  # fmt: skip
+def _jsonable(value: Any) -> Any:
+    """TOML's dates, infinities and NaN as text; the rest is JSON's already."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if isinstance(value, str | int) else str(value)
