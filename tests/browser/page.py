@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import JavascriptException
 from selenium.webdriver.chrome.service import Service
 
 ARGUMENTS = (
@@ -40,13 +39,17 @@ class Page:
         return self.driver.execute_script(script, *arguments)
 
     def until(self, condition: str, *arguments: Any) -> Any:
-        """Wait for a JavaScript expression to hold; its value."""
+        """Wait for a JavaScript expression to hold; its value. What is not there yet is no error."""
         end = time.monotonic() + PATIENCE
+        problem = ""
         while time.monotonic() < end:
-            if value := self.run(f"return {condition}", *arguments):
-                return value
+            try:
+                if value := self.run(f"return {condition}", *arguments):
+                    return value
+            except JavascriptException as error:
+                problem = str(error.msg)
             time.sleep(0.05)
-        raise AssertionError(f"never came true: {condition}\n{self.errors()}")
+        raise AssertionError(f"never came true: {condition}\n{problem}\n{self.errors()}")
 
     def press(self, selector: str, text: str = "") -> None:
         """Click the first element that matches, and whose text is `text` where given."""
@@ -83,29 +86,17 @@ def chromium() -> Iterator[webdriver.Chrome]:
 @contextmanager
 def serving(path: Path) -> Iterator[str]:
     """`limbeck view` over a path, as a process of its own; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "limbeck.cli", "view", str(path), "--port", str(port), "--no-open"]
-    address = f"http://127.0.0.1:{port}/"
-    with subprocess.Popen(command) as server:
+    command = [sys.executable, "-m", "limbeck.cli", "view", str(path), "--port", "0", "--no-open"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            _wait_for(address)
-            yield address
+            assert server.stdout is not None
+            announced = server.stdout.readline()  # it listens by then
+            found = re.search(r"http://\S+", announced)
+            assert found, f"limbeck view did not start: {announced!r}"
+            yield found[0]
         finally:
             server.terminate()
             server.wait(PATIENCE)
-
-
-def _wait_for(address: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        try:
-            urllib.request.urlopen(f"{address}api/runs", timeout=PATIENCE).close()
-            return
-        except (ConnectionError, urllib.error.URLError):
-            time.sleep(0.1)
-    raise AssertionError("limbeck view did not start")
 
 
 def _program(*names: str) -> str:

@@ -1,5 +1,5 @@
 // One chart: lines with bands over steps, drawn by uPlot, with the values under the cursor in its head.
-import { colour, el } from "./dom.js";
+import { announce, colour, el } from "./dom.js";
 import { num, percent } from "./format.js";
 
 // Shared by all charts: smoothing in [0, 1), log scale, the steps zoomed to.
@@ -41,14 +41,14 @@ function align(lines) {
 
 export class Chart {
   // build() -> { lines, alarms }: see `curves.js`. Drawn when it comes into sight.
-  constructor({ title, unit = "", about = "", size = "", format = num, height = 200, stacked = false, span = 0, build }) {
-    Object.assign(this, { title, unit, format, height, stacked, span, build });
+  constructor({ title, unit = "", about = "", size = "", format = num, height = 200, stacked = false, linear = stacked || format === percent, span = 0, axis = "step", build }) {
+    Object.assign(this, { title, format, height, stacked, linear, span, axis, build });
     this.values = el("div", { class: "values" });
     this.step = el("span", { class: "at" });
     this.note = el("p", { class: "note", hidden: true });
     this.plot = el("div", { class: "plot", tabIndex: 0, role: "img", onkeydown: (event) => this.key(event), onblur: () => this.leave() });
     this.node = el("figure", { class: `card chart ${size}` },
-      el("figcaption", {}, el("h3", { title: about || undefined }, title, unit && el("small", {}, unit)), this.step, this.values),
+      el("figcaption", {}, el("h3", { title: about || undefined }, title, this.unit = el("small", {}, unit)), this.step, this.values),
       this.plot, this.note);
     view.charts.add(this);
     this.dirty = true;
@@ -65,7 +65,7 @@ export class Chart {
   tick(value, apart) {
     const digits = Math.ceil(-Math.log10(apart * (this.format === percent ? 100 : 1)) - 1e-9);
     const text = this.format(value, Math.min(Math.max(digits + 1, 1), 8));
-    return text.replace(/(\.\d*?)0+(%?)$/, "$1$2").replace(/\.(%?)$/, "$1");
+    return text.replace(/(\.\d*?)0+(%?|e.*)$/, "$1$2").replace(/\.(%?|e.*)$/, "$1");
   }
 
   update(anew = false) {
@@ -76,7 +76,8 @@ export class Chart {
 
   draw() {
     this.dirty = false;
-    const { lines, alarms = [], missing = "" } = this.build();
+    const { lines, alarms = [], missing = "", unit } = this.build();
+    if (unit) this.unit.textContent = unit;
     this.lines = lines;
     this.alarms = alarms;
     this.plot.classList.toggle("empty", lines.length === 0);
@@ -87,12 +88,12 @@ export class Chart {
       this.values.replaceChildren();
       return;
     }
-    const logarithmic = view.log && !this.stacked;
+    const logarithmic = view.log && !this.linear;
     const [xs, columns] = align(lines);
     const positive = (column) => (logarithmic ? column.map((value) => (value > 0 ? value : null)) : column);
     this.data = [xs, ...columns.flat().map(positive)];
     const signature = JSON.stringify([lines.map((line) => [line.label, line.colour, line.columns.length]), logarithmic]);
-    if (this.u && signature === this.signature && !this.anew) this.u.setData(this.data, !view.zoom);
+    if (this.u && signature === this.signature && !this.anew) this.u.setData(this.data, !this.zoomed);
     else this.create(logarithmic);
     this.anew = false;
     this.signature = signature;
@@ -120,10 +121,11 @@ export class Chart {
       series[1].fill = this.lines[0].band;
     }
     const axis = { stroke: colour("--muted"), font: FONT, ticks: { show: false }, grid: { stroke: colour("--grid"), width: 1 } };
-    // `span` is the least that the axis covers, so that rounding errors do not look like a curve.
+    // `span` is the least that the axis covers, so that rounding errors do not look like a curve. No share is above 1.
     const spread = (least, most) => {
-      const lack = Math.max(0, this.span - (most - least));
-      const low = least >= 0 ? Math.max(0, least - lack / 2) : least - lack / 2, high = low + Math.max(most - least, this.span) || most;
+      const lack = Math.max(0, this.span - (most - least)), share = this.format === percent && most < 1 + 1e-6;
+      const above = share ? Math.max(0, Math.min(lack / 2, 1 - most)) : lack / 2, below = least >= 0 ? Math.min(lack - above, least) : lack - above;
+      const low = least - below, high = low + Math.max(most - least, this.span) || most;
       const room = (high - low || Math.abs(high) || 1) * 0.06;
       const bottom = low >= 0 && low < 0.35 * high ? 0 : low - room;
       return [bottom, high + room];
@@ -137,45 +139,59 @@ export class Chart {
       },
       axes: [
         { ...axis, grid: { show: false }, size: 26, space: 70, values: (u, ticks) => ticks.map((t) => (Number.isInteger(t) ? t.toLocaleString("en-US") : "")) },
-        { ...axis, size: 52, space: 34, values: (u, ticks, at, space, apart) => ticks.map((t) => (t === null ? "" : this.tick(t, apart))) },
+        { ...axis, size: (u, texts) => Math.max(52, 14 + 6.4 * Math.max(...(texts ?? [""]).map((text) => text.length))), space: 34, values: (u, ticks, at, space, apart) => ticks.map((t) => (t === null ? "" : this.tick(t, logarithmic ? t : apart))) },
       ],
-      cursor: { sync: { key: "steps", scales: ["x", null] }, y: false, points: { size: 7 }, drag: { x: true, y: false, setScale: false } },
+      cursor: { sync: this.axis === "step" ? { key: "steps", scales: ["x", null] } : undefined, y: false, points: { size: 7 }, drag: { x: true, y: false, setScale: false } },
       hooks: {
         setCursor: [(u) => this.describe(u.cursor.idx)],
         setSelect: [(u) => {
           if (u.select.width < 4) return;
-          zoomTo([u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")]);
+          this.zoomTo([u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")]);
           u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
         }],
         draw: [(u) => this.drawAlarms(u)],
       },
     }, this.data, this.plot);
-    this.u.over.addEventListener("dblclick", () => zoomTo(null));
-    if (view.zoom) this.u.setScale("x", { min: view.zoom[0], max: view.zoom[1] });
+    this.u.over.addEventListener("dblclick", () => this.zoomTo(null));
+    if (this.zoomed) this.u.setScale("x", { min: this.zoomed[0], max: this.zoomed[1] });
+  }
+
+  // All charts over steps are zoomed together; one over something else is on its own.
+  get zoomed() { return this.axis === "step" ? view.zoom : this.zoom; }
+  zoomTo(range) {
+    if (this.axis === "step") return zoomTo(range);
+    this.zoom = range;
+    this.scaleTo(range);
+  }
+  scaleTo(range) {
+    const [xs] = this.data;
+    const [min, max] = range ?? [xs[0], xs[xs.length - 1]];
+    this.u.setScale("x", { min, max });
   }
 
   // The values at a step (the last ones where no step is pointed at), as numbers beside their colours.
+  // A last position is no summary as a last step is: without a cursor, only the labels stand there.
   describe(index) {
     if (!this.u) return;
-    const at = index ?? this.data[0].length - 1;
-    const step = this.data[0][at];
-    this.step.textContent = index === null || index === undefined ? "" : `step ${step?.toLocaleString("en-US")}`;
+    const pointed = index !== null && index !== undefined, told = pointed || this.axis === "step";
+    const step = this.data[0][pointed ? index : this.data[0].length - 1];
+    this.step.textContent = pointed ? `${this.axis} ${step?.toLocaleString("en-US")}` : "";
     const entries = this.lines.filter((line) => line.label).map((line) => {
       const i = lastAt(line.x, line.raw, step);
       const value = i < 0 ? null : line.raw[i];
       const error = line.errors && i >= 0 ? line.errors[i] : null;
       const range = line.interval && i >= 0 ? line.interval.map((column) => column[i]) : null;
-      return el("span", { class: `value ${line.hollow ? "hollow" : ""}`, vars: { "--ink": line.colour }, title: line.about },
-        el("i", { class: line.dash ? "swatch dashed" : "swatch" }), el("b", {}, line.label), " ", this.format(value),
-        error !== null && error !== undefined && el("small", {}, ` ± ${this.format(error)}`),
-        range && range[0] !== null && el("small", {}, ` [${this.format(range[0])}, ${this.format(range[1])}]`));
+      return el("span", { vars: { "--ink": line.colour, "--alpha": line.alpha ?? 1 } },
+        el("i", { class: line.dash ? "swatch dashed" : "swatch" }), el("b", {}, line.label), told && ` ${this.format(value)}`,
+        told && error !== null && error !== undefined && el("small", {}, ` ± ${this.format(error)}`),
+        told && range && range[0] !== null && el("small", {}, ` [${this.format(range[0])}, ${this.format(range[1])}]`));
     });
     this.values.replaceChildren(...entries);
-    const near = index === null || index === undefined ? [] : this.alarms.filter((alarm) => Math.abs(this.u.valToPos(alarm.step, "x") - this.u.cursor.left) < 5);
+    const near = !pointed ? [] : this.alarms.filter((alarm) => Math.abs(this.u.valToPos(alarm.step, "x") - this.u.cursor.left) < 5);
     this.note.hidden = near.length === 0;
     this.note.textContent = near.slice(0, 3).map((alarm) => `▲ step ${alarm.step}: ${alarm.name}: ${alarm.message}`).join("\n");
-    this.plot.setAttribute("aria-label", `${this.title} ${this.unit}, ${step === undefined ? "" : `at step ${step}: `}` +
-      entries.map((entry) => entry.textContent).join(", ") + ". Arrow keys move along the steps.");
+    this.said = `${step === undefined || !told ? "" : `at ${this.axis} ${step}: `}${entries.map((entry) => entry.textContent).join(", ")}`;
+    this.plot.setAttribute("aria-label", `${this.title} ${this.unit.textContent}, ${this.said}. Arrow keys move along the ${this.axis}s.`);
   }
 
   drawAlarms(u) {
@@ -183,6 +199,7 @@ export class Chart {
     ctx.save();
     ctx.strokeStyle = ctx.fillStyle = colour("--alarm");
     ctx.lineWidth = devicePixelRatio;
+    ctx.setLineDash([]);
     const size = 4.5 * devicePixelRatio;
     let before = -Infinity;
     for (const { step } of this.alarms) {
@@ -207,12 +224,13 @@ export class Chart {
 
   key(event) {
     const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];
-    if (event.key === "Escape") zoomTo(null);
+    if (event.key === "Escape" && this.u) this.zoomTo(null);
     if (move === undefined || !this.u) return;
     event.preventDefault();
     const last = this.data[0].length - 1;
     this.at = Math.max(0, Math.min(last, (this.at ?? last) + move));
     this.u.setCursor({ left: this.u.valToPos(this.data[0][this.at], "x"), top: 10 });
+    announce([this.said, this.note.textContent].filter(Boolean).join(". "));
   }
 
   leave() {
@@ -240,12 +258,7 @@ function lastAt(x, values, step) {
 
 export function zoomTo(range) {
   view.zoom = range;
-  for (const chart of view.charts) {
-    if (!chart.u || chart.ownSteps) continue;
-    const xs = chart.data[0];
-    const [min, max] = range ?? [xs[0], xs[xs.length - 1]];
-    chart.u.setScale("x", { min, max });
-  }
+  for (const chart of view.charts) if (chart.u && chart.axis === "step") chart.scaleTo(range);
   document.dispatchEvent(new Event("zoom"));
 }
 

@@ -1,7 +1,7 @@
 // The curves: what is drawn from metrics.jsonl, and how.
 import { Chart, smooth, updateAll, view, zoomTo } from "./charts.js";
 import { check, colour, el } from "./dom.js";
-import { ago, firstAndLast, num, percent, whole } from "./format.js";
+import { ago, firstAndLast, num, percent, seconds, whole } from "./format.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
 
@@ -25,7 +25,7 @@ const CHARTS = [
     { key: "response_length/mean", label: "mean", ink: "--c1" }, { key: "response_length/max", label: "longest", ink: "--c6", faint: true }] },
   { title: "Truncated and looping", unit: "share of responses", span: 0.02, format: percent, lines: [
     { key: "truncated", label: "cut at max_tokens", ink: "--c2" }, { key: "repetition", label: "looping", ink: "--c4", dash: [6, 4] }] },
-  { title: "Importance ratio", unit: "p / μ", span: 0.02, about: "learner against sampler: 1 when fresh", lines: [
+  { title: "Importance ratio", unit: "p / μ", span: 0.02, linear: true, about: "learner against sampler: 1 when fresh", lines: [
     { key: "importance/max", label: "largest", ink: "--c6", faint: true }, { key: "importance/mean", label: "mean", ink: "--c1" }] },
   { title: "Effective sample size", unit: "share of tokens", span: 0.02, format: percent, lines: [
     { key: "importance/effective_share", label: "effective", ink: "--c3" }] },
@@ -33,18 +33,25 @@ const CHARTS = [
     { key: "mismatch", label: "mean", ink: "--c4" }] },
   { title: "Top tokens in common", unit: "share", format: percent, about: "how many of the student's most likely tokens are among the teacher's", lines: [
     { key: "top_k_overlap", label: "overlap", ink: "--c3" }] },
+  { title: "Objective", unit: "nats / token", about: "mean of what was minimised", lines: [
+    { key: "objective", label: "mean", ink: "--c1" }] },
   { title: "Gradient norm", lines: [{ key: "grad_norm", label: "before clipping", ink: "--c1" }] },
   { title: "Learning rate", lines: [{ key: "lr", label: "rate", ink: "--c4" }] },
+  { title: "Throughput", unit: "sampled tokens / s", format: whole, lines: [{ key: "tokens_per_second/step", label: "whole step", ink: "--c3" }] },
 ];
 const PHASES = ["sample", "grade", "score", "record", "update", "publish"];
 const PHASE_INKS = ["--c1", "--c4", "--c2", "--c6", "--c3", "--c5"];
+const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
 const COVERED = new Set(CHARTS.flatMap((chart) => chart.lines.map((line) => line.key)));
 
-function lineOf(run, line, several) {
-  const columns = run[line.from ?? "train"];
-  const key = columns.values[line.key] ? line.key : line.instead ?? line.key;
+const keyOf = (run, line) => [line.key, line.instead].find((key) => run[line.from ?? "train"].values[key]?.some((value) => value !== null));
+
+// A faint line stands behind a stronger one of its chart; where several runs are overlaid it is left out.
+function lineOf(run, spec, line, several) {
+  const columns = run[line.from ?? "train"], key = keyOf(run, line);
+  const faint = line.faint && spec.lines.some((other) => !other.faint && keyOf(run, other));
+  if (!key || (faint && several)) return null;
   const raw = columns.values[key];
-  if (!raw || !raw.some((value) => value !== null)) return null;
   const ink = colour(several ? run.colour : line.ink);
   const errors = line.band === "se" ? columns.values[`${key}/se`] : undefined;
   const interval = line.band === "interval" ? ["low", "high"].map((end) => columns.values[`${key}/${end}`]) : undefined;
@@ -56,35 +63,37 @@ function lineOf(run, line, several) {
   return {
     x: columns.step, raw, errors, interval: interval?.every(Boolean) ? interval : undefined, columns: drawn, colour: ink, band: `${ink}2e`,
     label: several ? `${run.id} ${line.label}` : line.label, dash: line.dash ?? (several && line.from === "eval" ? [3, 3] : undefined),
-    width: line.faint ? 1 : 1.75, alpha: line.faint ? 0.55 : 1, points: line.points && columns.step.length < 60,
+    width: faint ? 1 : 1.75, alpha: faint ? 0.55 : 1, points: line.points && columns.step.length < 60,
   };
 }
 
 function build(spec) {
   const runs = store.shown, several = runs.length > 1;
-  const lines = runs.flatMap((run) => spec.lines.map((line) => lineOf(run, line, several))).filter(Boolean);
+  const lines = runs.flatMap((run) => spec.lines.map((line) => lineOf(run, spec, line, several))).filter(Boolean);
   const raw = view.smoothing ? lines.filter((line) => line.columns[0] !== line.raw && line.width > 1).map((line) => (
     { ...line, columns: [line.raw], width: 1, alpha: 0.22, label: "", points: false })) : [];
   const keys = [...new Set(spec.lines.map((line) => line.key))].join(", ");
   return { lines: [...raw, ...lines], alarms: runs.flatMap((run) => run.alarms), missing: runs.some((run) => run.train.step.length) ? `Not in metrics.jsonl: ${keys}` : "No steps yet" };
 }
 
-// Seconds of each phase, one on top of the other; what is in no phase is the last layer.
+// Seconds of each phase, one on top of the other, of the first run shown. A step without a phase spent
+// no time in it; what is in no phase is the last layer, where it is worth one.
 function buildPhases() {
   const run = store.shown[0];
   const values = run?.train.values ?? {};
-  const phases = PHASES.filter((phase) => values[`seconds/${phase}`]);
-  if (!phases.length) return { lines: [], missing: "Not in metrics.jsonl: seconds/…" };
-  const below = new Array(run.train.step.length).fill(0);
-  const lines = phases.map((phase, i) => {
-    const raw = values[`seconds/${phase}`];
+  const layers = PHASES.filter((phase) => values[`seconds/${phase}`]).map((phase) => [phase, values[`seconds/${phase}`].map((value) => value ?? 0)]);
+  if (!layers.length) return { lines: [], missing: "Not in metrics.jsonl: seconds/…" };
+  const step = values["seconds/step"];
+  const rest = step?.map((total, i) => Math.max(0, (total ?? 0) - sum(layers.map(([, column]) => column[i]))));
+  if (rest && sum(rest) > 0.01 * sum(step)) layers.push(["rest", rest]);
+  let below = new Array(run.train.step.length).fill(0);
+  const lines = layers.map(([phase, raw], i) => {
     const [mean] = view.smoothing ? smooth(raw, undefined, view.smoothing) : [raw];
-    const top = below.map((sum, j) => sum + (mean[j] ?? 0));
-    top.forEach((sum, j) => { below[j] = sum; });
-    const ink = colour(PHASE_INKS[PHASES.indexOf(phase)]);
-    return { x: run.train.step, raw, columns: [top], colour: ink, band: `${ink}a0`, label: phase, width: 1, fillTo: i ? i : undefined };
+    below = below.map((height, j) => height + mean[j]);
+    const ink = colour(PHASE_INKS[PHASES.indexOf(phase)] ?? "--muted");
+    return { x: run.train.step, raw, columns: [below], colour: ink, band: `${ink}b0`, label: phase, width: 0, fillTo: i ? i : undefined };
   });
-  return { lines, alarms: [] };
+  return { lines, alarms: run.alarms, unit: store.shown.length > 1 ? `seconds / step, of ${run.id}` : "seconds / step" };
 }
 
 function otherKeys() {
@@ -98,7 +107,7 @@ function otherKeys() {
 
 export function curvesPanel() {
   const main = CHARTS.map((spec) => new Chart({ ...spec, build: () => build(spec) }));
-  const phases = new Chart({ title: "Time by phase", unit: "seconds / step", stacked: true, build: buildPhases });
+  const phases = new Chart({ title: "Time by phase", unit: "seconds / step", format: seconds, stacked: true, build: buildPhases });
   const grid = el("div", { class: "grid" }, main.slice(0, 2).map((c) => c.node), phases.node, main.slice(2).map((c) => c.node));
   const others = el("div", { class: "grid" });
   const drawn = new Set();
@@ -113,18 +122,16 @@ export function curvesPanel() {
   };
   const table = el("div", { class: "card runs" });
   const alarms = el("div");
-  const note = el("p", { class: "hint", hidden: true }, "Time by phase is of the first run shown.");
   const draw = () => {
     table.replaceChildren(runTable());
     alarms.replaceChildren(...alarmList());
-    note.hidden = store.shown.length < 2;
     if (more.open) addOthers();
     updateAll();
   };
   store.addEventListener("metrics", draw);
   store.addEventListener("round", () => { for (const run of store.runs) table.querySelector(`[data-run="${CSS.escape(run.id)}"] .state`)?.replaceChildren(stateOf(run)); });
   draw();
-  return el("div", {}, table, alarms, toolbar(), grid, note, more);
+  return el("div", {}, table, alarms, toolbar(), grid, more);
 }
 
 function toolbar() {

@@ -30,7 +30,7 @@ function tokenFlow(rollout, which, scale, label) {
     flow.querySelector(".at")?.classList.remove("at");
     target.classList.add("at");
     flow.at = i;
-    if (scroll) target.scrollIntoView({ block: "center" });
+    if (scroll) intoSight(target);
     inspector.show(rollout, i, target);
     flow.setAttribute("aria-describedby", "inspector");
   };
@@ -46,11 +46,19 @@ function tokenFlow(rollout, which, scale, label) {
     if (by === undefined) return;
     event.preventDefault();
     const next = Math.max(0, Math.min(rollout.tokens.length - 1, (flow.at ?? -1) + by));
-    const box = span(next)?.getBoundingClientRect();
-    point(next, box && (box.top < 80 || box.bottom > innerHeight - 20));
+    point(next, true);
+    inspector.say(rollout, next);
   });
   flow.point = point;
   return flow;
+}
+
+// Blocks that come into sight are laid out then, and may push the token out again: the next frames tell.
+function intoSight(span, frames = 6) {
+  const { top, bottom } = span.getBoundingClientRect();
+  if (!frames || (top > 80 && bottom < innerHeight - 20)) return;
+  span.scrollIntoView({ block: "center" });
+  requestAnimationFrame(() => intoSight(span, frames - 1));
 }
 
 function legend(which, scale) {
@@ -97,6 +105,7 @@ export class Detail {
 
   draw(token) {
     inspector.hide();
+    this.node.dataset.id = this.row.id;
     const main = this.rollouts.find((r) => r.id === this.row.id) ?? this.rollouts[0];
     const known = MEASURES.filter((m) => main.tokens?.some((_, i) => m.at(main, i) !== null));
     if (!known.length) {
@@ -110,7 +119,8 @@ export class Detail {
       el("header", {}, el("h2", {}, visible(String(main.prompt_id ?? "rollout"))), el("span", { class: "tag" }, main.source === "watch" ? "watched" : "training"), this.stepStrip()),
       facts(main),
       el("section", { class: "prompt" }, el("h3", {}, "Prompt"), el("pre", {}, visible(main.prompt_text ?? ""))),
-      el("div", { class: "measures" }, pick, legend(which, scale)),
+      el("div", { class: "measures" }, pick, which.empty && this.rollouts.every((r) => r.tokens.every((_, i) => !which.at(r, i)))
+        ? el("p", { class: "hint" }, which.empty) : legend(which, scale)),
       ...(state.across && this.rollouts.length > 1 ? this.drawAcross(which, scale) : this.drawOne(main, which, scale, token)));
   }
 
@@ -135,7 +145,7 @@ export class Detail {
     slider.value = at;
     return el("div", { class: "strip" }, across,
       el("button", { type: "button", class: "quiet", title: "earlier step of this prompt", "aria-label": "Earlier step", disabled: at <= 0, onclick: () => go(-1) }, "‹"),
-      slider, el("span", { class: "at" }, `step ${this.row.step}`),
+      slider, el("span", { class: "at", vars: { "--digits": String(this.versions[this.versions.length - 1].step).length } }, `step ${this.row.step}`),
       el("button", { type: "button", class: "quiet", title: "later step of this prompt", "aria-label": "Later step", disabled: at >= this.versions.length - 1, onclick: () => go(1) }, "›"));
   }
 }

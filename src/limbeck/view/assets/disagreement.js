@@ -25,7 +25,7 @@ export class DisagreementPanel {
       source.live && choice("Steps", [["all", "all"], ["first", `the first third (to ${third})`], ["last", `the last third (from ${run.step - third})`]], this.span, (value) => { this.span = value; this.open(); }) || "",
       this.about = el("span", { class: "hint" }, "Reading…"));
     const asked = this.asked = {};
-    const data = await source.disagreement(run.id, ...spans[this.span]);
+    const data = await source.disagreement(run.id, ...spans[this.span]).catch((error) => ({ rollouts: 0, problems: [`The sums cannot be read: ${error.message}.`] }));
     if (asked === this.asked) this.draw(run, data);
   }
 
@@ -35,23 +35,22 @@ export class DisagreementPanel {
     this.about.textContent = data.rollouts ? `${whole(data.tokens_seen)} tokens of ${whole(data.rollouts)} rollouts, steps ${data.steps[0]} to ${data.steps[1]}; ${data.exact ? "exact KL" : "sampled log-ratio"}, ${num(data.kl_total / data.tokens_seen)} nats a token` : "";
     if (!data.rollouts) { this.body.replaceChildren(...problems); return; }
     const bins = data.positions;
-    this.chart = new Chart({ title: "KL by position in the response", unit: "nats / token", size: "wide", height: 220, build: () => ({ alarms: [], lines: [{
+    this.chart = new Chart({ title: "KL by position in the response", unit: "nats / token", height: 220, axis: "position", build: () => ({ alarms: [], lines: [{
       x: bins.map((b) => b.start), raw: bins.map((b) => b.kl_mean), errors: bins.map((b) => b.se), label: "mean", colour: colour("--c1"), band: `${colour("--c1")}2e`,
       columns: [0, -1, 1].map((sideways) => bins.map((b) => b.kl_mean + sideways * b.se)) }] }) });
-    this.chart.ownSteps = true;
-    this.body.replaceChildren(...problems, el("div", { class: "grid" }, this.chart.node,
-      this.special(data), this.tokens(data), this.places(run, data)));
+    this.body.replaceChildren(...problems, el("div", { class: "columns" },
+      el("div", {}, this.chart.node, this.tokens(data)), el("div", {}, this.special(data), this.places(run, data))));
   }
 
   special(data) {
     const rows = data.special.map((t) => tokenRow(t, data.kl_total));
-    return el("section", { class: "card wide" }, el("h3", {}, "End-of-sequence and template tokens"),
+    return el("section", { class: "card" }, el("h3", {}, "End-of-sequence and template tokens"),
       rows.length ? tokenTable(rows) : el("p", { class: "blank" }, "The student sampled no special token in these steps."),
       el("p", { class: "hint" }, "A large KL here, small elsewhere, is the usual sign of a chat template or an end token that the two do not share."));
   }
 
   tokens(data) {
-    return el("section", { class: "card wide" }, el("h3", {}, "Tokens that carry the most KL"), tokenTable(data.tokens.filter((t) => t.kl > 0).slice(0, 25).map((t) => tokenRow(t, data.kl_total))));
+    return el("section", { class: "card" }, el("h3", {}, "Tokens that carry the most KL"), tokenTable(data.tokens.filter((t) => t.kl > 0).slice(0, 25).map((t) => tokenRow(t, data.kl_total))));
   }
 
   places(run, data) {
@@ -59,7 +58,9 @@ export class DisagreementPanel {
       el("span", { class: "step" }, String(place.step)),
       el("span", { class: "context" }, el("bdi", {}, place.before.map(tokenText).join("")), el("mark", {}, tokenText(place.token))),
       el("span", { class: "p" }, percent(place.student_p), " → ", percent(place.teacher_p)), el("b", {}, num(place.kl, 2)))));
-    return el("section", { class: "card wide" }, el("h3", {}, "Single places"), el("ol", { class: "places" }, rows), el("p", { class: "hint" }, "Step, context, sampled token, its probability under student → teacher, KL at the position. Press one to see it in its response."));
+    return el("section", { class: "card" }, el("h3", {}, "Single places"),
+      el("div", { class: "place head" }, ["Step", "Context and sampled token", "Student p → teacher p", "KL"].map((text) => el("span", {}, text))),
+      el("ol", { class: "places" }, rows), el("p", { class: "hint" }, "Press a place to see it in its response."));
   }
 }
 
@@ -68,7 +69,7 @@ function tokenRow(t, total) {
   return el("tr", {}, el("th", { scope: "row" }, el("code", { title: `token ${t.token_id}` }, tokenText(t.token))),
     el("td", {}, whole(t.count)), el("td", {}, num(t.kl_mean, 3)), el("td", {}, num(t.log_ratio_mean, 3)),
     el("td", {}, percent(t.student_p)), el("td", {}, percent(t.teacher_p)),
-    el("td", { class: "share" }, el("i", { vars: { "--p": percent(share) } }), el("span", {}, percent(share))));
+    el("td", { class: "share" }, el("i", { vars: { "--p": share.toFixed(4) } }), el("span", {}, percent(share))));
 }
 
 function tokenTable(rows) {

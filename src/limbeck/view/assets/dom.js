@@ -76,6 +76,14 @@ export function check(label, value, onchange) {
   return el("label", { class: "check" }, box, el("span", {}, label));
 }
 
+// For ears: what a key has moved to. The eyes see it where it is.
+const spoken = el("div", { class: "hidden", role: "status", "aria-live": "polite" });
+document.body.append(spoken);
+
+export function announce(text) {
+  spoken.textContent = text;
+}
+
 export function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }

@@ -3,12 +3,13 @@
 export function num(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
-  if (value === 0) return "0";
-  if (size >= 1e6 || size < 1e-4) return value.toExponential(2).replace("e+", "e").replace("-", "−").replace("e-", "e−");
+  if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en-US").replace("-", "−");
+  if (size >= 1e6 || size < 10 ** -Math.min(digits, 4)) return value.toExponential(2).replace("e+", "e").replace("-", "−").replace("e-", "e−");
   const text = size >= 1000 ? Math.round(value).toLocaleString("en-US")
     : size >= 100 ? value.toFixed(1)
     : size >= 10 ? value.toFixed(2)
-    : value.toFixed(Number.isInteger(value) ? 0 : digits);
+    : size < 10 ** (1 - digits) ? value.toPrecision(2)
+    : value.toFixed(digits);
   return /^-0\.?0*$/.test(text) ? text.slice(1) : text.replace("-", "−");
 }
 
@@ -18,6 +19,10 @@ export function percent(value, digits = 1) {
   if (value > 0 && hundred < 0.01) return "<0.01%";
   if (value > 0 && hundred < 0.1) return `${hundred.toFixed(2)}%`;
   return `${hundred.toFixed(hundred >= 99.95 ? 0 : digits)}%`;
+}
+
+export function seconds(value, digits = 3) {
+  return value > 0 && value < 0.001 ? "<0.001" : num(value, digits);
 }
 
 export function whole(value) {

@@ -1,5 +1,5 @@
 // What opens at a token: its numbers, and the most likely tokens of student and teacher side by side.
-import { el, visible } from "./dom.js";
+import { announce, el, visible } from "./dom.js";
 import { percent } from "./format.js";
 import { numbersAt } from "./heat.js";
 
@@ -24,7 +24,6 @@ export class Inspector {
   constructor() {
     this.node = el("div", { class: "inspector", role: "tooltip", id: "inspector", hidden: true });
     document.body.append(this.node);
-    addEventListener("scroll", () => this.follow(), { passive: true, capture: true });
   }
   show(rollout, i, span) {
     if (this.rollout === rollout && this.i === i && !this.node.hidden) return;
@@ -38,17 +37,26 @@ export class Inspector {
       trained && el("div", { class: "sides" }, ["student", "teacher"].map((name) => side(
         name, at(`${name}_top_ids`), at(`${name}_top_tokens`), at(`${name}_top_logprobs`), rollout.token_ids[i]))),
       trained && el("p", { class: "hint" }, `Probabilities at T = ${rollout.temperature}`));
+    const following = !this.node.hidden;
     this.node.hidden = false;
-    this.follow();
+    if (following) this.place();
+    else this.follow();
   }
-  // Stays at its token while the page scrolls, and goes with it.
+  // The same in a sentence.
+  say(rollout, i) {
+    const numbers = rollout.trained?.[i] === false ? "not trained on" : numbersAt(rollout, i).map(([label, value]) => `${label} ${value}`).join(", ");
+    announce(`${tokenText(rollout.tokens[i])}, position ${i}: ${numbers}`);
+  }
+  // Stays at its token, frame by frame, whatever moves it: scrolling, a window's new size, text laid out late.
   follow() {
+    if (!this.span.isConnected) this.hide();
     if (this.node.hidden) return;
-    const box = this.span.getClientRects()[0] ?? this.span.getBoundingClientRect();
-    if (!this.span.isConnected || box.bottom < 0 || box.top > innerHeight) this.hide();
-    else this.place(box);
+    this.place();
+    requestAnimationFrame(() => this.follow());
   }
-  place(box) {
+  place() {
+    const box = this.span.getClientRects()[0] ?? this.span.getBoundingClientRect();
+    this.node.classList.toggle("away", box.bottom < 0 || box.top > innerHeight);
     const { offsetWidth: width, offsetHeight: height } = this.node;
     const left = Math.max(8, Math.min(innerWidth - width - 8, box.left + box.width / 2 - width / 2));
     const below = box.bottom + 8;

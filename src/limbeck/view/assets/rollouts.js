@@ -34,7 +34,7 @@ export class RolloutsPanel {
     }, this.canvas);
     this.filters = el("div", { class: "filters" });
     this.node = el("div", { class: "tokens" }, el("section", { class: "card browser", "aria-label": "Find rollouts" }, this.filters, this.list), this.detail.node);
-    store.addEventListener("rollouts", () => { this.drawFilters(); this.arrange(); });
+    store.addEventListener("rollouts", () => { this.drawFilters(); this.find(); this.arrange(); if (!this.chosen && this.rows.length) this.choose(this.rows[0]); });
     new ResizeObserver(() => this.drawRows()).observe(this.list);
   }
 
@@ -44,7 +44,7 @@ export class RolloutsPanel {
     if (runId) this.runId = runId;
     store.watchRollouts = true;
     if (!this.run) { this.detail.node.replaceChildren(el("p", { class: "blank" }, "There is no run here yet.")); return; }
-    if (!this.run.rolloutsAsked) { this.count.textContent = "Reading…"; this.filters.replaceChildren(this.count); await this.run.readRollouts(); store.tell("problems"); }
+    if (!this.run.rolloutsAsked) { this.count.textContent = "Reading…"; this.filters.replaceChildren(this.count); await this.run.attempt(this.run.readRollouts).catch(() => {}); store.tell("problems"); }
     if (this.drawnFor !== this.run.id || !this.filters.childElementCount) { this.drawnFor = this.run.id; this.drawFilters(); }
     this.arrange();
     const row = id ? this.run.rows.find((r) => r.id === id) : this.chosen && this.run.rows.includes(this.chosen) ? null : this.rows[0];
@@ -59,11 +59,7 @@ export class RolloutsPanel {
     const among = (label, key) => { const values = different(key); return values.length > 1 && choice(label, [["", "all"], ...values.map((v) => [v, visible(v)])], filter[key], again(key)); };
     const search = this.search ??= el("input", {
       type: "search", placeholder: "Search prompts and responses", "aria-label": "Search prompts and responses", id: "search",
-      oninput: debounce(200, async () => {
-        const text = search.value;
-        const found = text ? new Set(await source.search(this.run.id, text)) : null;
-        if (text === search.value) { filter.found = found; this.list.scrollTop = 0; this.arrange(); }
-      }),
+      oninput: debounce(200, () => { this.list.scrollTop = 0; this.find(); }),
     });
     const had = document.activeElement === search;
     this.filters.replaceChildren(
@@ -76,6 +72,13 @@ export class RolloutsPanel {
         choice("Sort", Object.entries(SORTS).map(([key, [text]]) => [key, text]), filter.sort, again("sort"))),
       this.count);
     if (had) search.focus();
+  }
+
+  async find() {
+    const { filter, search, run } = this, text = search.value;
+    if (!text && !filter.found) return;
+    const found = text ? new Set(await source.search(run.id, text).catch(() => [])) : null;
+    if (text === search.value && run === this.run) { filter.found = found; this.arrange(); }
   }
 
   arrange() {

@@ -1,10 +1,12 @@
 // Where the data come from: the server beside the run, or the page itself in a report.
 
+export class Lost extends Error {}
+
 class Live {
   live = true;
   async get(what, query = {}) {
-    const answer = await fetch(`api/${what}?${new URLSearchParams(query)}`);
-    const data = await answer.json();
+    const answer = await fetch(`api/${what}?${new URLSearchParams(query)}`).catch(() => { throw new Lost("the server does not answer: it was stopped"); });
+    const data = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(data.error || `the server answered ${answer.status}`);
     return data;
   }

@@ -1,5 +1,5 @@
 // What is known of each run, kept up to date while it goes on.
-import { source } from "./source.js";
+import { Lost, source } from "./source.js";
 
 export const RUN_COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7"];
 
@@ -26,7 +26,7 @@ class RunData {
     const part = await source.metrics(this.id, this.offset);
     this.problems.metrics = part.problems;
     this.info.changed_seconds_ago = part.changed_seconds_ago;
-    const changed = part.reset || part.offset !== this.offset;
+    const changed = part.offset !== this.offset || (part.reset && this.offset > 0);
     if (part.reset) this.forget();
     this.offset = part.offset;
     if (part.train.step.length) this.alarms = this.alarms.filter((alarm) => alarm.step < part.train.step[0]);
@@ -38,7 +38,7 @@ class RunData {
   async readRollouts() {
     this.rolloutsAsked = true;
     const part = await source.rollouts(this.id, this.known, this.lastFile);
-    const changed = part.reset || part.rows.length > 0;
+    const changed = part.rows.length > 0 || (part.reset && this.rows.length > 0);
     if (part.reset) this.rows = part.rows;
     else this.rows.push(...part.rows);
     this.known = part.known;
@@ -46,6 +46,18 @@ class RunData {
     this.recorded = part.recorded;
     this.problems.rollouts = part.problems;
     return changed;
+  }
+  // What cannot be read of one run keeps no other from being shown.
+  async attempt(read) {
+    try {
+      const changed = await read.call(this);
+      this.problems.server = [];
+      return changed;
+    } catch (error) {
+      if (error instanceof Lost) throw error;
+      this.problems.server = [`${error.message}.`];
+      return false;
+    }
   }
   get step() { return this.train.step[this.train.step.length - 1] ?? 0; }
   get finished() { return this.info.steps && this.step >= this.info.steps; }
@@ -93,11 +105,11 @@ class Store extends EventTarget {
       if (known) Object.assign(known, { info, problems: { ...known.problems, recipe: info.problems } });
       else { this.runs.push(new RunData(info, this.runs.length)); changed = true; }
     }
-    const read = await Promise.all(this.shown.map((run) => run.readMetrics()));
+    const read = await Promise.all(this.shown.map((run) => run.attempt(run.readMetrics)));
     if (changed || read.some(Boolean)) this.tell("metrics");
     this.tell("round");
     const wanted = this.runs.filter((run) => run.rolloutsAsked && this.watchRollouts);
-    const rows = await Promise.all(wanted.map((run) => run.readRollouts()));
+    const rows = await Promise.all(wanted.map((run) => run.attempt(run.readRollouts)));
     if (rows.some(Boolean)) this.tell("rollouts");
     if (before !== JSON.stringify([this.problems, this.runs.map((run) => run.problems)])) this.tell("problems");
   }
@@ -116,7 +128,7 @@ class Store extends EventTarget {
   }
   async show(run, on) {
     run.shown = on;
-    if (on && !run.offset) await run.readMetrics();
+    if (on && !run.offset) await run.attempt(run.readMetrics).catch(() => {});  // lost: the next round says so
     this.tell("metrics");
     this.tell("problems");
   }

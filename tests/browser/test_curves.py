@@ -1,0 +1,144 @@
+"""Curves and sums in a browser over a real run: what is drawn and said against the files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tests import finished_run
+from tests.view import made
+
+from .looking import Served, colours_of, lines_of, rows_of
+from .page import Page
+
+
+def test_curves_are_drawn_and_say_the_numbers_of_the_file(page: Page, run: Path, served: Served) -> None:
+    page.open(served(run))
+    page.until("document.querySelectorAll('.chart canvas').length >= 5")
+    for title in ("Reverse KL", "Accuracy", "Entropy", "Time by phase", "Importance ratio"):
+        assert colours_of(page, title) > 3, title
+    said = "document.querySelector('.chart .plot').getAttribute('aria-label')"
+    page.run("document.querySelector('.chart .plot').focus()")
+    last = lines_of(run, "train")[-1]
+    assert f"exact {last['reverse_kl/exact']:.4f}" in page.run(f"return {said}")
+    held_out = lines_of(run, "eval")[-1]
+    assert f"held-out {held_out['reverse_kl/exact']:.4f}" in page.run(f"return {said}")
+    # The keyboard walks along the steps: Home is the evaluation before the first step, then step 1.
+    press = "document.querySelector('.chart .plot').dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0]}))"
+    page.run(press, "Home")
+    page.run(press, "ArrowRight")
+    page.until(f"{said}.includes('at step 1:')")
+    first = lines_of(run, "train")[0]
+    assert f"exact {first['reverse_kl/exact']:.4f} ± {first['reverse_kl/exact/se']:.4f}" in page.run(f"return {said}")
+
+
+def test_smoothing_log_scale_and_theme_redraw_and_nothing_breaks(page: Page, run: Path, served: Served) -> None:
+    page.open(served(run))
+    page.until("document.querySelectorAll('.chart canvas').length >= 5")
+    page.run("const s = document.querySelector('#smoothing'); s.value = 0.6; s.dispatchEvent(new Event('input'))")
+    page.press(".toolbar .check input")
+    before = page.run("return getComputedStyle(document.body).backgroundColor")
+    page.press("#theme")
+    page.press("#theme")
+    assert page.run("return document.documentElement.dataset.theme") == "dark"
+    assert page.run("return getComputedStyle(document.body).backgroundColor") != before
+    assert colours_of(page, "Reverse KL") > 3
+
+
+def test_time_by_phase_is_that_of_the_step_under_the_cursor(page: Page, run: Path, served: Served) -> None:
+    page.open(served(run))
+    page.until("document.querySelectorAll('.chart canvas').length >= 5")
+    press = """
+      const plot = [...document.querySelectorAll('.chart .plot')]
+        .find((p) => p.getAttribute('aria-label')?.startsWith('Time by phase'));
+      plot.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0]}));
+      return plot.getAttribute('aria-label');
+    """
+    page.run(press, "Home")
+    page.run(press, "ArrowRight")
+    said = page.run(press, "ArrowRight")  # step 3, of which nothing was recorded
+    line = lines_of(run, "train")[2]
+    assert "seconds/record" not in line
+    assert "at step 3:" in said
+    assert "record 0," in said
+    assert f"sample {line['seconds/sample']:.3f}" in said or line["seconds/sample"] < 0.01
+
+
+def test_runs_are_overlaid_and_one_that_goes_away_hides_no_other(page: Page, copied: Path, served: Served) -> None:
+    made.write_metrics(copied.parent / "other", 6, every=3)
+    page.open(served(copied.parent))
+    said = "document.querySelector('.chart .plot').getAttribute('aria-label')"
+    page.until(f"{said}.includes('other exact') && {said}.includes('tiny held-out')")
+    assert "sampled" not in page.run(f"return {said}"), "what is faint is left out where runs are overlaid"
+    page.run("document.querySelector('[data-run=other] input').click()")
+    page.until(f"!{said}.includes('other') && {said}.includes('sampled')")
+    page.run("document.querySelector('[data-run=other] input').click()")
+    page.until(f"{said}.includes('other exact')")
+    shutil.rmtree(copied.parent / "other")
+    page.until("/there is no run 'other'/.test(document.querySelector('.problems').textContent)")
+    assert page.run(f"return {said}.includes('tiny held-out')")
+    page.errors()  # that the server answered 404
+
+
+def test_a_run_that_goes_on_is_followed(page: Page, copied: Path, served: Served) -> None:
+    page.open(served(copied))
+    page.until("document.querySelector('.runs tbody').textContent.includes('6 / 6')")
+    with (copied / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(made.metrics_line(7, alarms=[{"name": "length", "message": "too long"}])) + "\n")
+    page.until("document.querySelector('.runs tbody').textContent.includes('7 / 6')")
+    assert "too long" in page.texts(".alarms")[0]
+
+
+def test_the_page_of_disagreement(page: Page, run: Path, served: Served) -> None:
+    page.open(served(run) + "#disagreement")
+    page.until("document.querySelectorAll('.places .place').length > 3")
+    rows = [row for row in rows_of(run) if row["source"] == "train"]
+    ends = sum(sum(row["special"]) for row in rows)
+    assert str(ends) in page.texts(".columns > div:last-child .figures tbody tr")[0]
+    worst = max(max(row["reverse_kl"]) for row in rows)
+    assert page.texts(".place b")[0] == f"{worst:.2f}"
+    page.press(".places .place")
+    page.until("document.querySelector('.flow .t.at')")
+    assert page.run("return !document.querySelector('#panel-tokens').hidden")
+
+
+def test_shares_are_drawn_to_scale(page: Page, copied: Path, served: Served) -> None:
+    def one_place(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, "reverse_kl": [1e-7 if i else 1.0 for i in range(len(row["tokens"]))]} for row in rows]
+
+    for path in (copied / "rollouts").glob("*.parquet"):
+        finished_run.rewrite(path, one_place)
+    page.open(served(copied) + "#disagreement")
+    page.until("document.querySelectorAll('.columns .figures').length === 2")
+    bars = page.run("""
+      return [...document.querySelectorAll('.columns .figures')[0].querySelectorAll('.share')].map((cell) =>
+        [cell.textContent, cell.querySelector('i').offsetWidth])
+    """)
+    width = max(width for _, width in bars)
+    assert width > 10
+    assert {width for text, width in bars if text == "<0.01%"} == {0}, "next to nothing is no whole bar"
+
+
+def test_the_chart_over_positions_is_not_one_over_steps(page: Page, run: Path, served: Served) -> None:
+    page.open(served(run))
+    page.until("document.querySelectorAll('.chart canvas').length >= 5")
+    page.press("#tab-disagreement")
+    page.until("document.querySelector('.disagreement .plot canvas')")
+    plot = "document.querySelector('.disagreement .plot')"
+    page.run(f"{plot}.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Home'}}))")
+    page.until("document.querySelector('.disagreement .at').textContent === 'position 0'")
+    drag = """
+      const over = document.querySelector('.disagreement .u-over'), box = over.getBoundingClientRect();
+      const at = (target, type, x) => target.dispatchEvent(new MouseEvent(
+        type, {clientX: box.left + x, clientY: box.top + 20, bubbles: true, button: 0, view: window}));
+      at(over, 'mousemove', 20);
+      at(over, 'mousedown', 20);
+      at(over, 'mousemove', 120);
+      at(over, 'mouseup', 120);
+    """
+    page.run(drag)
+    assert page.run("return [...document.querySelectorAll('.toolbar button')].every((b) => b.hidden)"), (
+        "steps as before"
+    )

@@ -1,0 +1,128 @@
+"""The page in a browser over what is hostile, broken, large or gone, and in windows of all widths."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from limbeck.view.report import write_report
+from limbeck.visible import visible
+from tests import finished_run
+from tests.view import made
+
+from .looking import Served, colours_of, hover
+from .page import Page, serving
+
+
+def test_hostile_text_is_shown_and_does_nothing(page: Page, copied: Path, served: Served) -> None:
+    finished_run.make_hostile(copied)
+    address = served(copied)
+    report = copied.parent / "report.html"
+    write_report(copied, report, 50)
+    for place in (address, report.as_uri()):
+        for tab in ("curves", "tokens", "disagreement", "recipe"):
+            page.open(f"{place}#{tab}")
+            if tab == "tokens":
+                page.until("document.querySelectorAll('.flow .t').length > 3")
+                hover(page, 1)
+            if tab == "disagreement":
+                page.until("document.querySelectorAll('.place').length > 0")
+        page.open(f"{place}#tokens")
+        page.until("document.querySelectorAll('.flow .t').length > 3")
+        text = page.texts(".flow .t")[0]
+        assert "<script>document.title" in text
+        assert "␛[31m" in text
+        assert "⟨U+202E⟩" in text
+        assert "⟨U+200B⟩" in text
+        assert page.run("return document.title") != "owned"
+        assert page.run("return document.querySelectorAll('main img, main script').length") == 0
+    assert (
+        page.run("return /[\\u202a-\\u202e\\u2066-\\u2069\\u001b]/.test(document.querySelector('main').innerText)")
+        is False
+    )
+
+
+def test_the_report_opens_with_the_network_off(page: Page, run: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    write_report(run, report, 50)
+    page.driver.set_network_conditions(offline=True, latency=0, throughput=0)
+    try:
+        page.open(report.as_uri())
+        page.until("document.querySelectorAll('.chart canvas').length >= 5")
+        assert colours_of(page, "Reverse KL") > 3
+        page.press("#tab-tokens")
+        page.until("document.querySelectorAll('.flow .t').length > 3")
+        assert page.run("return performance.getEntriesByType('resource').length") == 0
+    finally:
+        page.driver.delete_network_conditions()
+
+
+def test_broken_files_are_said_and_the_rest_is_shown(page: Page, copied: Path, served: Served) -> None:
+    with (copied / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "kind": "tr')
+    (copied / "rollouts" / "step-000002.parquet").write_bytes(b"PAR1 broken")
+    (copied / "recipe.toml").unlink()
+    page.open(served(copied) + "#tokens")
+    page.until("document.querySelectorAll('.flow .t').length > 3")
+    notices = " ".join(page.texts(".problem"))
+    for part in ("half-written line", "step-000002.parquet is left out", "recipe.toml is missing"):
+        assert part in notices
+    page.driver.get("about:blank")
+    shutil.rmtree(copied / "rollouts")
+    (copied / "metrics.jsonl").unlink()
+    page.open(served(copied.parent))
+    page.until("document.querySelectorAll('.problem').length === 0 || document.querySelector('.problem')")
+    assert "no run in" in " ".join(page.texts(".problem"))
+
+
+def test_ten_thousand_steps_and_five_thousand_rollouts_open(page: Page, tmp_path: Path, served: Served) -> None:
+    """How fast is measured by benchmarks/view.py."""
+    made.write_metrics(tmp_path / "big", 10_000)
+    made.write_rollout_files(tmp_path / "big", range(16, 10_001, 16), each=8)
+    page.open(served(tmp_path / "big"))
+    page.until("document.querySelectorAll('.chart canvas').length >= 4")
+    page.press("#tab-tokens")
+    page.until("document.querySelectorAll('.flow .t').length > 5 && document.querySelectorAll('.row').length > 5")
+    assert page.texts(".count")[0] == "5,000 rollouts"
+
+
+def test_what_python_prints_and_what_the_page_shows_of_hostile_text_is_the_same(
+    page: Page, run: Path, served: Served
+) -> None:
+    page.open(served(run))
+    codes = [*range(0xD800), *range(0xE000, 0x3000), *range(0xF900, 0x10000), *range(0xE0000, 0xE0200)]
+    text = "".join(chr(code) for code in codes)
+    script = "const done = arguments[1]; import('/assets/dom.js').then((dom) => done(dom.visible(arguments[0])))"
+    shown = page.driver.execute_async_script(script, text)
+    assert shown == visible(text).replace("\x85", "")
+
+
+@pytest.mark.parametrize("width", [360, 720, 1100])
+def test_no_tab_is_wider_than_its_window(page: Page, copied: Path, served: Served, width: int) -> None:
+    made.write_metrics(copied.parent / "other-with-quite-a-long-name", 6, every=3)
+    address = served(copied.parent)
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    try:
+        for tab in ("curves", "tokens", "disagreement", "recipe"):
+            page.open(f"{address}#{tab}")
+            page.until("document.querySelector('.card')")
+            assert page.run("return document.documentElement.scrollWidth") <= width, tab
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_server_that_stops_leaves_what_was_read(page: Page, copied: Path) -> None:
+    with serving(copied) as address:
+        page.open(address)
+        page.until("document.querySelectorAll('.chart canvas').length >= 5")
+    page.until("/server stopped/.test(document.querySelector('#status').textContent)")
+    page.press("#tab-disagreement")
+    page.until("/does not answer/.test(document.querySelector('.disagreement').textContent)")
+    page.press("#tab-tokens")
+    page.press("#tab-curves")
+    assert colours_of(page, "Reverse KL") > 3
+    page.errors()  # that nobody answered
