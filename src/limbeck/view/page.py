@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from limbeck.visible import visible
+
 ASSETS = Path(__file__).with_name("assets")
 MODULES = (  # each after those it imports
     "dom.js", "format.js", "source.js", "store.js", "charts.js", "curves.js", "heat.js", "inspector.js", "detail.js",
@@ -70,7 +72,7 @@ def in_one_file(data: Mapping[str, Any], title: str) -> str:
         f'<script>{library}</script>\n<script type="module">{modules}</script>'
     )
     for mark, text in (
-        ("title", f"<title>{_escaped(title)}</title>"),
+        ("title", f"<title>{_escaped(visible(title))}</title>"),
         ("head", f'{head}\n<link rel="icon" href="data:image/svg+xml;base64,{icon}">'),
         ("scripts", body),
     ):

@@ -82,7 +82,7 @@ function buildPhases() {
   const run = store.shown[0];
   const values = run?.train.values ?? {};
   const layers = PHASES.filter((phase) => values[`seconds/${phase}`]).map((phase) => [phase, values[`seconds/${phase}`].map((value) => value ?? 0)]);
-  if (!layers.length) return { lines: [], missing: "Not in metrics.jsonl: seconds/…" };
+  if (!layers.length) return { lines: [], missing: run?.train.step.length ? "Not in metrics.jsonl: seconds/…" : "No steps yet" };
   const step = values["seconds/step"];
   const rest = step?.map((total, i) => Math.max(0, (total ?? 0) - sum(layers.map(([, column]) => column[i]))));
   if (rest && sum(rest) > 0.01 * sum(step)) layers.push(["rest", rest]);

@@ -76,7 +76,7 @@ function facts(rollout) {
     ["answer", rollout.answer], ["task", rollout.task],
   ];
   return el("dl", { class: "facts" }, items.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) =>
-    el("div", {}, el("dt", {}, name), el("dd", {}, visible(String(value))))),
+    el("div", {}, el("dt", {}, name), el("dd", {}, value))),
     rollout.finish === "length" && el("div", { class: "flag" }, "cut at max_tokens"));
 }
 
@@ -109,16 +109,16 @@ export class Detail {
     const main = this.rollouts.find((r) => r.id === this.row.id) ?? this.rollouts[0];
     const known = MEASURES.filter((m) => main.tokens?.some((_, i) => m.at(main, i) !== null));
     if (!known.length) {
-      this.node.replaceChildren(el("p", { class: "blank" }, "This file has no tokens for this rollout: it was written by another version."), el("pre", {}, visible(main.response_text ?? "")));
+      this.node.replaceChildren(el("p", { class: "blank" }, "This file has no tokens for this rollout: it was written by another version."), el("pre", {}, main.response_text ?? ""));
       return;
     }
     const which = known.find((m) => m.id === state.measure) ?? known[0];
     const scale = scaleOf(which, this.rollouts);
     const pick = segments("Colour tokens by", known.map((m) => [m.id, m.label]), which.id, (id) => { state.measure = id; this.draw(); this.node.querySelector(`[data-value="${id}"]`)?.focus(); });
     this.node.replaceChildren(
-      el("header", {}, el("h2", {}, visible(String(main.prompt_id ?? "rollout"))), el("span", { class: "tag" }, main.source === "watch" ? "watched" : "training"), this.stepStrip()),
+      el("header", {}, el("h2", {}, main.prompt_id ?? "rollout"), el("span", { class: "tag" }, main.source === "watch" ? "watched" : "training"), this.stepStrip()),
       facts(main),
-      el("section", { class: "prompt" }, el("h3", {}, "Prompt"), el("pre", {}, visible(main.prompt_text ?? ""))),
+      el("section", { class: "prompt" }, el("h3", {}, "Prompt"), el("pre", {}, main.prompt_text ?? "")),
       el("div", { class: "measures" }, pick, which.empty && this.rollouts.every((r) => r.tokens.every((_, i) => !which.at(r, i)))
         ? el("p", { class: "hint" }, which.empty) : legend(which, scale)),
       ...(state.across && this.rollouts.length > 1 ? this.drawAcross(which, scale) : this.drawOne(main, which, scale, token)));

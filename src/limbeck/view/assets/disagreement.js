@@ -74,5 +74,5 @@ function tokenRow(t, total) {
 
 function tokenTable(rows) {
   return el("div", { class: "scroll" }, el("table", { class: "figures" }, el("thead", {}, el("tr", {},
-    ["Token", "Sampled", "Mean KL", "Log-ratio", "Student p", "Teacher p", "Share of all KL"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, rows)));
+    ["Token", "Sampled", "Mean KL", "Log-ratio", "Student p", "Teacher p", "Share of KL"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, rows)));
 }

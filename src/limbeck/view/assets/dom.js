@@ -1,4 +1,5 @@
-// Elements without markup: text goes in as text, so nothing a model wrote is ever parsed.
+// Elements without markup: text goes in as text, so nothing a model wrote is ever parsed, and only after
+// `visible`, so that nothing hides in it either.
 
 export function el(tag, props = {}, ...children) {
   const node = document.createElement(tag);
@@ -9,9 +10,10 @@ export function el(tag, props = {}, ...children) {
     else if (name === "vars") for (const [key, v] of Object.entries(value)) node.style.setProperty(key, v);
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name in node && typeof value !== "string") node[name] = value;
-    else node.setAttribute(name, value === true ? "" : String(value));
+    else node.setAttribute(name, value === true ? "" : name === "value" ? value : visible(String(value)));
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false)
+    .map((child) => (child instanceof Node ? child : visible(String(child)))));
   return node;
 }
 
@@ -81,7 +83,7 @@ const spoken = el("div", { class: "hidden", role: "status", "aria-live": "polite
 document.body.append(spoken);
 
 export function announce(text) {
-  spoken.textContent = text;
+  spoken.textContent = visible(text);
 }
 
 export function colour(name) {

@@ -2,7 +2,7 @@
 import { updateAll } from "./charts.js";
 import { curvesPanel } from "./curves.js";
 import { DisagreementPanel } from "./disagreement.js";
-import { el } from "./dom.js";
+import { el, visible } from "./dom.js";
 import { recipePanel } from "./recipe.js";
 import { RolloutsPanel } from "./rollouts.js";
 import { source } from "./source.js";
@@ -43,6 +43,7 @@ function drawProblems() {
 }
 
 function drawStatus() {
+  main.classList.toggle("bare", store.runs.length === 0);
   const going = store.runs.filter((run) => run.live).length;
   status.replaceChildren(store.lost ? el("span", { class: "pill warn" }, "server stopped: showing what was read")
     : !source.live ? el("span", { class: "pill off" }, "report") : going ? el("span", { class: "pill live" }, el("i"), "live") : el("span", { class: "pill off" }, "up to date"));
@@ -64,7 +65,7 @@ async function start() {
     return;
   }
   const names = store.runs.map((run) => run.id);
-  document.title = names.length === 1 ? `${names[0]} · Limbeck` : "Limbeck";
+  document.title = names.length === 1 ? visible(`${names[0]} · Limbeck`) : "Limbeck";
   const rollouts = new RolloutsPanel();
   const recipe = recipePanel();
   const disagreement = new DisagreementPanel((run, id, token) => { tabs.show("tokens"); rollouts.open(run, id, token); });

@@ -1,5 +1,5 @@
 // The recipes of the runs side by side, what differs among them first to see.
-import { check, el, visible } from "./dom.js";
+import { check, el } from "./dom.js";
 import { store } from "./store.js";
 
 const only = { differing: false };
@@ -12,7 +12,7 @@ export function recipePanel() {
     const keys = [...new Set(flat.flatMap((map) => [...map.keys()]))];
     const differs = (key) => key !== "name" && new Set(flat.map((map) => map.get(key))).size > 1;
     const rows = keys.filter((key) => !only.differing || differs(key)).map((key) => el("tr", { class: runs.length > 1 && differs(key) ? "differs" : "" },
-      el("th", { scope: "row" }, key), flat.map((map) => el("td", {}, visible(map.get(key) ?? "–")))));
+      el("th", { scope: "row" }, key), flat.map((map) => el("td", {}, map.get(key) ?? "–"))));
     node.replaceChildren(
       runs.length > 1 ? el("div", { class: "toolbar" }, check("Only what differs", only.differing, (on) => { only.differing = on; draw(); })) : "",
       el("div", { class: "card scroll" }, el("table", { class: "recipe" }, el("caption", { class: "hidden" }, "Recipes"),

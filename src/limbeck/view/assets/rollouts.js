@@ -1,5 +1,5 @@
 // The token view: a list of rollouts to search, filter and sort, and the chosen one beside it.
-import { check, choice, debounce, el, segments, visible } from "./dom.js";
+import { check, choice, debounce, el, segments } from "./dom.js";
 import { num, whole } from "./format.js";
 import { Detail, mark } from "./detail.js";
 import { source } from "./source.js";
@@ -56,7 +56,7 @@ export class RolloutsPanel {
     const { filter } = this, rows = this.run?.rows ?? [];
     const again = (key) => (value) => { filter[key] = value; this.list.scrollTop = 0; this.arrange(); };
     const different = (key) => [...new Set(rows.map((row) => row[key]).filter(Boolean))].sort();
-    const among = (label, key) => { const values = different(key); return values.length > 1 && choice(label, [["", "all"], ...values.map((v) => [v, visible(v)])], filter[key], again(key)); };
+    const among = (label, key) => { const values = different(key); return values.length > 1 && choice(label, [["", "all"], ...values.map((v) => [v, v])], filter[key], again(key)); };
     const search = this.search ??= el("input", {
       type: "search", placeholder: "Search prompts and responses", "aria-label": "Search prompts and responses", id: "search",
       oninput: debounce(200, () => { this.list.scrollTop = 0; this.find(); }),
@@ -105,8 +105,8 @@ export class RolloutsPanel {
     if (on) this.list.setAttribute("aria-activedescendant", `row-${index}`);
     return el("div", { class: on ? "row on" : "row", role: "option", id: `row-${index}`, "aria-selected": on, "aria-posinset": index + 1, "aria-setsize": this.rows.length,
       vars: { top: `${index * ROW}px` }, data: { id: row.id }, onclick: () => this.choose(row) },
-      el("div", { class: "line" }, el("span", { class: "step" }, String(row.step)), el("span", { class: "text" }, visible(row.prompt_text || row.prompt_id || "")), mark(row)),
-      el("div", { class: "line dim" }, el("span", { class: "text mono" }, visible(row.response_text || "").replaceAll("\n", "↵")),
+      el("div", { class: "line" }, el("span", { class: "step" }, String(row.step)), el("span", { class: "text" }, row.prompt_text || row.prompt_id || ""), mark(row)),
+      el("div", { class: "line dim" }, el("span", { class: "text mono" }, (row.response_text || "").replaceAll("\n", "↵")),
         row.finish === "length" && el("span", { class: "flag", title: "cut at max_tokens" }, "cut"), el("span", { class: "kl" }, num(kl(row), 3))));
   }
 
