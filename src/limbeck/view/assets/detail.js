@@ -5,7 +5,8 @@ import { heat, MEASURES, measure, scaleOf } from "./heat.js";
 import { inspector } from "./inspector.js";
 import { source } from "./source.js";
 
-const BLOCK = 400;  // tokens laid out together; blocks out of sight cost nothing
+// Tokens laid out together; blocks out of sight cost nothing. One ends with a line, where there are lines.
+const BLOCK = 150, LONGEST_BLOCK = 400;
 const COMPARED = 12;
 
 const state = { measure: "log_ratio", across: false };
@@ -13,10 +14,14 @@ const state = { measure: "log_ratio", across: false };
 // Tokens as spans. Text is text: the only thing a response decides here is what the spans say.
 function tokenFlow(rollout, which, scale, label) {
   const flow = el("div", { class: "flow", role: "group", tabIndex: 0, "aria-label": label });
-  let block;
-  for (let i = 0; i < rollout.tokens.length; i += 1) {
-    if (i % BLOCK === 0) flow.append(block = el("div", { class: "block" }));
+  let block, count = LONGEST_BLOCK, before = "";
+  for (let i = 0; i < rollout.tokens.length; i += 1, count += 1) {
     const text = rollout.tokens[i];
+    if (count >= LONGEST_BLOCK || (count >= BLOCK && before.endsWith("\n"))) {
+      flow.append(block = el("div", { class: "block" }));
+      count = 0;
+    }
+    before = text;
     const [hue, strength] = heat(which, which.at(rollout, i), scale);
     const shown = visible(text).replaceAll("\t", "⇥\t").replaceAll("\n", "↵\n");
     const span = el("span", { class: `t ${hue}${rollout.special?.[i] ? " special" : ""}${rollout.trained?.[i] === false ? " untrained" : ""}`, data: { i } }, shown || "∅");
