@@ -38,6 +38,14 @@ def test_hovering_a_token_shows_the_numbers_of_the_parquet(page: Page, run: Path
                 assert figures["exact KL"].startswith(f"{row['reverse_kl'][index]:.4f}")
 
 
+def test_the_numbers_of_a_token_do_not_stay_over_another_tab(page: Page, run: Path, served: Served) -> None:
+    page.open(served(run) + "#tokens")
+    page.until("document.querySelectorAll('.flow .t').length > 3")
+    hover(page, 1)
+    page.press("#tab-curves")
+    page.until("document.querySelector('#inspector').hidden")
+
+
 def test_colours_follow_the_chosen_measure(page: Page, run: Path, served: Served) -> None:
     page.open(served(run))
     row = max((r for r in rows_of(run) if r["source"] == "train"), key=lambda r: r["kl_max"])
@@ -138,7 +146,7 @@ def test_a_response_of_8000_tokens_scrolls(page: Page, tmp_path: Path, served: S
     # The inspector stays at its token: it goes out of sight with it, and comes back.
     page.run("scrollTo(0, 0)")
     page.until(f"!{SEEN}")
-    page.run("scrollTo(0, 1e6)")
+    page.run(press, "End")
     page.until(f"{SEEN} && {beside}")
 
 

@@ -58,12 +58,11 @@ function tokenFlow(rollout, which, scale, label) {
   return flow;
 }
 
-// Blocks that come into sight are laid out then, and may push the token out again: the next frames tell.
+// Blocks that come into sight are laid out a frame later, and may push the token out again: so for some frames.
 function intoSight(span, frames = 6) {
   const { top, bottom } = span.getBoundingClientRect();
-  if (!frames || (top > 80 && bottom < innerHeight - 20)) return;
-  span.scrollIntoView({ block: "center" });
-  requestAnimationFrame(() => intoSight(span, frames - 1));
+  if (top < 80 || bottom > innerHeight - 20) span.scrollIntoView({ block: "center" });
+  if (frames) requestAnimationFrame(() => intoSight(span, frames - 1));
 }
 
 function legend(which, scale) {

@@ -48,14 +48,14 @@ export class Inspector {
     announce(`${tokenText(rollout.tokens[i])}, position ${i}: ${numbers}`);
   }
   // Stays at its token, frame by frame, whatever moves it: scrolling, a window's new size, text laid out late.
+  // Where its token is drawn no more, as in a tab that was left, it goes.
   follow() {
-    if (!this.span.isConnected) this.hide();
-    if (this.node.hidden) return;
-    this.place();
-    requestAnimationFrame(() => this.follow());
+    if (!this.node.hidden) this.place();
+    if (!this.node.hidden) requestAnimationFrame(() => this.follow());
   }
   place() {
-    const box = this.span.getClientRects()[0] ?? this.span.getBoundingClientRect();
+    const [box] = this.span.getClientRects();
+    if (!box) return this.hide();
     this.node.classList.toggle("away", box.bottom < 0 || box.top > innerHeight);
     const { offsetWidth: width, offsetHeight: height } = this.node;
     const left = Math.max(8, Math.min(innerWidth - width - 8, box.left + box.width / 2 - width / 2));
