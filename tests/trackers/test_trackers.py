@@ -100,6 +100,19 @@ def test_a_tracker_that_fails_is_a_warning_and_nothing_else(where: str, caplog: 
     assert len(warnings) == 2
 
 
+def test_a_tracker_that_wants_to_end_the_process_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Leaving(Kept):
+        def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:
+            raise SystemExit(1)
+
+    tracker = BackgroundTracker("leaving", Leaving())
+    tracker.started(0, 20)
+    for step in range(20):
+        tracker.stepped(_line(step))
+    tracker.closed()
+    assert "20 of 20 lines were not logged" in caplog.records[-1].getMessage()
+
+
 def test_one_failure_among_many_loses_one_line(caplog: pytest.LogCaptureFixture) -> None:
     class Once(Kept):
         def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:

@@ -124,7 +124,7 @@ class BackgroundTracker:
         """Whether it worked. Whatever a tracker's package raises must not reach the run."""
         try:
             call()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not self._first_error:
                 self._first_error = f"{type(error).__name__}: {error}"
                 logger.warning("tracker %s: %s. The run goes on.", self.name, self._first_error)
