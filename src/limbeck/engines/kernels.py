@@ -1,8 +1,7 @@
 """Two loops that torch takes thirty small operations for, compiled by numba: decoding on a CPU.
 
 With models of a few million weights a token costs less arithmetic than it costs to start operations on it.
-`LeanRows` uses these where numba is installed (`pip install 'limbeck[cpu]'`) and says what it does without.
-The first call compiles (seconds), later processes find the result in numba's cache.
+`KernelRows` uses these. The first call compiles (seconds), later processes find the result in numba's cache.
 
 Shape legend: P prompts, B rows, J key-value heads, G query heads of each, D head width, L prompt tokens,
 C capacity of a row's own keys, d model width, n = (J G + 2 J) D.
