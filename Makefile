@@ -65,7 +65,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[view]'
+	$(PIP) --editable '.[view,cpu]'
 	@touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt | $(BIN)/python
@@ -77,7 +77,7 @@ $(VENV)/browser: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/smollm2: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[gguf]'
+	$(PIP) --editable '.[gguf,cpu]'
 	@touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python

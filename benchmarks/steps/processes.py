@@ -21,8 +21,8 @@ class Worker:
 
     def __init__(self, python: Path | str, module: str, *args: str) -> None:
         self.name = module
-        # Idle threads sleep: a side that waits takes nothing from the one that works.
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+        # OpenMP as it comes: a side that waits has its threads asleep a millisecond later.
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(SRC)] if module == "limbeck_side" else [str(HERE)])
         self.process = subprocess.Popen(
             [str(python), "-m", f"steps.{module}", *args],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from torch.testing import assert_close
 
 from limbeck.config import HFEngine
 from limbeck.engines.hf import LEAVE_SHARE, InProcessEngine
-from limbeck.engines.lean import LeanRows
+from limbeck.engines.kernel_rows import KernelRows
+from limbeck.engines.rows import PlainRows
 from limbeck.errors import EngineError, ModelError
 from limbeck.models import CausalLM
 from limbeck.records import Prompt, Rollout, Sampling
@@ -40,7 +42,7 @@ async def sample(
 ) -> list[Rollout]:
     engine = InProcessEngine(lm, HFEngine(max_rows=max_rows))
     if plain:
-        engine.lean = None
+        engine.rows_of = partial(PlainRows, lm)
     for shapes in WATCHED:
         shapes.clear()  # of the proof, which is made once a run
     done = await engine.sample(prompts, sampling, samples)
@@ -245,15 +247,15 @@ def forwards(lm: CausalLM) -> Iterator[list[tuple[int, int]]]:
     hook = lm.model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    lean = LeanRows.forward
+    lean = KernelRows.forward
 
-    def counted(rows: LeanRows, token_B: torch.Tensor) -> torch.Tensor:
+    def counted(rows: KernelRows, token_B: torch.Tensor) -> torch.Tensor:
         shapes.append((len(token_B), 1))
         return lean(rows, token_B)
 
     WATCHED.append(shapes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LeanRows, "forward", counted)
+        patch.setattr(KernelRows, "forward", counted)
         yield shapes
     WATCHED.remove(shapes)
     hook.remove()

@@ -6,6 +6,7 @@ import copy
 import itertools
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from limbeck.config import HFEngine, LocalLearner, Lora, ReverseKL
+from limbeck.engines import kernel_rows, kernels
 from limbeck.engines.hf import InProcessEngine
+from limbeck.engines.kernel_rows import KernelRows
 from limbeck.engines.lean import LeanModel, LeanRows, read
 from limbeck.engines.rows import PlainRows, prefill
 from limbeck.learners.local import InProcessLearner
@@ -68,8 +71,11 @@ def exact_of(variant: str) -> CausalLM:
 
 @pytest.mark.parametrize("samples", [(1, 1, 1), (3, 3, 3), (1, 4, 2)], ids=str)
 @pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("kind", [LeanRows, KernelRows])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_states_are_those_of_the_model_while_rows_leave(variant: str, padded: bool, samples: tuple[int, ...]) -> None:
+def test_states_are_those_of_the_model_while_rows_leave(
+    variant: str, kind: type[LeanRows] | type[KernelRows], padded: bool, samples: tuple[int, ...]
+) -> None:
     """float64, 1e-10: six tokens, with rows, and then whole prompts, leaving on the way."""
     lm, steps = exact_of(variant), 6
     model = read(lm)
@@ -81,7 +87,7 @@ def test_states_are_those_of_the_model_while_rows_leave(variant: str, padded: bo
         lean, plain = (
             make(prefill(lm, prompts, steps))
             for make in (
-                lambda start: LeanRows(model, start, owner, steps),
+                lambda start: kind(model, start, owner, steps),
                 lambda start: PlainRows(lm, start, owner),
             )
         )
@@ -98,13 +104,17 @@ def test_states_are_those_of_the_model_while_rows_leave(variant: str, padded: bo
 
 
 @pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("numba", [True, False])
 @pytest.mark.parametrize("variant", VARIANTS)
-async def test_the_same_samples_for_the_same_seeds(variant: str, samples: int) -> None:
+async def test_the_same_samples_for_the_same_seeds(
+    variant: str, numba: bool, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm, sampling = model_of(variant), Sampling(0.9, 14, stop_ids=STOPS, seed=3)
+    monkeypatch.setattr(kernel_rows, "find_spec", lambda name: numba or None)
     engine = InProcessEngine(lm, HFEngine(max_rows=11))
-    assert engine.plain is None
+    assert engine.rows_of.func is (KernelRows if numba else LeanRows)
     lean = await engine.sample(PROMPTS, sampling, samples)
-    engine.lean = None
+    engine.rows_of = partial(PlainRows, lm)
     plain = await engine.sample(PROMPTS, sampling, samples)
     for one, other in zip(lean, plain, strict=True):
         assert isinstance(one, Rollout)
@@ -122,10 +132,39 @@ async def test_models_it_cannot_read_are_named_and_decoded_by_transformers(
     assert NOT_LEAN[family] in str(read(lm))
     with caplog.at_level(logging.INFO, logger="limbeck"):
         engine = InProcessEngine(lm, HFEngine())
-    assert engine.lean is None
+    assert engine.rows_of.func is PlainRows
     assert engine.plain is not None
     assert NOT_LEAN[family] in engine.plain
     assert NOT_LEAN[family] in caplog.text
+
+
+def test_what_numba_does_otherwise_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = tiny.fresh("llama")
+    model = read(lm)
+    assert isinstance(model, LeanModel)
+    assert kernel_rows.lean_rows(lm, model) is KernelRows
+    plain = kernels.rms_norm
+
+    def other_norm(x_dB: Any, weight_d: Any, eps: float, out_dB: Any) -> None:
+        plain(x_dB, 1.01 * weight_d, eps, out_dB)
+
+    monkeypatch.setattr(kernels, "rms_norm", other_norm)
+    assert kernel_rows.lean_rows(lm, model) is LeanRows
+    assert "nats on a probe" in caplog.text
+
+
+def test_without_numba_the_reader_is_told_how_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = tiny.fresh("llama")
+    model = read(lm)
+    assert isinstance(model, LeanModel)
+    monkeypatch.setattr(kernel_rows, "find_spec", lambda name: None)
+    with caplog.at_level(logging.INFO, logger="limbeck"):
+        assert kernel_rows.lean_rows(lm, model) is LeanRows
+    assert "pip install 'limbeck[cpu]'" in caplog.text
 
 
 async def test_adapters_and_autocast_are_decoded_by_transformers() -> None:
@@ -195,6 +234,7 @@ async def test_an_update_in_place_is_seen_at_once() -> None:
 
 async def test_a_prompts_keys_are_kept_once_for_all_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows hold their own tokens only: 4 prompts of 9 tokens, whatever the samples."""
+    monkeypatch.setattr(kernel_rows, "find_spec", lambda name: None)
     seen: list[tuple[Any, ...]] = []
     attend = LeanRows._attend
 

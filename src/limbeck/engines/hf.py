@@ -9,16 +9,19 @@ Shape legend: P prompts, B rows (responses being decoded), L prompt length, d wi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.config import HFEngine
-from limbeck.engines.lean import LeanModel, LeanRows, read
-from limbeck.engines.rows import PlainRows, Rows, prefill
+from limbeck.engines.kernel_rows import lean_rows
+from limbeck.engines.lean import LeanModel, read
+from limbeck.engines.rows import PlainRows, Prefilled, Rows, prefill
 from limbeck.engines.sampling import draw, uniforms
 from limbeck.errors import EngineError
 from limbeck.models import CausalLM, precision
@@ -26,6 +29,8 @@ from limbeck.protocols import Policy
 from limbeck.records import Failure, Prompt, Rollout, Sampling
 
 logger = logging.getLogger("limbeck")
+
+RowsOf: TypeAlias = Callable[[Prefilled, Tensor, int], Rows]
 
 LEAVE_SHARE = 0.25  # rows leave when this share has finished: fewer copies of the cache
 SYNC_EVERY = {"cpu": 1}  # tokens between looks at who has finished; a look stalls an accelerator
@@ -39,8 +44,10 @@ class InProcessEngine:
         self.lm, self.max_rows, self.autocast = lm, section.max_rows, autocast
         self.version = 0
         found = "bfloat16 autocast" if autocast else read(lm)
-        self.lean = found if isinstance(found, LeanModel) else None
         self.plain = None if isinstance(found, LeanModel) else found  # why transformers' own pass is run
+        self.rows_of: RowsOf = partial(PlainRows, lm)
+        if isinstance(found, LeanModel):
+            self.rows_of = partial(lean_rows(lm, found), found)
         logger.info("%s decodes %s", lm.name, f"by transformers: {self.plain}" if self.plain else "by the lean loop")
 
     async def load(self, policy: Policy) -> None:
@@ -86,7 +93,7 @@ class InProcessEngine:
         self, prompts: Sequence[Prompt], rows: list[tuple[int, list[int]]], samples: int, sampling: Sampling
     ) -> Iterator[tuple[int, Rollout]]:
         """Rollouts of one group, each with its place in the answer."""
-        decoding = _Decoding(self.lm, [prompts[i] for i, _ in rows], [n for _, n in rows], sampling, self.lean)
+        decoding = _Decoding(self.lm, [prompts[i] for i, _ in rows], [n for _, n in rows], sampling, self.rows_of)
         tokens, logprobs = decoding.run()
         row = 0
         for index, numbers in rows:
@@ -131,7 +138,7 @@ class _Decoding:
     prompts: list[Prompt]
     numbers: list[list[int]]  # sample numbers of each prompt
     sampling: Sampling
-    lean: LeanModel | None
+    rows_of: RowsOf
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """[rows, <= max_tokens] token ids and their log-probs; what follows a stop token is noise."""
@@ -172,9 +179,4 @@ class _Decoding:
         """Each prompt computed once, its last state repeated for each of its samples: [B, d]."""
         start = prefill(self.lm, [prompt.token_ids for prompt in self.prompts], self.sampling.max_tokens)
         prompt_B = torch.tensor([p for p, n in enumerate(self.numbers) for _ in n], device=self.lm.device)
-        rows = (
-            PlainRows(self.lm, start, prompt_B)
-            if self.lean is None
-            else LeanRows(self.lean, start, prompt_B, self.sampling.max_tokens)
-        )
-        return start.hidden_Pd[prompt_B], rows
+        return start.hidden_Pd[prompt_B], self.rows_of(start, prompt_B, self.sampling.max_tokens)

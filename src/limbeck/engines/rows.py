@@ -69,7 +69,7 @@ def prefill(lm: CausalLM, prompts: Sequence[Sequence[int]], reserve: int) -> Pre
 class PlainRows:
     """Rows of any model, through transformers' own forward pass. Row b answers prompt `prompt_B[b]`."""
 
-    def __init__(self, lm: CausalLM, start: Prefilled, prompt_B: Tensor) -> None:
+    def __init__(self, lm: CausalLM, start: Prefilled, prompt_B: Tensor, reserve: int = 0) -> None:
         self.lm, self.cache, self.attend_BL, self.length_B = lm, start.cache, start.attend_PL, start.length_P
         self.keep(prompt_B)
 

@@ -48,6 +48,9 @@ def inverse_cdf(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
     `torch.multinomial` at a vocabulary of 49k, and sums of 256 terms lose no precision.
     """
     rows, vocabulary = p_BV.shape
+    if vocabulary <= BLOCK:
+        total_B1 = p_BV.sum(dim=-1, keepdim=True, dtype=torch.float64)
+        return _within(p_BV, uniform_B.double()[:, None] * total_B1)[:, 0]
     if vocabulary % BLOCK:
         p_BV = torch.nn.functional.pad(p_BV, (0, -vocabulary % BLOCK))
     p_BnK = p_BV.view(rows, -1, BLOCK)
@@ -56,8 +59,13 @@ def inverse_cdf(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
     block_B1 = torch.searchsorted(blocks_Bn, target_B1, right=True).clamp_(max=blocks_Bn.shape[1] - 1)
     before_B1 = torch.where(block_B1 > 0, blocks_Bn.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
     p_BK = p_BnK.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0]
-    within_B1 = torch.searchsorted(p_BK.double().cumsum(dim=-1), target_B1 - before_B1, right=True)
+    return (block_B1 * BLOCK + _within(p_BK, target_B1 - before_B1))[:, 0]
+
+
+def _within(p_BK: Tensor, target_B1: Tensor) -> Tensor:
+    """[B, 1] the first token of a block whose cumulative probability exceeds the target."""
+    within_B1 = torch.searchsorted(p_BK.cumsum(dim=-1, dtype=torch.float64), target_B1, right=True)
     # Rounding can step past the end of a block: stay on its last token of probability above 0.
-    last_B1 = torch.where(p_BK > 0, torch.arange(BLOCK, device=p_BK.device), 0).amax(dim=-1, keepdim=True)
-    within_B1 = torch.minimum(within_B1, last_B1)
-    return (block_B1 * BLOCK + within_B1)[:, 0]
+    places_K = torch.arange(p_BK.shape[1], device=p_BK.device)
+    last_B1 = torch.where(p_BK > 0, places_K, 0).amax(dim=-1, keepdim=True)
+    return torch.minimum(within_B1, last_B1)

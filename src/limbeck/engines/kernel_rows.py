@@ -1,0 +1,104 @@
+"""The lean loop on a CPU with numba: everything between the matmuls in two compiled functions.
+
+Nothing is copied while decoding: a prompt's keys and values stay where the prefill left them, whoever
+answers it, and a row that leaves leaves its place empty.
+
+Shape legend: P prompts, B rows, J key-value heads, D head width, C capacity of a row's own keys, d model
+width, m the MLP's width, n = queries, keys and values of all heads.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.engines.lean import LeanModel, LeanRows, add_linear, distance, linear, norm_heads
+from limbeck.engines.rows import Prefilled
+from limbeck.models import CausalLM, tolerance
+
+DTYPES = (torch.float32, torch.float64)
+
+logger = logging.getLogger("limbeck")
+
+
+def lean_rows(lm: CausalLM, model: LeanModel) -> type[LeanRows] | type[KernelRows]:
+    """What decodes `model` fastest where it is: proven on a probe, as `lean.read` does."""
+    weight = model.embedding.weight
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
+        return LeanRows
+    if find_spec("numba") is None:
+        logger.info("%s would decode faster on this CPU with numba: pip install 'limbeck[cpu]'", lm.name)
+        return LeanRows
+    worst = distance(lm, model, KernelRows)
+    if not worst <= tolerance(lm):
+        logger.warning("%s decodes without numba, whose log-probs differ by %.3g nats on a probe", lm.name, worst)
+        return LeanRows
+    return KernelRows
+
+
+class KernelRows:
+    """See `rows.Rows`. Row b answers prompt `prompt_B[b]`."""
+
+    def __init__(self, model: LeanModel, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
+        import numba  # an extra, and half a second to import
+
+        from limbeck.engines import kernels
+
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        self.model, self.kernels, self.length_B = model, kernels, start.length_P[prompt_B]
+        self.prompt_tokens, self.written = start.cache.get_seq_length(), 0
+        self.prompts = [(layer.keys.numpy(), layer.values.numpy()) for layer in start.cache.layers]
+        self.first_P = (self.prompt_tokens - start.length_P).numpy()
+        self.prompt_B, self.slot_B = prompt_B.numpy(), np.arange(len(prompt_B))
+        self.own = [
+            tuple(np.empty((len(prompt_B), keys.shape[1], reserve, keys.shape[3]), keys.dtype) for _ in range(2))
+            for keys, _ in self.prompts
+        ]
+        self.kind = self.prompts[0][0].dtype.type  # scalars of another type would widen every sum
+        self.normed_dB, self.normed = self._room(model.embedding.embedding_dim)
+        widest = max(sum(block.widths) for block in model.blocks)
+        self.heads_nB, self.heads = self._room(widest)
+        self.attended_nB, self.attended = self._room(max(block.widths[0] for block in model.blocks))
+
+    def forward(self, token_B: Tensor) -> Tensor:
+        x_dB = self.model.embedding(token_B).t().contiguous()
+        x = x_dB.numpy()
+        cos_BD, sin_BD = (part[0].numpy() for part in self.model.rotary(x_dB[None], position_ids=self.length_B[None]))
+        for number, block in enumerate(self.model.blocks):
+            self._norm(x, block.attention_norm)
+            parts = (block.query, block.key, block.value)
+            for part_nB, layer in zip(torch.split(self.heads_nB, block.widths), parts, strict=True):
+                linear(layer, self.normed_dB, part_nB)
+            norm_heads(block, self.heads_nB, self.model.head_width)
+            self.kernels.attend(
+                self.heads, cos_BD, sin_BD, self.prompt_B, self.first_P, *self.prompts[number], self.prompt_tokens,
+                self.slot_B, *self.own[number], self.written, self.kind(block.scaling), self.attended,
+            )  # fmt: skip
+            add_linear(x_dB, block.output, self.attended_nB)
+            self._norm(x, block.mlp_norm)
+            gate_mB, up_mB = (linear(layer, self.normed_dB) for layer in (block.gate, block.up))
+            add_linear(x_dB, block.down, block.activation(gate_mB).mul_(up_mB))
+        self.length_B, self.written = self.length_B + 1, self.written + 1
+        self._norm(x, self.model.norm)
+        return self.normed_dB.t().clone()
+
+    def keep(self, rows: Tensor) -> None:
+        self.length_B = self.length_B[rows]
+        self.prompt_B, self.slot_B = self.prompt_B[rows.numpy()], self.slot_B[rows.numpy()]
+        self.normed_dB, self.normed = self._room(len(self.normed))
+        self.heads_nB, self.heads = self._room(len(self.heads))
+        self.attended_nB, self.attended = self._room(len(self.attended))
+
+    def _room(self, height: int) -> tuple[Tensor, np.ndarray]:
+        """[height, B], as torch and as numba see it."""
+        room = torch.empty(height, len(self.slot_B), dtype=self.model.embedding.weight.dtype)
+        return room, room.numpy()
+
+    def _norm(self, x: np.ndarray, norm: Any) -> None:
+        weight_d = norm.weight.detach().numpy()
+        self.kernels.rms_norm(x, weight_d, self.kind(norm.variance_epsilon), self.normed)
