@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -157,6 +158,16 @@ def test_a_missing_package_is_said_before_the_run_starts(tmp_path: Path, monkeyp
     with pytest.raises(RecipeError, match=r"pip install 'limbeck\[wandb\]'"):
         api.train(recipe)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_package_that_does_not_import_is_said_before_the_run_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "limbeck.trackers.trackio", raising=False)
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(RecipeError, match=r"cannot be imported.*'limbeck\[trackio\]'"):
+        make_trackers(_recipe(tmp_path, {"kind": "trackio", "project": "x"}), tmp_path)
 
 
 def test_an_unknown_tracker_or_key_is_refused(tmp_path: Path) -> None:

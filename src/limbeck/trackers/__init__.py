@@ -17,9 +17,18 @@ from limbeck.trackers.background import BackgroundTracker, Sink
 def make_trackers(recipe: Recipe, folder: Path) -> list[BackgroundTracker]:
     """The trackers that the recipe names, for a run in `folder`.
 
-    Raises `RecipeError` where a tracker's package is not installed or it cannot log in.
+    Raises `RecipeError` where a tracker's package is not installed, cannot be imported or cannot log in.
     """
-    return [BackgroundTracker(section.kind, _sink(section, recipe, folder)) for section in recipe.trackers]
+    made = []
+    for section in recipe.trackers:
+        try:
+            made.append(BackgroundTracker(section.kind, _sink(section, recipe, folder)))
+        except ImportError as error:
+            raise RecipeError(
+                f"trackers: {section.kind!r} is installed but cannot be imported: {error}. pip install --upgrade "
+                f"'limbeck[{section.kind}]', or take it out of the recipe."
+            ) from error
+    return made
 
 
 def _sink(section: Tracker, recipe: Recipe, folder: Path) -> Sink:
