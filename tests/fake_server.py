@@ -38,7 +38,8 @@ class FakeServer:
     # lies
     knows_temperature: bool = False  # takes and acknowledges a scoring temperature
     ignores_temperature: bool = False  # acknowledges it, and answers at its own all the same
-    shift: int = 0  # every value one position late
+    shift: int = 0  # every value so many positions late
+    shifts_tops: bool = False  # the lists of top tokens with it
     truncates: int = 0  # entries missing at the end
     other_ids: bool = False  # echoes another tokenizer's ids
     clamps: bool = False  # a cut distribution, -9999 outside
@@ -205,6 +206,8 @@ class FakeServer:
         for row in rows:
             order = np.argsort(-row, kind="stable")[:top]
             tops.append([[float(np.float32(row[i])), int(i)] for i in order])
+        if self.shifts_tops:
+            tops = tops[-self.shift :] + tops[: -self.shift]
         keep = len(single) - self.truncates
         return single[:keep], tops[:keep]
 

@@ -195,6 +195,16 @@ async def test_a_server_with_a_temperature_of_its_own_is_asked_by_name(
         await teacher.close()
 
 
+@pytest.mark.parametrize("name", [None, "teacher", "tiny"])
+async def test_a_client_of_vllm_may_name_the_model_as_it_was_loaded(lm: CausalLM, name: str | None) -> None:
+    body = {"prompt": list(TEXTS[0]), "max_tokens": 1, "prompt_logprobs": 0, "model": name}
+    async with client(lm) as http:
+        answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
+    rows = answer["choices"][0]["prompt_logprobs"]
+    values = [rows[i][str(TEXTS[0][i])]["logprob"] for i in range(1, len(rows))]
+    np.testing.assert_allclose(values, of_tokens(truth(lm, TEXTS[0], 1.0), TEXTS[0]), atol=1e-5)
+
+
 async def test_padding_and_company_do_not_change_an_answer(lm: CausalLM) -> None:
     asked = [Asked(Question(np.array(ids), 1, top_k=3), t) for ids, t in zip(TEXTS, (0.5, 1, 2, 1, 3), strict=True)]
     together, alone = Scorer(lm).score(asked), Scorer(lm, budget=1, chunk_mb=0).score(asked)
@@ -337,6 +347,7 @@ SCORE = {"max_new_tokens": 0}
         ("/generate", {"input_ids": [1, "a"], "sampling_params": SCORE}, "token ids"),
         ("/v1/completions", {"prompt": [1, 2], "max_tokens": 1}, "prompt_logprobs is missing"),
         ("/v1/completions", {"prompt": [1, 2], "max_tokens": 9, "prompt_logprobs": 1}, "only scores"),
+        ("/v1/completions", {"prompt": [1, 2], "prompt_logprobs": 1, "model": "lora"}, "not served here"),
         ("/tokenize", {}, "must be text"),
     ],
 )

@@ -142,7 +142,7 @@ async def alignment(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], t
     if not of_itself > RATIO_TOLERANCE:
         raise ContractError(
             f"teacher {teacher.name}: the score of a token did not change with the token itself "
-            f"({of_itself:.3g} nats). It scores something else than what was sent."
+            f"({of_itself:.3g} nats). Its answer is shifted by one, or it scores something else than what was sent."
         )
     if not of_the_one_before > RATIO_TOLERANCE:
         raise ContractError(

@@ -139,8 +139,13 @@ class _Probes:
         return [Verdict("tokenizer", f"{len(PROBE_TEXTS)} strings split alike", "the student's token ids")]
 
     async def alignment(self) -> list[Verdict]:
-        self.teacher.method = "plain"
-        return [await alignment(self.teacher, self.prefix, self.ids, 1.0)]
+        """Of the sampled tokens alone: top tokens that contradict them would hide by how much they are shifted."""
+        teacher = self.teacher
+        support, teacher.method, teacher.support = teacher.support, "plain", 0
+        try:
+            return [await alignment(teacher, self.prefix, self.ids, 1.0)]
+        finally:
+            teacher.support = support
 
     async def normalisation(self) -> list[Verdict]:
         k = min(TOP, self.teacher.largest_k)
