@@ -14,7 +14,7 @@ import json
 import random
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -54,7 +54,9 @@ class FakeServer:
     delay: float = 0.0
     drip: float = 0.0  # seconds between the bytes of every answer
     cut: float = 0.0
-    corrupt: float = 0.0
+    corrupt: float = 0.0  # a byte becomes any other
+    misprint: float = 0.0  # a digit becomes another digit: still JSON, and still an answer
+    damages: list[Callable[[bytes], bytes]] = field(default_factory=list)  # of the next answers, one each
     fail: float = 0.0
     busy: float = 0.0
     digest: bool = False
@@ -168,9 +170,14 @@ class FakeServer:
             told.append(f"limbeck-digest: {zlib.crc32(body):08x}")
         if faulty and self.dice.random() < self.corrupt:
             at = self.dice.randrange(len(body))
-            flipped = bytes([body[at] ^ (1 + self.dice.randrange(255))])
-            body = body[:at] + (flipped if self.digest else b"\xff\xff") + body[at + 1 :]
+            body = body[:at] + bytes([body[at] ^ (1 + self.dice.randrange(255))]) + body[at + 1 :]
+        if faulty and self.damages:
+            body = self.damages.pop(0)(body)
             length = len(body)
+        if faulty and self.dice.random() < self.misprint:
+            at = self.dice.choice([i for i, byte in enumerate(body) if chr(byte).isdigit()])
+            other = self.dice.choice([digit for digit in b"0123456789" if digit != body[at]])
+            body = body[:at] + bytes([other]) + body[at + 1 :]
         cut = faulty and self.dice.random() < self.cut
         lines = [f"HTTP/1.1 {status} X", f"content-length: {length}", "content-type: application/json", *told]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,67 @@ def test_a_storm_on_the_wire_does_not_change_the_weights(tmp_path: Path, calm: d
     with in_thread(stormy) as server:
         assert equal(calm, weights(api.train(recipe(server, tmp_path, "stormy"))))
     assert stormy.requests > 20
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+def test_damage_that_is_still_json_does_not_change_the_weights(
+    kind: str, tmp_path: Path, calm: dict[str, torch.Tensor]
+) -> None:
+    """As stock servers answer: without a digest, so that another digit in a number or a token's id is an answer."""
+    misprinting = FakeServer(vocabulary=tiny.VOCABULARY, misprint=0.3, corrupt=0.1, drop=0.05)
+    with in_thread(misprinting) as server:
+        assert equal(calm, weights(api.train(recipe(server, tmp_path, "misprinted", kind=kind))))
+
+
+def another_id(body: bytes) -> bytes:
+    """One of the top tokens is another one: nothing in the answer contradicts it."""
+    answer = json.loads(body)
+    (*_, (_, sampled, _)), (*_, row) = (
+        answer["meta_info"][key] for key in ("input_token_logprobs", "input_top_logprobs")
+    )
+    entry = next(entry for entry in row if entry[1] != sampled)
+    entry[1] = min(set(range(tiny.VOCABULARY)) - {i for _, i, _ in row})
+    return json.dumps(answer).encode()
+
+
+def another_mass(body: bytes) -> bytes:
+    """A log-prob that cannot be: found out as its tail is bounded."""
+    answer = json.loads(body)
+    row = answer["meta_info"]["input_top_logprobs"][-1]
+    row[-1][0] = -8000.0
+    return json.dumps(answer).encode()
+
+
+def another_size(body: bytes) -> bytes:
+    """A top token beyond the vocabulary."""
+    answer = json.loads(body)
+    answer["meta_info"]["input_top_logprobs"][-1][-1][1] = 10**6
+    return json.dumps(answer).encode()
+
+
+def broken(body: bytes) -> bytes:
+    return body[:-1] + b"]"
+
+
+@pytest.mark.parametrize("found", [another_mass, another_size, broken])
+def test_damage_that_shows_brings_out_the_damage_that_does_not(
+    found: Callable[[bytes], bytes], tmp_path: Path, calm: dict[str, torch.Tensor]
+) -> None:
+    damaging = FakeServer(vocabulary=tiny.VOCABULARY)
+    begin = AtStep3(lambda: damaging.damages.extend([another_id, found]))
+    with in_thread(damaging) as server:
+        assert equal(calm, weights(api.train(recipe(server, tmp_path, found.__name__), observers=[begin])))
+        assert not damaging.damages
+
+
+def test_the_first_damage_of_a_run_is_trained_on_where_nothing_shows(
+    tmp_path: Path, calm: dict[str, torch.Tensor]
+) -> None:
+    """What remains without a digest, and why the tests above could fail."""
+    damaging = FakeServer(vocabulary=tiny.VOCABULARY)
+    begin = AtStep3(lambda: damaging.damages.append(another_id))
+    with in_thread(damaging) as server:
+        assert not equal(calm, weights(api.train(recipe(server, tmp_path, "unseen"), observers=[begin])))
 
 
 def test_a_run_whose_teacher_dies_is_resumed_to_the_same_weights(tmp_path: Path, calm: dict[str, torch.Tensor]) -> None:
