@@ -107,40 +107,11 @@ class Pool:
         await self._client.aclose()
 
     async def _retry(self, ask: Callable[[str], Awaitable[T]], url: str | None) -> T:
-        settings, began = self.settings, time.monotonic()
-        longer = wait_random_exponential(multiplier=settings.first_wait, max=settings.longest_wait)
-        shortly = wait_random(0, settings.first_wait)
-        kinds: list[str] = []  # of the wrong answers so far; being away is counted by the clock instead
-        away_since: list[float] = []  # when the first try failed: not `began`, it may have waited for its place
-
-        def waiting(state: RetryCallState) -> float:
-            error = _error(state)
-            if error is not None and error.kind not in AWAY:
-                return float(shortly(state))
-            told = error.retry_after if error else None
-            seconds = longer(state) if told is None else min(told, settings.longest_wait)
-            left = away_since[0] + settings.patience - time.monotonic() if away_since else seconds
-            return min(seconds, max(0.0, left))
-
-        def enough(state: RetryCallState) -> bool:
-            error = _error(state)
-            if error is not None and error.kind in AWAY and (url is None or len(self.urls) == 1):
-                now = time.monotonic()
-                away_since.append(now)
-                if now - away_since[0] >= settings.patience:
-                    self._gave_up = now
-                elif now - self._told >= TELL_EVERY:
-                    self._told = now
-                    _log.warning("%s; trying again for up to %g s", error, settings.patience)
-                return began <= self._gave_up
-            kinds.append(error.kind if error else "malformed")
-            refused, away = (sum(kind in which for kind in kinds) for which in (REFUSALS, AWAY))
-            return len(kinds) >= settings.tries or refused >= 2 or away >= PINNED_TRIES
-
+        tries = _Tries(self, patient=url is None or len(self.urls) == 1)
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, WireError) and not error.final),
-            wait=waiting,
-            stop=enough,
+            wait=tries.waiting,
+            stop=tries.enough,
             reraise=True,
         )
         async for attempt in retrying:
@@ -150,14 +121,24 @@ class Pool:
                 try:
                     async with self._places:
                         answer = await ask(at)
-                    if any(kind not in AWAY for kind in kinds):
-                        self.doubt(at)
-                    return answer
                 except WireError as error:
                     if error.kind in AWAY:
                         self._resting[at] = time.monotonic() + REST
                     raise
+                if tries.wrong:
+                    self.doubt(at)
+                return answer
         raise AssertionError("a retry ends with an answer or an error")
+
+    def waits(self, error: WireError, since: float, began: float) -> bool:
+        """Whether a request that began then is to go on waiting for a server that is away since then."""
+        now = time.monotonic()
+        if now - since >= self.settings.patience:
+            self._gave_up = now
+        elif now - self._told >= TELL_EVERY:
+            self._told = now
+            _log.warning("%s; trying again for up to %g s", error, self.settings.patience)
+        return began > self._gave_up
 
     def doubt(self, whose: str) -> None:
         """An answer was wrong that the server may not have meant. Servers that sign what they say stay trusted."""
@@ -209,9 +190,46 @@ class Pool:
         self._signing.add(at)
 
 
-def _error(state: RetryCallState) -> WireError | None:
+class _Tries:
+    """What became of one request so far. `patient`: being away is counted by the clock, not by the tries."""
+
+    def __init__(self, pool: Pool, patient: bool) -> None:
+        self.pool, self.settings, self.patient, self.began = pool, pool.settings, patient, time.monotonic()
+        self.away_since: float | None = None  # when the first try failed: not `began`, it may have waited for its place
+        self.kinds: list[str] = []
+        self._longer = wait_random_exponential(multiplier=self.settings.first_wait, max=self.settings.longest_wait)
+        self._shortly = wait_random(0, self.settings.first_wait)
+
+    @property
+    def wrong(self) -> list[str]:
+        """Kinds of the answers that were had and could not be used."""
+        return [kind for kind in self.kinds if kind not in AWAY]
+
+    def waiting(self, state: RetryCallState) -> float:
+        error = _error(state)
+        if error.kind not in AWAY:
+            return float(self._shortly(state))
+        seconds = (
+            self._longer(state) if error.retry_after is None else min(error.retry_after, self.settings.longest_wait)
+        )
+        if self.away_since is None:
+            return float(seconds)
+        return min(seconds, max(0.0, self.away_since + self.settings.patience - time.monotonic()))
+
+    def enough(self, state: RetryCallState) -> bool:
+        error = _error(state)
+        if error.kind in AWAY and self.patient:
+            self.away_since = self.away_since or time.monotonic()
+            return not self.pool.waits(error, self.away_since, self.began)
+        self.kinds.append(error.kind)
+        refused, away = (sum(kind in which for kind in self.kinds) for which in (REFUSALS, AWAY))
+        return len(self.kinds) >= self.settings.tries or refused >= 2 or away >= PINNED_TRIES
+
+
+def _error(state: RetryCallState) -> WireError:
     error = state.outcome.exception() if state.outcome else None
-    return error if isinstance(error, WireError) else None
+    assert isinstance(error, WireError)  # nothing else is retried
+    return error
 
 
 def _check_status(response: httpx.Response, address: str, table: str) -> None:
