@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from limbeck import api
-from limbeck.config import Recipe, parse_recipe
+from limbeck.config import CheckpointSection, Recipe, parse_recipe
 from limbeck.errors import ContractError, DataError, TeacherError
 from tests import tiny
 from tests.fake_server import FakeServer, in_thread
@@ -147,21 +147,26 @@ def test_the_first_damage_of_a_run_is_trained_on_where_nothing_shows(
 
 
 def test_a_run_whose_teacher_dies_is_resumed_to_the_same_weights(tmp_path: Path, calm: dict[str, torch.Tensor]) -> None:
+    """With no checkpoint before the one that the teacher's end makes."""
     dying = FakeServer(vocabulary=tiny.VOCABULARY)
     with in_thread(dying) as server:
         settings = recipe(server, tmp_path, "killed", retry_seconds=0.5)
+        settings = settings.model_copy(update={"checkpoint": CheckpointSection(every=0)})
 
         def pull_the_plug() -> None:
             dying.fail = 1.0
 
         with pytest.raises(TeacherError):
             api.train(settings, observers=[AtStep3(pull_the_plug)])
+        assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step-000002"]
         dying.fail = 0.0
         dying.set_weights(5)
         with pytest.raises(ContractError, match="another one than this run began with"):
             api.train(settings)
         dying.set_weights(0)
-        assert equal(calm, weights(api.train(settings)))
+        resumed = api.train(settings)
+        assert equal(calm, weights(resumed))
+        assert [line["step"] for line in resumed.steps] == [1, 2, 3, 4]
 
 
 def test_a_teacher_that_changes_mid_run_stops_it(tmp_path: Path) -> None:

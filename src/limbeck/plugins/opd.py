@@ -55,10 +55,10 @@ _proven: dict[tuple[Any, ...], asyncio.Task[RemoteTeacher]] = {}
 async def reward_func(args: Any, sample: Any, **kwargs: Any) -> dict[str, Any]:
     """Score one sample. Raises `LimbeckError` where its score cannot be had: a filler would be trained on."""
     for name in NOT_HERE:
-        if getattr(args, name, None):
+        if given := getattr(args, name, None):
             raise RecipeError(
-                f"{name} = {getattr(args, name)!r} is not for this hook, which gives one teacher's log-probs of sampled "
-                "tokens. Use miles's own hook against `limbeck serve MODEL --temperature T`."
+                f"{name} = {given!r} is not for this hook, which gives one teacher's log-probs of sampled tokens. "
+                "Use miles's own hook against `limbeck serve MODEL --temperature T`."
             )
     task_reward = await _task_reward(args, sample)
     length = int(sample.response_length)
