@@ -15,6 +15,7 @@ from limbeck import api
 from limbeck.config import CheckpointSection, Recipe, parse_recipe
 from limbeck.errors import ContractError, DataError, TeacherError
 from tests import tiny
+from tests.fake_engine import FakeEngine
 from tests.fake_server import FakeServer, in_thread
 
 
@@ -175,6 +176,21 @@ def test_a_teacher_that_changes_mid_run_stops_it(tmp_path: Path) -> None:
     with in_thread(drifting) as server, pytest.raises(ContractError, match="drifted"):
         api.train(recipe(server, tmp_path, "drifts"), observers=[change])
     assert len((tmp_path / "drifts" / "metrics.jsonl").read_text().splitlines()) == 3  # before, and two steps
+
+
+def test_a_teacher_that_is_the_student_must_score_as_the_student(tmp_path: Path) -> None:
+    def verdicts(server: FakeServer, name: str) -> dict[str, str]:
+        return {verdict.probe: verdict.measured for verdict in api.check(recipe(server, tmp_path, name))}
+
+    honest = FakeEngine(tiny.lm_of("llama").model)
+    honest.model = tiny.folder_of("llama")  # the name it tells
+    with in_thread(honest) as server:
+        assert float(verdicts(server, "honest")["same weights"].split()[0]) < 1e-6
+        honest.model = "another"
+        assert "same weights" not in verdicts(server, "another")
+    impostor = FakeServer(vocabulary=tiny.VOCABULARY, model=tiny.folder_of("llama"))
+    with in_thread(impostor) as server, pytest.raises(ContractError, match="is the student's own model, but"):
+        verdicts(server, "impostor")
 
 
 def test_two_teachers_one_here_and_one_there(tmp_path: Path) -> None:
