@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -252,7 +252,18 @@ class FakeServer:
         return answer
 
 
-async def _stop_all(server: FakeServer) -> None:
+class Stoppable(Protocol):
+    """A server, or a proxy before one."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+S = TypeVar("S", bound=Stoppable)
+
+
+async def _stop_all(server: Stoppable) -> None:
     await server.stop()
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
@@ -261,7 +272,7 @@ async def _stop_all(server: FakeServer) -> None:
 
 
 @contextmanager
-def in_thread(server: FakeServer) -> Iterator[FakeServer]:
+def in_thread(server: S) -> Iterator[S]:
     """The server on a loop of its own, for code that runs one itself."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)

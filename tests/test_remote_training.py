@@ -15,6 +15,7 @@ from limbeck import api
 from limbeck.config import CheckpointSection, Recipe, parse_recipe
 from limbeck.errors import ContractError, DataError, TeacherError
 from tests import tiny
+from tests.chaos_proxy import ChaosProxy
 from tests.fake_engine import FakeEngine
 from tests.fake_server import FakeServer, in_thread
 
@@ -94,6 +95,21 @@ def test_damage_that_is_still_json_does_not_change_the_weights(
     misprinting = FakeServer(vocabulary=tiny.VOCABULARY, misprint=0.3, corrupt=0.1, drop=0.05)
     with in_thread(misprinting) as server:
         assert equal(calm, weights(api.train(recipe(server, tmp_path, "misprinted", kind=kind))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("digest", [False, True])
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+def test_a_proxy_that_spoils_answers_anywhere_does_not_change_the_weights(
+    kind: str, digest: bool, tmp_path: Path, calm: dict[str, torch.Tensor]
+) -> None:
+    """Status lines and headers too, which are no part of what a digest is of."""
+    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY, digest=digest)) as server:
+        proxy = ChaosProxy(server.port, drop=0.03, delay=0.05, cut=0.03, corrupt=0.1)
+        with in_thread(proxy):
+            run = api.train(recipe(server, tmp_path, "proxied", kind=kind, url=proxy.url, timeout=1.5))
+    assert equal(calm, weights(run))
+    assert all(proxy.faults[fault] for fault in ("drop", "delay", "cut", "corrupt"))
 
 
 def another_id(body: bytes) -> bytes:
