@@ -142,14 +142,21 @@ def broken(body: bytes) -> bytes:
     return body[:-1] + b"]"
 
 
-@pytest.mark.parametrize("found", [another_mass, another_size, broken])
+def whole(body: bytes) -> bytes:
+    return body
+
+
+@pytest.mark.parametrize(
+    ("found", "later"),
+    [(another_mass, 0), (another_size, 0), (broken, 0), (broken, 3)],  # the last in the probe after the answers
+)
 def test_damage_that_shows_brings_out_the_damage_that_does_not(
-    found: Callable[[bytes], bytes], tmp_path: Path, calm: dict[str, torch.Tensor]
+    found: Callable[[bytes], bytes], later: int, tmp_path: Path, calm: dict[str, torch.Tensor]
 ) -> None:
     damaging = FakeServer(vocabulary=tiny.VOCABULARY)
-    begin = AtStep3(lambda: damaging.damages.extend([another_id, found]))
+    begin = AtStep3(lambda: damaging.damages.extend([another_id, *[whole] * later, found]))
     with in_thread(damaging) as server:
-        assert equal(calm, weights(api.train(recipe(server, tmp_path, found.__name__), observers=[begin])))
+        assert equal(calm, weights(api.train(recipe(server, tmp_path, f"{found.__name__}-{later}"), observers=[begin])))
         assert not damaging.damages
 
 

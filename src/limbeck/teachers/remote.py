@@ -85,13 +85,11 @@ class RemoteTeacher:
         Raises `ContractError` where the server is not the one that was proven, and `TeacherError` where
         more positions are uncertain than `max_rescale_dropped` allows.
         """
+        self._calls += 1
         trusted = not self.pool.doubtful
         answers = await self._mark_all(rollouts)
         if trusted and self.pool.doubtful:  # what was damaged and did not show may be among them
             answers = await self._mark_all(rollouts)
-        self._calls += 1
-        if self.anchor is not None and self._calls % self.section.probe_every == 0:
-            await self.check_drift()  # after the answers: a server that changed under them is not trained on
         self._limit_left_out(answers)
         return answers
 
@@ -160,7 +158,10 @@ class RemoteTeacher:
         return 1.0 if self.acknowledges else None
 
     async def _mark_all(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]:
-        return list(await asyncio.gather(*(self._mark(rollout) for rollout in rollouts)))
+        answers = list(await asyncio.gather(*(self._mark(rollout) for rollout in rollouts)))
+        if self.anchor is not None and self._calls % self.section.probe_every == 0:
+            await self.check_drift()  # after the answers: a server that changed under them is not trained on
+        return answers
 
     async def _mark(self, rollout: Rollout) -> TeacherScores | Failure:
         temperature = rollout.sampling.temperature

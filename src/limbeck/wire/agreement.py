@@ -17,19 +17,26 @@ from limbeck.wire.question import Reply
 
 
 def confirmed(replies: Sequence[Reply], tolerance: float) -> Reply | None:
-    """The first reply of which each log-prob, top token and hidden state is within `tolerance` in another one."""
+    """The first reply of which each log-prob, top token and hidden state is in another one too.
+
+    Within `tolerance`, in nats; of the numbers of a hidden state, which have no unit, in proportion above 1.
+    """
     for number, reply in enumerate(replies):
         others = [*replies[:number], *replies[number + 1 :]]
         if (
             _all_within(reply.logprobs, [other.logprobs for other in others], tolerance)
-            and (reply.hidden is None or _all_within(reply.hidden, [other.hidden for other in others], tolerance))
+            and (reply.hidden is None or _states_confirmed(reply.hidden, others, tolerance))
             and (reply.top_ids is None or _tops_confirmed(reply, others, tolerance))
         ):
             return reply
     return None
 
 
-def _all_within(values: Floats, others: Sequence[Floats | None], tolerance: float) -> bool:
+def _states_confirmed(hidden: Floats, others: Sequence[Reply], tolerance: float) -> bool:
+    return _all_within(hidden, [other.hidden for other in others], tolerance * np.maximum(1.0, np.abs(hidden)))
+
+
+def _all_within(values: Floats, others: Sequence[Floats | None], tolerance: float | np.ndarray) -> bool:
     seen = np.zeros(values.shape, dtype=bool)
     for other in others:
         if other is not None and other.shape == values.shape:  # the width of a hidden state is the server's to say
