@@ -67,8 +67,9 @@ class FakeEngine(FakeServer):
         }
         if path in routes:
             self.bodies.append({"path": path, **body})
-            status = 400 if self.refuses_weights else 200
-            return await self._send(writer, status, json.dumps(routes[path](body)).encode())
+            if self.refuses_weights:
+                return await self._send(writer, 400, b'{"success": false, "message": "no"}')
+            return await self._send(writer, 200, json.dumps(routes[path](body)).encode())
         return await super()._answer(writer, path, body)
 
     # --- weights --------------------------------------------------------------------------------------

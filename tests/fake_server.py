@@ -14,10 +14,10 @@ import json
 import random
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -38,7 +38,8 @@ class FakeServer:
     # lies
     knows_temperature: bool = False  # takes and acknowledges a scoring temperature
     ignores_temperature: bool = False  # acknowledges it, and answers at its own all the same
-    shift: int = 0  # every value one position late
+    shift: int = 0  # every value so many positions late
+    shifts_tops: bool = False  # the lists of top tokens with it
     truncates: int = 0  # entries missing at the end
     other_ids: bool = False  # echoes another tokenizer's ids
     clamps: bool = False  # a cut distribution, -9999 outside
@@ -53,7 +54,9 @@ class FakeServer:
     delay: float = 0.0
     drip: float = 0.0  # seconds between the bytes of every answer
     cut: float = 0.0
-    corrupt: float = 0.0
+    corrupt: float = 0.0  # a byte becomes any other
+    misprint: float = 0.0  # a digit becomes another digit: still JSON, and still an answer
+    damages: list[Callable[[bytes], bytes]] = field(default_factory=list)  # of the next answers, one each
     fail: float = 0.0
     busy: float = 0.0
     digest: bool = False
@@ -167,9 +170,14 @@ class FakeServer:
             told.append(f"limbeck-digest: {zlib.crc32(body):08x}")
         if faulty and self.dice.random() < self.corrupt:
             at = self.dice.randrange(len(body))
-            flipped = bytes([body[at] ^ (1 + self.dice.randrange(255))])
-            body = body[:at] + (flipped if self.digest else b"\xff\xff") + body[at + 1 :]
+            body = body[:at] + bytes([body[at] ^ (1 + self.dice.randrange(255))]) + body[at + 1 :]
+        if faulty and self.damages:
+            body = self.damages.pop(0)(body)
             length = len(body)
+        if faulty and self.dice.random() < self.misprint:
+            at = self.dice.choice([i for i, byte in enumerate(body) if chr(byte).isdigit()])
+            other = self.dice.choice([digit for digit in b"0123456789" if digit != body[at]])
+            body = body[:at] + bytes([other]) + body[at + 1 :]
         cut = faulty and self.dice.random() < self.cut
         lines = [f"HTTP/1.1 {status} X", f"content-length: {length}", "content-type: application/json", *told]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
@@ -205,6 +213,8 @@ class FakeServer:
         for row in rows:
             order = np.argsort(-row, kind="stable")[:top]
             tops.append([[float(np.float32(row[i])), int(i)] for i in order])
+        if self.shifts_tops:
+            tops = tops[-self.shift :] + tops[: -self.shift]
         keep = len(single) - self.truncates
         return single[:keep], tops[:keep]
 
@@ -242,7 +252,18 @@ class FakeServer:
         return answer
 
 
-async def _stop_all(server: FakeServer) -> None:
+class Stoppable(Protocol):
+    """A server, or a proxy before one."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+S = TypeVar("S", bound=Stoppable)
+
+
+async def _stop_all(server: Stoppable) -> None:
     await server.stop()
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
@@ -251,7 +272,7 @@ async def _stop_all(server: FakeServer) -> None:
 
 
 @contextmanager
-def in_thread(server: FakeServer) -> Iterator[FakeServer]:
+def in_thread(server: S) -> Iterator[S]:
     """The server on a loop of its own, for code that runs one itself."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)

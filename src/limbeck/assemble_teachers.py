@@ -18,12 +18,20 @@ from limbeck.config_teachers import LocalTeacher as LocalSection
 from limbeck.config_teachers import RemoteTeacher as RemoteSection
 from limbeck.config_teachers import RoutedTeacher, StatesTeacher
 from limbeck.errors import ContractError
-from limbeck.models import CausalLM, load_model, load_tokenizer
+from limbeck.learners.local import LocalPolicy
+from limbeck.models import CausalLM, load_model, load_tokenizer, resolve
 from limbeck.objectives.head import Head
 from limbeck.protocols import Task, Teacher
 from limbeck.run_folder import RunFolder
 from limbeck.teachers.connect import remote_teacher
-from limbeck.teachers.contract import Verdict, check_same_tokenizer, check_tokenizers, continuations, prove
+from limbeck.teachers.contract import (
+    Verdict,
+    check_same_tokenizer,
+    check_tokenizers,
+    continuations,
+    prove,
+    same_weights,
+)
 from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.proof import prove_remote
 from limbeck.teachers.remote import RemoteTeacher
@@ -83,9 +91,22 @@ async def prove_teachers(
             _same_as_before(name, member, folder, resumed)
         else:
             found = await prove(member, task.train, temperature, student.vocabulary)
+        if not resumed and _is_the_student(name, member, recipe):
+            found.append(await same_weights(member, LocalPolicy(0, student), task.train[:PROBE_PROMPTS], temperature))
         verdicts += [_of(name, verdict) for verdict in found] if len(opened.members) > 1 else found
     folder.write_lines("contract.jsonl", [asdict(verdict) for verdict in verdicts])
     return verdicts
+
+
+def _is_the_student(name: str, teacher: Teacher, recipe: Recipe) -> bool:
+    """Whether a teacher is, or says it is, the model that the student begins as."""
+    ours = {recipe.student.model, resolve(recipe.student.model)}
+    if isinstance(teacher, RemoteTeacher):
+        assert teacher.anchor is not None
+        return any(not ours.isdisjoint(said.split()) for said in teacher.anchor.identities.values())
+    sections = recipe.teacher.teachers if isinstance(recipe.teacher, RoutedTeacher) else {ONLY: recipe.teacher}
+    section = sections[name]
+    return isinstance(section, LocalSection) and resolve(section.model) in ours
 
 
 def _local(name: str, section: LocalSection, student: CausalLM, device: torch.device, opened: Opened) -> Teacher:

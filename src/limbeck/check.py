@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SECTIONS = {"sglang": SGLangTeacher, "vllm": VLLMTeacher, "limbeck": LimbeckTeacher}
 SMALLEST_VOCABULARY = 256  # bytes: no model has fewer
-LARGEST_VOCABULARY = 2**18  # more than any model in use: an over-estimate only widens certificates
+LARGEST_VOCABULARY = 2**19  # more than any model in use: an over-estimate only widens certificates
 CHECK_TEXTS = (
     *PROBE_TEXTS[:2],
     "The quick brown fox jumps over the lazy dog, and 3 * 17 = 51.",

@@ -7,11 +7,12 @@ from its last checkpoint makes the same updates as one that was not.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from limbeck.alarms import Alarms
-from limbeck.errors import NonFiniteError
+from limbeck.errors import LimbeckError, NonFiniteError
 from limbeck.evaluation import evaluate
 from limbeck.metrics import describe, describe_scores, speeds
 from limbeck.order import PromptOrder, derive_seed
@@ -46,13 +47,14 @@ async def one_step(run: Run, prompts: Sequence[Prompt], step: int) -> StepReport
     """One update from fresh samples of `prompts`."""
     run.seconds = {}
     start = time.perf_counter()
-    with run.phase(step, "sample"):
-        sampling = run.sampling(derive_seed(run.recipe.seed, "step", step))
-        rollouts = whole(await run.engine.sample(prompts, sampling, run.recipe.rollout.samples_per_prompt))
-    with run.phase(step, "grade"):
-        rewards = [run.task.grade(rollout.prompt, run.decode(rollout.response_ids)) for rollout in rollouts]
-    with run.phase(step, "score"):
-        samples = await mark(run, rollouts, rewards)
+    with _kept(run, step - 1):
+        with run.phase(step, "sample"):
+            sampling = run.sampling(derive_seed(run.recipe.seed, "step", step))
+            rollouts = whole(await run.engine.sample(prompts, sampling, run.recipe.rollout.samples_per_prompt))
+        with run.phase(step, "grade"):
+            rewards = [run.task.grade(rollout.prompt, run.decode(rollout.response_ids)) for rollout in rollouts]
+        with run.phase(step, "score"):
+            samples = await mark(run, rollouts, rewards)
     if is_recorded(run, step):
         with run.phase(step, "record"):
             await record(run, step, samples)
@@ -76,6 +78,18 @@ async def log_evaluation(run: Run, step: int) -> None:
         evaluation = await evaluate(run)
     run.folder.write_lines(f"evaluations/step-{step:06d}.jsonl", [asdict(answer) for answer in evaluation.answers])
     run.log({"step": step, "kind": "eval", **evaluation.values()})
+
+
+@contextmanager
+def _kept(run: Run, step: int) -> Iterator[None]:
+    """What fails here, a server as a rule, costs no more than the step at hand, however rare checkpoints are."""
+    try:
+        yield
+    except LimbeckError:
+        newest = run.folder.newest()
+        if step > (newest.step if newest else 0):
+            run.folder.save(step, run.learner.save, run.recipe.checkpoint.keep_last)
+        raise
 
 
 def _save_offenders(run: Run, step: int, error: NonFiniteError) -> None:

@@ -221,10 +221,10 @@ async def test_a_cut_off_update_of_tensors_is_begun_again(tmp_path: Path) -> Non
 # --- answers ------------------------------------------------------------------------------------------
 
 WRONG = {
-    "hides_stop": ("refused", "leaves the stop token out|breaks off|0 tokens"),
-    "goes_on": ("refused", "went on after the stop token"),
+    "hides_stop": ("unfit", "leaves the stop token out|breaks off|0 tokens"),
+    "goes_on": ("unfit", "went on after the stop token"),
     "breaks_off": ("short", "breaks off after 4 of 8 tokens"),
-    "foreign_token": ("refused", "sampled token 103, but student and teacher share a vocabulary of 100"),
+    "foreign_token": ("unfit", "sampled token 103, but student and teacher share a vocabulary of 100"),
 }
 
 

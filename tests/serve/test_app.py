@@ -28,7 +28,7 @@ from limbeck.serve.settings import ServeSettings
 from limbeck.teachers.connect import remote_teacher
 from limbeck.teachers.contract import continuations, logprobs_of_sampled, probe_rollout
 from limbeck.teachers.proof import prove_remote
-from limbeck.wire.question import Question
+from limbeck.wire.question import Question, WireError
 from tests import tiny
 
 TEXTS = [tuple(int(i) for i in np.random.default_rng(n).integers(5, 100, 12 + 3 * n)) for n in range(5)]
@@ -63,22 +63,46 @@ async def client(lm: CausalLM, scorer: Any = None, **settings: Any) -> AsyncIter
         yield http
 
 
-@pytest.mark.parametrize(("flag", "expected"), [(0.7, 0.7), (None, 1.0)])
-async def test_slimes_unmodified_request_gets_q_at_the_servers_temperature(
-    lm: CausalLM, flag: float | None, expected: float
-) -> None:
+# What slime's and miles's reward functions have put there over time: 0, the rollout temperature, a pinned 1, and
+# the pinned 1 beside the field of servers that know one.
+HOOKS = {
+    "zero": ({"temperature": 0}, {}),
+    "the rollout's": ({"temperature": 0.7}, {}),
+    "one": ({"temperature": 1.0}, {}),
+    "the scoring field": ({"temperature": 1.0}, {"input_logprob_temperature": 0.7}),
+}
+
+
+def hook_body(tokens: tuple[int, ...], hook: str) -> dict[str, Any]:
+    sampling, more = HOOKS[hook]
+    return {
+        "input_ids": list(tokens),
+        "sampling_params": {**sampling, "max_new_tokens": 0, "skip_special_tokens": False},
+        "return_logprob": True, "logprob_start_len": 0, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_slimes_unmodified_request_gets_q_at_the_rollout_temperature(lm: CausalLM, hook: str) -> None:
     """The body slime's reward function sends, and the way its post-processing reads the answer."""
     tokens = TEXTS[2]
-    body = {
-        "input_ids": list(tokens),
-        "sampling_params": {"temperature": 0, "max_new_tokens": 0, "skip_special_tokens": False},
-        "return_logprob": True,
-        "logprob_start_len": 0,
-    }
-    async with client(lm, temperature=flag) as http:
-        reward = (await http.post("/generate", json=body)).raise_for_status().json()
+    async with client(lm, temperature=0.7) as http:
+        reward = (await http.post("/generate", json=hook_body(tokens, hook))).raise_for_status().json()
     scores = [item[0] for item in reward["meta_info"]["input_token_logprobs"][1:]][-5:]
-    np.testing.assert_allclose(scores, of_tokens(truth(lm, tokens, expected), tokens)[-5:], atol=1e-5)
+    np.testing.assert_allclose(scores, of_tokens(truth(lm, tokens, 0.7), tokens)[-5:], atol=1e-5)
+    assert reward["meta_info"]["input_logprob_temperature"] == 0.7
+
+
+async def test_slimes_request_is_refused_where_its_temperature_is_anyones_guess(lm: CausalLM) -> None:
+    """Answered at 1 it would train towards the wrong logits, and no metric would show it."""
+    async with client(lm) as http:
+        unknown = await http.post("/generate", json=hook_body(TEXTS[2], "zero"))
+        assert (await http.post("/generate", json=hook_body(TEXTS[2], "the rollout's"))).status_code == 200
+    async with client(lm, temperature=0.9) as http:
+        another = await http.post("/generate", json=hook_body(TEXTS[2], "the rollout's"))
+    assert (unknown.status_code, another.status_code) == (400, 400)
+    assert "start this server with --temperature T" in unknown.json()["error"]["message"]
+    assert "0.7, but this server was started with --temperature 0.9" in another.json()["error"]["message"]
 
 
 async def test_the_tokens_miles_lists_are_scored_at_every_position(lm: CausalLM) -> None:
@@ -169,6 +193,16 @@ async def test_a_server_with_a_temperature_of_its_own_is_asked_by_name(
         expected = of_tokens(truth(lm, TEXTS[0], temperature), TEXTS[0])[3:]
         np.testing.assert_allclose(scores.logprobs_of_sampled, expected, atol=2e-5)
         await teacher.close()
+
+
+@pytest.mark.parametrize("name", [None, "teacher", "tiny"])
+async def test_a_client_of_vllm_may_name_the_model_as_it_was_loaded(lm: CausalLM, name: str | None) -> None:
+    body = {"prompt": list(TEXTS[0]), "max_tokens": 1, "prompt_logprobs": 0, "model": name}
+    async with client(lm) as http:
+        answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
+    rows = answer["choices"][0]["prompt_logprobs"]
+    values = [rows[i][str(TEXTS[0][i])]["logprob"] for i in range(1, len(rows))]
+    np.testing.assert_allclose(values, of_tokens(truth(lm, TEXTS[0], 1.0), TEXTS[0]), atol=1e-5)
 
 
 async def test_padding_and_company_do_not_change_an_answer(lm: CausalLM) -> None:
@@ -313,6 +347,7 @@ SCORE = {"max_new_tokens": 0}
         ("/generate", {"input_ids": [1, "a"], "sampling_params": SCORE}, "token ids"),
         ("/v1/completions", {"prompt": [1, 2], "max_tokens": 1}, "prompt_logprobs is missing"),
         ("/v1/completions", {"prompt": [1, 2], "max_tokens": 9, "prompt_logprobs": 1}, "only scores"),
+        ("/v1/completions", {"prompt": [1, 2], "prompt_logprobs": 1, "model": "lora"}, "not served here"),
         ("/tokenize", {}, "must be text"),
     ],
 )
@@ -374,14 +409,24 @@ async def test_metrics_count_requests_and_tokens(lm: CausalLM) -> None:
     ("flag", "scoring", "sampling", "expected"),
     [
         (0.7, 0.3, 2.0, 0.3),
-        (0.7, None, 2.0, 0.7),
+        (0.7, None, 0.7, 0.7),
+        (0.7, None, 0.0, 0.7),
+        (0.7, None, 1.0, 0.7),
         (None, None, 2.0, 2.0),
-        (None, None, 0.0, 1.0),
         (None, None, None, 1.0),
     ],
 )
 def test_which_temperature_wins(flag: Any, scoring: Any, sampling: Any, expected: float) -> None:
     assert ServeSettings(temperature=flag).pick_temperature(scoring, sampling) == expected
+
+
+@pytest.mark.parametrize(
+    ("flag", "scoring", "sampling"),
+    [(0.7, 0.0, None), (0.7, None, 0.9), (0.7, None, -1.0), (None, None, 0.0), (None, None, float("inf"))],
+)
+def test_no_temperature_is_made_up(flag: Any, scoring: Any, sampling: Any) -> None:
+    with pytest.raises(WireError):
+        ServeSettings(temperature=flag).pick_temperature(scoring, sampling)
 
 
 def test_a_folder_with_other_weights_has_another_fingerprint(tmp_path: Path, lm: CausalLM) -> None:

@@ -166,10 +166,9 @@ async def test_a_server_that_acknowledges_t_and_ignores_it_is_caught_by_the_rati
 @pytest.mark.parametrize(
     ("lie", "says"),
     [
-        (
-            {"shift": 1},
-            "moved by .* shifted by one|two log-probs|is more likely than|does not see|more than 1|did not change",
-        ),
+        ({"shift": 1}, "shifted by one"),
+        ({"shift": -1}, "shifted by one"),
+        ({"shift": 1, "shifts_tops": True}, "shifted by one"),
         ({"truncates": 1}, "entries"),
         ({"other_ids": True}, "another tokenizer"),
         ({"clamps": True}, "stands for a probability of 0"),

@@ -169,8 +169,9 @@ TOPS = ["meta_info", "input_top_logprobs"]
         ([*META], [[None, 6, None]], "short"),
         ([*TOPS, 1], [[-0.1, 3, None]], "short"),
         ([*TOPS, 1], None, "malformed"),
-        ([*TOPS, 1], [[-0.1, 3, None], [-9.0, 3, None]], "inconsistent"),
-        ([*TOPS, 1], [[-0.1, 3, None], [-0.2, 4, None]], "inconsistent"),
+        ([*TOPS, 1], [[-0.125, 3, None], [-9.0, 3, None]], "inconsistent"),
+        ([*TOPS, 1], [[-0.125, 3, None], [-0.25, 4, None]], "inconsistent"),
+        ([*META, 1, 0], -1.1, "malformed"),  # not a float32, as the others are
         (["meta_info"], [], "malformed"),
         (["meta_info", "input_logprob_temperature"], 0.7, "temperature"),
     ],

@@ -3,9 +3,9 @@
     async def reward_func(args, sample, **kwargs)                -> {"teacher_log_probs": [...], "task_reward": 1.0}
     def post_process_rewards(args, samples, **kwargs)            -> (raw rewards, rewards to train on)
 
-Read from `args`: `rm_url` (the server), `rollout_temperature`, and for normalising task rewards
+Read from `args`: `rm_url` (the server), `rollout_temperature`, `reward_key`, and for normalising task rewards
 `advantage_estimator`, `rewards_normalization`, `grpo_std_normalization`, `n_samples_per_prompt`. Of `sample`:
-`tokens`, `response_length`, `reward`, and it is given `teacher_log_probs`.
+`tokens`, `response_length`, `reward`, `group_index`, and it is given `teacher_log_probs`.
 
 The contract runs once a server and temperature, on the first sample: a server that ignores the temperature is
 refused, with the remedies, before anything is trained on. From the environment:
@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,12 +44,22 @@ SCORES = "teacher_log_probs"
 TASK = "task_reward"
 NORMALISED = ("grpo", "gspo", "reinforce_plus_plus_baseline")
 SMALLEST_DEVIATION = 1e-6
+SMALL_IDS = range(8)  # tokens of every vocabulary, for the probes of a sample that repeats itself
+ROUTES = ("/generate", "/v1/completions", "/limbeck/score")
+# Options of miles under which its trainer reads something else than `teacher_log_probs` of the server at `rm_url`.
+NOT_HERE = ("opd_log_prob_top_k", "opd_teacher_urls", "opd_teacher_adapters")
 
 _proven: dict[tuple[Any, ...], asyncio.Task[RemoteTeacher]] = {}
 
 
 async def reward_func(args: Any, sample: Any, **kwargs: Any) -> dict[str, Any]:
     """Score one sample. Raises `LimbeckError` where its score cannot be had: a filler would be trained on."""
+    for name in NOT_HERE:
+        if given := getattr(args, name, None):
+            raise RecipeError(
+                f"{name} = {given!r} is not for this hook, which gives one teacher's log-probs of sampled tokens. "
+                "Use miles's own hook against `limbeck serve MODEL --temperature T`."
+            )
     task_reward = await _task_reward(args, sample)
     length = int(sample.response_length)
     if length == 0:
@@ -68,14 +80,18 @@ def post_process_rewards(args: Any, samples: Sequence[Any], **kwargs: Any) -> tu
 
     Without a task reward both are zeros: the signal is the distillation term alone.
     """
-    raw = []
+    rewards: list[float | None] = []
     for sample in samples:
         told = sample.reward
         if not isinstance(told, dict) or SCORES not in told:
             raise DataError(f"a sample's reward is {type(told).__name__}, expected what limbeck's reward_func returned")
         sample.teacher_log_probs = _as_tensor(told[SCORES], int(sample.response_length))
-        raw.append(0.0 if told[TASK] is None else float(told[TASK]))
-    return raw, _normalised(args, raw)
+        rewards.append(told[TASK])
+    graded = [reward for reward in rewards if reward is not None]
+    if graded and len(graded) < len(rewards):
+        raise DataError(f"{len(graded)} of {len(rewards)} samples have a task reward: it must be all of them, or none")
+    raw = graded or [0.0] * len(rewards)
+    return raw, _normalised(args, samples, raw)
 
 
 def _as_tensor(values: Sequence[float], length: int) -> torch.Tensor:
@@ -86,28 +102,46 @@ def _as_tensor(values: Sequence[float], length: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def _normalised(args: Any, raw: list[float]) -> list[float]:
+def _normalised(args: Any, samples: Sequence[Any], raw: list[float]) -> list[float]:
     """Group-normalised where the trainer would have done so: its own step is replaced by this hook."""
-    if not any(raw):
-        return raw
     estimator = getattr(args, "advantage_estimator", None)
-    if estimator not in NORMALISED or not getattr(args, "rewards_normalization", False):
+    if not any(raw) or estimator not in NORMALISED or not getattr(args, "rewards_normalization", False):
         return raw
+    by_deviation = getattr(args, "grpo_std_normalization", False) and estimator in ("grpo", "gspo")
+    values, groups = np.array(raw), np.array(_groups(args, samples))
+    for group in np.unique(groups):
+        mine = groups == group
+        values[mine] -= values[mine].mean()
+        if by_deviation and mine.sum() > 1:
+            values[mine] /= values[mine].std(ddof=1) + SMALLEST_DEVIATION
+    normalised: list[float] = values.tolist()
+    return normalised
+
+
+def _groups(args: Any, samples: Sequence[Any]) -> list[int]:
+    """Which samples answer one prompt: as they say, else by their places."""
+    told = [getattr(sample, "group_index", None) for sample in samples]
+    if None not in told:
+        return [int(group) for group in told if group is not None]
     size = int(args.n_samples_per_prompt)
-    if len(raw) % size:
-        raise DataError(f"{len(raw)} rewards are no multiple of n_samples_per_prompt = {size}")
-    groups = np.array(raw).reshape(-1, size)
-    groups = groups - groups.mean(axis=1, keepdims=True)
-    if getattr(args, "grpo_std_normalization", False) and estimator in ("grpo", "gspo"):
-        groups = groups / (groups.std(axis=1, keepdims=True, ddof=1 if size > 1 else 0) + SMALLEST_DEVIATION)
-    values: list[float] = groups.flatten().tolist()
-    return values
+    if len(samples) % size:
+        raise DataError(
+            f"{len(samples)} samples without a group_index are no multiple of n_samples_per_prompt = {size}"
+        )
+    return [place // size for place in range(len(samples))]
 
 
 async def _task_reward(args: Any, sample: Any) -> float | None:
-    """A number the sample already has, else what LIMBECK_TASK_REWARD says, else None."""
-    if isinstance(sample.reward, int | float):
-        return float(sample.reward)
+    """What the sample already has, else what LIMBECK_TASK_REWARD says, else None."""
+    given, key = sample.reward, getattr(args, "reward_key", None)
+    if isinstance(given, dict):
+        if SCORES in given:  # this hook has marked it before
+            key = TASK
+        if key not in given:
+            raise DataError(f"a sample's reward is {given!r}. Name the task reward in it by --reward-key.")
+        given = given[key]
+    if given is not None:
+        return _number(given, "a sample's reward")
     name = os.environ.get("LIMBECK_TASK_REWARD")
     if not name:
         return None
@@ -117,13 +151,23 @@ async def _task_reward(args: Any, sample: Any) -> float | None:
     except (ImportError, AttributeError, ValueError) as error:
         raise RecipeError(f"LIMBECK_TASK_REWARD = {name!r} is not package.module:function: {error}") from None
     value = grade(args, sample)
-    return float(await value if asyncio.iscoroutine(value) else value)
+    return _number(await value if inspect.isawaitable(value) else value, f"the value of {name}")
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{what} is {value!r}, expected a finite number")
+    return number
 
 
 async def _teacher(args: Any, tokens: list[int]) -> RemoteTeacher:
     """The proven teacher of this server and temperature; proven once, by whichever sample comes first."""
     loop = asyncio.get_running_loop()
-    key = (id(loop), args.rm_url, _temperature(args))
+    key = (loop, args.rm_url, _temperature(args))  # its connections live on this loop
     task = _proven.get(key)
     if task is None or (task.done() and (task.cancelled() or task.exception())):
         if len(tokens) < LEAST_TOKENS:
@@ -145,14 +189,15 @@ async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
     # A sample here has no way to leave a position out, so none may be uncertain.
     section = SECTIONS[kind](url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
     teacher = remote_teacher("teacher", section, LARGEST_VOCABULARY, section.top_logprobs, 0)
-    ids = list(dict.fromkeys(tokens))[:16]
+    ids = list(dict.fromkeys([*tokens, *SMALL_IDS]))[:16]
     await prove_remote(teacher, [tuple(tokens)], ids, _temperature(args))
     return teacher
 
 
 def _base(url: str) -> str:
-    """The server of an `rm_url`, which names SGLang's route."""
-    return url.rstrip("/").removesuffix("/generate")
+    """The server of an `rm_url`, which names a route."""
+    url = url.rstrip("/")
+    return next((url.removesuffix(route) for route in ROUTES if url.endswith(route)), url)
 
 
 def _temperature(args: Any) -> float:

@@ -87,7 +87,9 @@ class _Server:
         return schemas.write_sglang(questions, results, temperature, many), _tokens(questions)
 
     async def vllm(self, body: bytes) -> tuple[Any, int]:
-        questions, temperature = schemas.read_vllm(_json(body), self.tokenize, self.settings)
+        request = _json(body)
+        schemas.check_model(request.get("model"), (self.settings.name, self.identity.rpartition(" ")[0]))
+        questions, temperature = schemas.read_vllm(request, self.tokenize, self.settings)
         results = await self.score(questions, temperature)
         return schemas.write_vllm(questions, results, temperature, self.settings.name), _tokens(questions)
 

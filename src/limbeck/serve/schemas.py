@@ -108,6 +108,12 @@ def read_vllm(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSettin
     )
 
 
+def check_model(asked: Any, names: Sequence[str]) -> None:
+    """vLLM's clients choose an adapter by the name of its model. Raises `WireError` for one that is not served."""
+    if asked is not None and asked not in names:
+        raise WireError("refused", f"the model {asked!r} is not served here: there is {' or '.join(map(repr, names))}")
+
+
 def write_vllm(questions: Sequence[Question], results: Sequence[Result], temperature: float, model: str) -> Any:
     """A text completion of no text, with `prompt_logprobs`."""
     choices, total = [], 0

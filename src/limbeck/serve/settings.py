@@ -12,7 +12,7 @@ class ServeSettings:
     """Limits and defaults of the server.
 
     `temperature` is what clients get that do not know a scoring-temperature field, such as slime's and
-    miles's reward functions: None leaves them what a stock server gives.
+    miles's reward functions.
     """
 
     name: str = "teacher"
@@ -25,18 +25,34 @@ class ServeSettings:
     max_length: int | None = None  # tokens; None: the model's context
 
     def pick_temperature(self, scoring: float | None, sampling: float | None) -> float:
-        """The scoring field; else the operator's choice; else the request's own, where it has one; else 1.
+        """The scoring field; else the operator's choice; else the request's own, or 1 where it has none.
 
-        Clients of stock servers send anything as their sampling temperature (slime: 0), because it never
-        mattered: the operator's choice comes before it. Raises `WireError` for what is not a temperature.
+        Stock servers never looked at the sampling temperature of a scoring request, so clients put 0 or 1 there
+        and mean nothing by it (slime, miles: 0). Any other number is meant. Raises `WireError` (kind refused) for
+        what is not a temperature, for two that contradict each other, and where there is only a 0 to go by:
+        answered at 1, it would be the bias that nobody notices.
         """
         if scoring is not None:
             if not 0 < scoring < float("inf"):
                 raise WireError("refused", f"the scoring temperature is {scoring}, expected a number above 0")
             return scoring
+        if sampling is not None and not 0 <= sampling < float("inf"):
+            raise WireError("refused", f"the sampling temperature is {sampling}, expected a number of at least 0")
         if self.temperature is not None:
+            if sampling not in (None, 0, 1, self.temperature):
+                raise WireError(
+                    "refused",
+                    f"the request's temperature is {sampling:g}, but this server was started with --temperature "
+                    f"{self.temperature:g}: start it with the rollout temperature, or send a scoring temperature",
+                )
             return self.temperature
-        return sampling if sampling is not None and 0 < sampling < float("inf") else 1.0
+        if sampling == 0:
+            raise WireError(
+                "refused",
+                "the request's temperature is 0, at which nothing has a probability: start this server with "
+                "--temperature T, the rollout temperature, or send a scoring temperature",
+            )
+        return 1.0 if sampling is None else sampling
 
     def check(self, question: Question, vocabulary: int, context: int | None) -> None:
         """Raises `WireError` (kind refused) for a question beyond the limits."""

@@ -5,6 +5,7 @@
                   one before it
     temperature   log q_T(a) - log q_T(b) = (log q_1(a) - log q_1(b)) / T; the normaliser cancels, so
                   no weights are needed to catch a teacher that ignores T
+    same weights  where the teacher is the student's own model, their KL is 0: catches everything else
 
 A probe that fails raises `ContractError` with what was measured, what was expected and the remedy.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.errors import ContractError
-from limbeck.protocols import Teacher
+from limbeck.protocols import Policy, Teacher
 from limbeck.records import Failure, Floats, HiddenScores, Prompt, Rollout, Sampling, TeacherScores, TopKScores
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from limbeck.models import CausalLM
 
 RATIO_TOLERANCE = 1e-3  # nats, beside 1% of the ratio itself
+IDENTICAL = 0.01  # nats a token between a model and itself
 SMALLEST_RATIO = 0.05  # nats; below it two tokens say nothing about a temperature
 PROBE_TEXTS = (
     "Hello, world! 12+34=46",
@@ -142,7 +144,7 @@ async def alignment(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], t
     if not of_itself > RATIO_TOLERANCE:
         raise ContractError(
             f"teacher {teacher.name}: the score of a token did not change with the token itself "
-            f"({of_itself:.3g} nats). It scores something else than what was sent."
+            f"({of_itself:.3g} nats). Its answer is shifted by one, or it scores something else than what was sent."
         )
     if not of_the_one_before > RATIO_TOLERANCE:
         raise ContractError(
@@ -171,6 +173,37 @@ async def ratio(teacher: Teacher, prefix: tuple[int, ...], ids: list[int], tempe
             "temperature, or rollout.temperature = 1."
         )
     return Verdict("temperature", f"ratio {ratio_t:.4f} nats at T = {temperature}", f"{expected:.4f}")
+
+
+async def same_weights(teacher: Teacher, student: Policy, prompts: Sequence[Prompt], temperature: float) -> Verdict:
+    """Compare a teacher with the student that it is, on the tokens of the prompts. Raises `ContractError`.
+
+    Half the mean square of the log-ratio is their KL to second order, and does not average away what is wrong.
+    """
+    texts = [prompt.token_ids for prompt in prompts if len(prompt.token_ids) > 1]
+    rollouts = [probe_rollout(ids[:1], ids[1:], temperature, number) for number, ids in enumerate(texts)]
+    theirs = await _logprobs(teacher, rollouts)
+    ours = np.concatenate([*student.logprobs(rollouts), np.zeros(0)])
+    ratios = (ours - theirs)[np.isfinite(theirs)]  # `rescale` does not know every position
+    kl = float((ratios**2).mean() / 2) if len(ratios) else 0.0
+    if not kl <= IDENTICAL:
+        raise ContractError(
+            f"teacher {teacher.name} is the student's own model, but the two are {kl:.3g} nats a token apart on the "
+            f"task's prompts at temperature {temperature} (expected below {IDENTICAL}): they are not scored alike. "
+            "Compare dtype and adapters on both sides. If only the names are the same, give student.model by another "
+            "path."
+        )
+    return Verdict("same weights", f"{kl:.1e} nats a token over {len(ratios)}", f"below {IDENTICAL}")
+
+
+async def _logprobs(teacher: Teacher, rollouts: Sequence[Rollout]) -> npt.NDArray[np.float64]:
+    """Of all the rollouts' tokens, one after the other."""
+    found: list[float] = []
+    for rollout, scores in zip(rollouts, await teacher.score(rollouts), strict=True):
+        if isinstance(scores, Failure):
+            raise ContractError(f"teacher {teacher.name} could not score a probe: {scores.message}")
+        found += logprobs_of_sampled(scores, rollout)
+    return np.array(found, dtype=np.float64)
 
 
 async def _ask(

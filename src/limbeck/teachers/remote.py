@@ -10,13 +10,16 @@
 `contract` chooses and proves the method before `score` is ever used for training. Every `probe_every`
 calls a fixed probe is asked again of every replica: a server that was restarted with other weights, or
 at another temperature, stops the run by name.
+
+JSON has no digest. Once an answer was found to be damaged on the way, all are asked for until two agree, those
+of the step at hand included: damage that does not show costs time, as damage that does.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -25,12 +28,16 @@ from limbeck.config_teachers import RemoteTeacher as Section
 from limbeck.errors import ContractError, RecipeError, TeacherError
 from limbeck.records import Failure, HiddenScores, Mask, Rollout, TeacherScores, TokenScores, TopKScores
 from limbeck.temperature.rescale import NotADistributionError, rescale
+from limbeck.wire.agreement import confirmed
 from limbeck.wire.dialects import Dialect
 from limbeck.wire.http import Pool
 from limbeck.wire.question import Question, Reply, WireError
 
 if TYPE_CHECKING:
     from limbeck.objectives.head import Head
+
+LOUD = 0.05  # nats: noise beyond this makes every probe meaningless
+ANSWERS = 10  # to one question, at most, until two agree
 
 Method: TypeAlias = Literal["plain", "native", "baked", "rescale", "hidden"]
 
@@ -67,6 +74,7 @@ class RemoteTeacher:
         self.method: Method = "plain"
         self.anchor: Anchor | None = None
         self.acknowledges = dialect.exact  # whether the server is known to take a scoring temperature
+        self.agreement = LOUD  # nats within which two answers are the same, until the noise is measured
         self.error_bound = 0.0  # nats, as measured by the contract where the method is exact but for rounding
         self.seconds: dict[str, float] = {}
         self._calls = 0
@@ -77,10 +85,11 @@ class RemoteTeacher:
         Raises `ContractError` where the server is not the one that was proven, and `TeacherError` where
         more positions are uncertain than `max_rescale_dropped` allows.
         """
-        answers = list(await asyncio.gather(*(self._mark(rollout) for rollout in rollouts)))
         self._calls += 1
-        if self.anchor is not None and self._calls % self.section.probe_every == 0:
-            await self.check_drift()  # after the answers: a server that changed under them is not trained on
+        trusted = not self.pool.doubtful
+        answers = await self._mark_all(rollouts)
+        if trusted and self.pool.doubtful:  # what was damaged and did not show may be among them
+            answers = await self._mark_all(rollouts)
         self._limit_left_out(answers)
         return answers
 
@@ -88,7 +97,7 @@ class RemoteTeacher:
         await self.pool.close()
 
     async def ask(self, question: Question, url: str | None = None) -> Reply:
-        """One answer.
+        """One answer, said twice where the wire is known to damage answers.
 
         Raises `WireError`; `RecipeError` for a K that some servers do not survive; `ContractError` for a token
         beyond `vocabulary`, on which every certificate rests.
@@ -98,7 +107,7 @@ class RemoteTeacher:
                 f"teacher {self.name}: top {question.top_k} of a vocabulary of {self.largest_k}. Lower "
                 "objective.support or teacher.top_logprobs."
             )
-        reply = await self.dialect.ask(self.pool, question, url)
+        reply = await self._undamaged(question, url)
         highest = -1 if reply.top_ids is None else int(reply.top_ids.max(initial=-1))
         if highest >= self.vocabulary:
             raise ContractError(
@@ -106,6 +115,29 @@ class RemoteTeacher:
                 f"{self.vocabulary}. Set teacher.vocabulary to the rows of its output head, or more."
             )
         return reply
+
+    async def _undamaged(self, question: Question, url: str | None) -> Reply:
+        replies = [await self.dialect.ask(self.pool, question, url)]
+        if not self.pool.doubtful:
+            return replies[0]
+        while len(replies) < ANSWERS:
+            replies.append(await self.dialect.ask(self.pool, question, url))
+            if (reply := confirmed(replies, self.agreement)) is not None:
+                return reply
+        raise WireError(
+            "inconsistent",
+            f"no two of {ANSWERS} answers to one question agree to {self.agreement:.1e} nats: the wire damages nearly "
+            "all of them, or the server is noisier than it was when it was proven",
+        )
+
+    async def identity(self, url: str) -> str:
+        """The model behind one replica, as two answers in a row have it: one may be damaged."""
+        name = await self.dialect.identity(self.pool, url)
+        for _ in range(ANSWERS):
+            before, name = name, await self.dialect.identity(self.pool, url)
+            if before == name:
+                break
+        return name
 
     def question(self, rollout: Rollout) -> Question:
         """What to ask about a rollout by the present method."""
@@ -125,18 +157,33 @@ class RemoteTeacher:
         """How temperature 1 is asked for: by name where the server knows the field."""
         return 1.0 if self.acknowledges else None
 
+    async def _mark_all(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]:
+        answers = list(await asyncio.gather(*(self._mark(rollout) for rollout in rollouts)))
+        if self.anchor is not None and self._calls % self.section.probe_every == 0:
+            await self.check_drift()  # after the answers: a server that changed under them is not trained on
+        return answers
+
     async def _mark(self, rollout: Rollout) -> TeacherScores | Failure:
         temperature = rollout.sampling.temperature
         if not rollout.trained.any():
             return TokenScores(self.name, temperature, np.zeros(0, np.float32))
-        question = self.question(rollout)
         try:
-            reply = await self.ask(question)
-            return self._scores(reply, rollout.trained[question.start :], rollout, temperature)
+            try:
+                return await self._scored(rollout)
+            except (NotADistributionError, ContractError):
+                if self.pool.doubtful:
+                    raise
+                self.pool.doubt(f"teacher {self.name}")  # damaged, or meant: two answers that agree will tell
+                return await self._scored(rollout)
         except WireError as error:
             return self._failure(rollout, error.kind, error)
         except NotADistributionError as error:
             return self._failure(rollout, "not_a_distribution", error)
+
+    async def _scored(self, rollout: Rollout) -> TeacherScores:
+        question = self.question(rollout)
+        reply = await self.ask(question)
+        return self._scores(reply, rollout.trained[question.start :], rollout, rollout.sampling.temperature)
 
     def _failure(self, rollout: Rollout, kind: str, error: Exception) -> Failure:
         said = str(error).rstrip(".")
@@ -195,7 +242,7 @@ class RemoteTeacher:
     async def drop_anchor(self, question: Question) -> Anchor:
         """Ask every replica, and hold them to it from now on. Raises `ContractError` where they differ."""
         replies = {url: await self.ask(question, url) for url in self.pool.urls}
-        identities = {url: await self.dialect.identity(self.pool, url) for url in self.pool.urls}
+        identities = {url: await self.identity(url) for url in self.pool.urls}
         first = self.pool.urls[0]
         for url in self.pool.urls[1:]:
             apart = _apart(replies[first], replies[url])
@@ -227,24 +274,29 @@ class RemoteTeacher:
 
     async def _drift(self, anchor: Anchor, url: str) -> None:
         try:
-            identity = await self.dialect.identity(self.pool, url)
-            reply = await self.ask(anchor.question, url)
+            problem = await self._changed(anchor, url) and await self._changed(anchor, url)  # one answer may be damaged
         except WireError as error:
             if len(self.pool.urls) > 1:
                 raise
             raise TeacherError(f"teacher {self.name} cannot be probed: {error}") from error
+        if problem:
+            raise ContractError(
+                f"teacher {self.name} drifted: {url} {problem}. Nothing was updated in this step. Start the right "
+                "server again, then the same command."
+            )
+
+    async def _changed(self, anchor: Anchor, url: str) -> str | None:
+        """How a replica differs from the one that was proven."""
+        identity = await self.identity(url)
         if identity != anchor.identities[url]:
-            raise ContractError(
-                f"teacher {self.name} drifted: {url} serves {identity!r}, it was {anchor.identities[url]!r} when "
-                "it was proven. Nothing was updated in this step. Start the right model again, then the same command."
-            )
-        apart = _apart(anchor.replies[url], reply)
-        if not apart <= self.section.probe_tolerance:
-            raise ContractError(
-                f"teacher {self.name} drifted: {url} now scores a fixed text {apart:.3g} nats away from what it did "
-                f"when it was proven (at most {self.section.probe_tolerance} expected): other weights, or another "
-                "temperature. Nothing was updated in this step. Start the right server again, then the same command."
-            )
+            return f"serves {identity!r}, it was {anchor.identities[url]!r} when it was proven"
+        apart = _apart(anchor.replies[url], await self.ask(anchor.question, url))
+        if apart <= self.section.probe_tolerance:
+            return None
+        return (
+            f"now scores a fixed text {apart:.3g} nats away from what it did when it was proven (at most "
+            f"{self.section.probe_tolerance} expected): other weights, or another temperature"
+        )
 
 
 def _apart(a: Reply, b: Reply) -> float:
@@ -253,8 +305,3 @@ def _apart(a: Reply, b: Reply) -> float:
     return (
         float(np.abs(left.astype(np.float64) - right).max(initial=0.0)) if left.shape == right.shape else float("inf")
     )
-
-
-def with_temperature(rollout: Rollout, temperature: float) -> Rollout:
-    """The same tokens as if sampled at another temperature: for probes."""
-    return replace(rollout, sampling=replace(rollout.sampling, temperature=temperature))

@@ -5,8 +5,11 @@
 
 Parsing runs inside the retry: an answer that does not parse is as good as none. A replica that is away
 rests for a moment while the others are asked. What is worth waiting for (no connection, 429, 5xx) is
-tried until `patience` seconds have passed, what is wrong a few times; waits grow and are
-jittered, and a server's Retry-After is kept. Waiting does not use up tries.
+tried until `patience` seconds have passed, with growing waits or a server's own Retry-After; an answer that is
+wrong a few times, a refusal twice, at once. Waiting does not use up tries, and is jittered.
+
+Some damage cannot be seen in the answer it is done to. Where a server sends no digest and an answer was wrong
+until it was asked for again, the pool is `doubtful` from then on: who must be sure asks everything twice.
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random, wait_random_exponential
 
 from limbeck.errors import RecipeError
-from limbeck.wire.question import AWAY, DAMAGED, WireError
+from limbeck.wire.question import AWAY, REFUSALS, WireError
 
 T = TypeVar("T")
 
@@ -34,6 +37,7 @@ _log = logging.getLogger(__name__)
 DIGEST_HEADER = "limbeck-digest"  # crc32 of the body in hex, where the server sends it
 REST = 1.0  # seconds a replica is passed over after it was away
 SHOWN = 300  # characters of a server's error text
+PINNED_TRIES = 3  # of one replica of several that is away
 TELL_EVERY = 30.0  # seconds between words about a server that is waited for
 
 
@@ -44,8 +48,7 @@ class PoolSettings:
     concurrency: int = 32
     timeout: float = 120.0
     patience: float = 300.0
-    tries: int = 3  # of an answer that says something wrong: a server that lies does so again
-    damaged_tries: int = 10  # of one that cannot be read: the wire loses what the server said
+    tries: int = 10  # of an answer that is wrong: a server that lies does so again, a wire does not
     first_wait: float = 0.2
     longest_wait: float = 20.0
     token_env: str | None = None
@@ -76,6 +79,8 @@ class Pool:
         )
         self._places = asyncio.Semaphore(settings.concurrency)
         self._turn = itertools.count()
+        self.doubtful = False  # whether an answer without a digest was damaged on the way
+        self._signing: set[str] = set()  # urls whose answers carry a digest
         self._resting: dict[str, float] = {}  # url -> when it may be asked again
         self._told = -TELL_EVERY  # when it was last said that a server is waited for
         self._gave_up = -1.0  # when one request's patience ran out: those it waited with need not lose theirs too
@@ -92,47 +97,21 @@ class Pool:
 
         Raises `WireError` when it cannot be had.
         """
-        return await self._retry(lambda at: self._once("POST", at + path, body, media, parse), url)
+        return await self._retry(lambda at: self._once(at, path, "POST", body, media, parse), url)
 
     async def get(self, path: str, parse: Callable[[bytes], T], url: str | None = None) -> T:
         """As `post`, without a body."""
-        return await self._retry(lambda at: self._once("GET", at + path, None, None, parse), url)
+        return await self._retry(lambda at: self._once(at, path, "GET", None, None, parse), url)
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def _retry(self, ask: Callable[[str], Awaitable[T]], url: str | None) -> T:
-        settings, began = self.settings, time.monotonic()
-        wait = wait_random_exponential(multiplier=settings.first_wait, max=settings.longest_wait)
-        kinds: list[str] = []  # of the unusable answers so far; being away is counted by the clock instead
-        away_since: list[float] = []  # when the first try failed: not `began`, it may have waited for its place
-
-        def waiting(state: RetryCallState) -> float:
-            error = _error(state)
-            told = error.retry_after if error else None
-            seconds = wait(state) if told is None else min(told, settings.longest_wait)
-            left = away_since[0] + settings.patience - time.monotonic() if away_since else seconds
-            return min(seconds, max(0.0, left))
-
-        def enough(state: RetryCallState) -> bool:
-            error = _error(state)
-            if error is not None and error.kind in AWAY and (url is None or len(self.urls) == 1):
-                now = time.monotonic()
-                away_since.append(now)
-                if now - away_since[0] >= settings.patience:
-                    self._gave_up = now
-                elif now - self._told >= TELL_EVERY:
-                    self._told = now
-                    _log.warning("%s; trying again for up to %g s", error, settings.patience)
-                return began <= self._gave_up
-            kinds.append(error.kind if error else "malformed")
-            damaged = sum(kind in DAMAGED for kind in kinds)
-            return damaged >= settings.damaged_tries or len(kinds) - damaged >= settings.tries
-
+        tries = _Tries(self, patient=url is None or len(self.urls) == 1)
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, WireError) and not error.final),
-            wait=waiting,
-            stop=enough,
+            wait=tries.waiting,
+            stop=tries.enough,
             reraise=True,
         )
         async for attempt in retrying:
@@ -141,12 +120,31 @@ class Pool:
                 self.counts.retries += attempt.retry_state.attempt_number > 1
                 try:
                     async with self._places:
-                        return await ask(at)
+                        answer = await ask(at)
                 except WireError as error:
                     if error.kind in AWAY:
                         self._resting[at] = time.monotonic() + REST
                     raise
+                if tries.wrong:
+                    self.doubt(at)
+                return answer
         raise AssertionError("a retry ends with an answer or an error")
+
+    def waits(self, error: WireError, since: float, began: float) -> bool:
+        """Whether a request that began then is to go on waiting for a server that is away since then."""
+        now = time.monotonic()
+        if now - since >= self.settings.patience:
+            self._gave_up = now
+        elif now - self._told >= TELL_EVERY:
+            self._told = now
+            _log.warning("%s; trying again for up to %g s", error, self.settings.patience)
+        return began > self._gave_up
+
+    def doubt(self, whose: str) -> None:
+        """An answer was wrong that the server may not have meant. Servers that sign what they say stay trusted."""
+        if not self.doubtful and not self._signing.issuperset(self.urls):
+            _log.warning("%s: an answer was damaged on the way, so every answer is asked for twice from now on", whose)
+            self.doubtful = True
 
     def _next(self) -> str:
         """The replica whose turn it is, passing over those that rest while another does not."""
@@ -155,8 +153,9 @@ class Pool:
         return awake[next(self._turn) % len(awake)]
 
     async def _once(
-        self, method: str, address: str, body: bytes | None, media: str | None, parse: Callable[[bytes], T]
+        self, at: str, path: str, method: str, body: bytes | None, media: str | None, parse: Callable[[bytes], T]
     ) -> T:
+        address = at + path
         self.counts.requests += 1
         self.counts.bytes_sent += len(body or b"")
         headers = {"content-type": media} if media else {}
@@ -173,9 +172,7 @@ class Pool:
             raise WireError("refused", f"{address} is not an address: {error}") from None
         self.counts.bytes_received += len(response.content)
         _check_status(response, address, self.settings.table)
-        digest = response.headers.get(DIGEST_HEADER)
-        if digest is not None and digest != f"{zlib.crc32(response.content):08x}":
-            raise WireError("malformed", f"{address}: the answer does not fit its digest: it was damaged on the way")
+        self._check_digest(at, response)
         try:
             return parse(response.content)
         except WireError as error:
@@ -184,10 +181,55 @@ class Pool:
         except (ValueError, RecursionError) as error:
             raise WireError("malformed", f"{address}: the answer cannot be read: {error}") from None
 
+    def _check_digest(self, at: str, response: httpx.Response) -> None:
+        digest = response.headers.get(DIGEST_HEADER)
+        if digest is None and at not in self._signing:
+            return
+        if digest != f"{zlib.crc32(response.content):08x}":
+            raise WireError("malformed", f"{at}: the answer does not fit its digest: it was damaged on the way")
+        self._signing.add(at)
 
-def _error(state: RetryCallState) -> WireError | None:
+
+class _Tries:
+    """What became of one request so far. `patient`: being away is counted by the clock, not by the tries."""
+
+    def __init__(self, pool: Pool, patient: bool) -> None:
+        self.pool, self.settings, self.patient, self.began = pool, pool.settings, patient, time.monotonic()
+        self.away_since: float | None = None  # when the first try failed: not `began`, it may have waited for its place
+        self.kinds: list[str] = []
+        self._longer = wait_random_exponential(multiplier=self.settings.first_wait, max=self.settings.longest_wait)
+        self._shortly = wait_random(0, self.settings.first_wait)
+
+    @property
+    def wrong(self) -> list[str]:
+        """Kinds of the answers that were had and could not be used."""
+        return [kind for kind in self.kinds if kind not in AWAY]
+
+    def waiting(self, state: RetryCallState) -> float:
+        error = _error(state)
+        if error.kind not in AWAY:
+            return float(self._shortly(state))
+        seconds = (
+            self._longer(state) if error.retry_after is None else min(error.retry_after, self.settings.longest_wait)
+        )
+        if self.away_since is None:
+            return float(seconds)
+        return min(seconds, max(0.0, self.away_since + self.settings.patience - time.monotonic()))
+
+    def enough(self, state: RetryCallState) -> bool:
+        error = _error(state)
+        if error.kind in AWAY and self.patient:
+            self.away_since = self.away_since or time.monotonic()
+            return not self.pool.waits(error, self.away_since, self.began)
+        self.kinds.append(error.kind)
+        refused, away = (sum(kind in which for kind in self.kinds) for which in (REFUSALS, AWAY))
+        return len(self.kinds) >= self.settings.tries or refused >= 2 or away >= PINNED_TRIES
+
+
+def _error(state: RetryCallState) -> WireError:
     error = state.outcome.exception() if state.outcome else None
-    return error if isinstance(error, WireError) else None
+    assert isinstance(error, WireError)  # nothing else is retried
+    return error
 
 
 def _check_status(response: httpx.Response, address: str, table: str) -> None:
@@ -200,6 +242,8 @@ def _check_status(response: httpx.Response, address: str, table: str) -> None:
         raise WireError("busy", said, _retry_after(response.headers))
     if code in (408, 425) or code >= 500:
         raise WireError("server", said)
+    if not 300 <= code < 500:
+        raise WireError("malformed", said)
     if code in (401, 403):
         raise WireError("refused", f"{said}. Give the server's token in a variable and name it in {table}.token_env.")
     if code in (404, 405):

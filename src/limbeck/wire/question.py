@@ -10,8 +10,9 @@ a number asks for a scoring temperature, which the server must acknowledge.
     unreachable, timeout       yes        no connection, no answer in time, cut off
     busy                       yes        429, 503
     server                     yes        another 5xx
-    refused                    no         4xx: the request itself is wrong (or the bearer token)
-    unacknowledged             no         no word of the scoring temperature that was asked for
+    refused                    once       4xx: the request itself is wrong (or the bearer token)
+    unacknowledged             once       no word of the scoring temperature that was asked for
+    unfit                      no         a sampled response that is whole, and not what was asked for
     malformed, short           yes        not the schema; fewer entries than positions; a wrong digest
     not_finite, clamped        yes        NaN or infinity; a floor such as -9999 in place of minus infinity
     inconsistent               yes        top tokens contradict the sampled one, or are not log-probs
@@ -34,15 +35,16 @@ from limbeck.records import Floats, Ints
 
 Kind: TypeAlias = Literal[
     "unreachable", "timeout", "busy", "server", "refused", "malformed", "short", "not_finite", "clamped",
-    "inconsistent", "wrong_ids", "temperature", "unacknowledged",
+    "inconsistent", "wrong_ids", "temperature", "unacknowledged", "unfit",
 ]  # fmt: skip
-FINAL = ("refused", "unacknowledged")  # asking again would give the same
-DAMAGED = ("malformed", "short", "not_finite")  # what a bad wire makes of a good answer
+FINAL = ("unfit",)  # asking until something else comes would change what is sampled from
+REFUSALS = ("refused", "unacknowledged")  # the same again, unless one damaged byte made a refusal of an answer
 AWAY = ("unreachable", "timeout", "busy", "server")  # worth waiting for; anything else is worth a few tries
 
 CLAMP = -9000.0  # vLLM writes -9999 for minus infinity; no float32 log-softmax comes near
 ABOVE_ZERO = 1e-4  # nats: a rounded log-prob of a certain token
 AGREEMENT = 1e-3  # nats: one token's log-prob in two places of one answer
+COARSE = 1024  # multiples of one part in so many are short in decimal too, and say nothing of how a number was printed
 
 
 class WireError(Exception):
@@ -105,10 +107,12 @@ def make_reply(
     logprobs_n = check_logprobs(np.array([number(value, "log-prob") for value in logprobs], dtype=np.float64))
     acknowledged = check_temperature(question, temperature)
     if not question.top_k:
+        check_digits(logprobs_n)
         return Reply(logprobs_n.astype(np.float32), temperature=acknowledged)
     if tops is None:
         raise WireError("short", f"the answer has no top tokens, {question.top_k} a position were asked for")
     top_ids, top_logprobs = _rectangle(tops, question.top_k)
+    check_digits(np.append(logprobs_n, top_logprobs))
     return top_reply(question, logprobs_n, top_ids, top_logprobs, acknowledged)
 
 
@@ -151,6 +155,23 @@ def check_logprobs(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         raise WireError("inconsistent", f"the answer has a log-prob of {values.max():g}, above 0")
     capped: npt.NDArray[Any] = np.minimum(values, 0.0)
     return capped
+
+
+def check_digits(values: npt.NDArray[Any]) -> None:
+    """The one checksum that JSON has: a float32 printed in full is a float32 again when it is read.
+
+    A changed digit leaves a number between two float32, except some in the places of tenths and above. Where
+    most numbers of an answer are float32 and one is not, that one was damaged; where they are not, the server
+    rounds what it prints, and nothing can be said. Raises `WireError`.
+    """
+    with np.errstate(over="ignore"):  # too large for a float32 is none
+        single = values.astype(np.float32) == values
+    telling = single & (values * COARSE != np.floor(values * COARSE))
+    if not single.all() and telling.sum() > (~single).sum():
+        raise WireError(
+            "malformed", f"the answer has a number {values[~single].flat[0]!r} with other digits than a float32 has, "
+            "as the rest of it has: it was damaged on the way"
+        )  # fmt: skip
 
 
 def check_temperature(question: Question, told: Any) -> float | None:

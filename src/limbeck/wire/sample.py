@@ -62,11 +62,11 @@ def make_sampled(
     stopped = len(stops) > 0 and int(stops[0]) == len(tokens) - 1
     if len(stops) and not stopped:
         raise WireError(
-            "refused", f"the server went on after the stop token {tokens[stops[0]]}: it does not heed stop_token_ids"
+            "unfit", f"the server went on after the stop token {tokens[stops[0]]}: it does not heed stop_token_ids"
         )
     if not stopped and reason == "stop":
         raise WireError(
-            "refused",
+            "unfit",
             f"the server stopped after token {tokens[-1]}, which is none of the stop tokens {sampling.stop_ids}, or it "
             "leaves the stop token out. Add the token to rollout.stop_ids, or start the server without stop strings",
         )
@@ -75,7 +75,7 @@ def make_sampled(
     outside = tokens[(tokens < 0) | (tokens >= request.vocabulary)]
     if len(outside):
         raise WireError(
-            "refused",
+            "unfit",
             f"the server sampled token {outside[0]}, but student and teacher share a vocabulary of "
             f"{request.vocabulary}: does it hold the student?",
         )

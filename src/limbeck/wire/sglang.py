@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.records import Floats
-from limbeck.wire.question import Question, Reply, WireError, integer, make_reply, member, sequence
+from limbeck.wire.question import Question, Reply, WireError, check_digits, integer, make_reply, member, sequence
 from limbeck.wire.sample import Sampled, SampleRequest, make_sampled
 
 PATH = "/generate"
@@ -105,12 +105,13 @@ def _states(meta: Any, question: Question) -> Floats:
     if any(len(sequence(row, "a row of hidden_states")) != width for row in rows):
         raise WireError("malformed", "the rows of hidden_states have different lengths")
     try:
-        states = np.array(rows[-needed:-1], dtype=np.float32).reshape(needed - 1, width)
+        states = np.array(rows[-needed:-1], dtype=np.float64).reshape(needed - 1, width)
     except (TypeError, ValueError) as error:
         raise WireError("malformed", f"hidden_states holds something else than numbers: {error}") from None
     if not np.isfinite(states).all():
         raise WireError("not_finite", "the answer has hidden states that are not finite")
-    return states
+    check_digits(states)
+    return states.astype(np.float32)
 
 
 def _unclipped(echoed: list[Any], question: Question) -> list[Any]:
@@ -126,7 +127,7 @@ def _unclipped(echoed: list[Any], question: Question) -> list[Any]:
 def _triple(entry: Any) -> tuple[Any, Any]:
     """(log-prob, id) of `[log-prob, id, text]`."""
     entry = sequence(entry, "an entry of the log-probs")
-    if len(entry) < 2:
+    if len(entry) != 3:
         raise WireError("malformed", f"an entry of the log-probs is {entry!r}, expected [log-prob, id, text]")
     return entry[0], entry[1]
 
