@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from limbeck.config import HFEngine, LocalLearner, Lora, ReverseKL
 from limbeck.engines import kernel_rows, kernels
 from limbeck.engines.hf import InProcessEngine
 from limbeck.engines.kernel_rows import KernelRows
-from limbeck.engines.lean import LeanModel, LeanRows, read
+from limbeck.engines.lean import LeanModel, LeanRows, distance, read
 from limbeck.engines.rows import PlainRows, prefill
 from limbeck.learners.local import InProcessLearner
 from limbeck.models import CausalLM
@@ -101,6 +102,29 @@ def test_states_are_those_of_the_model_while_rows_leave(
                 lean.keep(kept)
                 plain.keep(kept)
                 rows = len(kept)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("variant", ["llama", "llama-biases", "qwen2"])
+def test_one_product_or_three_for_queries_keys_and_values(
+    variant: str, merged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_rows, "MERGED_WIDTH", 512 if merged else 0)
+    lm = exact_of(variant)
+    model = read(lm)
+    assert isinstance(model, LeanModel)
+    assert {len(kernel_rows._products(block)) for block in model.blocks} == {1 if merged else 3}
+    assert distance(lm, model, KernelRows) < 1e-10
+
+
+def test_only_numbas_own_threads_are_told_to_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before in ("active", None):
+        monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+        if before is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        with kernel_rows._asleep_when_idle():
+            assert os.environ["OMP_WAIT_POLICY"] == "passive"
+        assert os.environ.get("OMP_WAIT_POLICY") == before
 
 
 @pytest.mark.parametrize("samples", [1, 3])

@@ -10,17 +10,22 @@ width, m the MLP's width, n = queries, keys and values of all heads.
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from limbeck.engines.lean import LeanModel, LeanRows, add_linear, distance, linear, norm_heads
+from limbeck.engines.lean import Block, LeanModel, LeanRows, add_linear, distance, linear, norm_heads
 from limbeck.engines.rows import Prefilled
 from limbeck.models import CausalLM, tolerance
 
+WAIT_POLICY = "OMP_WAIT_POLICY"  # OpenMP reads it when its library is loaded
+MERGED_WIDTH = 512
 DTYPES = (torch.float32, torch.float64)
 
 logger = logging.getLogger("limbeck")
@@ -28,8 +33,8 @@ logger = logging.getLogger("limbeck")
 
 def lean_rows(lm: CausalLM, model: LeanModel) -> type[LeanRows] | type[KernelRows]:
     """What decodes `model` fastest where it is: proven on a probe, as `lean.read` does."""
-    weight = model.embedding.weight
-    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
+    weight, widths = model.embedding.weight, {tuple(block.widths) for block in model.blocks}
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES or len(widths) > 1:
         return LeanRows
     if find_spec("numba") is None:
         logger.info("%s would decode faster on this CPU with numba: pip install 'limbeck[cpu]'", lm.name)
@@ -41,6 +46,43 @@ def lean_rows(lm: CausalLM, model: LeanModel) -> type[LeanRows] | type[KernelRow
     return KernelRows
 
 
+class Merged(NamedTuple):
+    """Several layers' weights one upon the other, as they are now: rows live no longer than a policy."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def _products(block: Block) -> Sequence[nn.Linear | Merged]:
+    """What gives queries, keys and values: one product where the width is so small that three cost more to start."""
+    layers = (block.query, block.key, block.value)
+    if block.query.in_features > MERGED_WIDTH:
+        return layers
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    if biases and len(biases) < len(layers):
+        return layers
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    return (Merged(torch.cat(weights), torch.cat(biases) if biases else None),)
+
+
+@contextmanager
+def _asleep_when_idle() -> Iterator[None]:
+    """For numba's threads, which the first call starts: they are an OpenMP of their own beside torch's.
+
+    Threads of both that spin between two calls take each other's place on the cores: decoding beside another
+    busy process became twenty times slower.
+    """
+    before = os.environ.get(WAIT_POLICY)
+    os.environ[WAIT_POLICY] = "passive"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[WAIT_POLICY]
+        else:
+            os.environ[WAIT_POLICY] = before
+
+
 class KernelRows:
     """See `rows.Rows`. Row b answers prompt `prompt_B[b]`."""
 
@@ -49,7 +91,8 @@ class KernelRows:
 
         from limbeck.engines import kernels
 
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        with _asleep_when_idle():
+            numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
         self.model, self.kernels, self.length_B = model, kernels, start.length_P[prompt_B]
         self.prompt_tokens, self.written = start.cache.get_seq_length(), 0
         self.prompts = [(layer.keys.numpy(), layer.values.numpy()) for layer in start.cache.layers]
@@ -61,9 +104,9 @@ class KernelRows:
         ]
         self.kind = self.prompts[0][0].dtype.type  # scalars of another type would widen every sum
         self.normed_dB, self.normed = self._room(model.embedding.embedding_dim)
-        widest = max(sum(block.widths) for block in model.blocks)
-        self.heads_nB, self.heads = self._room(widest)
-        self.attended_nB, self.attended = self._room(max(block.widths[0] for block in model.blocks))
+        self.products = [_products(block) for block in model.blocks]
+        self.heads_nB, self.heads = self._room(sum(model.blocks[0].widths))
+        self.attended_nB, self.attended = self._room(model.blocks[0].widths[0])
 
     def forward(self, token_B: Tensor) -> Tensor:
         x_dB = self.model.embedding(token_B).t().contiguous()
@@ -71,9 +114,10 @@ class KernelRows:
         cos_BD, sin_BD = (part[0].numpy() for part in self.model.rotary(x_dB[None], position_ids=self.length_B[None]))
         for number, block in enumerate(self.model.blocks):
             self._norm(x, block.attention_norm)
-            parts = (block.query, block.key, block.value)
-            for part_nB, layer in zip(torch.split(self.heads_nB, block.widths), parts, strict=True):
-                linear(layer, self.normed_dB, part_nB)
+            products = self.products[number]
+            rooms = torch.split(self.heads_nB, [len(layer.weight) for layer in products])
+            for layer, room_nB in zip(products, rooms, strict=True):
+                linear(layer, self.normed_dB, room_nB)
             norm_heads(block, self.heads_nB, self.model.head_width)
             self.kernels.attend(
                 self.heads, cos_BD, sin_BD, self.prompt_B, self.first_P, *self.prompts[number], self.prompt_tokens,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,16 @@ class Block:
     def widths(self) -> list[int]:
         """Of queries, keys and values, all heads of each."""
         return [self.query.out_features, self.key.out_features, self.value.out_features]
+
+
+class WeightAndBias(Protocol):
+    """What `linear` needs of a layer."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +273,7 @@ class LeanRows:
         return x_BJGn if self.dense else x_BJGn.index_select(0, self.place_B)
 
 
-def linear(layer: nn.Linear, x_dB: Tensor, out_nB: Tensor | None = None) -> Tensor:
+def linear(layer: WeightAndBias, x_dB: Tensor, out_nB: Tensor | None = None) -> Tensor:
     """`weight @ x + bias`, into `out_nB` where it is given."""
     product_nB = torch.mm(layer.weight, _for_product(x_dB), out=out_nB)
     return product_nB if layer.bias is None else product_nB.add_(layer.bias[:, None])
