@@ -133,9 +133,7 @@ def test_a_prompt_is_computed_once_by_learner_and_teacher() -> None:
     rollouts = samples_of([(9, (3, 4, 5)), (7, (2, 2))])
     shapes: list[tuple[int, ...]] = []
     for model in (lm.model, teacher.lm.model):
-        model.base_model.register_forward_pre_hook(
-            lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-        )
+        model.get_input_embeddings().register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
     scores = asyncio.run(teacher.score(rollouts))
     asyncio.run(learner.update([Scored(r, s) for r, s in zip(rollouts, scores, strict=True)]))  # type: ignore[arg-type]
     assert shapes == [(1, 9 + 12 + 7 + 4)] * 2

@@ -17,9 +17,10 @@ from torch.testing import assert_close
 
 from limbeck.config import HFEngine, LocalLearner, Lora, ReverseKL
 from limbeck.engines.hf import InProcessEngine
-from limbeck.engines.lean import LeanModel, LeanRows, read
+from limbeck.engines.lean import LeanRows, read
 from limbeck.engines.rows import PlainRows, prefill
 from limbeck.learners.local import InProcessLearner
+from limbeck.llama import LeanModel
 from limbeck.models import CausalLM
 from limbeck.records import Rollout, Sampling
 from tests import tiny

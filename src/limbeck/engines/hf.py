@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from limbeck.config import HFEngine
-from limbeck.engines.lean import LeanModel, LeanRows, read
+from limbeck.engines.lean import LeanRows, read
 from limbeck.engines.rows import PlainRows, Rows, prefill
 from limbeck.engines.sampling import draw, uniforms
 from limbeck.errors import EngineError
+from limbeck.llama import LeanModel
 from limbeck.models import CausalLM, precision
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Prompt, Rollout, Sampling
