@@ -19,7 +19,7 @@ from limbeck.batch import Layout, TokenBatch, lay_out
 from limbeck.config import LocalLearner, Lora, ReverseKL
 from limbeck.learners.local import InProcessLearner
 from limbeck.llama import LeanModel, parts_of, speed_up, states
-from limbeck.models import CausalLM
+from limbeck.models import CausalLM, share_prompts
 from limbeck.records import Failure, Scored
 from limbeck.teachers.local import LocalTeacher
 from tests import tiny
@@ -71,6 +71,7 @@ def test_lower_precisions_are_as_near_to_the_truth_as_transformers_is(variant: s
     batch = lay_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], "tree")
     lm = model_of(variant)
     lm.model.to(dtype)
+    assert share_prompts(lm) is None
     parts = parts_of(lm)
     assert isinstance(parts, LeanModel)
     lm.passes = partial(states, parts)  # unproven: bfloat16's rounding alone may be more than the proof lets through

@@ -5,8 +5,8 @@ branches. A stem attends to itself, a branch to its stem and itself; everything 
 know where one token ends and the next begins, so nothing is computed twice and there is no padding.
 Hidden states and gradients are those of each sequence alone.
 
-Worked example, two samples "ab|cd" and "ab|e" of one prompt, and "x|y" of another; a sequence that
-shares its stem with no other is a stem without branches:
+Worked example, branches "cd" and "e" of a stem "ab", and "xy", which shares its stem with no other and so
+is a stem without branches:
 
     tokens     a b c d e x y
     positions  0 1 2 3 2 0 1
