@@ -118,6 +118,19 @@ def test_the_first_token_of_many_branches_is_read_off_their_stem() -> None:
         assert_close(grad, theirs[name], atol=1e-10, rtol=1e-10)
 
 
+def test_sequences_laid_end_to_end_do_not_see_each_other() -> None:
+    """They go through transformers, also where the model has been proven for trees and rows."""
+    lm, found = exact_of("llama"), []
+    assert speed_up(lm) is None
+    for layout in ("padded", "packed"):
+        batch = lay_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], layout)  # type: ignore[arg-type]
+        found.append(states_and_gradients(lm, batch))
+    (rows_Nd, rows), (packed_Nd, packed) = found
+    assert_close(packed_Nd, rows_Nd, atol=1e-10, rtol=0)
+    for name, grad in rows.items():
+        assert_close(packed[name], grad, atol=1e-10, rtol=1e-10)
+
+
 @pytest.mark.parametrize("family", SLOW)
 def test_other_models_are_named_and_go_through_transformers(family: str, caplog: pytest.LogCaptureFixture) -> None:
     lm = tiny.fresh(family)

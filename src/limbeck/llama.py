@@ -240,8 +240,8 @@ class _Among:
         scaled = (self.cos_LD * block.scaling, self.sin_LD * block.scaling)  # no pass of its own over the scores
         query_BHLD, key_BJLD = heads(query_BLHD, scaled, room), heads(key_BLJD, turn, room)
         if self.tree is not None:
-            query_NHD, key_NJD = query_BHLD[0].transpose(0, 1), key_BJLD[0].transpose(0, 1)
-            return attend_along(self.tree, query_NHD, key_NJD, value_BLJD[0], scaling=1.0).flatten(1)
+            query_NHD, key_NJD = (part.transpose(1, 2).squeeze(0) for part in (query_BHLD, key_BJLD))
+            return attend_along(self.tree, query_NHD, key_NJD, value_BLJD.squeeze(0), scaling=1.0).flatten(1)
         attended_BHLD = attend(query_BHLD, key_BJLD, heads(value_BLJD, None, room), None, scaling=1.0)
         return attended_BHLD[:, :, : self.length].transpose(1, 2).reshape(query_Nn.shape)
 

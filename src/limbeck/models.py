@@ -88,9 +88,10 @@ class CausalLM:
     def states(self, tokens_BL: Tensor, positions_BL: Tensor, predict_N: Tensor, tree: Tree | None = None) -> Tensor:
         """[N, d] of `hidden` what stands at the flat places `predict_N`, by `passes` where there are any.
 
-        Rows without a tree start at position 0.
+        Sequences laid end to end in one row, and what runs under autocast, do without.
         """
-        if self.passes is None or torch.is_autocast_enabled(self.device.type):
+        packed = tree is None and int(positions_BL[-1, -1]) + 1 < positions_BL.shape[1]
+        if self.passes is None or packed or torch.is_autocast_enabled(self.device.type):
             return self.hidden(tokens_BL, positions_BL, tree).flatten(0, 1)[predict_N]
         return self.passes(tokens_BL, positions_BL, predict_N, tree)
 
