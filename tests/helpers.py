@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from limbeck.models import CausalLM
 from limbeck.objectives import Head
 from limbeck.records import HiddenScores, Prompt, Rollout, Sampling, Scored
+from tests import tiny
 
 ALPHABET = ["<pad>", "<eos>", "<unk>", *"0123456789+=; abcdefghij"]
 
@@ -46,8 +47,8 @@ def tiny_llama(seed: int, hidden: int = 16, dropout: float = 0.0, spread: float 
 
 
 def tiny_lm(seed: int, dtype: torch.dtype = torch.float32, **kwargs: float) -> CausalLM:
-    model = tiny_llama(seed, **kwargs).to(dtype)  # type: ignore[arg-type]
-    return CausalLM(f"tiny-{seed}", model, character_tokenizer(), len(ALPHABET))
+    lm = CausalLM(f"tiny-{seed}", tiny_llama(seed, **kwargs), character_tokenizer(), len(ALPHABET))  # type: ignore[arg-type]
+    return tiny.in_float64(lm) if dtype == torch.float64 else lm
 
 
 def save_tiny(folder, seed: int, **kwargs: float) -> str:

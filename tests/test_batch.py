@@ -30,12 +30,12 @@ def test_worked_example_of_the_docstring() -> None:
     a, b, c, d = 5, 6, 7, 8
     rollouts = [rollout_of([a, b, c, d], [False, False, True, True]), rollout_of([a, c], [False, True])]
     padded = lay_out(rollouts, "padded")
-    assert padded.tokens_BL.tolist() == [[a, b, c, d], [a, c, 0, 0]]
-    assert padded.predict_N.tolist() == [1, 2, 4]
+    assert padded.tokens_BL.tolist() == [[a, b, c], [a, 0, 0]]
+    assert padded.predict_N.tolist() == [1, 2, 3]
     packed = lay_out(rollouts, "packed")
-    assert packed.tokens_BL.tolist() == [[a, b, c, d, a, c]]
-    assert packed.positions_BL.tolist() == [[0, 1, 2, 3, 0, 1]]
-    assert packed.predict_N.tolist() == [1, 2, 4]
+    assert packed.tokens_BL.tolist() == [[a, b, c, a]]
+    assert packed.positions_BL.tolist() == [[0, 1, 2, 0]]
+    assert packed.predict_N.tolist() == [1, 2, 3]
 
 
 @given(
@@ -43,15 +43,17 @@ def test_worked_example_of_the_docstring() -> None:
     st.sampled_from(["padded", "packed"]),
 )
 def test_predictions_precede_their_tokens(masks: list[list[bool]], layout: str) -> None:
-    """For any masks, the token after each `predict` position is the trained token, in order."""
+    """For any masks, each `predict` position has the token before the trained one, in order; the last are not fed."""
     rollouts = []
     for number, mask in enumerate(masks):
         mask[0] = False
         rollouts.append(rollout_of([100 * number + i + 1 for i in range(len(mask))], mask))
     batch = lay_out(rollouts, layout)  # type: ignore[arg-type]
-    expected = np.concatenate([rollout.response_ids for rollout in rollouts]).tolist()
+    before = [int(i) for rollout in rollouts for i in rollout.token_ids[np.flatnonzero(rollout.trained) - 1]]
     flat = batch.tokens_BL.flatten().tolist()
-    assert [flat[i + 1] for i in batch.predict_N.tolist()] == expected
+    assert [flat[i] for i in batch.predict_N.tolist()] == before
+    fed = [max(1, len(mask) - 1) for mask in masks]
+    assert len(flat) == (sum(fed) if layout == "packed" else len(fed) * max(fed))
     positions = batch.positions_BL.flatten().tolist()
     assert [positions[i] for i in batch.predict_N.tolist()] == [
         int(t) - 1 for rollout in rollouts for t in np.flatnonzero(rollout.trained)

@@ -53,13 +53,13 @@ def sharing(family: str) -> CausalLM:
 
 
 def test_worked_example_of_the_docstring() -> None:
-    a, b, c, d, e, x, y = range(5, 12)
+    a, b, c, d, e, x, y, last = range(5, 13)
     one, two = Prompt("one", (a, b)), Prompt("two", (x,))
-    rollouts = [rollout_of(one, c, d), rollout_of(one, e), rollout_of(two, y)]
+    rollouts = [rollout_of(one, c, d, last), rollout_of(one, e, last), rollout_of(two, y, last)]
     batch = lay_out(rollouts, "tree")
     assert batch.tokens_BL.tolist() == [[a, b, c, d, e, x, y]]
     assert batch.positions_BL.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
-    assert batch.predict_N.tolist() == [1, 2, 1, 5]
+    assert batch.predict_N.tolist() == [1, 2, 3, 1, 4, 5, 6]
     assert batch.tree is not None
     assert batch.tree.stem_TL.tolist() == [[0, 1], [5, 6]]
     assert batch.tree.branch_BR.tolist() == [[2, 3], [4, 0]]
@@ -125,7 +125,7 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
         assert_close(shared[name], value, atol=1e-10, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_a_prompt_is_computed_once_by_learner_and_teacher() -> None:
+def test_a_prompt_is_computed_once_and_last_tokens_not_at_all_by_learner_and_teacher() -> None:
     lm, teacher = tiny.fresh("llama"), LocalTeacher("t", tiny.fresh("qwen2"))
     assert (teacher.layout, teacher.unshared) == ("tree", None)
     learner = InProcessLearner(lm, LocalLearner(), ReverseKL(), 1, 0)
@@ -133,12 +133,10 @@ def test_a_prompt_is_computed_once_by_learner_and_teacher() -> None:
     rollouts = samples_of([(9, (3, 4, 5)), (7, (2, 2))])
     shapes: list[tuple[int, ...]] = []
     for model in (lm.model, teacher.lm.model):
-        model.base_model.register_forward_pre_hook(
-            lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-        )
+        model.get_input_embeddings().register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
     scores = asyncio.run(teacher.score(rollouts))
     asyncio.run(learner.update([Scored(r, s) for r, s in zip(rollouts, scores, strict=True)]))  # type: ignore[arg-type]
-    assert shapes == [(1, 9 + 12 + 7 + 4)] * 2
+    assert shapes == [(1, 9 + 2 + 3 + 4 + 7 + 1 + 1)] * 2
 
 
 @given(
@@ -156,11 +154,16 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
         batch = lay_out(chosen, "tree")
         count = batch.tokens_BL.numel()
         assert count <= budget or len(group) == 1
-        shared = {rollout.token_ids[: len(rollout.prompt.token_ids)].tobytes() for rollout in chosen}
-        own = sum(len(rollout.token_ids) - len(rollout.prompt.token_ids) for rollout in chosen)
-        assert count == own + sum(len(stem) // 8 for stem in shared), "each prompt once"
+        families: dict[bytes, list[int]] = {}  # tokens of each response
+        for rollout in chosen:
+            stem = len(rollout.prompt.token_ids)
+            families.setdefault(rollout.token_ids[:stem].tobytes(), []).append(len(rollout.token_ids) - stem)
+        assert count == sum(
+            max(1, len(stem) // 8 + own[0] - 1) if len(own) == 1 else len(stem) // 8 + sum(max(0, n - 1) for n in own)
+            for stem, own in families.items()
+        ), "each prompt once, no last token"
         if batch.tree is None:
-            assert len({len(rollout.token_ids) for rollout in chosen}) == 1
+            assert len({max(1, len(rollout.token_ids) - 1) for rollout in chosen}) == 1
             continue
         places = torch.cat([batch.tree.stem_TL.flatten(), batch.tree.branch_BR.flatten()])
         assert places[batch.tree.read_N].tolist() == list(range(count))
@@ -169,7 +172,7 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
 def test_prompts_of_one_name_that_differ_are_not_shared() -> None:
     """The tokens decide, not the name."""
     prompts = [Prompt("same", (5, 6, 7)), Prompt("same", (5, 6, 8)), Prompt("other", (5, 6, 7))]
-    batch = lay_out([rollout_of(prompt, 9, 10) for prompt in prompts], "tree")
+    batch = lay_out([rollout_of(prompt, 9, 10, 11) for prompt in prompts], "tree")
     assert batch.tokens_BL.tolist() == [[5, 6, 7, 9, 10, 9, 10, 5, 6, 8, 9, 10]]
 
 

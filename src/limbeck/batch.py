@@ -1,19 +1,19 @@
 """From rollouts of many lengths to tensors a model runs on. The only file that shifts by one.
 
 A token at position t is predicted by the hidden state at t - 1, so the trained tokens of a sequence
-are read off at `predict_N`, flat indices into [B * L]. Rows are filled to the right: under causal
-attention what comes after a token cannot reach it, so no attention mask is needed, and the loss
-never sees a filler because only trained tokens are gathered.
+are read off at `predict_N`, flat indices into [B * L], and its last token is left out: it predicts
+nothing. Rows are filled to the right: under causal attention what comes after a token cannot reach it,
+so no attention mask is needed, and the loss never sees a filler because only trained tokens are gathered.
 
 Worked example, two rollouts "ab|cd" and "a|c" (trained tokens after the bar):
 
-    padded   tokens [[a, b, c, d],      predict [1, 2, 4]    sampled [c, d, c]
-                     [a, c, 0, 0]]                           sequence [0, 0, 1]
-    packed   tokens [[a, b, c, d, a, c]]   positions [[0, 1, 2, 3, 0, 1]]   predict [1, 2, 4]
+    padded   tokens [[a, b, c],         predict [1, 2, 3]    sampled [c, d, c]
+                     [a, 0, 0]]                              sequence [0, 0, 1]
+    packed   tokens [[a, b, c, a]]         positions [[0, 1, 2, 0]]         predict [1, 2, 3]
 
 In the layout "tree" the samples of a prompt share it (see `tree.py`): "ab|cd" and "ab|e" become
 
-    tree     tokens [[a, b, c, d, e]]      positions [[0, 1, 2, 3, 2]]      predict [1, 2, 1]
+    tree     tokens [[a, b, c]]            positions [[0, 1, 2]]            predict [1, 2, 1]
 
 Shape legend: B rows, L row length, N trained tokens, d hidden width, K support size.
 """
@@ -73,7 +73,7 @@ class Batch:
 
 def lay_out(rollouts: Sequence[Rollout], layout: Layout) -> TokenBatch:
     """Rows of tokens for `rollouts`, in their order."""
-    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    lengths = [_fed(rollout) for rollout in rollouts]
     if layout == "tree" and (len(set(lengths)) > 1 or len(_families(rollouts)) < len(rollouts)):
         return _lay_out_tree(rollouts)  # else rows hold nothing twice and no filler
     width = sum(lengths) if layout == "packed" else max(lengths)
@@ -82,9 +82,8 @@ def lay_out(rollouts: Sequence[Rollout], layout: Layout) -> TokenBatch:
     positions = np.tile(np.arange(width), rows)
     starts = np.cumsum([0, *lengths[:-1]]) if layout == "packed" else np.arange(rows) * width
     predict = []
-    for start, rollout in zip(starts, rollouts, strict=True):
-        length = len(rollout.token_ids)
-        tokens[start : start + length] = rollout.token_ids
+    for start, length, rollout in zip(starts, lengths, rollouts, strict=True):
+        tokens[start : start + length] = rollout.token_ids[:length]
         positions[start : start + length] = np.arange(length)
         predict.append(start + np.flatnonzero(rollout.trained) - 1)
     return TokenBatch(
@@ -99,19 +98,19 @@ def _lay_out_tree(rollouts: Sequence[Rollout]) -> TokenBatch:
     tokens, positions, shapes, start = [], [], [], 0
     predict: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(rollouts)
     for members in _families(rollouts):
-        stem = _stem(rollouts[members[0]]) if len(members) > 1 else len(rollouts[members[0]].token_ids)
+        stem = _stem(rollouts[members[0]]) if len(members) > 1 else _fed(rollouts[members[0]])
         tokens.append(rollouts[members[0]].token_ids[:stem])
         positions.append(np.arange(stem))
         branch = start + stem
         for i in members:
-            own = rollouts[i].token_ids[stem:]
+            own = rollouts[i].token_ids[stem : _fed(rollouts[i])]
             tokens.append(own)
             positions.append(np.arange(stem, stem + len(own)))
             before = np.flatnonzero(rollouts[i].trained) - 1  # the first own token is predicted by the stem's last
             predict[i] = np.where(before < stem, start + before, branch + before - stem)
             branch += len(own)
-        lengths = [len(rollouts[i].token_ids) - stem for i in members]
-        shapes.append((stem, [length for length in lengths if length]))
+        lengths = [_fed(rollouts[i]) - stem for i in members]
+        shapes.append((stem, [length for length in lengths if length > 0]))
         start = branch
     return TokenBatch(
         torch.from_numpy(np.concatenate(tokens))[None],
@@ -119,6 +118,11 @@ def _lay_out_tree(rollouts: Sequence[Rollout]) -> TokenBatch:
         torch.from_numpy(np.concatenate(predict)),
         grow(shapes),
     )
+
+
+def _fed(rollout: Rollout) -> int:
+    """Tokens that go through a model: all but the last, and one at least."""
+    return max(1, len(rollout.token_ids) - 1)
 
 
 def _stem(rollout: Rollout) -> int:
@@ -135,7 +139,7 @@ def _families(rollouts: Sequence[Rollout]) -> list[list[int]]:
 
 
 def split(rollouts: Sequence[Rollout], budget: int, layout: Layout) -> list[list[int]]:
-    """Indices of `rollouts` in groups of at most `budget` tokens; see `plan`.
+    """Indices of `rollouts` in groups of at most `budget` tokens, last tokens included; see `plan`.
 
     As a tree, what shares a stem is kept together, and the stem counts once for a group.
     """

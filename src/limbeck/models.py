@@ -11,10 +11,11 @@ that does something else is refused by name rather than trained wrongly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ PROBE_PARTS = (slice(0, 5), slice(5, 8))
 PROBE_TOLERANCE = 1e-3  # nats; a missed soft cap or multiplier is off by far more
 UNSUPPORTED_LAYERS = ("linear_attention", "mamba", "conv", "recurrent")
 
+Passes: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tree | None], Tensor]  # see `CausalLM.states` and `llama`
+
 
 @dataclass(eq=False)
 class CausalLM:
@@ -41,6 +44,7 @@ class CausalLM:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     vocabulary: int  # tokens the head is used over: narrowed to what student and teacher share
+    passes: Passes | None = field(default=None, init=False)  # a faster way to `states`, proven for this very `model`
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +84,16 @@ class CausalLM:
         output = body(input_ids=tokens_BL, position_ids=positions_BL, **{"use_cache": False, **kwargs})
         hidden_BLd: Tensor = output.last_hidden_state
         return hidden_BLd
+
+    def states(self, tokens_BL: Tensor, positions_BL: Tensor, predict_N: Tensor, tree: Tree | None = None) -> Tensor:
+        """[N, d] of `hidden` what stands at the flat places `predict_N`, by `passes` where there are any.
+
+        Sequences laid end to end in one row, and what runs under autocast, do without.
+        """
+        packed = tree is None and int(positions_BL[-1, -1]) + 1 < positions_BL.shape[1]
+        if self.passes is None or packed or torch.is_autocast_enabled(self.device.type):
+            return self.hidden(tokens_BL, positions_BL, tree).flatten(0, 1)[predict_N]
+        return self.passes(tokens_BL, positions_BL, predict_N, tree)
 
     def head_layer(self) -> nn.Linear:
         """The module of the output head. Raises `ModelError` where it is not a plain matrix."""
@@ -218,7 +232,7 @@ def prove_packing(lm: CausalLM) -> None:
     with torch.inference_mode():
         packed_Ld = lm.hidden(tokens_L[None], positions_L[None])[0]
         alone_Ld = torch.cat([lm.hidden(tokens_L[part][None], positions_L[part][None])[0] for part in PROBE_PARTS])
-        worst = _distance(lm, packed_Ld, alone_Ld)
+        worst = distance(lm, packed_Ld, alone_Ld)
     lm.model.train(was_training)
     if not worst <= tolerance(lm):
         raise ModelError(
@@ -251,7 +265,7 @@ def share_prompts(lm: CausalLM) -> str | None:
             lm.model.set_attn_implementation(ATTENTION)
             shared_Nd = lm.hidden(tokens_N[None], positions_N[None], tree=grow([(3, [2, 3]), (2, [])]).to(lm.device))[0]
             shared_Nd = torch.cat([shared_Nd[i] for i in alone])
-            worst = _distance(lm, shared_Nd, alone_Nd)
+            worst = distance(lm, shared_Nd, alone_Nd)
         why = None if worst <= tolerance(lm) else f"log-probs of {family} differ by {worst:.3g} nats on a probe"
     except Exception as error:  # whatever the architecture's own code raises
         why = f"{family} cannot: {_first_line(error)}"
@@ -269,7 +283,7 @@ def _register_tree_attention() -> None:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def _distance(lm: CausalLM, one_Nd: Tensor, other_Nd: Tensor) -> float:
+def distance(lm: CausalLM, one_Nd: Tensor, other_Nd: Tensor) -> float:
     """Largest difference of log-probs in nats; NaN where either is not finite."""
     one_NV, other_NV = (lm.head().logits(hidden_Nd).log_softmax(-1) for hidden_Nd in (one_Nd, other_Nd))
     return (one_NV - other_NV).abs().max().item()

@@ -5,8 +5,8 @@ branches. A stem attends to itself, a branch to its stem and itself; everything 
 know where one token ends and the next begins, so nothing is computed twice and there is no padding.
 Hidden states and gradients are those of each sequence alone.
 
-Worked example, two samples "ab|cd" and "ab|e" of one prompt, and "x|y" of another; a sequence that
-shares its stem with no other is a stem without branches:
+Worked example, branches "cd" and "e" of a stem "ab", and "xy", which shares its stem with no other and so
+is a stem without branches:
 
     tokens     a b c d e x y
     positions  0 1 2 3 2 0 1
@@ -17,7 +17,7 @@ It takes the place of the model's attention function, and a model for which it c
 windows, soft caps, other kernels) is told apart by `models.share_prompts`.
 
 Shape legend: N tokens of a pass, T stems of at most L tokens, B branches of at most R, K = L + R keys,
-H heads, D head width.
+H query heads, J key-value heads, D head width.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from limbeck.layers import attend
 
 ATTENTION = "limbeck_tree"  # the name under which transformers knows `attention`
 NOT_UNDERSTOOD = ("sliding_window", "softcap", "s_aux", "position_bias")  # what attention may be asked for besides
@@ -104,29 +106,29 @@ def attention(
     if extra := [name for name in NOT_UNDERSTOOD if kwargs.get(name) is not None]:
         raise NotImplementedError(f"attention with {extra[0]} = {kwargs[extra[0]]}")
     query_NHD, key_NHD, value_NHD = (x[0].transpose(0, 1) for x in (query_1HND, key_1HND, value_1HND))
+    return attend_along(tree, query_NHD, key_NHD, value_NHD, scaling, dropout)[None], None
 
-    def attend(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+
+def attend_along(
+    tree: Tree,
+    query_NHD: Tensor,
+    key_NJD: Tensor,
+    value_NJD: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """[N, H, D]"""
+
+    def of(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
         """[rows * queries of each, H, D]"""
-        query_BHRD, key_BHKD, value_BHKD = _rows(query_NHD, queries), _rows(key_NHD, keys), _rows(value_NHD, keys)
-        group = query_BHRD.shape[1] // key_BHKD.shape[1]
-        if query_NHD.device.type != "cpu" and group > 1:  # only the CPU's kernel takes groups and a mask
-            key_BHKD, value_BHKD = (x.repeat_interleave(group, dim=1) for x in (key_BHKD, value_BHKD))
-        output_BHRD = torch.nn.functional.scaled_dot_product_attention(
-            query_BHRD,
-            key_BHKD,
-            value_BHKD,
-            attn_mask=None if bias is None else bias.to(query_BHRD.dtype),
-            dropout_p=dropout,
-            is_causal=bias is None,
-            scale=scaling,
-            enable_gqa=query_BHRD.shape[1] != key_BHKD.shape[1],
-        )
+        query_BHRD, key_BJKD, value_BJKD = _rows(query_NHD, queries), _rows(key_NJD, keys), _rows(value_NJD, keys)
+        output_BHRD = attend(query_BHRD, key_BJKD, value_BJKD, bias, scaling, dropout)
         return output_BHRD.transpose(1, 2).flatten(0, 1)
 
-    output_NHD = attend(tree.stem_TL, tree.stem_TL, None)
+    output_NHD = of(tree.stem_TL, tree.stem_TL, None)
     if len(tree.branch_BR):
-        output_NHD = torch.cat([output_NHD, attend(tree.branch_BR, tree.keys_BK, tree.bias_B1RK)])
-    return output_NHD.index_select(0, tree.read_N)[None], None
+        output_NHD = torch.cat([output_NHD, of(tree.branch_BR, tree.keys_BK, tree.bias_B1RK)])
+    return output_NHD.index_select(0, tree.read_N)
 
 
 def _rows(x_NHD: Tensor, places: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from limbeck.config import HFEngine, LocalLearner, Lora, ReverseKL
 from limbeck.engines import kernel_rows, kernels
 from limbeck.engines.hf import InProcessEngine
 from limbeck.engines.kernel_rows import KernelRows
-from limbeck.engines.lean import LeanModel, LeanRows, distance, read
+from limbeck.engines.lean import LeanRows, distance, read
 from limbeck.engines.rows import PlainRows, prefill
 from limbeck.learners.local import InProcessLearner
+from limbeck.llama import LeanModel
 from limbeck.models import CausalLM
 from limbeck.records import Rollout, Sampling
 from tests import tiny

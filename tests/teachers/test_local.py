@@ -99,8 +99,8 @@ async def test_order_does_not_depend_on_how_the_work_is_split(budget: int) -> No
 def forwards(lm: CausalLM) -> Iterator[list[tuple[int, int]]]:
     """(rows, row length) of every pass through the model."""
     shapes: list[tuple[int, int]] = []
-    hook = lm.model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    hook = lm.model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: shapes.append(tuple(args[0].shape))
     )
     yield shapes
     hook.remove()

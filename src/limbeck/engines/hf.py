@@ -20,10 +20,11 @@ from torch import Tensor
 
 from limbeck.config import HFEngine
 from limbeck.engines.kernel_rows import lean_rows
-from limbeck.engines.lean import LeanModel, read
+from limbeck.engines.lean import read
 from limbeck.engines.rows import PlainRows, Prefilled, Rows, prefill
 from limbeck.engines.sampling import draw, uniforms
 from limbeck.errors import EngineError
+from limbeck.llama import LeanModel
 from limbeck.models import CausalLM, precision
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Prompt, Rollout, Sampling

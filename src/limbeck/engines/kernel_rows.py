@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from limbeck.engines.lean import Block, LeanModel, LeanRows, add_linear, distance, linear, norm_heads
+from limbeck.engines.lean import LeanRows, add_linear, distance, linear, norm_heads
 from limbeck.engines.rows import Prefilled
+from limbeck.llama import Block, LeanModel
 from limbeck.models import CausalLM, tolerance
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # OpenMP reads it when its library is loaded

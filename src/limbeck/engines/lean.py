@@ -15,7 +15,6 @@ D head width, L prompt tokens, t tokens of a response so far, d model width, n a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from limbeck.engines.kv_cache import RowLayer
 from limbeck.engines.rows import Prefilled, Rows, prefill
+from limbeck.llama import Block, LeanModel, parts_of
 from limbeck.models import CausalLM, tolerance
 from limbeck.objectives.head import at_least_float32
 
@@ -30,30 +30,6 @@ PROBE_PROMPTS = (5, 2)  # tokens; of different lengths, so that one is padded
 PROBE_SAMPLES = (2, 3)
 PROBE_STEPS = 3
 FEW = 8  # rows
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """One layer's parts, as transformers holds them."""
-
-    attention_norm: nn.Module
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    query_norm: nn.Module | None
-    key_norm: nn.Module | None
-    output: nn.Linear
-    mlp_norm: nn.Module
-    gate: nn.Linear
-    up: nn.Linear
-    down: nn.Linear
-    activation: nn.Module
-    scaling: float
-
-    @property
-    def widths(self) -> list[int]:
-        """Of queries, keys and values, all heads of each."""
-        return [self.query.out_features, self.key.out_features, self.value.out_features]
 
 
 class WeightAndBias(Protocol):
@@ -66,28 +42,11 @@ class WeightAndBias(Protocol):
     def bias(self) -> Tensor | None: ...
 
 
-@dataclass(frozen=True, eq=False)
-class LeanModel:
-    """The parts of a model that `LeanRows` runs."""
-
-    embedding: nn.Embedding
-    rotary: nn.Module
-    blocks: tuple[Block, ...]
-    norm: nn.Module
-    head_width: int
-
-
 def read(lm: CausalLM) -> LeanModel | str:
     """The model's parts, proven; or why they cannot be run this way."""
-    config, family = lm.model.config.get_text_config(), type(lm.model).__name__
-    if kinds := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"}):
-        return f"{family} has layers of {', '.join(kinds)}"
-    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
-        return f"{family} has a sliding window of {config.sliding_window}"
-    try:
-        model = _parts(lm)
-    except (AttributeError, TypeError) as error:
-        return f"{family} is not built like Llama: {error}"
+    model, family = parts_of(lm), type(lm.model).__name__
+    if isinstance(model, str):
+        return model
     try:
         worst = distance(lm, model, LeanRows)
     except Exception as error:  # parts of those names that want something else, such as half-rotated heads
@@ -95,43 +54,6 @@ def read(lm: CausalLM) -> LeanModel | str:
     if not worst <= tolerance(lm):
         return f"{family} is not computed like Llama: log-probs differ by {worst:.3g} nats on a probe"
     return model
-
-
-def _parts(lm: CausalLM) -> LeanModel:
-    """Raises `AttributeError` or `TypeError` where a part is missing or of another kind."""
-    body: Any = lm.model.base_model
-
-    def linear(module: Any, name: str) -> nn.Linear:
-        layer = getattr(module, name)
-        if type(layer) is not nn.Linear:
-            raise TypeError(f"{name} is a {type(layer).__name__}")
-        return layer
-
-    blocks = []
-    for layer in body.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        blocks.append(
-            Block(
-                attention_norm=layer.input_layernorm,
-                query=linear(attention, "q_proj"),
-                key=linear(attention, "k_proj"),
-                value=linear(attention, "v_proj"),
-                query_norm=getattr(attention, "q_norm", None),
-                key_norm=getattr(attention, "k_norm", None),
-                output=linear(attention, "o_proj"),
-                mlp_norm=layer.post_attention_layernorm,
-                gate=linear(mlp, "gate_proj"),
-                up=linear(mlp, "up_proj"),
-                down=linear(mlp, "down_proj"),
-                activation=mlp.act_fn,
-                scaling=attention.scaling,
-            )
-        )
-        for norm in (blocks[-1].attention_norm, blocks[-1].mlp_norm, body.norm):
-            norm.variance_epsilon  # noqa: B018 (a LayerNorm or Gemma's norm has none)
-    if type(body.embed_tokens) is not nn.Embedding:
-        raise TypeError(f"embed_tokens is a {type(body.embed_tokens).__name__}")
-    return LeanModel(body.embed_tokens, body.rotary_emb, tuple(blocks), body.norm, body.layers[0].self_attn.head_dim)
 
 
 def distance(lm: CausalLM, model: LeanModel, rows_of: Callable[[LeanModel, Prefilled, Tensor, int], Rows]) -> float:

@@ -27,6 +27,7 @@ from limbeck.config import LocalLearner, Lora, Objective
 from limbeck.errors import EngineError, ModelError, NonFiniteError, RunError
 from limbeck.learners.measures import Measures
 from limbeck.learners.tracing import trace_micro_batch
+from limbeck.llama import speed_up
 from limbeck.models import CausalLM, precision, prove_packing, share_prompts
 from limbeck.objectives import Measured, distillation_loss
 from limbeck.records import Floats, Mean, Rollout, Scored, StepReport, Trace
@@ -54,6 +55,8 @@ class InProcessLearner:
         if section.gradient_checkpointing:
             lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.adapters = _add_adapters(lm, section.lora) if section.lora else None
+        if self.layout != "packed" and self.autocast is None:
+            speed_up(lm, section.gradient_checkpointing)
         self.parameters = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
         matrices = [p for p in self.parameters.values() if p.ndim >= 2]
         vectors = [p for p in self.parameters.values() if p.ndim < 2]
@@ -177,9 +180,9 @@ class InProcessLearner:
 
     def _hidden(self, micro: MicroBatch) -> Tensor:
         """[N, d] at the positions that predict the trained tokens."""
+        layout = micro.layout
         with precision(self.lm, self.autocast):
-            hidden_BLd = self.lm.hidden(micro.layout.tokens_BL, micro.layout.positions_BL, micro.layout.tree)
-        return hidden_BLd.flatten(0, 1)[micro.layout.predict_N]
+            return self.lm.states(layout.tokens_BL, layout.positions_BL, layout.predict_N, layout.tree)
 
     def _stop_if_not_finite(self, samples: Sequence[Scored], measures: Measures, norm: float) -> None:
         if math.isfinite(norm):
@@ -219,7 +222,7 @@ class LocalPolicy:
         with torch.inference_mode(), precision(self.lm, self.autocast):
             for part in plan([len(rollout.token_ids) for rollout in rollouts], self.budget, "padded"):
                 batch = lay_out([rollouts[i] for i in part], "padded").to(self.lm.device)
-                hidden_Nd = self.lm.hidden(batch.tokens_BL, batch.positions_BL).flatten(0, 1)[batch.predict_N]
+                hidden_Nd = self.lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N)
                 counts = [int(rollouts[i].trained.sum()) for i in part]
                 for i, hidden_Sd in zip(part, torch.split(hidden_Nd, counts), strict=True):
                     found[i] = self._sampled(hidden_Sd, rollouts[i])

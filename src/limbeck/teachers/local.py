@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from limbeck.batch import Layout, lay_out, split
+from limbeck.llama import speed_up
 from limbeck.models import CausalLM, share_prompts
 from limbeck.records import Failure, HiddenScores, Rollout, TeacherScores
 
@@ -25,6 +26,7 @@ class LocalTeacher:
         self.head = lm.head()
         self.unshared = share_prompts(lm)  # why each sample's prompt is computed anew, where it is
         self.layout: Layout = "padded" if self.unshared else "tree"
+        speed_up(lm)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]:
         """`HiddenScores` for each rollout, in order."""
@@ -33,8 +35,7 @@ class LocalTeacher:
             for part in split(rollouts, self.budget, self.layout):
                 chosen = [rollouts[i] for i in part]
                 batch = lay_out(chosen, self.layout).to(self.lm.device)
-                hidden_BLd = self.lm.hidden(batch.tokens_BL, batch.positions_BL, batch.tree)
-                hidden_Nd = hidden_BLd.flatten(0, 1)[batch.predict_N]
+                hidden_Nd = self.lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N, batch.tree)
                 counts = [int(rollout.trained.sum()) for rollout in chosen]
                 for index, hidden_Sd in zip(part, torch.split(hidden_Nd, counts), strict=True):
                     temperature = rollouts[index].sampling.temperature
