@@ -132,7 +132,7 @@ class _NormedLinears(Function):
         weights, biases = [part for part in matrices[::2] if part is not None], matrices[1::2]
         ctx.save_for_backward(unit_Nd, scale_N1, weight_d, *weights)
         ctx.biased = [bias is not None for bias in biases]
-        normed_Nd = unit_Nd * weight_d
+        normed_Nd = unit_Nd * weight_d if any(ctx.needs_input_grad) else unit_Nd.mul_(weight_d)
         return tuple(linear(normed_Nd, weight_nd, bias_n) for weight_nd, bias_n in zip(weights, biases, strict=True))
 
     @staticmethod
@@ -150,12 +150,13 @@ class _NormedLinears(Function):
 
 
 class _Gated(Function):
-    """Keeps gate and up."""
+    """Keeps gate and up, or writes over the gate where no gradient is wanted."""
 
     @staticmethod
     def forward(ctx: Any, gate_Nn: Tensor, up_Nn: Tensor, weight_dn: Tensor, x_Nd: Tensor) -> Tensor:
         ctx.save_for_backward(gate_Nn, up_Nn, weight_dn)
-        return torch.addmm(x_Nd, silu(gate_Nn).mul_(up_Nn), weight_dn.t())
+        gated_Nn = silu(gate_Nn, inplace=not any(ctx.needs_input_grad)).mul_(up_Nn)
+        return torch.addmm(x_Nd, gated_Nn, weight_dn.t())
 
     @staticmethod
     @once_differentiable

@@ -86,7 +86,11 @@ def parts_of(lm: CausalLM) -> LeanModel | str:
         if type(body.embed_tokens) is not nn.Embedding:
             raise TypeError(f"embed_tokens is a {type(body.embed_tokens).__name__}")
         blocks = tuple(_block(layer) for layer in body.layers)
-        for each in (block_norm for block in blocks for block_norm in (block.attention_norm, block.mlp_norm)):
+        if others := sorted({type(block.activation).__name__ for block in blocks} - set(SILU)):
+            return f"{family} has {others[0]} for its activation"
+        for each in (
+            block_norm for block in blocks for block_norm in (block.attention_norm, block.mlp_norm, body.norm)
+        ):
             each.variance_epsilon  # noqa: B018 (a LayerNorm or Gemma's norm has none)
         return LeanModel(body.embed_tokens, body.rotary_emb, blocks, body.norm, body.layers[0].self_attn.head_dim)
     except (AttributeError, TypeError) as error:
@@ -137,8 +141,6 @@ def speed_up(lm: CausalLM, checkpointing: bool = False) -> str | None:
 def _unlike(lm: CausalLM, parts: LeanModel) -> str | None:
     """What `states` would not do as the model does it."""
     family, was_training = type(lm.model).__name__, lm.model.training
-    if others := sorted({type(block.activation).__name__ for block in parts.blocks} - set(SILU)):
-        return f"{family} has {others[0]} for its activation"
     if lm.model.config.get_text_config().attention_dropout or any(
         isinstance(module, nn.Dropout) and module.p for module in lm.model.modules()
     ):
@@ -201,11 +203,15 @@ def states(
     predict_S: Tensor,
     tree: Tree | None = None,
     checkpointing: bool = False,
+    kept: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
-    """[S, d] final states at the flat places `predict_S`, along `tree` or of rows that start at position 0."""
+    """[S, d] final states at the flat places `predict_S`, along `tree` or of rows that start at position 0.
+
+    `kept` is given the keys and values of rows, [B, J, L and more, D], layer by layer.
+    """
     x_Nd = model.embedding(tokens_BL).flatten(0, 1)
     cos_1LD, sin_1LD = model.rotary(x_Nd[None], position_ids=positions_BL[:1])
-    among = _Among(tree, tokens_BL.shape[1], model.head_width, cos_1LD[0], sin_1LD[0])
+    among = _Among(tree, tokens_BL.shape[1], model.head_width, cos_1LD[0], sin_1LD[0], kept)
     for block in model.blocks:
         run = partial(_layer, block, among, predict_S if block is model.blocks[-1] else None)
         x_Nd = checkpoint(run, x_Nd, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else run(x_Nd)
@@ -231,6 +237,7 @@ class _Among:
     width: int  # of a head
     cos_LD: Tensor
     sin_LD: Tensor
+    kept: list[tuple[Tensor, Tensor]] | None = None
 
     def attend(self, block: Block, query_Nn: Tensor, key_Nn: Tensor, value_Nn: Tensor) -> Tensor:
         """[N, H * D]"""
@@ -247,7 +254,10 @@ class _Among:
         if self.tree is not None:
             query_NHD, key_NJD = (part.transpose(1, 2).squeeze(0) for part in (query_BHLD, key_BJLD))
             return attend_along(self.tree, query_NHD, key_NJD, value_BLJD.squeeze(0), scaling=1.0).flatten(1)
-        attended_BHLD = attend(query_BHLD, key_BJLD, heads(value_BLJD, None, room), None, scaling=1.0)
+        value_BJLD = heads(value_BLJD, None, room)
+        if self.kept is not None:
+            self.kept.append((key_BJLD, value_BJLD))
+        attended_BHLD = attend(query_BHLD, key_BJLD, value_BJLD, None, scaling=1.0)
         return attended_BHLD[:, :, : self.length].transpose(1, 2).reshape(query_Nn.shape)
 
     def _room(self) -> int:

@@ -73,9 +73,9 @@ def test_repeated_rows_go_their_own_ways() -> None:
 
 def test_layers_that_were_never_written_have_no_rows_to_keep() -> None:
     """Some models' later layers use the keys and values of an earlier one."""
-    cache = RowCache(2, reserve=2)
+    cache = RowCache(2)
     cache.update(states(1, 3, 4), states(2, 3, 4), 0)
-    keep_rows(cache, torch.tensor([1]))
+    keep_rows(cache, torch.tensor([1]), reserve=2)
     keys, _ = cache.update(states(5, 1, 1), states(6, 1, 1), 0)
     assert_close(keys, torch.cat([states(1, 3, 4)[1:2], states(5, 1, 1)], dim=2))
     assert not cache.layers[1].is_initialized
@@ -86,10 +86,11 @@ def test_layers_that_were_never_written_have_no_rows_to_keep() -> None:
 def test_a_model_says_the_same_with_it_as_without(family: str) -> None:
     lm = tiny.lm_of(family)
     tokens_BL = torch.tensor([prompt.token_ids for prompt in tiny.prompts(14, 14, 14)])
-    cache = RowCache(lm.model.config.num_hidden_layers, reserve=5)
+    cache = RowCache(lm.model.config.num_hidden_layers)
     with torch.no_grad():
         plain = lm.hidden(tokens_BL)
         parts = [lm.hidden(tokens_BL[:, :9], past_key_values=cache, use_cache=True)]
+        keep_rows(cache, torch.arange(3), reserve=5)
         for t in range(9, 14):
             position = torch.full((3, 1), t)
             parts.append(lm.hidden(tokens_BL[:, t : t + 1], position, past_key_values=cache, use_cache=True))

@@ -36,7 +36,6 @@ VARIANTS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "llama-one-key-head": lambda: tiny.config_of("llama", num_key_value_heads=1),
     "llama-wide-heads": lambda: tiny.config_of("llama", head_dim=12),
     "llama-biases": lambda: tiny.config_of("llama", attention_bias=True, mlp_bias=True),
-    "llama-gelu": lambda: tiny.config_of("llama", hidden_act="gelu_pytorch_tanh"),
     "llama-scaled-rope": lambda: tiny.config_of(
         "llama",
         rope_parameters={
@@ -87,11 +86,8 @@ def test_states_are_those_of_the_model_while_rows_leave(
     dice = torch.Generator().manual_seed(3)
     with torch.inference_mode():
         lean, plain = (
-            make(prefill(lm, prompts, steps))
-            for make in (
-                lambda start: kind(model, start, owner, steps),
-                lambda start: PlainRows(lm, start, owner),
-            )
+            kind(model, prefill(lm, prompts, model), owner, steps),
+            PlainRows(lm, prefill(lm, prompts), owner, steps),
         )
         rows = len(owner)
         for step in range(steps):
@@ -139,7 +135,7 @@ async def test_the_same_samples_for_the_same_seeds(
     engine = InProcessEngine(lm, HFEngine(max_rows=11))
     assert engine.rows_of.func is (KernelRows if numba else LeanRows)
     lean = await engine.sample(PROMPTS, sampling, samples)
-    engine.rows_of = partial(PlainRows, lm)
+    engine.rows_of, engine.parts = partial(PlainRows, lm), None
     plain = await engine.sample(PROMPTS, sampling, samples)
     for one, other in zip(lean, plain, strict=True):
         assert isinstance(one, Rollout)

@@ -47,8 +47,9 @@ class InProcessEngine:
         found = "bfloat16 autocast" if autocast else read(lm)
         self.plain = None if isinstance(found, LeanModel) else found  # why transformers' own pass is run
         self.rows_of: RowsOf = partial(PlainRows, lm)
+        self.parts: LeanModel | None = None  # of a model whose prompts need no transformers either
         if isinstance(found, LeanModel):
-            self.rows_of = partial(lean_rows(lm, found), found)
+            self.rows_of, self.parts = partial(lean_rows(lm, found), found), found
         logger.info("%s decodes %s", lm.name, f"by transformers: {self.plain}" if self.plain else "by the lean loop")
 
     async def load(self, policy: Policy) -> None:
@@ -94,7 +95,9 @@ class InProcessEngine:
         self, prompts: Sequence[Prompt], rows: list[tuple[int, list[int]]], samples: int, sampling: Sampling
     ) -> Iterator[tuple[int, Rollout]]:
         """Rollouts of one group, each with its place in the answer."""
-        decoding = _Decoding(self.lm, [prompts[i] for i, _ in rows], [n for _, n in rows], sampling, self.rows_of)
+        decoding = _Decoding(
+            self.lm, [prompts[i] for i, _ in rows], [n for _, n in rows], sampling, self.rows_of, self.parts
+        )
         tokens, logprobs = decoding.run()
         row = 0
         for index, numbers in rows:
@@ -140,6 +143,7 @@ class _Decoding:
     numbers: list[list[int]]  # sample numbers of each prompt
     sampling: Sampling
     rows_of: RowsOf
+    parts: LeanModel | None
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """[rows, <= max_tokens] token ids and their log-probs; what follows a stop token is noise."""
@@ -178,6 +182,6 @@ class _Decoding:
 
     def _start(self) -> tuple[Tensor, Rows]:
         """Each prompt computed once, its last state repeated for each of its samples: [B, d]."""
-        start = prefill(self.lm, [prompt.token_ids for prompt in self.prompts], self.sampling.max_tokens)
+        start = prefill(self.lm, [prompt.token_ids for prompt in self.prompts], self.parts)
         prompt_B = torch.tensor([p for p, n in enumerate(self.numbers) for _ in n], device=self.lm.device)
         return start.hidden_Pd[prompt_B], self.rows_of(start, prompt_B, self.sampling.max_tokens)

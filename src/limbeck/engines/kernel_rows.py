@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from limbeck.engines.lean import LeanRows, add_linear, distance, linear, norm_heads
 from limbeck.engines.rows import Prefilled
@@ -85,7 +86,7 @@ def _asleep_when_idle() -> Iterator[None]:
 
 
 class KernelRows:
-    """See `rows.Rows`. Row b answers prompt `prompt_B[b]`."""
+    """See `rows.Rows`. Row b answers prompt `prompt_B[b]`, which is filled up to the right if at all."""
 
     def __init__(self, model: LeanModel, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
         import numba  # an extra, and half a second to import
@@ -95,55 +96,56 @@ class KernelRows:
         with _asleep_when_idle():
             numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
         self.model, self.kernels, self.length_B = model, kernels, start.length_P[prompt_B]
-        self.prompt_tokens, self.written = start.cache.get_seq_length(), 0
+        self.length_P, self.written = start.length_P.numpy(), 0
         self.prompts = [(layer.keys.numpy(), layer.values.numpy()) for layer in start.cache.layers]
-        self.first_P = (self.prompt_tokens - start.length_P).numpy()
         self.prompt_B, self.slot_B = prompt_B.numpy(), np.arange(len(prompt_B))
         self.own = [
             tuple(np.empty((len(prompt_B), keys.shape[1], reserve, keys.shape[3]), keys.dtype) for _ in range(2))
             for keys, _ in self.prompts
         ]
         self.kind = self.prompts[0][0].dtype.type  # scalars of another type would widen every sum
-        self.normed_dB, self.normed = self._room(model.embedding.embedding_dim)
+        norms: list[Any] = [norm for block in model.blocks for norm in (block.attention_norm, block.mlp_norm)]
+        self.norms = [(n.weight.detach().numpy(), self.kind(n.variance_epsilon)) for n in [*norms, model.norm]]
         self.products = [_products(block) for block in model.blocks]
-        self.heads_nB, self.heads = self._room(sum(model.blocks[0].widths))
-        self.attended_nB, self.attended = self._room(model.blocks[0].widths[0])
+        self._make_room()
 
     def forward(self, token_B: Tensor) -> Tensor:
         x_dB = self.model.embedding(token_B).t().contiguous()
         x = x_dB.numpy()
         cos_BD, sin_BD = (part[0].numpy() for part in self.model.rotary(x_dB[None], position_ids=self.length_B[None]))
         for number, block in enumerate(self.model.blocks):
-            self._norm(x, block.attention_norm)
-            products = self.products[number]
-            rooms = torch.split(self.heads_nB, [len(layer.weight) for layer in products])
-            for layer, room_nB in zip(products, rooms, strict=True):
+            self._norm(x, 2 * number)
+            for layer, room_nB in self.rooms[number]:
                 linear(layer, self.normed_dB, room_nB)
             norm_heads(block, self.heads_nB, self.model.head_width)
             self.kernels.attend(
-                self.heads, cos_BD, sin_BD, self.prompt_B, self.first_P, *self.prompts[number], self.prompt_tokens,
-                self.slot_B, *self.own[number], self.written, self.kind(block.scaling), self.attended,
+                self.heads, cos_BD, sin_BD, self.prompt_B, self.length_P, *self.prompts[number], self.slot_B,
+                *self.own[number], self.written, self.kind(block.scaling), self.attended,
             )  # fmt: skip
             add_linear(x_dB, block.output, self.attended_nB)
-            self._norm(x, block.mlp_norm)
+            self._norm(x, 2 * number + 1)
             gate_mB, up_mB = (linear(layer, self.normed_dB) for layer in (block.gate, block.up))
-            add_linear(x_dB, block.down, block.activation(gate_mB).mul_(up_mB))
+            add_linear(x_dB, block.down, silu(gate_mB, inplace=True).mul_(up_mB))
         self.length_B, self.written = self.length_B + 1, self.written + 1
-        self._norm(x, self.model.norm)
+        self._norm(x, -1)
         return self.normed_dB.t().clone()
 
     def keep(self, rows: Tensor) -> None:
         self.length_B = self.length_B[rows]
         self.prompt_B, self.slot_B = self.prompt_B[rows.numpy()], self.slot_B[rows.numpy()]
-        self.normed_dB, self.normed = self._room(len(self.normed))
-        self.heads_nB, self.heads = self._room(len(self.heads))
-        self.attended_nB, self.attended = self._room(len(self.attended))
+        self._make_room()
 
-    def _room(self, height: int) -> tuple[Tensor, np.ndarray]:
-        """[height, B], as torch and as numba see it."""
-        room = torch.empty(height, len(self.slot_B), dtype=self.model.embedding.weight.dtype)
-        return room, room.numpy()
+    def _make_room(self) -> None:
+        """What the products of as many rows are written to, as torch and as numba see it."""
+        model, widths = self.model, self.model.blocks[0].widths
+        heights = (model.embedding.embedding_dim, sum(widths), widths[0])
+        rooms = [torch.empty(height, len(self.slot_B), dtype=model.embedding.weight.dtype) for height in heights]
+        self.normed_dB, self.heads_nB, self.attended_nB = rooms
+        self.normed, self.heads, self.attended = (room.numpy() for room in rooms)
+        self.rooms = [
+            tuple(zip(layers, torch.split(self.heads_nB, [len(layer.weight) for layer in layers]), strict=True))
+            for layers in self.products
+        ]
 
-    def _norm(self, x: np.ndarray, norm: Any) -> None:
-        weight_d = norm.weight.detach().numpy()
-        self.kernels.rms_norm(x, weight_d, self.kind(norm.variance_epsilon), self.normed)
+    def _norm(self, x: np.ndarray, number: int) -> None:
+        self.kernels.rms_norm(x, *self.norms[number], self.normed)

@@ -40,10 +40,9 @@ def attend(
     cos_BD: Any,
     sin_BD: Any,
     prompt_B: Any,  # which prompt a row answers
-    first_P: Any,  # fillers before each prompt
+    length_P: Any,  # tokens of each prompt
     prompt_keys_PJLD: Any,
     prompt_values_PJLD: Any,
-    prompt_tokens: int,
     slot_B: Any,  # where a row's own keys and values lie
     keys_BJCD: Any,
     values_BJCD: Any,
@@ -58,9 +57,9 @@ def attend(
     for b in numba.prange(rows):
         kind = heads_nB.dtype
         query_D, sum_D = np.empty(width, kind), np.empty(width, kind)
-        scores = np.empty(prompt_tokens + written + 1, kind)
         prompt, slot = prompt_B[b], slot_B[b]
-        first = first_P[prompt]
+        prompt_tokens = length_P[prompt]
+        scores = np.empty(prompt_tokens + written + 1, kind)
         for j in range(kv_heads):
             prompt_keys, prompt_values = prompt_keys_PJLD[prompt, j], prompt_values_PJLD[prompt, j]
             keys, values = keys_BJCD[slot, j], values_BJCD[slot, j]
@@ -77,7 +76,7 @@ def attend(
                     query_D[i] = one * cos_BD[b, i] - other * sin_BD[b, i]
                     query_D[half + i] = other * cos_BD[b, half + i] + one * sin_BD[b, half + i]
                 largest = kind.type(-np.inf)
-                for t in range(first, prompt_tokens):
+                for t in range(prompt_tokens):
                     score = kind.type(0)
                     for i in range(width):
                         score += query_D[i] * prompt_keys[t, i]
@@ -92,7 +91,7 @@ def attend(
                 total = kind.type(0)
                 for i in range(width):
                     sum_D[i] = 0
-                for t in range(first, prompt_tokens):
+                for t in range(prompt_tokens):
                     weight = np.exp(scores[t] - largest)
                     total += weight
                     for i in range(width):

@@ -16,10 +16,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class RowCache(Cache):  # type: ignore[misc]
-    """One `RowLayer` a layer. `reserve` tokens of room are made the first time a layer is written."""
+    """One `RowLayer` a layer, with room for what is written first; `keep_rows` makes more."""
 
-    def __init__(self, layers: int, reserve: int) -> None:
-        super().__init__(layers=[RowLayer(reserve) for _ in range(layers)])
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers=[RowLayer() for _ in range(layers)])
 
 
 class RowLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -27,9 +27,9 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
 
     is_sliding = False  # sliding windows come from the attention mask; nothing is evicted
 
-    def __init__(self, reserve: int) -> None:
+    def __init__(self, reserve: int = 0) -> None:
         super().__init__()
-        self.reserve, self.length = reserve, 0
+        self.reserve, self.length = reserve, 0  # `reserve` tokens of room beside those that are written first
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         capacity = key_states.shape[2] + self.reserve
@@ -47,10 +47,10 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
-    def keep(self, rows: Tensor) -> None:
-        """Rows of the batch to keep, in this order; a row may be named more than once."""
+    def keep(self, rows: Tensor, reserve: int = 0) -> None:
+        """Rows of the batch to keep, in this order, with more room; a row may be named more than once."""
         if self.is_initialized:  # some layers share another's keys and values
-            self.keys, self.values = (_rows(states, rows, self.length) for states in (self.keys, self.values))
+            self.keys, self.values = (_rows(states, rows, self.length, reserve) for states in (self.keys, self.values))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -62,13 +62,13 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def keep_rows(cache: RowCache, rows: Tensor) -> None:
-    """Keep these rows of every layer."""
+def keep_rows(cache: RowCache, rows: Tensor, reserve: int = 0) -> None:
+    """Keep these rows of every layer, with room for `reserve` tokens more than there was."""
     for layer in cache.layers:
-        layer.keep(rows)
+        layer.keep(rows, reserve)
 
 
-def _rows(states: Tensor, rows: Tensor, length: int) -> Tensor:
-    kept = states.new_empty(len(rows), *states.shape[1:])
+def _rows(states: Tensor, rows: Tensor, length: int, reserve: int) -> Tensor:
+    kept = states.new_empty(len(rows), states.shape[1], states.shape[2] + reserve, states.shape[3])
     torch.index_select(states[:, :, :length], 0, rows, out=kept[:, :, :length])
     return kept

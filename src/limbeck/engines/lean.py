@@ -67,7 +67,7 @@ def distance(lm: CausalLM, model: LeanModel, rows_of: Callable[[LeanModel, Prefi
             owner = [p for p, count in enumerate(samples) for _ in range(count)]
             tails = [tokens[10 + 5 * row : 10 + 5 * row + PROBE_STEPS] for row in range(len(owner))]
             prompt_B = torch.tensor(owner, device=lm.device)
-            rows = rows_of(model, prefill(lm, prompts, PROBE_STEPS), prompt_B, PROBE_STEPS)
+            rows = rows_of(model, prefill(lm, prompts, model), prompt_B, PROBE_STEPS)
             stepped = [rows.forward(torch.tensor(column, device=lm.device)) for column in zip(*tails, strict=True)]
             for row, (p, tail) in enumerate(zip(owner, tails, strict=True)):
                 whole_Ld = lm.hidden(torch.tensor([prompts[p] + tail], device=lm.device))[0, -PROBE_STEPS:]
@@ -101,7 +101,7 @@ class LeanRows:
             self.layers = [RowLayer(reserve) for _ in self.layers]
             self._arrange()
         else:
-            self._keep_own(prompt_B)
+            self._keep_own(prompt_B, reserve)
 
     def forward(self, token_B: Tensor) -> Tensor:
         model, rows = self.model, len(token_B)
@@ -149,9 +149,9 @@ class LeanRows:
             self.bias = None if self.bias is None else self.bias[left_P]
         self._arrange()
 
-    def _keep_own(self, rows: Tensor) -> None:
+    def _keep_own(self, rows: Tensor, reserve: int = 0) -> None:
         for layer in self.layers:
-            layer.keep(rows)
+            layer.keep(rows, reserve)
         self.bias = None if self.bias is None else self.bias[rows]
 
     def _arrange(self) -> None:
