@@ -63,15 +63,17 @@ class InProcessEngine:
     ) -> list[Rollout | Failure]:
         """See `protocols.Engine`. Raises `EngineError` where the model's logits are not finite."""
         rollouts: list[Rollout | None] = [None] * (len(prompts) * samples_per_prompt)
-        was_training = self.lm.model.training
-        self.lm.model.eval()  # no dropout while sampling
+        was_training = self.lm.model.training and self.parts is None  # which run no modules
+        if was_training:
+            self.lm.model.eval()  # no dropout while sampling
         try:
             with torch.inference_mode(), precision(self.lm, self.autocast):
                 for rows in self._groups(prompts, samples_per_prompt):
                     for index, rollout in self._decode(prompts, rows, samples_per_prompt, sampling):
                         rollouts[index] = rollout
         finally:
-            self.lm.model.train(was_training)
+            if was_training:
+                self.lm.model.train()
         done: list[Rollout | Failure] = [rollout for rollout in rollouts if rollout is not None]
         assert len(done) == len(rollouts)
         return done

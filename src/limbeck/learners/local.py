@@ -75,7 +75,8 @@ class InProcessLearner:
         clock = time.perf_counter()
         batch = self._batch(samples)
         torch.manual_seed(hash((self.seed, self.version)))
-        self.lm.model.train()
+        if not self.lm.model.training:  # a walk over all modules
+            self.lm.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         measures = Measures(len(samples), self.lm.device)
         for micro in batch.micro:
