@@ -203,6 +203,16 @@ class TestNonFinite:
         assert math.isfinite(report.maxima["grad_norm"])
 
 
+def test_adapters_begin_as_the_seed_says_whatever_was_drawn_before() -> None:
+    begun = []
+    for seed, drawn in ((3, 0), (3, 100), (4, 0)):
+        torch.manual_seed(drawn)
+        learner = InProcessLearner(tiny_lm(1), LocalLearner(lora=Lora(rank=4)), ReverseKL(), steps=1, seed=seed)
+        begun.append({name: parameter.detach().clone() for name, parameter in learner.parameters.items()})
+    same(begun[0], begun[1], 0.0)
+    assert any(not torch.equal(begun[0][name], begun[2][name]) for name in begun[0])
+
+
 class TestLora:
     section = LocalLearner(lr=1e-2, lora=Lora(rank=4))
 

@@ -54,6 +54,7 @@ class InProcessLearner:
         self.autocast = torch.bfloat16 if section.precision == "bfloat16" else None
         if section.gradient_checkpointing:
             lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        torch.manual_seed(seed)  # what adapters begin as
         self.adapters = _add_adapters(lm, section.lora) if section.lora else None
         if self.layout != "packed" and self.autocast is None:
             speed_up(lm, section.gradient_checkpointing)
