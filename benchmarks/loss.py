@@ -123,7 +123,7 @@ def materialised(inputs: Inputs, args: argparse.Namespace) -> Callable[[int], di
 def fused(inputs: Inputs, args: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
     import torch
 
-    from limbeck.config import ReverseKL
+    from limbeck.config_objective import ReverseKL
     from limbeck.objectives import Dense, Head, Tokens, distillation_loss
 
     _, kind, *rest = args.variant.split("-")

@@ -37,7 +37,8 @@ from torch import Tensor
 
 from limbeck.assemble import assemble
 from limbeck.batch import make_batch
-from limbeck.config import Recipe, ReverseKL, load_recipe
+from limbeck.config import Recipe, load_recipe
+from limbeck.config_objective import ReverseKL
 from limbeck.config_teachers import SGLangTeacher
 from limbeck.demo.run import RECIPE
 from limbeck.models import CausalLM

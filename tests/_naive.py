@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.config import JSD, ForwardKL, Objective, ReverseKL
+from limbeck.config_objective import JSD, ForwardKL, Objective, ReverseKL
 from limbeck.objectives import Tokens
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.config import JSD, LocalTeacher, Recipe, ReverseKL, dotted_keys, load_recipe, parse_recipe
+from limbeck.config import LocalTeacher, Recipe, dotted_keys, load_recipe, parse_recipe
+from limbeck.config_objective import JSD, ReverseKL
 from limbeck.errors import RecipeError
 
 ROOT = Path(__file__).parents[1]

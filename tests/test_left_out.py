@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from limbeck.batch import make_batch
-from limbeck.config import ReverseKL
+from limbeck.config_objective import ReverseKL
 from limbeck.errors import TeacherError
 from limbeck.left_out import enough, trained_part
 from limbeck.metrics import describe_scores

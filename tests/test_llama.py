@@ -16,9 +16,10 @@ from torch.testing import assert_close
 
 from limbeck import layers
 from limbeck.batch import Layout, TokenBatch, lay_out
-from limbeck.config import LocalLearner, Lora, ReverseKL
+from limbeck.config import LocalLearner, Lora
+from limbeck.config_objective import ReverseKL
 from limbeck.learners.local import InProcessLearner
-from limbeck.llama import LeanModel, parts_of, speed_up, states
+from limbeck.llama import LlamaParts, parts_of, speed_up, states
 from limbeck.models import CausalLM, share_prompts
 from limbeck.records import Failure, Scored
 from limbeck.teachers.local import LocalTeacher
@@ -72,7 +73,7 @@ def test_lower_precisions_are_as_near_to_the_truth_as_transformers_is(variant: s
     lm.model.to(dtype)
     assert share_prompts(lm) is None
     parts = parts_of(lm)
-    assert isinstance(parts, LeanModel)
+    assert isinstance(parts, LlamaParts)
     lm.passes = partial(states, parts)  # unproven: bfloat16's rounding alone may be more than the proof lets through
     ours_Nd, ours = states_and_gradients(lm, batch)
     lm.passes = None

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.alarms import Alarms
-from limbeck.config import TaskReward
+from limbeck.config_objective import TaskReward
 from limbeck.evaluation import grade_summary, pass_at_k, wilson
 from limbeck.metrics import describe, repeated_share
 from limbeck.objectives.advantage import group_advantages

@@ -17,7 +17,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from limbeck.batch import Layout, lay_out
-from limbeck.config import LocalLearner, ModelSection, ReverseKL
+from limbeck.config import LocalLearner, ModelSection
+from limbeck.config_objective import ReverseKL
 from limbeck.errors import ModelError
 from limbeck.learners.local import InProcessLearner
 from limbeck.models import SHIPPED, CausalLM, load_model, load_tokenizer, prove_head, prove_packing, resolve

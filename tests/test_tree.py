@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from limbeck.batch import lay_out, make_batch, split
-from limbeck.config import LocalLearner, ReverseKL
+from limbeck.config import LocalLearner
+from limbeck.config_objective import ReverseKL
 from limbeck.errors import ModelError
 from limbeck.learners.local import InProcessLearner
 from limbeck.models import CausalLM, share_prompts

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 
-from limbeck.config import Recipe, ReverseKL
+from limbeck.config import Recipe
+from limbeck.config_objective import ReverseKL
 from limbeck.config_section import ModelSection
 from limbeck.config_teachers import LocalTeacher as LocalSection
 from limbeck.config_teachers import RemoteTeacher as RemoteSection

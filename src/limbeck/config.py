@@ -9,7 +9,6 @@ work impossible to write: there is, say, no forward KL on a sampled support to a
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from limbeck.config_engines import HFEngine, SGLangEngine, VLLMEngine, complete_engine
+from limbeck.config_objective import Objective, ReverseKL
 from limbeck.config_section import (
     Count,
     Fraction,
@@ -29,6 +29,7 @@ from limbeck.config_section import (
     keys_of,
     sections_of,
 )
+from limbeck.config_tasks import Grader, Task
 from limbeck.config_teachers import (
     LimbeckTeacher,
     LocalTeacher,
@@ -66,121 +67,6 @@ Teacher: TypeAlias = Annotated[
 ]
 
 
-class ExactGrader(Section):
-    """1 where the response equals the answer, white space and case aside as asked."""
-
-    kind: Literal["exact"] = "exact"
-    ignore_case: bool = False
-
-
-class NumericGrader(Section):
-    """1 where the last number of the response equals the answer within a relative tolerance."""
-
-    kind: Literal["numeric"] = "numeric"
-    tolerance: NonNegative = Field(1e-9, description="relative to the larger of 1 and the answer")
-
-
-class RegexGrader(Section):
-    """1 where the first group of the last match of `pattern` equals the answer."""
-
-    kind: Literal["regex"] = "regex"
-    pattern: str = Field(description="must have exactly one group")
-    ignore_case: bool = False
-
-    @model_validator(mode="after")
-    def _compiles(self) -> Self:
-        try:
-            groups = re.compile(self.pattern).groups
-        except re.error as error:
-            raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from None
-        if groups != 1:
-            raise ValueError(f"pattern {self.pattern!r} has {groups} groups; exactly one is expected")
-        return self
-
-
-class MathVerifyGrader(Section):
-    """Symbolic equality by the `math-verify` package (extra `math`)."""
-
-    kind: Literal["math_verify"] = "math_verify"
-
-
-class PythonGrader(Section):
-    """Your own function: `grade(prompt: Prompt, response: str) -> float | None`."""
-
-    kind: Literal["python"] = "python"
-    function: str = Field(description="`package.module:function`")
-
-
-Grader: TypeAlias = Annotated[
-    ExactGrader | NumericGrader | RegexGrader | MathVerifyGrader | PythonGrader,
-    Field(discriminator="kind"),
-]
-
-
-class ArithmeticTask(Section):
-    """Addition with a column-by-column scratchpad, made up as needed and graded exactly."""
-
-    kind: Literal["arithmetic"] = "arithmetic"
-    digits: Annotated[int, Field(ge=1, le=8)] = Field(3, description="of each operand")
-    train: PositiveInt = Field(4096, description="prompts to train on")
-    held_out: PositiveInt = Field(256, description="prompts to evaluate on; disjoint from `train`")
-
-
-class Columns(Section):
-    """Which columns of a data set mean what."""
-
-    prompt: str = Field("prompt", description="text to continue")
-    messages: str = Field("messages", description="chat, through the model's chat template")
-    answer: str = Field("answer", description="what graders compare with")
-    id: str = Field("id", description="unique name; the row number where absent")
-    teacher: str = Field("teacher", description="route, where there are several teachers")
-
-
-class _Rows(Section):
-    columns: Columns = Columns()
-    chat: bool = Field(True, description="put `prompt` texts through the chat template, where there is one")
-    system: str | None = Field(None, description="system message put before each chat")
-    held_out: PositiveInt = Field(64, description="rows kept for evaluation, chosen by the seed")
-    too_long: Literal["error", "drop"] = Field(
-        "error", description="what to do with prompts that leave no room for max_tokens; drops are counted"
-    )
-    grader: Grader | None = Field(None, description="none: answers are not graded")
-
-
-class FileTask(_Rows):
-    """JSONL or Parquet files."""
-
-    kind: Literal["file"] = "file"
-    path: str = Field(description="`*.jsonl` or `*.parquet` to train on")
-    held_out_path: str | None = Field(None, description="a file of its own to evaluate on; then `held_out` rows of it")
-
-
-class DatasetTask(_Rows):
-    """A Hugging Face `datasets` data set (extra `data`)."""
-
-    kind: Literal["dataset"] = "dataset"
-    name: str = Field(description="hub name, or a folder written by `save_to_disk`")
-    config: str | None = None
-    split: str = "train"
-    held_out_split: str | None = Field(None, description="a split of its own to evaluate on")
-
-
-class ReasoningGymTask(Section):
-    """A generated task of the `reasoning-gym` package (extra `gym`), graded by its own verifier."""
-
-    kind: Literal["reasoning_gym"] = "reasoning_gym"
-    name: str = Field(description="a reasoning-gym data set, such as `basic_arithmetic`")
-    options: dict[str, Any] = Field(default_factory=dict, description="passed to its config")
-    chat: bool = True
-    system: str | None = None
-    train: PositiveInt = 4096
-    held_out: PositiveInt = 256
-    too_long: Literal["error", "drop"] = "error"
-
-
-Task: TypeAlias = Annotated[ArithmeticTask | FileTask | DatasetTask | ReasoningGymTask, Field(discriminator="kind")]
-
-
 class RolloutSection(Section):
     """How the student samples. The teacher is scored at this very temperature."""
 
@@ -195,59 +81,6 @@ class RolloutSection(Section):
 
 
 Engine: TypeAlias = Annotated[HFEngine | SGLangEngine | VLLMEngine, Field(discriminator="kind")]
-
-
-class Reference(Section):
-    """A frozen policy the student is also pulled towards by a reverse KL."""
-
-    model: str | None = Field(None, description="folder or hub name; the initial student where absent")
-    weight: Positive = Field(description="nats of KL-to-reference per nat of KL-to-teacher")
-
-
-class TaskReward(Section):
-    """The grader's reward as an advantage, group-normalised, added to the distillation signal."""
-
-    weight: Positive = 1.0
-    normalise: Literal["mean_std", "mean"] = Field(
-        "mean_std", description="subtract the group's mean; `mean_std` also divides by its deviation"
-    )
-
-
-class _Objective(Section):
-    discount: Fraction = Field(
-        0.0, description="weight of how a token changes later divergences; 0 is the per-token loss"
-    )
-    importance_cap: Annotated[float, Field(ge=1)] = Field(
-        2.0, description="truncation of p(y)/mu(y) on the sampled terms"
-    )
-    reference: Reference | None = None
-    task_reward: TaskReward | None = None
-    overlap_k: PositiveInt = Field(8, description="K of the top-K overlap metric")
-
-
-class ReverseKL(_Objective):
-    """KL(p || q), student against teacher: the on-policy distillation loss."""
-
-    divergence: Literal["reverse_kl"] = "reverse_kl"
-    support: Literal["sampled", "full"] | PositiveInt = Field(
-        "full", description="`sampled`, the teacher's top K, or `full`: same expected gradient, less noise"
-    )
-
-
-class ForwardKL(_Objective):
-    """KL(q || p) over the whole vocabulary."""
-
-    divergence: Literal["forward_kl"] = "forward_kl"
-
-
-class JSD(_Objective):
-    """Generalised Jensen-Shannon divergence of GKD (Agarwal et al. 2024, eq. 3)."""
-
-    divergence: Literal["jsd"] = "jsd"
-    beta: Fraction = Field(0.5, description="0 is forward KL, 1 is reverse KL, by GKD's convention")
-
-
-Objective: TypeAlias = Annotated[ReverseKL | ForwardKL | JSD, Field(discriminator="divergence")]
 
 
 class Lora(Section):

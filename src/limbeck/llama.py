@@ -64,7 +64,7 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
-class LeanModel:
+class LlamaParts:
     """The parts of a whole model."""
 
     embedding: nn.Embedding
@@ -74,7 +74,7 @@ class LeanModel:
     head_width: int
 
 
-def parts_of(lm: CausalLM) -> LeanModel | str:
+def parts_of(lm: CausalLM) -> LlamaParts | str:
     """The model's parts, or what there is in it that Llama has not. That they do what they do in Llama is unproven."""
     config, family = lm.model.config.get_text_config(), type(lm.model).__name__
     if kinds := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"}):
@@ -92,7 +92,7 @@ def parts_of(lm: CausalLM) -> LeanModel | str:
             block_norm for block in blocks for block_norm in (block.attention_norm, block.mlp_norm, body.norm)
         ):
             each.variance_epsilon  # noqa: B018 (a LayerNorm or Gemma's norm has none)
-        return LeanModel(body.embed_tokens, body.rotary_emb, blocks, body.norm, body.layers[0].self_attn.head_dim)
+        return LlamaParts(body.embed_tokens, body.rotary_emb, blocks, body.norm, body.layers[0].self_attn.head_dim)
     except (AttributeError, TypeError) as error:
         return f"{family} is not built like Llama: {error}"
 
@@ -138,7 +138,7 @@ def speed_up(lm: CausalLM, checkpointing: bool = False) -> str | None:
     return why
 
 
-def _unlike(lm: CausalLM, parts: LeanModel) -> str | None:
+def _unlike(lm: CausalLM, parts: LlamaParts) -> str | None:
     """What `states` would not do as the model does it."""
     family, was_training = type(lm.model).__name__, lm.model.training
     if lm.model.config.get_text_config().attention_dropout or any(
@@ -154,7 +154,7 @@ def _unlike(lm: CausalLM, parts: LeanModel) -> str | None:
     return None if why is None else f"{family} is not computed like Llama: {why}"
 
 
-def _difference(lm: CausalLM, parts: LeanModel) -> str | None:
+def _difference(lm: CausalLM, parts: LlamaParts) -> str | None:
     """How states or gradients along a tree and in rows differ from transformers' on a probe."""
     tokens_N = torch.arange(1, 11, device=lm.device) * 7919 % lm.vocabulary
     positions_N = torch.tensor(PROBE_POSITIONS, device=lm.device)
@@ -197,7 +197,7 @@ def _gradient_distance(ours: Gradients, theirs: Gradients) -> float:
 
 
 def states(
-    model: LeanModel,
+    model: LlamaParts,
     tokens_BL: Tensor,
     positions_BL: Tensor,
     predict_S: Tensor,

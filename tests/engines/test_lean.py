@@ -17,14 +17,15 @@ import transformers
 from torch import Tensor
 from torch.testing import assert_close
 
-from limbeck.config import HFEngine, LocalLearner, Lora, ReverseKL
+from limbeck.config import HFEngine, LocalLearner, Lora
+from limbeck.config_objective import ReverseKL
 from limbeck.engines import kernel_rows, kernels
 from limbeck.engines.hf import InProcessEngine
 from limbeck.engines.kernel_rows import KernelRows
 from limbeck.engines.lean import LeanRows, distance, read
 from limbeck.engines.rows import PlainRows, prefill
 from limbeck.learners.local import InProcessLearner
-from limbeck.llama import LeanModel
+from limbeck.llama import LlamaParts
 from limbeck.models import CausalLM
 from limbeck.records import Rollout, Sampling
 from tests import tiny
@@ -80,7 +81,7 @@ def test_states_are_those_of_the_model_while_rows_leave(
     """float64, 1e-10: six tokens, with rows, and then whole prompts, leaving on the way."""
     lm, steps = exact_of(variant), 6
     model = read(lm)
-    assert isinstance(model, LeanModel)
+    assert isinstance(model, LlamaParts)
     prompts = [prompt.token_ids for prompt in (tiny.prompts(9, 2, 6) if padded else tiny.prompts(5, 5, 5))]
     owner = torch.tensor([p for p, count in enumerate(samples) for _ in range(count)])
     dice = torch.Generator().manual_seed(3)
@@ -109,7 +110,7 @@ def test_one_product_or_three_for_queries_keys_and_values(
     monkeypatch.setattr(kernel_rows, "MERGED_WIDTH", 512 if merged else 0)
     lm = exact_of(variant)
     model = read(lm)
-    assert isinstance(model, LeanModel)
+    assert isinstance(model, LlamaParts)
     assert {len(kernel_rows._products(block)) for block in model.blocks} == {1 if merged else 3}
     assert distance(lm, model, KernelRows) < 1e-10
 
@@ -164,7 +165,7 @@ def test_what_numba_does_otherwise_is_not_run(
 ) -> None:
     lm = tiny.fresh("llama")
     model = read(lm)
-    assert isinstance(model, LeanModel)
+    assert isinstance(model, LlamaParts)
     assert kernel_rows.lean_rows(lm, model) is KernelRows
     plain = kernels.rms_norm
 
@@ -181,7 +182,7 @@ def test_without_numba_the_reader_is_told_how_to_be_faster(
 ) -> None:
     lm = tiny.fresh("llama")
     model = read(lm)
-    assert isinstance(model, LeanModel)
+    assert isinstance(model, LlamaParts)
     monkeypatch.setattr(kernel_rows, "find_spec", lambda name: None)
     with caplog.at_level(logging.INFO, logger="limbeck"):
         assert kernel_rows.lean_rows(lm, model) is LeanRows

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.config import JSD, LocalLearner, Lora, Objective, Reference, ReverseKL, TaskReward
+from limbeck.config import LocalLearner, Lora
+from limbeck.config_objective import JSD, Objective, Reference, ReverseKL, TaskReward
 from limbeck.errors import EngineError, ModelError, NonFiniteError
 from limbeck.learners.local import InProcessLearner, learning_rate
 from limbeck.models import CausalLM

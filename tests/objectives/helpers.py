@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from limbeck.config import Objective, ReverseKL
+from limbeck.config_objective import Objective, ReverseKL
 from limbeck.objectives import Dense, Head, Measured, Sampled, Target, Tokens, TopK, distillation_loss
 
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)

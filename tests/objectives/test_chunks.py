@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.config import JSD, ForwardKL, Objective, Reference, ReverseKL
+from limbeck.config_objective import JSD, ForwardKL, Objective, Reference, ReverseKL
 from limbeck.objectives import Dense, Head, Measured, Sampled, Target, Tokens, TopK, distillation_loss
 from tests._naive import naive_loss
 

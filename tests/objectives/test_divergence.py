@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.config import JSD, ForwardKL, Objective, ReverseKL
+from limbeck.config_objective import JSD, ForwardKL, Objective, ReverseKL
 from limbeck.objectives import Dense, Head
 from tests._naive import jsd, kl
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.config import JSD, ForwardKL, Objective, Reference, ReverseKL
+from limbeck.config_objective import JSD, ForwardKL, Objective, Reference, ReverseKL
 from limbeck.objectives import Dense, Sampled, Target, TopK, distillation_loss
 
 from .helpers import alone, at, dense, identity, log_softmax, name, randn, target

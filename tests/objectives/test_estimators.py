@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from limbeck.config import JSD, ForwardKL, Objective, Reference, ReverseKL
+from limbeck.config_objective import JSD, ForwardKL, Objective, Reference, ReverseKL
 from tests._naive import kl, naive_loss
 
 from .helpers import (

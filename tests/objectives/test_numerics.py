@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.config import JSD, ForwardKL, Objective, Reference, ReverseKL
+from limbeck.config_objective import JSD, ForwardKL, Objective, Reference, ReverseKL
 from limbeck.objectives import Dense, Head, Sampled, TopK, distillation_loss
 
 from .helpers import alone, at, dense, gradient_of, log_softmax, name, randn

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.config import JSD, ForwardKL, Objective, Reference, ReverseKL
+from limbeck.config_objective import JSD, ForwardKL, Objective, Reference, ReverseKL
 from limbeck.objectives import Dense, Head, Tokens, distillation_loss
 from tests._naive import naive_loss
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from limbeck.config import DatasetTask, FileTask
+from limbeck.config_tasks import DatasetTask, FileTask
 from limbeck.tasks import load_task
 
 

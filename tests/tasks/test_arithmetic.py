@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.config import ArithmeticTask
+from limbeck.config_tasks import ArithmeticTask
 from limbeck.errors import DataError
 from limbeck.tasks import load_task
 from limbeck.tasks.arithmetic import Arithmetic, _prompt, draw_pairs, question, worked_solution

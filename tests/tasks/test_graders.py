@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.config import RegexGrader
+from limbeck.config_tasks import RegexGrader
 from limbeck.errors import DataError
 from limbeck.records import Prompt
 from limbeck.tasks.graders import Exact, Numeric, PythonFunction, Regex, last_number

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from limbeck.config import ReasoningGymTask
+from limbeck.config_tasks import ReasoningGymTask
 from limbeck.errors import DataError
 from limbeck.tasks import load_task
 

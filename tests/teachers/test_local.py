@@ -15,7 +15,8 @@ import torch
 from torch.testing import assert_close
 
 from limbeck.batch import Layout, make_batch
-from limbeck.config import HFEngine, LocalLearner, ModelSection, ReverseKL
+from limbeck.config import HFEngine, LocalLearner, ModelSection
+from limbeck.config_objective import ReverseKL
 from limbeck.engines.hf import InProcessEngine
 from limbeck.errors import ContractError
 from limbeck.learners.local import InProcessLearner

@@ -24,7 +24,7 @@ from limbeck.engines.lean import read
 from limbeck.engines.rows import PlainRows, Prefilled, Rows, prefill
 from limbeck.engines.sampling import draw, uniforms
 from limbeck.errors import EngineError
-from limbeck.llama import LeanModel
+from limbeck.llama import LlamaParts
 from limbeck.models import CausalLM, precision
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Prompt, Rollout, Sampling
@@ -45,10 +45,10 @@ class InProcessEngine:
         self.lm, self.max_rows, self.autocast = lm, section.max_rows, autocast
         self.version = 0
         found = "bfloat16 autocast" if autocast else read(lm)
-        self.plain = None if isinstance(found, LeanModel) else found  # why transformers' own pass is run
+        self.plain = None if isinstance(found, LlamaParts) else found  # why transformers' own pass is run
         self.rows_of: RowsOf = partial(PlainRows, lm)
-        self.parts: LeanModel | None = None  # of a model whose prompts need no transformers either
-        if isinstance(found, LeanModel):
+        self.parts: LlamaParts | None = None  # of a model whose prompts need no transformers either
+        if isinstance(found, LlamaParts):
             self.rows_of, self.parts = partial(lean_rows(lm, found), found), found
         logger.info("%s decodes %s", lm.name, f"by transformers: {self.plain}" if self.plain else "by the lean loop")
 
@@ -145,7 +145,7 @@ class _Decoding:
     numbers: list[list[int]]  # sample numbers of each prompt
     sampling: Sampling
     rows_of: RowsOf
-    parts: LeanModel | None
+    parts: LlamaParts | None
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """[rows, <= max_tokens] token ids and their log-probs; what follows a stop token is noise."""

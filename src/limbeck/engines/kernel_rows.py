@@ -23,7 +23,7 @@ from torch.nn.functional import silu
 
 from limbeck.engines.lean import LeanRows, add_linear, distance, linear, norm_heads
 from limbeck.engines.rows import Prefilled
-from limbeck.llama import Block, LeanModel
+from limbeck.llama import Block, LlamaParts
 from limbeck.models import CausalLM, tolerance
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # OpenMP reads it when its library is loaded
@@ -33,7 +33,7 @@ DTYPES = (torch.float32, torch.float64)
 logger = logging.getLogger("limbeck")
 
 
-def lean_rows(lm: CausalLM, model: LeanModel) -> type[LeanRows] | type[KernelRows]:
+def lean_rows(lm: CausalLM, model: LlamaParts) -> type[LeanRows] | type[KernelRows]:
     """What decodes `model` fastest where it is: proven on a probe, as `lean.read` does."""
     weight, widths = model.embedding.weight, {tuple(block.widths) for block in model.blocks}
     if weight.device.type != "cpu" or weight.dtype not in DTYPES or len(widths) > 1:
@@ -88,7 +88,7 @@ def _asleep_when_idle() -> Iterator[None]:
 class KernelRows:
     """See `rows.Rows`. Row b answers prompt `prompt_B[b]`, which is filled up to the right if at all."""
 
-    def __init__(self, model: LeanModel, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
+    def __init__(self, model: LlamaParts, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
         import numba  # an extra, and half a second to import
 
         from limbeck.engines import kernels

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from limbeck.engines.kv_cache import RowLayer
 from limbeck.engines.rows import Prefilled, Rows, prefill
-from limbeck.llama import Block, LeanModel, parts_of
+from limbeck.llama import Block, LlamaParts, parts_of
 from limbeck.models import CausalLM, tolerance
 from limbeck.objectives.head import at_least_float32
 
@@ -42,7 +42,7 @@ class WeightAndBias(Protocol):
     def bias(self) -> Tensor | None: ...
 
 
-def read(lm: CausalLM) -> LeanModel | str:
+def read(lm: CausalLM) -> LlamaParts | str:
     """The model's parts, proven; or why they cannot be run this way."""
     model, family = parts_of(lm), type(lm.model).__name__
     if isinstance(model, str):
@@ -56,7 +56,7 @@ def read(lm: CausalLM) -> LeanModel | str:
     return model
 
 
-def distance(lm: CausalLM, model: LeanModel, rows_of: Callable[[LeanModel, Prefilled, Tensor, int], Rows]) -> float:
+def distance(lm: CausalLM, model: LlamaParts, rows_of: Callable[[LlamaParts, Prefilled, Tensor, int], Rows]) -> float:
     """Largest difference in nats between a few tokens decoded as `rows_of` does and the same sequences at once."""
     was_training, worst = lm.model.training, 0.0
     lm.model.eval()
@@ -83,7 +83,7 @@ def distance(lm: CausalLM, model: LeanModel, rows_of: Callable[[LeanModel, Prefi
 class LeanRows:
     """See `rows.Rows`. Row b answers prompt `prompt_B[b]`; the rows of a prompt stand together."""
 
-    def __init__(self, model: LeanModel, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
+    def __init__(self, model: LlamaParts, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
         self.model, self.length_B, self.prompt_B = model, start.length_P[prompt_B], prompt_B
         self.shared = len(prompt_B) > len(start.length_P)
         self.layers: list[Any] = start.cache.layers

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limbeck.engines.kv_cache import RowCache, keep_rows
 from limbeck.errors import EngineError
-from limbeck.llama import LeanModel, states
+from limbeck.llama import LlamaParts, states
 from limbeck.models import CausalLM
 
 
@@ -40,7 +40,7 @@ class Prefilled:
     length_P: Tensor
 
 
-def prefill(lm: CausalLM, prompts: Sequence[Sequence[int]], parts: LeanModel | None = None) -> Prefilled:
+def prefill(lm: CausalLM, prompts: Sequence[Sequence[int]], parts: LlamaParts | None = None) -> Prefilled:
     """Compute `prompts`: by the short passes, filled up to the right, where `parts` are proven; else by transformers.
 
     There fillers stand to the left: sliding windows are counted in places, not in positions. Raises `EngineError`

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limbeck.batch import Batch, Layout, MicroBatch, lay_out, make_batch, plan
-from limbeck.config import LocalLearner, Lora, Objective
+from limbeck.config import LocalLearner, Lora
+from limbeck.config_objective import Objective
 from limbeck.errors import EngineError, ModelError, NonFiniteError, RunError
 from limbeck.learners.measures import Measures
 from limbeck.learners.tracing import trace_micro_batch

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from limbeck.config import TaskReward
+from limbeck.config_objective import TaskReward
 
 SMALLEST_DEVIATION = 1e-6
 

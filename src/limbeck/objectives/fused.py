@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from limbeck.config import JSD, Objective, ReverseKL
+from limbeck.config_objective import JSD, Objective, ReverseKL
 from limbeck.objectives.head import Head, at_least_float32
 from limbeck.objectives.rows import Sparse, dot, log_softmax_, mixture_gain, sparse_gradient, top
 

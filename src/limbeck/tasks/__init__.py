@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from limbeck import config, protocols
+from limbeck import config_tasks, protocols
 from limbeck.tasks.arithmetic import Arithmetic
 from limbeck.tasks.graders import Exact, Grader, Numeric, PythonFunction, Regex
 from limbeck.tasks.math_verify import MathVerify
@@ -27,7 +27,7 @@ __all__ = ["load_task"]
 
 
 def load_task(
-    section: config.Task, tokenizer: PreTrainedTokenizerBase, seed: int, longest_prompt: int | None
+    section: config_tasks.Task, tokenizer: PreTrainedTokenizerBase, seed: int, longest_prompt: int | None
 ) -> protocols.Task:
     """The task a recipe's `[task]` table asks for.
 
@@ -35,16 +35,16 @@ def load_task(
     limit. Raises `DataError` for everything that is wrong with the data, the grader or a prompt,
     and where an optional package is missing.
     """
-    if isinstance(section, config.ArithmeticTask):
+    if isinstance(section, config_tasks.ArithmeticTask):
         arithmetic = Arithmetic(section, Encoder(tokenizer, chat=False).text, seed)
         fit([*arithmetic.train, *arithmetic.held_out], longest_prompt, too_long="error", may_drop=False)
         return arithmetic
     encoder = Encoder(tokenizer, section.chat, section.system)
-    if isinstance(section, config.ReasoningGymTask):
+    if isinstance(section, config_tasks.ReasoningGymTask):
         return ReasoningGym(section, encoder, seed, longest_prompt)
-    if isinstance(section, config.FileTask):
+    if isinstance(section, config_tasks.FileTask):
         source, held_out_source = of_file(section)
-    elif isinstance(section, config.DatasetTask):
+    elif isinstance(section, config_tasks.DatasetTask):
         source, held_out_source = of_dataset(section)
     else:
         assert_never(section)
@@ -52,17 +52,17 @@ def load_task(
     return Rows(section, source, held_out_source, encoder, grader, seed, longest_prompt)
 
 
-def _grader(section: config.Grader | None) -> Grader | None:
+def _grader(section: config_tasks.Grader | None) -> Grader | None:
     if section is None:
         return None
-    if isinstance(section, config.ExactGrader):
+    if isinstance(section, config_tasks.ExactGrader):
         return Exact(section.ignore_case)
-    if isinstance(section, config.NumericGrader):
+    if isinstance(section, config_tasks.NumericGrader):
         return Numeric(section.tolerance)
-    if isinstance(section, config.RegexGrader):
+    if isinstance(section, config_tasks.RegexGrader):
         return Regex(section.pattern, section.ignore_case)
-    if isinstance(section, config.MathVerifyGrader):
+    if isinstance(section, config_tasks.MathVerifyGrader):
         return MathVerify()
-    if isinstance(section, config.PythonGrader):
+    if isinstance(section, config_tasks.PythonGrader):
         return PythonFunction(section.function)
     assert_never(section)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from limbeck.config import ArithmeticTask
+from limbeck.config_tasks import ArithmeticTask
 from limbeck.errors import DataError
 from limbeck.records import Prompt
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limbeck.config import ReasoningGymTask
+from limbeck.config_tasks import ReasoningGymTask
 from limbeck.errors import DataError
 from limbeck.records import Prompt
 from limbeck.tasks import optional

@@ -22,7 +22,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from limbeck.config import Columns, DatasetTask, FileTask
+from limbeck.config_tasks import Columns, DatasetTask, FileTask
 from limbeck.errors import DataError
 from limbeck.records import Prompt
 from limbeck.tasks import optional
