@@ -19,8 +19,7 @@ Shape legend: N tokens, C tokens of one chunk or block, V vocabulary, d hidden w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,61 +27,11 @@ from torch import Tensor
 from limbeck.config_objective import JSD, Objective, ReverseKL
 from limbeck.objectives.head import Head, at_least_float32
 from limbeck.objectives.rows import Sparse, dot, log_softmax_, mixture_gain, sparse_gradient, top
+from limbeck.objectives.targets import Dense, Measured, Target, Tokens, TopK, check_target
 
 LARGEST_CHUNK = 4096
 BLOCK_BYTES = 2 * 2**20  # of each of a block's tensors on a CPU: a handful of them share its cache
 LARGEST_DISCOUNTED_CHUNK = 512  # a chunk's discounted sums take a [C, C] matrix
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """The teacher's whole distribution, as hidden states and a head."""
-
-    hidden_Nd: Tensor
-    head: Head
-
-
-@dataclass(frozen=True, eq=False)
-class TopK:
-    """The teacher's K most likely tokens and the sampled one, already at temperature T."""
-
-    ids_NK: Tensor
-    logprobs_NK: Tensor
-    logprobs_N: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Sampled:
-    """The teacher's log-prob of the sampled token, already at temperature T."""
-
-    logprobs_N: Tensor
-
-
-Target: TypeAlias = Dense | TopK | Sampled
-
-
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """The sampled tokens of one micro-batch, sequence after sequence, each in order."""
-
-    sampled_N: Tensor  # int64 ids
-    sequence_N: Tensor  # int64, non-decreasing: which sequence a token belongs to
-    behaviour_N: Tensor  # log mu(y_t)
-    advantage_N: Tensor | None = None  # task reward, normalised; None: not trained on
-
-
-@dataclass(eq=False)
-class Measured:
-    """Per-token numbers of one micro-batch, each [N], detached. None where the target cannot say."""
-
-    student_logprob: Tensor  # log p(y_t)
-    teacher_logprob: Tensor  # log q(y_t)
-    student_entropy: Tensor
-    objective: Tensor  # the estimate of the divergence that was minimised
-    teacher_entropy: Tensor | None = None
-    reverse_kl: Tensor | None = None  # exact, over the whole vocabulary
-    overlap: Tensor | None = None  # share of the student's top tokens among the teacher's
-    reference_kl: Tensor | None = None
 
 
 def distillation_loss(
@@ -108,7 +57,7 @@ def distillation_loss(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}: at T = 0 there is no KL")
-    _check_target(objective, teacher, reference)
+    check_target(objective, teacher, reference)
     trained = (hidden_Nd, head.weight_Vd, head.bias_V)
     wants_grad = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in trained)
     with torch.no_grad(), torch.autocast(hidden_Nd.device.type, enabled=False):
@@ -386,20 +335,3 @@ def _chunk_length(objective: Objective, vocabulary: int, chunk_bytes: int) -> in
 def _backwards(count: int, length: int) -> list[tuple[int, int]]:
     """[start, end) of chunks of `length`, from the last to the first."""
     return [(max(0, end - length), end) for end in range(count, 0, -length)]
-
-
-def _check_target(objective: Objective, teacher: Target, reference: Dense | None) -> None:
-    """A target must carry at least what the objective's support asks for."""
-    wanted = objective.support if isinstance(objective, ReverseKL) else "full"
-    if wanted == "full" and not isinstance(teacher, Dense):
-        raise ValueError(
-            f"{objective.divergence} on the whole vocabulary needs the teacher's hidden states and head, "
-            f"but the teacher gave {type(teacher).__name__}. Use a teacher that serves hidden states, or "
-            "objective.support = 'sampled' or a top-K."
-        )
-    if isinstance(wanted, int) and not isinstance(teacher, Dense | TopK):
-        raise ValueError(f"objective.support = {wanted} needs the teacher's top-K, but it gave the sampled token only")
-    if isinstance(wanted, int) and isinstance(teacher, TopK) and teacher.ids_NK.shape[1] != wanted:
-        raise ValueError(f"objective.support = {wanted}, but the teacher gave its top {teacher.ids_NK.shape[1]}")
-    if (objective.reference is None) != (reference is None):
-        raise ValueError("objective.reference and the reference's hidden states must be given together")
