@@ -84,7 +84,7 @@ def test_killed_anywhere_and_resumed(table: dict, straight: Path, tmp_path: Path
         while child.is_alive() and (metrics.stat().st_size if metrics.exists() else 0) <= before:
             time.sleep(0.005)  # until it has got somewhere since it started
         if kills < 4:
-            child.join(timeout=dice.uniform(0.0, 0.6))
+            child.join(timeout=dice.uniform(0.0, 0.1))
             if child.is_alive():
                 child.kill()
                 kills += 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -115,14 +116,21 @@ def test_one_product_or_three_for_queries_keys_and_values(
     assert distance(lm, model, KernelRows) < 1e-10
 
 
-def test_only_numbas_own_threads_are_told_to_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    for before in ("active", None):
-        monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-        if before is None:
-            monkeypatch.delenv("OMP_WAIT_POLICY")
-        with kernel_rows._asleep_when_idle():
-            assert os.environ["OMP_WAIT_POLICY"] == "passive"
-        assert os.environ.get("OMP_WAIT_POLICY") == before
+def test_numba_leaves_torchs_threads_and_the_environment_as_they_are() -> None:
+    """In a process of its own, in which numba has not started: it would set torch's threads to all cores."""
+    program = """
+import os, torch
+torch.set_num_threads(1)
+from limbeck.config import HFEngine
+from limbeck.engines.hf import InProcessEngine
+from limbeck.engines.kernel_rows import KernelRows
+from tests import tiny
+before = dict(os.environ)
+assert InProcessEngine(tiny.fresh("llama"), HFEngine()).rows_of.func is KernelRows
+print(torch.get_num_threads(), dict(os.environ) == before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "True"]
 
 
 @pytest.mark.parametrize("samples", [1, 3])

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -67,34 +66,31 @@ def _products(block: Block) -> Sequence[nn.Linear | Merged]:
     return (Merged(torch.cat(weights), torch.cat(biases) if biases else None),)
 
 
-@contextmanager
-def _asleep_when_idle() -> Iterator[None]:
-    """For numba's threads, which the first call starts: they are an OpenMP of their own beside torch's.
+def _share_threads() -> None:
+    """numba with as many threads as torch, whose number its first call would change where they share an OpenMP.
 
-    Threads of both that spin between two calls take each other's place on the cores: decoding beside another
-    busy process became twenty times slower.
+    Where they do not, numba's threads must sleep between calls: those of both that spin take each other's place.
     """
-    before = os.environ.get(WAIT_POLICY)
+    import numba
+
+    threads, before = torch.get_num_threads(), os.environ.get(WAIT_POLICY)
     os.environ[WAIT_POLICY] = "passive"
     try:
-        yield
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     finally:
-        if before is None:
-            del os.environ[WAIT_POLICY]
-        else:
+        os.environ.pop(WAIT_POLICY)
+        if before is not None:
             os.environ[WAIT_POLICY] = before
+    torch.set_num_threads(threads)
 
 
 class KernelRows:
     """See `rows.Rows`. Row b answers prompt `prompt_B[b]`, which is filled up to the right if at all."""
 
     def __init__(self, model: LlamaParts, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
-        import numba  # an extra, and half a second to import
+        from limbeck.engines import kernels  # numba is an extra, and half a second to import
 
-        from limbeck.engines import kernels
-
-        with _asleep_when_idle():
-            numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        _share_threads()
         self.model, self.kernels, self.length_B = model, kernels, start.length_P[prompt_B]
         self.length_P, self.written = start.length_P.numpy(), 0
         self.prompts = [(layer.keys.numpy(), layer.values.numpy()) for layer in start.cache.layers]
