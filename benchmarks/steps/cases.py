@@ -46,8 +46,9 @@ class Case:
         return sum(self.lengths())
 
     def quick(self) -> Case:
-        """Fewer rows: does it run, and do both sides agree? Its ratios say less."""
-        return replace(self, prompts=max(1, self.prompts // 4), samples=min(4, self.samples))
+        """Fewer rows of half the length: does it run, and do both sides agree? Its ratios say less."""
+        prompts, samples = max(1, self.prompts // 4), min(4, self.samples)
+        return replace(self, prompts=prompts, samples=samples, new_tokens=self.new_tokens // 2)
 
     def describe(self) -> str:
         spread = "" if self.shortest is None else f"{self.shortest} to "
