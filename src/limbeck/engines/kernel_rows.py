@@ -26,7 +26,7 @@ from limbeck.llama import Block, LlamaParts
 from limbeck.models import CausalLM, tolerance
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # OpenMP reads it when its library is loaded
-MERGED_WIDTH = 512
+MERGED_WIDTH = 512  # of the model: wider products already run at full speed one by one
 DTYPES = (torch.float32, torch.float64)
 
 logger = logging.getLogger("limbeck")
