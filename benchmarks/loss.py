@@ -123,12 +123,12 @@ def materialised(inputs: Inputs, args: argparse.Namespace) -> Callable[[int], di
 def fused(inputs: Inputs, args: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
     import torch
 
-    from limbeck.config_objective import ReverseKL
+    from limbeck.config.objective import ReverseKLConfig
     from limbeck.objectives import Dense, Head, Tokens, distillation_loss
 
     _, kind, *rest = args.variant.split("-")
     chunk_mb = int(rest[0].removesuffix("MB")) if kind == "full" else SAMPLED_CHUNK_MB
-    objective = ReverseKL(support=int(rest[0]) if kind == "top" else kind)
+    objective = ReverseKLConfig(support=int(rest[0]) if kind == "top" else kind)
     drawn = json.loads(Path(args.sampled).read_text())
     sampled_N, behaviour_N = torch.tensor(drawn["sampled"]), torch.tensor(drawn["behaviour"])
 

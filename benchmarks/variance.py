@@ -35,23 +35,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.assemble import assemble
-from limbeck.batch import make_batch
-from limbeck.config import Recipe, load_recipe
-from limbeck.config_objective import ReverseKL
-from limbeck.config_teachers import SGLangTeacher
+from limbeck.assemble.run import assemble
+from limbeck.config.objective import ReverseKLConfig
+from limbeck.config.recipe import Recipe, load_recipe
+from limbeck.config.teacher import SGLangTeacherConfig
 from limbeck.demo.run import RECIPE
-from limbeck.models import CausalLM
+from limbeck.learners.batch import make_batch
+from limbeck.models.causal_lm import CausalLM
 from limbeck.objectives import distillation_loss
-from limbeck.order import derive_seed
 from limbeck.records import Failure, Rollout, Scored, TeacherScores
-from limbeck.run import Run
-from limbeck.run_folder import RunFolder
 from limbeck.serve.scorer import Asked, Scorer
 from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.remote import RemoteTeacher
+from limbeck.training.prompt_order import derive_seed
+from limbeck.training.run import Run
+from limbeck.training.run_folder import RunFolder
 from limbeck.wire.http import Pool, PoolSettings
-from limbeck.wire.question import Question, Reply
+from limbeck.wire.score import Question, Reply
 
 FULL = "full"
 SUPPORTS = (0, 5, 20, 100)
@@ -82,7 +82,7 @@ class InProcess:
 def estimators(teacher: LocalTeacher, supports: Sequence[int]) -> dict[str, LocalTeacher | RemoteTeacher]:
     """By name; every one gives the scores that the trainer would get."""
     vocabulary = teacher.head.vocabulary
-    section = SGLangTeacher(url="http://in.process", max_rescale_dropped=1.0)
+    section = SGLangTeacherConfig(url="http://in.process", max_rescale_dropped=1.0)
     made: dict[str, LocalTeacher | RemoteTeacher] = {FULL: teacher}
     for method in ("native", "rescale"):
         for k in supports:
@@ -121,7 +121,7 @@ def gradient(run: Run, student: CausalLM, samples: Sequence[Scored], support: An
         layout = micro.layout
         hidden_Nd = student.hidden(layout.tokens_BL, layout.positions_BL).flatten(0, 1)[layout.predict_N]
         loss, _ = distillation_loss(
-            ReverseKL(support=support), batch.temperature, hidden_Nd, student.head(), micro.tokens, micro.teacher,
+            ReverseKLConfig(support=support), batch.temperature, hidden_Nd, student.head(), micro.tokens, micro.teacher,
             batch.global_tokens,
         )  # fmt: skip
         loss.backward()

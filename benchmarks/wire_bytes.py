@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbeck.config_section import ModelSection
-from limbeck.models import load_model
+from limbeck.config.base import ModelConfig
+from limbeck.models.loading import load_model
 from limbeck.teachers.limbeck import limbeck_dialect
 from limbeck.teachers.sglang import sglang_dialect
 from limbeck.teachers.vllm import vllm_dialect
 from limbeck.wire.dialects import Dialect
 from limbeck.wire.http import Pool, PoolSettings
-from limbeck.wire.question import Question, Reply
+from limbeck.wire.score import Question, Reply
 
 SUPPORTS = (0, 5, 20, 100)
 
@@ -83,11 +83,11 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, default=100, help="tokens")
     parser.add_argument("--response", type=int, default=200, help="tokens")
     args = parser.parse_args()
-    lm = load_model(ModelSection(model=args.model), torch.device("cpu"))
+    lm = load_model(ModelConfig(model=args.model), torch.device("cpu"))
     length = min(args.prompt + args.response, lm.context or args.prompt + args.response)
     start = length * args.prompt // (args.prompt + args.response)
     ids = np.random.default_rng(0).integers(0, lm.vocabulary, length)
-    command = [sys.executable, "-m", "limbeck.cli", "serve", args.model, "--port", "0"]
+    command = [sys.executable, "-m", "limbeck", "serve", args.model, "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

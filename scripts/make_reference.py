@@ -16,7 +16,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from limbeck.config import Recipe, Section, sections_of
+from limbeck.config.base import Config, configs_of
+from limbeck.config.recipe import Recipe
 
 TARGET = Path(__file__).parents[1] / "docs" / "reference" / "recipe.md"
 HEAD = """# Recipe reference
@@ -41,18 +42,18 @@ def reference() -> str:
     return HEAD + "".join(dict.fromkeys(tables(Recipe, "")))
 
 
-def tables(section: type[Section], path: str) -> typing.Iterator[str]:
+def tables(section: type[Config], path: str) -> typing.Iterator[str]:
     """This section's own keys, then the sections below it, each under its dotted name."""
     title = f"`[{path}]`" if path else "Top level"
     tag = next(
         (get_args(f.annotation)[0] for n, f in section.model_fields.items() if n in ("kind", "divergence")), None
     )
     title += f' with `{"divergence" if "divergence" in section.model_fields else "kind"} = "{tag}"`' if tag else ""
-    rows = [row(name, info) for name, info in section.model_fields.items() if not sections_of(info.annotation)]
+    rows = [row(name, info) for name, info in section.model_fields.items() if not configs_of(info.annotation)]
     table = "".join(["| key | type | default | |\n|---|---|---|---|\n", *rows]) if rows else ""
     yield f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n\n{table}"
     for name, info in section.model_fields.items():
-        for below in sections_of(info.annotation):
+        for below in configs_of(info.annotation):
             shown = f"[{name}]" if get_origin(info.annotation) is tuple else name  # `[[trackers]]`: one of several
             yield from tables(below, f"{path}.{shown}" if path else shown)
 

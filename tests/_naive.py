@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.config_objective import JSD, ForwardKL, Objective, ReverseKL
+from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReverseKLConfig
 from limbeck.objectives import Tokens
 
 
@@ -28,7 +28,7 @@ class Naive:
 
 
 def naive_loss(
-    objective: Objective,
+    objective: ObjectiveConfig,
     temperature: float,
     logits_NV: Tensor,
     logq_NV: Tensor,
@@ -53,7 +53,7 @@ def naive_loss(
             ratio_V = ratio_V + objective.reference.weight * (logp_V - logref_NV[t])
         estimate = torch.zeros((), dtype=logits_NV.dtype)
 
-        if isinstance(objective, ReverseKL) and objective.support != "full":
+        if isinstance(objective, ReverseKLConfig) and objective.support != "full":
             support = set() if objective.support == "sampled" else top(logq_NV[t], objective.support)
             for v in support:
                 weighted = (logp_V[v].exp() * ratio_V[v]).detach()
@@ -87,7 +87,7 @@ def naive_loss(
     return Naive(estimate_N.sum() / denominator, surrogate / denominator, estimate_N.detach())
 
 
-def importance(objective: Objective, tokens: Tokens, logp_V: Tensor, t: int) -> Tensor:
+def importance(objective: ObjectiveConfig, tokens: Tokens, logp_V: Tensor, t: int) -> Tensor:
     """min(p(y_t) / mu(y_t), cap), a constant."""
     ratio = (logp_V[int(tokens.sampled_N[t])] - tokens.behaviour_N[t]).exp()
     return ratio.clamp(max=objective.importance_cap).detach()
@@ -103,20 +103,20 @@ def kl(logp_V: Tensor, logq_V: Tensor) -> Tensor:
     return (logp_V.exp() * (logp_V - logq_V)).sum()
 
 
-def dense_divergence(objective: Objective, logp_V: Tensor, logq_V: Tensor) -> Tensor:
+def dense_divergence(objective: ObjectiveConfig, logp_V: Tensor, logq_V: Tensor) -> Tensor:
     """Student p against teacher q over the whole vocabulary."""
-    if isinstance(objective, ReverseKL):
+    if isinstance(objective, ReverseKLConfig):
         return kl(logp_V, logq_V)
-    if isinstance(objective, ForwardKL):
+    if isinstance(objective, ForwardKLConfig):
         return kl(logq_V, logp_V)
-    assert isinstance(objective, JSD)
+    assert isinstance(objective, JSDConfig)
     return jsd(objective.beta, logp_V, logq_V)
 
 
 def jsd(beta: float, logp_V: Tensor, logq_V: Tensor) -> Tensor:
     """beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p (Agarwal et al. 2024, eq. 3).
 
-    By name 0 is the forward and 1 the reverse KL: the limits of JSD / beta and JSD / (1 - beta).
+    By name 0 is the forward and 1 the reverse KL: the limits of JSDConfig / beta and JSDConfig / (1 - beta).
     """
     if beta == 0:
         return kl(logq_V, logp_V)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from limbeck.engines.sampling import draw
+from limbeck.models.sampling import draw
 from limbeck.records import Sampling
 from tests.fake_server import FakeServer
 

@@ -18,7 +18,7 @@ def disturbed_student(folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from limbeck.models import resolve
+    from limbeck.models.loading import resolve
 
     source = resolve("demo:student")
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -56,7 +56,7 @@ def train(folder: Path, **changes: Any) -> Path:
     import torch
 
     from limbeck import api
-    from limbeck.config import parse_recipe
+    from limbeck.config.recipe import parse_recipe
 
     torch.set_num_threads(1)
     return api.train(parse_recipe(table_of(folder, **changes))).folder

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from limbeck.models import CausalLM
+from limbeck.models.causal_lm import CausalLM
 from limbeck.objectives import Head
 from limbeck.records import HiddenScores, Prompt, Rollout, Sampling, Scored
 from tests import tiny

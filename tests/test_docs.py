@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.config import dotted_keys, load_recipe, parse_recipe
+from limbeck.config.recipe import dotted_keys, load_recipe, parse_recipe
 from tests import finished_run
 
 ROOT = Path(__file__).parents[1]

@@ -26,8 +26,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from limbeck.config import ModelSection
-from limbeck.models import CausalLM, load_model
+from limbeck.config.base import ModelConfig
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.loading import load_model
 from limbeck.records import Prompt, Rollout, Sampling
 
 ALPHABET = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>", *string.printable[:95])
@@ -133,7 +134,7 @@ def folder_of(family: str) -> str:
 @cache
 def lm_of(family: str) -> CausalLM:
     """The loaded model of a family. Every test shares it: whoever changes something takes `fresh`."""
-    return load_model(ModelSection(model=folder_of(family)), torch.device("cpu"))
+    return load_model(ModelConfig(model=folder_of(family)), torch.device("cpu"))
 
 
 def fresh(family: str = "llama") -> CausalLM:

@@ -88,7 +88,7 @@ class Side:
         return [self.prompts[prompt_id(step, number)] for number in range(self.work.case.prompts)]
 
     async def step(self, step: int) -> dict[str, Any]:
-        from limbeck.loop import one_step
+        from limbeck.training.loop import one_step
 
         self.clock.take()
         start = time.perf_counter()
@@ -119,7 +119,7 @@ class Side:
     async def check(self, step: int, rows: list[list[int]]) -> dict[str, Any]:
         """An update on the peer's own samples: loss and gradient norm must come out as the peer's."""
         from limbeck.records import Rollout
-        from limbeck.run import mark
+        from limbeck.training.run import mark
 
         sampling, rollouts = self.run.sampling(seed=0), []
         for row, response in enumerate(rows):
@@ -161,9 +161,9 @@ async def serve(work: Work, line: Line, folder: Path) -> None:
     fix_lengths(work.case)
     import torch
 
-    from limbeck.assemble import assemble
-    from limbeck.config import parse_recipe
-    from limbeck.run_folder import RunFolder
+    from limbeck.assemble.run import assemble
+    from limbeck.config.recipe import parse_recipe
+    from limbeck.training.run_folder import RunFolder
 
     clock = Clock()
     watch(clock)

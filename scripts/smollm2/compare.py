@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.errors import DataError, LimbeckError, ModelError
-from limbeck.visible import visible
+from limbeck.sanitize import visible
 
 # Not in recipes/smollm2_prompts.jsonl, so that no split of that file has them among its training prompts.
 HELD_OUT_PROMPTS = (

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from limbeck.assemble import assemble, run_path, teacher_as_student
-from limbeck.config import Recipe, load_recipe
-from limbeck.evaluation import Evaluation
-from limbeck.evaluation import evaluate as evaluate_run
-from limbeck.loop import train as train_run
+from limbeck.assemble.run import assemble, run_path, teacher_as_student
+from limbeck.config.recipe import Recipe, load_recipe
 from limbeck.protocols import Observer
-from limbeck.run_folder import RunFolder, remove_run
-from limbeck.teachers.contract import Verdict
+from limbeck.records import ProbeResult
 from limbeck.trackers import make_trackers
+from limbeck.training.evaluation import Evaluation
+from limbeck.training.evaluation import evaluate as evaluate_run
+from limbeck.training.loop import train as train_run
+from limbeck.training.run_folder import RunFolder, remove_run
 
-__all__ = ["Evaluation", "TrainResult", "Verdict", "check", "evaluate", "train"]
+__all__ = ["Evaluation", "ProbeResult", "TrainResult", "check", "evaluate", "train"]
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ def evaluate(
         return asyncio.run(run())
 
 
-def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[Verdict, ...]:
+def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[ProbeResult, ...]:
     """Load everything a recipe names and prove the teacher's contract, without training.
 
     Raises `LimbeckError` for whatever would stop the run.
     """
     recipe = _recipe(recipe, overrides)
 
-    async def run() -> tuple[Verdict, ...]:
+    async def run() -> tuple[ProbeResult, ...]:
         with tempfile.TemporaryDirectory() as scratch:
             assembled = await assemble(recipe, RunFolder(Path(scratch)))
             await assembled.run.close()

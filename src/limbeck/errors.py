@@ -17,11 +17,7 @@ Anything else that escapes is a bug of Limbeck's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from limbeck.records import Scored
-    from limbeck.teachers.contract import Verdict
+from typing import Any
 
 
 class LimbeckError(Exception):
@@ -43,10 +39,10 @@ class ModelError(LimbeckError, ValueError):
 class ContractError(LimbeckError):
     """The teacher cannot be proven to answer what was asked, so the run does not start.
 
-    `verdicts` are the probes up to and including the one that failed.
+    `verdicts` (`records.ProbeResult`) are the probes up to and including the one that failed.
     """
 
-    def __init__(self, message: str, verdicts: Sequence[Verdict] = ()) -> None:
+    def __init__(self, message: str, verdicts: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.verdicts = tuple(verdicts)
 
@@ -65,7 +61,7 @@ class NonFiniteError(LimbeckError):
     `samples` are the offending ones (`records.Scored`), or all of the step where none stands out.
     """
 
-    def __init__(self, message: str, samples: Sequence[Scored] = ()) -> None:
+    def __init__(self, message: str, samples: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.samples = samples
 

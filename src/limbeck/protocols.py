@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from limbeck.records import Failure, Floats, Prompt, Rollout, Sampling, Scored, StepReport, TeacherScores, Trace
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Policy(Protocol):
@@ -22,7 +19,7 @@ class Policy(Protocol):
     @property
     def version(self) -> int: ...
 
-    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def named_tensors(self) -> Iterator[tuple[str, Any]]:
         """The weights under their Hugging Face names."""
         ...
 

@@ -13,15 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    import torch
-
-    from limbeck.objectives.head import Head
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -163,8 +158,8 @@ class HiddenScores:
 
     teacher: str
     temperature: float
-    hidden: torch.Tensor  # [S, d] at the position that predicts each sampled token
-    head: Head
+    hidden: Any  # tensor [S, d] at the position that predicts each sampled token
+    head: Any  # `models.head.Head`
     error_bound: float = 0.0
 
 
@@ -190,6 +185,16 @@ class Scored:
     reward: float | None = None  # 1.0: the grader's mark, None where there is no grader
     advantage: float = 0.0  # the reward, group-normalised; 0 where rewards are not trained on
     reference: HiddenScores | None = None  # the frozen reference policy, for a KL-to-reference term
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What one probe of the contract found. `measured` and `expected` are for a person to read."""
+
+    probe: str  # "temperature"
+    measured: str  # "ratio 1.4286 nats at T = 0.7"
+    expected: str  # "1.4286"
+    ok: bool = True
 
 
 @dataclass(frozen=True, slots=True)

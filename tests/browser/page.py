@@ -86,7 +86,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
 @contextmanager
 def serving(path: Path) -> Iterator[str]:
     """`limbeck view` over a path, as a process of its own; its address."""
-    command = [sys.executable, "-m", "limbeck.cli", "view", str(path), "--port", "0", "--no-open"]
+    command = [sys.executable, "-m", "limbeck", "view", str(path), "--port", "0", "--no-open"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.sanitize import visible
 from limbeck.view.report import write_report
-from limbeck.visible import visible
 from tests import finished_run
 from tests.view import made
 

@@ -16,11 +16,11 @@ import torch
 import transformers
 from torch.testing import assert_close
 
-from limbeck.config import HFEngine
+from limbeck.config.engine import HFEngineConfig
 from limbeck.engines.hf import LEAVE_SHARE, InProcessEngine
-from limbeck.engines.rows import PlainRows
 from limbeck.errors import EngineError, ModelError
-from limbeck.models import CausalLM
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.rows import PlainRows
 from limbeck.records import Prompt, Rollout, Sampling
 from tests import tiny
 
@@ -39,7 +39,7 @@ async def sample(
     max_rows: int = 256,
     plain: bool = False,
 ) -> list[Rollout]:
-    engine = InProcessEngine(lm, HFEngine(max_rows=max_rows))
+    engine = InProcessEngine(lm, HFEngineConfig(max_rows=max_rows))
     if plain:
         engine.rows_of, engine.parts = partial(PlainRows, lm), None
     for shapes in WATCHED:
@@ -217,7 +217,7 @@ class FakePolicy:
 
 
 async def test_rollouts_carry_the_version_of_the_policy_that_sampled_them() -> None:
-    engine = InProcessEngine(tiny.lm_of("llama"), HFEngine())
+    engine = InProcessEngine(tiny.lm_of("llama"), HFEngineConfig())
     for version in (0, 7):
         await engine.load(FakePolicy(version))
         (rollout,) = await engine.sample(PROMPTS[:1], Sampling(1.0, 2))
@@ -296,7 +296,7 @@ async def test_finished_rows_leave_the_batch(family: str) -> None:
 async def test_the_weights_are_shared_not_copied() -> None:
     """A weight changed in place is what the next samples come from, and there is no second set."""
     lm, sampling = tiny.fresh(), Sampling(1.0, 10)
-    engine = InProcessEngine(lm, HFEngine())
+    engine = InProcessEngine(lm, HFEngineConfig())
     before = {name: p.data_ptr() for name, p in lm.model.named_parameters()}
     await engine.sample(PROMPTS, sampling)
     with torch.no_grad():
@@ -344,7 +344,7 @@ async def test_gradient_checkpointing_does_not_change_samples() -> None:
 
 async def test_bfloat16_compute_leaves_float32_weights_and_says_its_own_log_probs() -> None:
     lm = tiny.fresh()
-    engine = InProcessEngine(lm, HFEngine(), autocast=torch.bfloat16)
+    engine = InProcessEngine(lm, HFEngineConfig(), autocast=torch.bfloat16)
     for rollout in await engine.sample(PROMPTS[:3], Sampling(1.0, 8)):
         assert isinstance(rollout, Rollout)
         with torch.autocast("cpu", torch.bfloat16):

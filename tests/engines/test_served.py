@@ -17,7 +17,7 @@ from limbeck.engines.sglang import SGLangServer
 from limbeck.engines.vllm import VLLMServer
 from limbeck.errors import EngineError
 from limbeck.learners.local import LocalPolicy
-from limbeck.models import CausalLM
+from limbeck.models.causal_lm import CausalLM
 from limbeck.records import Failure, Rollout, Sampling
 from limbeck.wire.http import Pool, PoolSettings
 from tests import tiny

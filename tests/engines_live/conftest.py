@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck.config_section import ModelSection
+from limbeck.config.base import ModelConfig
+from limbeck.contract.bake import bake
 from limbeck.engines.untie import untie_head
-from limbeck.models import SHIPPED, load_model
-from limbeck.temperature.bake import bake
+from limbeck.models.loading import SHIPPED, load_model
 
 from .servers import Server, python_of, running
 
@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """
     folder = tmp_path_factory.mktemp("models")
     for name in ("teacher", "student"):
-        lm = load_model(ModelSection(model=str(SHIPPED / name)), torch.device("cpu"))
+        lm = load_model(ModelConfig(model=str(SHIPPED / name)), torch.device("cpu"))
         lm.model.save_pretrained(folder / name)
         lm.tokenizer.save_pretrained(folder / name)
     for temperature in (0.7, 1.3):

@@ -16,14 +16,15 @@ import pytest
 import torch
 
 from limbeck import api
-from limbeck.config import parse_recipe
-from limbeck.config_section import ModelSection
+from limbeck.config.base import ModelConfig
+from limbeck.config.recipe import parse_recipe
 from limbeck.engines.served import ServedEngine
 from limbeck.engines.sglang import SGLangServer
 from limbeck.engines.vllm import VLLMServer
 from limbeck.errors import EngineError
 from limbeck.learners.local import LocalPolicy
-from limbeck.models import CausalLM, load_model
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.loading import load_model
 from limbeck.protocols import Observer
 from limbeck.records import Prompt, Rollout, Sampling
 from limbeck.wire.http import Pool, PoolSettings
@@ -75,7 +76,7 @@ def engine(server: Server, folder: Path, sampling: Sampling) -> ServedEngine:
 
 
 def student(models: dict[str, Path], moved: float = 0.0) -> CausalLM:
-    lm = load_model(ModelSection(model=str(models["student"])), torch.device("cpu"))
+    lm = load_model(ModelConfig(model=str(models["student"])), torch.device("cpu"))
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in lm.model.parameters():

@@ -15,29 +15,29 @@ import pytest
 import torch
 
 from limbeck import api
-from limbeck.config import parse_recipe
-from limbeck.config_section import ModelSection
-from limbeck.config_teachers import SGLangTeacher, VLLMTeacher
+from limbeck.config.base import ModelConfig
+from limbeck.config.recipe import parse_recipe
+from limbeck.config.teacher import SGLangTeacherConfig, VLLMTeacherConfig
+from limbeck.contract.probes import continuations, probe_rollout
+from limbeck.contract.remote import prove_remote
 from limbeck.errors import ContractError
-from limbeck.models import load_model
-from limbeck.records import HiddenScores, TopKScores
+from limbeck.models.loading import load_model
+from limbeck.records import HiddenScores, ProbeResult, TopKScores
 from limbeck.teachers.connect import remote_teacher
-from limbeck.teachers.contract import Verdict, continuations, probe_rollout
-from limbeck.teachers.proof import prove_remote
 
 from .conftest import on
 from .servers import Server
 
 pytestmark = pytest.mark.engines
 
-SECTIONS = {"sglang": SGLangTeacher, "vllm": VLLMTeacher}
+SECTIONS = {"sglang": SGLangTeacherConfig, "vllm": VLLMTeacherConfig}
 V = 99
 TEXTS = [tuple(int(i) for i in np.random.default_rng(n).integers(4, V, 16 + 4 * n)) for n in range(6)]
 SLACK = 1e-4  # nats: an engine's float32 is not transformers'; both are up to 5e-5 away from float64
 hot_and_cold = pytest.mark.parametrize("temperature", [0.7, 1.3])
 
 
-async def scored(server: Server, temperature: float, **options: Any) -> tuple[list[Verdict], str, list[TopKScores]]:
+async def scored(server: Server, temperature: float, **options: Any) -> tuple[list[ProbeResult], str, list[TopKScores]]:
     """What was proven, the method, and the scores of TEXTS after four tokens of prompt."""
     section = SECTIONS[server.kind](url=server.url, top_logprobs=90, **options)
     teacher = remote_teacher("t", section, V, V, 5)
@@ -51,7 +51,7 @@ async def scored(server: Server, temperature: float, **options: Any) -> tuple[li
 
 def truth(model: Path, temperature: float) -> list[np.ndarray]:
     """log_softmax(logits / T) of transformers' own forward pass: [S, V] for each text."""
-    lm = load_model(ModelSection(model=str(model)), torch.device("cpu"))
+    lm = load_model(ModelConfig(model=str(model)), torch.device("cpu"))
     with torch.inference_mode():
         rows = [lm.model(torch.tensor([ids])).logits[0, 3:-1].double() for ids in TEXTS]
     return [torch.log_softmax(row / temperature, dim=-1).numpy() for row in rows]
@@ -120,8 +120,8 @@ def test_three_steps_by_a_stock_teacher(server: Server, tmp_path: Path, temperat
 async def test_hidden_states_give_the_whole_distribution(
     server: Server, models: dict[str, Path], temperature: float
 ) -> None:
-    head = load_model(ModelSection(model=str(models["teacher"])), torch.device("cpu")).head().detach()
-    section = SGLangTeacher(url=server.url, head=str(models["teacher"]))
+    head = load_model(ModelConfig(model=str(models["teacher"])), torch.device("cpu")).head().detach()
+    section = SGLangTeacherConfig(url=server.url, head=str(models["teacher"]))
     teacher = remote_teacher("t", section, V, V, 0, head)
     await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature)
     assert teacher.method == "hidden"

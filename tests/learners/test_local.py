@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.config import LocalLearner, Lora
-from limbeck.config_objective import JSD, Objective, Reference, ReverseKL, TaskReward
+from limbeck.config.learner import LocalLearnerConfig, LoraConfig
+from limbeck.config.objective import JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig, TaskRewardConfig
 from limbeck.errors import EngineError, ModelError, NonFiniteError
 from limbeck.learners.local import InProcessLearner, learning_rate
-from limbeck.models import CausalLM
+from limbeck.models.causal_lm import CausalLM
 from limbeck.records import Scored
 from tests.helpers import dense_scores, random_samples, tiny_lm
 
@@ -21,11 +21,15 @@ LENGTHS = [5, 1, 9, 3, 0, 7, 2, 4]
 
 
 def updated(
-    objective: Objective, samples: list[Scored], dtype: torch.dtype = torch.float64, steps: int = 2, **section: object
+    objective: ObjectiveConfig,
+    samples: list[Scored],
+    dtype: torch.dtype = torch.float64,
+    steps: int = 2,
+    **section: object,
 ) -> dict[str, torch.Tensor]:
     """The weights of a fresh student after `steps` updates over `samples`."""
     lm = tiny_lm(1, dtype)
-    learner = InProcessLearner(lm, LocalLearner(lr=1e-2, **section), objective, steps=10, seed=0)  # type: ignore[arg-type]
+    learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2, **section), objective, steps=10, seed=0)  # type: ignore[arg-type]
     for _ in range(steps):
         asyncio.run(learner.update(samples))
     return {name: parameter.detach().clone() for name, parameter in lm.model.named_parameters()}
@@ -37,11 +41,11 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: floa
 
 
 OBJECTIVES = [
-    ReverseKL(),
-    ReverseKL(support="sampled"),
-    ReverseKL(support=4, discount=0.9),
-    JSD(beta=0.3),
-    ReverseKL(support="sampled", discount=1.0, task_reward=TaskReward()),
+    ReverseKLConfig(),
+    ReverseKLConfig(support="sampled"),
+    ReverseKLConfig(support=4, discount=0.9),
+    JSDConfig(beta=0.3),
+    ReverseKLConfig(support="sampled", discount=1.0, task_reward=TaskRewardConfig()),
 ]
 
 
@@ -50,7 +54,7 @@ OBJECTIVES = [
 )
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("micro_batches", [1, 2, 7])
-def test_splits_and_layouts_give_one_update(objective: Objective, layout: str, micro_batches: int) -> None:
+def test_splits_and_layouts_give_one_update(objective: ObjectiveConfig, layout: str, micro_batches: int) -> None:
     """float64: 1e-10 between one padded micro-batch and any other arrangement, over two AdamW steps."""
     samples = random_samples(tiny_lm(2, torch.float64), LENGTHS, advantages=objective.task_reward is not None)
     whole = updated(objective, samples, micro_batch_tokens=10_000)
@@ -62,26 +66,26 @@ def test_splits_and_layouts_give_one_update(objective: Objective, layout: str, m
 def test_budgets_make_the_split_they_are_said_to() -> None:
     samples = random_samples(tiny_lm(2, torch.float64), LENGTHS)
     for layout, budget, count in (("padded", 50, 2), ("packed", 35, 2), ("padded", 1, 7), ("packed", 1, 7)):
-        section = LocalLearner(micro_batch_tokens=budget, layout=layout)  # type: ignore[arg-type]
-        learner = InProcessLearner(tiny_lm(1), section, ReverseKL(), 1, 0)
+        section = LocalLearnerConfig(micro_batch_tokens=budget, layout=layout)  # type: ignore[arg-type]
+        learner = InProcessLearner(tiny_lm(1), section, ReverseKLConfig(), 1, 0)
         assert len(learner._batch(samples).micro) == count, (layout, budget)
 
 
 def test_order_of_samples_does_not_matter() -> None:
     samples = random_samples(tiny_lm(2, torch.float64), LENGTHS)
-    same(updated(ReverseKL(), samples), updated(ReverseKL(), samples[::-1]), 1e-10)
+    same(updated(ReverseKLConfig(), samples), updated(ReverseKLConfig(), samples[::-1]), 1e-10)
 
 
 def test_gradient_checkpointing_gives_the_same_update() -> None:
     samples = random_samples(tiny_lm(2, torch.float64), LENGTHS)
-    same(updated(ReverseKL(), samples), updated(ReverseKL(), samples, gradient_checkpointing=True), 1e-10)
+    same(updated(ReverseKLConfig(), samples), updated(ReverseKLConfig(), samples, gradient_checkpointing=True), 1e-10)
 
 
 def test_update_is_the_gradient_of_the_mean_kl() -> None:
     """One update's gradient against plain autograd through transformers' own logits."""
     teacher, lm = tiny_lm(2, torch.float64), tiny_lm(1, torch.float64)
     samples = random_samples(teacher, LENGTHS)
-    learner = InProcessLearner(lm, LocalLearner(lr=1e-2, max_grad_norm=None), ReverseKL(), 10, 0)
+    learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2, max_grad_norm=None), ReverseKLConfig(), 10, 0)
     total = torch.zeros((), dtype=torch.float64)
     for sample in samples:
         rollout = sample.rollout
@@ -107,14 +111,14 @@ def test_update_is_the_gradient_of_the_mean_kl() -> None:
 def test_updates_lower_the_kl() -> None:
     teacher, lm = tiny_lm(2), tiny_lm(1)
     samples = random_samples(teacher, LENGTHS)
-    learner = InProcessLearner(lm, LocalLearner(lr=1e-2), ReverseKL(), 30, 0)
+    learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2), ReverseKLConfig(), 30, 0)
     values = [asyncio.run(learner.update(samples)).means["reverse_kl/exact"].value for _ in range(30)]
     assert values[-1] < 0.5 * values[0]
 
 
 def test_same_weights_have_no_kl_and_no_gradient() -> None:
     teacher = tiny_lm(1, torch.float64)
-    learner = InProcessLearner(tiny_lm(1, torch.float64), LocalLearner(), ReverseKL(), 1, 0)
+    learner = InProcessLearner(tiny_lm(1, torch.float64), LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
     report = asyncio.run(learner.update(random_samples(teacher, LENGTHS)))
     assert abs(report.means["reverse_kl/exact"].value) < 1e-14
     assert report.maxima["grad_norm"] < 1e-12
@@ -123,7 +127,7 @@ def test_same_weights_have_no_kl_and_no_gradient() -> None:
 def test_measure_changes_nothing_and_agrees_with_update() -> None:
     lm = tiny_lm(1)
     samples = random_samples(tiny_lm(2), LENGTHS)
-    learner = InProcessLearner(lm, LocalLearner(), ReverseKL(), 1, 0)
+    learner = InProcessLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
     before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
     measured = asyncio.run(learner.measure(samples))
     same(before, dict(lm.model.named_parameters()), 0.0)
@@ -137,7 +141,7 @@ def test_standard_error_is_clustered_by_response() -> None:
     """Against the definition: sqrt(sum_i (total_i - mean * n_i)^2) / N."""
     teacher, lm = tiny_lm(2), tiny_lm(1)
     samples = random_samples(teacher, [3, 5, 2])
-    learner = InProcessLearner(lm, LocalLearner(), ReverseKL(), 1, 0)
+    learner = InProcessLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
     mean = asyncio.run(learner.measure(samples)).means["reverse_kl/sampled"]
     totals, counts = [], []
     for sample in samples:
@@ -159,20 +163,20 @@ def test_dropout_follows_seed_and_step_alone() -> None:
 
     def weights(noise: int) -> dict[str, torch.Tensor]:
         lm = tiny_lm(1, dropout=0.3)
-        learner = InProcessLearner(lm, LocalLearner(lr=1e-2), ReverseKL(), 10, seed=5)
+        learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2), ReverseKLConfig(), 10, seed=5)
         for _ in range(2):
             torch.manual_seed(noise)  # whatever ran before must not matter
             asyncio.run(learner.update(samples))
         return {name: p.detach() for name, p in lm.model.named_parameters()}
 
     same(weights(1), weights(2), 0.0)
-    without = updated(ReverseKL(), samples, torch.float32)
+    without = updated(ReverseKLConfig(), samples, torch.float32)
     with pytest.raises(AssertionError):
         same(weights(1), without, 1e-6)
 
 
 def test_a_step_without_tokens_stops() -> None:
-    learner = InProcessLearner(tiny_lm(1), LocalLearner(), ReverseKL(), 1, 0)
+    learner = InProcessLearner(tiny_lm(1), LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
     with pytest.raises(EngineError, match="none of the 2 responses has a sampled token"):
         asyncio.run(learner.update(random_samples(tiny_lm(2), [0, 0])))
 
@@ -184,7 +188,7 @@ class TestNonFinite:
         bad = dense_scores(teacher, samples[1].rollout, samples[0].scores.head)
         bad.hidden[1, 0] = float("nan")
         samples[1] = Scored(samples[1].rollout, bad)
-        return InProcessLearner(lm, LocalLearner(), ReverseKL(), 10, 0), lm, samples
+        return InProcessLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 10, 0), lm, samples
 
     def test_stops_before_the_update_and_names_the_sample(self) -> None:
         learner, lm, samples = self.poisoned()
@@ -208,21 +212,23 @@ def test_adapters_begin_as_the_seed_says_whatever_was_drawn_before() -> None:
     begun = []
     for seed, drawn in ((3, 0), (3, 100), (4, 0)):
         torch.manual_seed(drawn)
-        learner = InProcessLearner(tiny_lm(1), LocalLearner(lora=Lora(rank=4)), ReverseKL(), steps=1, seed=seed)
+        learner = InProcessLearner(
+            tiny_lm(1), LocalLearnerConfig(lora=LoraConfig(rank=4)), ReverseKLConfig(), steps=1, seed=seed
+        )
         begun.append({name: parameter.detach().clone() for name, parameter in learner.parameters.items()})
     same(begun[0], begun[1], 0.0)
     assert any(not torch.equal(begun[0][name], begun[2][name]) for name in begun[0])
 
 
 class TestLora:
-    section = LocalLearner(lr=1e-2, lora=Lora(rank=4))
+    section = LocalLearnerConfig(lr=1e-2, lora=LoraConfig(rank=4))
 
     def test_trains_adapters_only_and_exports_merged_weights(self, tmp_path) -> None:
         from transformers import AutoModelForCausalLM
 
         lm, samples = tiny_lm(1), random_samples(tiny_lm(2), LENGTHS)
         head = lm.model.lm_head.weight.detach().clone()
-        learner = InProcessLearner(lm, self.section, ReverseKL(), 10, 0)
+        learner = InProcessLearner(lm, self.section, ReverseKLConfig(), 10, 0)
         assert learner.parameters
         assert all("lora_" in name for name in learner.parameters)
         first = asyncio.run(learner.update(samples)).means["reverse_kl/exact"].value
@@ -240,7 +246,7 @@ class TestLora:
         samples = random_samples(tiny_lm(2), LENGTHS)
 
         def learner() -> InProcessLearner:
-            return InProcessLearner(tiny_lm(1), self.section, ReverseKL(), 10, 0)
+            return InProcessLearner(tiny_lm(1), self.section, ReverseKLConfig(), 10, 0)
 
         straight = learner()
         for _ in range(4):
@@ -256,20 +262,20 @@ class TestLora:
         same({n: p.detach() for n, p in straight.parameters.items()}, resumed.parameters, 0.0)
 
     def test_adapters_on_the_head_are_refused_by_name(self) -> None:
-        section = LocalLearner(lora=Lora(target_modules=("lm_head",)))
+        section = LocalLearnerConfig(lora=LoraConfig(target_modules=("lm_head",)))
         with pytest.raises(ModelError, match=r"output head.*target_modules"):
-            InProcessLearner(tiny_lm(1), section, ReverseKL(), 1, 0)
+            InProcessLearner(tiny_lm(1), section, ReverseKLConfig(), 1, 0)
 
     def test_modules_that_are_not_there_are_refused(self) -> None:
-        section = LocalLearner(lora=Lora(target_modules=("nothing_like_it",)))
+        section = LocalLearnerConfig(lora=LoraConfig(target_modules=("nothing_like_it",)))
         with pytest.raises(ModelError, match="nothing_like_it"):
-            InProcessLearner(tiny_lm(1), section, ReverseKL(), 1, 0)
+            InProcessLearner(tiny_lm(1), section, ReverseKLConfig(), 1, 0)
 
 
 def test_bfloat16_keeps_float32_weights_and_learns() -> None:
     lm, samples = tiny_lm(1), random_samples(tiny_lm(2), LENGTHS)
-    learner = InProcessLearner(lm, LocalLearner(lr=1e-2, precision="bfloat16"), ReverseKL(), 10, 0)
-    exact = InProcessLearner(tiny_lm(1), LocalLearner(), ReverseKL(), 10, 0)
+    learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2, precision="bfloat16"), ReverseKLConfig(), 10, 0)
+    exact = InProcessLearner(tiny_lm(1), LocalLearnerConfig(), ReverseKLConfig(), 10, 0)
     rough = asyncio.run(learner.measure(samples)).means["reverse_kl/exact"].value
     assert rough == pytest.approx(asyncio.run(exact.measure(samples)).means["reverse_kl/exact"].value, rel=0.05)
     values = [asyncio.run(learner.update(samples)).means["reverse_kl/exact"].value for _ in range(10)]
@@ -287,12 +293,12 @@ def test_reference_pulls_towards_where_it_began() -> None:
             Scored(s.rollout, s.scores, reference=dense_scores(initial, s.rollout) if weight else None)
             for s in random_samples(teacher, LENGTHS)
         ]
-        objective = ReverseKL(reference=Reference(weight=weight) if weight else None)
-        learner = InProcessLearner(lm, LocalLearner(lr=1e-2), objective, 20, 0)
+        objective = ReverseKLConfig(reference=ReferenceConfig(weight=weight) if weight else None)
+        learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2), objective, 20, 0)
         for _ in range(20):
             report = asyncio.run(learner.update(samples))
         mine = random_samples(initial, LENGTHS)
-        against = InProcessLearner(lm, LocalLearner(), ReverseKL(), 1, 0)
+        against = InProcessLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
         assert ("reverse_kl/reference" in report.means) == bool(weight)
         return asyncio.run(against.measure(mine)).means["reverse_kl/exact"].value
 
@@ -300,8 +306,8 @@ def test_reference_pulls_towards_where_it_began() -> None:
 
 
 def test_schedules() -> None:
-    section = LocalLearner(lr=1.0, warmup_steps=4, schedule="linear")
+    section = LocalLearnerConfig(lr=1.0, warmup_steps=4, schedule="linear")
     assert [learning_rate(section, step, 14) for step in (0, 3, 4, 9, 13)] == [0.25, 1.0, 1.0, 0.5, pytest.approx(0.1)]
-    cosine = LocalLearner(lr=1.0, schedule="cosine")
+    cosine = LocalLearnerConfig(lr=1.0, schedule="cosine")
     assert learning_rate(cosine, 5, 10) == pytest.approx(0.5)
-    assert learning_rate(LocalLearner(lr=0.3), 99, 100) == 0.3
+    assert learning_rate(LocalLearnerConfig(lr=0.3), 99, 100) == 0.3

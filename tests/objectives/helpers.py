@@ -18,14 +18,14 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from limbeck.config_objective import Objective, ReverseKL
+from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
 from limbeck.objectives import Dense, Head, Measured, Sampled, Target, Tokens, TopK, distillation_loss
 
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
 UNCAPPED = 1e30  # an importance cap no ratio here comes near
 
 
-def name(objective: Objective) -> str:
+def name(objective: ObjectiveConfig) -> str:
     """A test id: what differs from the default reverse KL."""
     given = objective.model_dump(exclude_defaults=True, exclude={"divergence"})
     return "-".join([objective.divergence, *(f"{key}={value}" for key, value in given.items())])
@@ -69,7 +69,7 @@ def target(support: int | str, logq_NV: Tensor, sampled_N: Tensor) -> Target:
 
 
 def gradient_of(
-    objective: Objective,
+    objective: ObjectiveConfig,
     temperature: float,
     logits_NV: Tensor,
     tokens: Tokens,
@@ -86,7 +86,7 @@ def gradient_of(
 
 
 def every_token(
-    objective: Objective,
+    objective: ObjectiveConfig,
     temperature: float,
     z_V: Tensor,
     u_V: Tensor,
@@ -107,7 +107,7 @@ def every_token(
     sampled_N = torch.arange(count)
     rows_NV = u_V.expand(count, -1)
     teacher: Target = dense(rows_NV)
-    if compact and isinstance(objective, ReverseKL) and objective.support != "full":
+    if compact and isinstance(objective, ReverseKLConfig) and objective.support != "full":
         teacher = target(objective.support, log_softmax(rows_NV, temperature), sampled_N)
     grad_NV, _, measured = gradient_of(
         objective,

@@ -11,23 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.config_objective import JSD, ForwardKL, Objective, Reference, ReverseKL
+from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
 from limbeck.objectives import Dense, Head, Measured, Sampled, Target, Tokens, TopK, distillation_loss
 from tests._naive import naive_loss
 
 from .helpers import LargestTensor, alone, at, close, log_softmax, name, randn, target
 
-OBJECTIVES: list[Objective] = [
-    ReverseKL(),
-    ReverseKL(support="sampled"),
-    ReverseKL(support=4),
-    ForwardKL(),
-    JSD(beta=0.5),
-    ReverseKL(discount=1.0),
-    ReverseKL(support="sampled", discount=0.9),
-    ReverseKL(support=4, discount=0.5, reference=Reference(weight=0.3)),
-    ForwardKL(discount=0.7),
-    JSD(beta=0.2, discount=0.7, reference=Reference(weight=0.3)),
+OBJECTIVES: list[ObjectiveConfig] = [
+    ReverseKLConfig(),
+    ReverseKLConfig(support="sampled"),
+    ReverseKLConfig(support=4),
+    ForwardKLConfig(),
+    JSDConfig(beta=0.5),
+    ReverseKLConfig(discount=1.0),
+    ReverseKLConfig(support="sampled", discount=0.9),
+    ReverseKLConfig(support=4, discount=0.5, reference=ReferenceConfig(weight=0.3)),
+    ForwardKLConfig(discount=0.7),
+    JSDConfig(beta=0.2, discount=0.7, reference=ReferenceConfig(weight=0.3)),
 ]
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=name)
 
@@ -37,7 +37,7 @@ class Case:
 
     N, V, d, T = 11, 13, 4, 0.7
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: ObjectiveConfig) -> None:
         self.objective = objective
         self.hidden_Nd = randn(0, self.N, self.d).requires_grad_()
         self.weight_Vd = randn(1, self.V, self.d).requires_grad_()
@@ -89,7 +89,7 @@ class Case:
 
 @every_objective
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 11, 1000])
-def test_any_chunk_size_gives_the_twins_numbers(objective: Objective, chunk: int) -> None:
+def test_any_chunk_size_gives_the_twins_numbers(objective: ObjectiveConfig, chunk: int) -> None:
     case = Case(objective)
     loss, grads, measured = case.run(4 * case.V * chunk)
     value, wanted = case.twin()
@@ -107,21 +107,21 @@ def test_any_chunk_size_gives_the_twins_numbers(objective: Objective, chunk: int
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
 def test_chunk_bytes_bounds_the_rows_of_a_chunk(chunk: int) -> None:
     """4 bytes a logit: the sizes above are indeed those that ran."""
-    case = Case(ReverseKL(overlap_k=2))
+    case = Case(ReverseKLConfig(overlap_k=2))
     with LargestTensor() as largest:
         case.run(4 * case.V * chunk)
     assert largest.numel == max(chunk * case.V, case.V * case.d), largest.where
 
 
 @every_objective
-def test_less_than_a_row_still_makes_progress(objective: Objective) -> None:
+def test_less_than_a_row_still_makes_progress(objective: ObjectiveConfig) -> None:
     case = Case(objective)
     for a, b in zip(case.run(1)[1], case.run(2**30)[1], strict=True):
         close(a, b)
 
 
 @every_objective
-def test_micro_batches_add_up(objective: Objective) -> None:
+def test_micro_batches_add_up(objective: ObjectiveConfig) -> None:
     """Split between sequences under one denominator: losses and gradients sum to the whole."""
     case = Case(objective)
     whole, whole_grads, _ = case.run(4 * case.V * 3)
@@ -132,7 +132,7 @@ def test_micro_batches_add_up(objective: Objective) -> None:
 
 
 def test_denominator_divides_value_and_gradient() -> None:
-    case = Case(ReverseKL(support=4))
+    case = Case(ReverseKLConfig(support=4))
     hidden_Nd, head = case.hidden_Nd, Head(case.weight_Vd)
     losses = [
         distillation_loss(case.objective, case.T, hidden_Nd, head, case.tokens, case.teacher, n)[0] for n in (1.0, 8.0)
@@ -143,7 +143,7 @@ def test_denominator_divides_value_and_gradient() -> None:
 
 
 @every_objective
-def test_no_tokens_no_loss(objective: Objective) -> None:
+def test_no_tokens_no_loss(objective: ObjectiveConfig) -> None:
     """N = 0, an empty micro-batch: zero, and zero gradients where there is something to give one to."""
     case = Case(objective)
     hidden_Nd = case.hidden_Nd.detach()[:0].requires_grad_()
@@ -167,7 +167,7 @@ def test_no_tokens_no_loss(objective: Objective) -> None:
 
 
 @every_objective
-def test_a_single_token_has_no_future(objective: Objective) -> None:
+def test_a_single_token_has_no_future(objective: ObjectiveConfig) -> None:
     """N = 1: whatever the discount, the per-token gradient."""
     case = Case(objective)
     _, grads, measured = case.run(2**20, slice(4, 5))
@@ -179,10 +179,10 @@ def test_a_single_token_has_no_future(objective: Objective) -> None:
 
 def test_sequences_do_not_leak_into_each_other() -> None:
     """Discounted futures stop at the sequence's end, where ids repeat no earlier ones and may skip."""
-    case = Case(ReverseKL(discount=1.0))
+    case = Case(ReverseKLConfig(discount=1.0))
     _, grads, _ = case.run(4 * case.V * 4)
     last_of_sequence_N = torch.tensor([0, 5, 7, 10])
-    plain = Case(ReverseKL(discount=0.0))
+    plain = Case(ReverseKLConfig(discount=0.0))
     _, plain_grads, _ = plain.run(4 * case.V * 4)
     close(grads[0][last_of_sequence_N], plain_grads[0][last_of_sequence_N])
     others_N = torch.tensor([n for n in range(case.N) if n not in last_of_sequence_N.tolist()])
@@ -196,7 +196,7 @@ def test_long_sequences_across_many_chunks() -> None:
     sampled_N = torch.arange(count) % vocabulary
     behaviour_N = at(log_softmax(z_NV), sampled_N)
     tokens = Tokens(sampled_N, torch.zeros(count, dtype=torch.long), behaviour_N)
-    objective = ReverseKL(support="sampled", discount=0.99)
+    objective = ReverseKLConfig(support="sampled", discount=0.99)
     estimates = (behaviour_N - logq_N).tolist()
     returns, future = [0.0] * count, 0.0
     for n in reversed(range(count)):
@@ -224,18 +224,18 @@ def test_long_sequences_across_many_chunks() -> None:
 N, V, WIDTH, CHUNK = 512, 4096, 4, 8
 
 
-MEMORY_CASES: list[tuple[Objective, str]] = [
-    (ReverseKL(), "dense"),
-    (ReverseKL(discount=1.0, reference=Reference(weight=0.1)), "dense"),
-    (ForwardKL(), "dense"),
-    (JSD(), "dense"),
+MEMORY_CASES: list[tuple[ObjectiveConfig, str]] = [
+    (ReverseKLConfig(), "dense"),
+    (ReverseKLConfig(discount=1.0, reference=ReferenceConfig(weight=0.1)), "dense"),
+    (ForwardKLConfig(), "dense"),
+    (JSDConfig(), "dense"),
     *[
         (objective, teacher)
         for teacher in ("dense", "compact")
         for objective in (
-            ReverseKL(support="sampled"),
-            ReverseKL(support=20),
-            ReverseKL(support=20, discount=0.9, reference=Reference(weight=0.1)),
+            ReverseKLConfig(support="sampled"),
+            ReverseKLConfig(support=20),
+            ReverseKLConfig(support=20, discount=0.9, reference=ReferenceConfig(weight=0.1)),
         )
     ],
 ]
@@ -244,7 +244,7 @@ MEMORY_CASES: list[tuple[Objective, str]] = [
 @pytest.mark.parametrize(
     ("objective", "served"), MEMORY_CASES, ids=[f"{name(o)}-{served}" for o, served in MEMORY_CASES]
 )
-def test_nothing_as_large_as_tokens_times_vocabulary(objective: Objective, served: str) -> None:
+def test_nothing_as_large_as_tokens_times_vocabulary(objective: ObjectiveConfig, served: str) -> None:
     """Every operator's output, forward and backward, views included, stays at a chunk of logits."""
     hidden_Nd = randn(20, N, WIDTH, dtype=torch.float32).requires_grad_()
     weight_Vd = randn(21, V, WIDTH, dtype=torch.float32).requires_grad_()
@@ -253,7 +253,7 @@ def test_nothing_as_large_as_tokens_times_vocabulary(objective: Objective, serve
     tokens = Tokens(sampled_N, torch.arange(N) // 100, torch.zeros(N, dtype=torch.float32), torch.ones(N).float())
     teacher: Target = policy
     if served == "compact":
-        assert isinstance(objective, ReverseKL)
+        assert isinstance(objective, ReverseKLConfig)
         logprobs_NK = log_softmax(randn(24, N, 20, dtype=torch.float32))
         ids_NK = torch.arange(20).expand(N, -1).contiguous()
         teacher = Sampled(logprobs_NK[:, 0])
@@ -300,7 +300,7 @@ def test_a_chunk_is_used_for_the_teacher_as_well() -> None:
             for chunk in (2, 100):
                 hidden_NV = z_NV.clone().requires_grad_()
                 loss, _ = distillation_loss(
-                    ReverseKL(support=support), 0.7, hidden_NV, eye, tokens, teacher, 1.0,
+                    ReverseKLConfig(support=support), 0.7, hidden_NV, eye, tokens, teacher, 1.0,
                     chunk_bytes=24 * chunk,
                 )  # fmt: skip
                 grads.append(torch.autograd.grad(loss, hidden_NV)[0])

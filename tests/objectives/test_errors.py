@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.config_objective import JSD, ForwardKL, Objective, Reference, ReverseKL
+from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
 from limbeck.objectives import Dense, Sampled, Target, TopK, distillation_loss
 
 from .helpers import alone, at, dense, identity, log_softmax, name, randn, target
@@ -18,7 +18,7 @@ SAMPLED_N = torch.tensor([0, 2, 5])
 
 
 def loss(
-    objective: Objective, teacher: Target, temperature: float = 1.0, reference: Dense | None = None
+    objective: ObjectiveConfig, teacher: Target, temperature: float = 1.0, reference: Dense | None = None
 ) -> torch.Tensor:
     hidden_NV = randn(0, N, V).requires_grad_()
     behaviour_N = at(log_softmax(hidden_NV.detach(), max(temperature, 0.1)), SAMPLED_N)
@@ -33,12 +33,12 @@ def served(support: int | str) -> Target:
 @pytest.mark.parametrize("temperature", [0.0, -0.7, float("nan")])
 def test_temperature_must_be_positive(temperature: float) -> None:
     with pytest.raises(ValueError, match=r"temperature must be above 0, got (0\.0|-0\.7|nan)"):
-        loss(ReverseKL(), dense(randn(2, N, V)), temperature)
+        loss(ReverseKLConfig(), dense(randn(2, N, V)), temperature)
 
 
-@pytest.mark.parametrize("objective", [ReverseKL(), ForwardKL(), JSD()], ids=name)
+@pytest.mark.parametrize("objective", [ReverseKLConfig(), ForwardKLConfig(), JSDConfig()], ids=name)
 @pytest.mark.parametrize(("support", "kind"), [("sampled", "Sampled"), (3, "TopK"), (V, "TopK")])
-def test_the_whole_vocabulary_wants_hidden_states(objective: Objective, support: int | str, kind: str) -> None:
+def test_the_whole_vocabulary_wants_hidden_states(objective: ObjectiveConfig, support: int | str, kind: str) -> None:
     """Even a top-K of everything: whether K is everything is not for the loss to guess."""
     with pytest.raises(ValueError) as error:
         loss(objective, served(support))
@@ -51,22 +51,24 @@ def test_the_whole_vocabulary_wants_hidden_states(objective: Objective, support:
 
 def test_a_top_k_wants_more_than_the_sampled_token() -> None:
     with pytest.raises(ValueError, match=r"objective\.support = 3 needs .* the sampled token only"):
-        loss(ReverseKL(support=3), served("sampled"))
+        loss(ReverseKLConfig(support=3), served("sampled"))
 
 
 @pytest.mark.parametrize("served_k", [1, 2, 4, V])
 def test_k_must_be_the_objectives(served_k: int) -> None:
     """Neither fewer nor more: silently cutting would change the estimator's variance unasked."""
     with pytest.raises(ValueError, match=rf"objective\.support = 3, but .* its top {served_k}$"):
-        loss(ReverseKL(support=3), served(served_k))
+        loss(ReverseKLConfig(support=3), served(served_k))
 
 
-@pytest.mark.parametrize("objective", [ReverseKL(), ReverseKL(support="sampled"), ForwardKL(), JSD()], ids=name)
-def test_reference_and_its_hidden_states_come_together(objective: Objective) -> None:
+@pytest.mark.parametrize(
+    "objective", [ReverseKLConfig(), ReverseKLConfig(support="sampled"), ForwardKLConfig(), JSDConfig()], ids=name
+)
+def test_reference_and_its_hidden_states_come_together(objective: ObjectiveConfig) -> None:
     policy = dense(randn(3, N, V))
     with pytest.raises(ValueError, match=r"objective\.reference and .* given together"):
         loss(objective, policy, reference=policy)
-    wanting = objective.model_copy(update={"reference": Reference(weight=0.5)})
+    wanting = objective.model_copy(update={"reference": ReferenceConfig(weight=0.5)})
     with pytest.raises(ValueError, match=r"objective\.reference and .* given together"):
         loss(wanting, policy)
 
@@ -74,18 +76,18 @@ def test_reference_and_its_hidden_states_come_together(objective: Objective) -> 
 @pytest.mark.parametrize(
     ("objective", "teacher"),
     [
-        (ReverseKL(support="sampled"), Sampled),
-        (ReverseKL(support="sampled"), TopK),
-        (ReverseKL(support="sampled"), Dense),
-        (ReverseKL(support=3), TopK),
-        (ReverseKL(support=3), Dense),
-        (ReverseKL(), Dense),
-        (ForwardKL(), Dense),
-        (JSD(), Dense),
+        (ReverseKLConfig(support="sampled"), Sampled),
+        (ReverseKLConfig(support="sampled"), TopK),
+        (ReverseKLConfig(support="sampled"), Dense),
+        (ReverseKLConfig(support=3), TopK),
+        (ReverseKLConfig(support=3), Dense),
+        (ReverseKLConfig(), Dense),
+        (ForwardKLConfig(), Dense),
+        (JSDConfig(), Dense),
     ],
     ids=lambda x: x.__name__ if isinstance(x, type) else name(x),
 )
-def test_a_target_that_says_more_than_enough_is_welcome(objective: Objective, teacher: type) -> None:
+def test_a_target_that_says_more_than_enough_is_welcome(objective: ObjectiveConfig, teacher: type) -> None:
     given = {Sampled: served("sampled"), TopK: served(3), Dense: served("full")}[teacher]
     assert isinstance(given, teacher)
     assert loss(objective, given).isfinite()
@@ -93,7 +95,7 @@ def test_a_target_that_says_more_than_enough_is_welcome(objective: Objective, te
 
 def test_a_support_beyond_the_vocabulary_is_all_of_it() -> None:
     teacher = dense(randn(4, N, V))
-    assert torch.equal(loss(ReverseKL(support=V + 10), teacher), loss(ReverseKL(support=V), teacher))
+    assert torch.equal(loss(ReverseKLConfig(support=V + 10), teacher), loss(ReverseKLConfig(support=V), teacher))
 
 
 def test_an_empty_micro_batch_is_checked_like_any_other() -> None:
@@ -101,4 +103,4 @@ def test_an_empty_micro_batch_is_checked_like_any_other() -> None:
     nothing = torch.zeros(0)
     tokens = alone(torch.zeros(0, dtype=torch.long), nothing)
     with pytest.raises(ValueError, match="hidden states"):
-        distillation_loss(ReverseKL(), 1.0, torch.zeros(0, V), identity(V), tokens, Sampled(nothing), 1.0)
+        distillation_loss(ReverseKLConfig(), 1.0, torch.zeros(0, V), identity(V), tokens, Sampled(nothing), 1.0)

@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from limbeck.config_objective import JSD, ForwardKL, Objective, Reference, ReverseKL
+from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
 from tests._naive import kl, naive_loss
 
 from .helpers import (
@@ -66,7 +66,7 @@ def score(z_V: Tensor, temperature: float) -> Tensor:
 def test_expected_gradient_is_grad_d(support: int | str, temperature: float, compact: bool) -> None:
     """E_{y~p}[fused gradient] = grad D for every support, by closed form and by finite differences."""
     z_V, u_V = randn(0, V), randn(1, V)
-    objective = ReverseKL(support=support)
+    objective = ReverseKLConfig(support=support)
     grad_VV, p_V, _ = every_token(objective, temperature, z_V, u_V, compact=compact)
     close(expected(grad_VV, p_V), grad_reverse_kl(z_V, u_V, temperature))
     slope_V = finite_difference(lambda x: reverse_kl(x, u_V, temperature), z_V)
@@ -77,7 +77,7 @@ def test_expected_gradient_is_grad_d(support: int | str, temperature: float, com
 def test_expected_value_is_d(support: int | str) -> None:
     """E_{y~p}[per-token estimate] = D for every support."""
     z_V, u_V = randn(2, V), randn(3, V)
-    _, p_V, measured = every_token(ReverseKL(support=support), 0.7, z_V, u_V)
+    _, p_V, measured = every_token(ReverseKLConfig(support=support), 0.7, z_V, u_V)
     close(expected(measured.objective, p_V), reverse_kl(z_V, u_V, 0.7))
 
 
@@ -86,7 +86,7 @@ def test_each_sample_follows_the_formula(support: int | str) -> None:
     """Not only on average: sample by sample, the gradient of L_t above (of D for the whole vocabulary)."""
     z_V, u_V, temperature = randn(4, V), randn(5, V), 0.7
     logp_V, logq_V = log_softmax(z_V, temperature), log_softmax(u_V, temperature)
-    grad_VV, _, measured = every_token(ReverseKL(support=support), temperature, z_V, u_V)
+    grad_VV, _, measured = every_token(ReverseKLConfig(support=support), temperature, z_V, u_V)
     score_VV, ratio_V = score(z_V, temperature), logp_V - logq_V
     size = {"sampled": 0, "full": V}.get(support, support) if isinstance(support, str) else support
     inside = logq_V.argsort(descending=True)[:size].tolist()
@@ -109,7 +109,7 @@ def test_variance_falls_to_nothing_with_the_support() -> None:
     z_V, u_V = randn(6, V), randn(7, V)
     variances = []
     for support in SUPPORTS:
-        grad_VV, p_V, _ = every_token(ReverseKL(support=support), 1.0, z_V, u_V)
+        grad_VV, p_V, _ = every_token(ReverseKLConfig(support=support), 1.0, z_V, u_V)
         mean_V = expected(grad_VV, p_V)
         variances.append(float(expected((grad_VV - mean_V).square().sum(dim=1), p_V)))
     assert variances[0] > 0.1
@@ -120,7 +120,7 @@ def test_variance_falls_to_nothing_with_the_support() -> None:
 def test_the_whole_family_rests_where_the_policies_agree(support: int | str) -> None:
     """At p = q every sample's gradient is zero, not only the mean: r vanishes token by token."""
     z_V = randn(8, V)
-    grad_VV, _, measured = every_token(ReverseKL(support=support), 0.7, z_V, z_V + 3.0)
+    grad_VV, _, measured = every_token(ReverseKLConfig(support=support), 0.7, z_V, z_V + 3.0)
     close(grad_VV, torch.zeros(V, V), 1e-13)
     close(measured.objective, torch.zeros(V), 1e-13)
 
@@ -135,7 +135,9 @@ def test_sampled_teacher_left_at_temperature_one_moves_the_optimum(temperature: 
         for support in ("sampled", 2):
             teacher = target(support, logq_at_one_NV, sampled_N)
             tokens = alone(sampled_N, logp_V)
-            grad_VV, _, _ = gradient_of(ReverseKL(support=support), temperature, z_V.expand(V, -1), tokens, teacher)
+            grad_VV, _, _ = gradient_of(
+                ReverseKLConfig(support=support), temperature, z_V.expand(V, -1), tokens, teacher
+            )
             size = float(expected(grad_VV, logp_V.exp()).abs().max())
             assert size < 1e-13 if rests else size > 1e-2
 
@@ -144,7 +146,7 @@ def test_sampled_teacher_left_at_temperature_one_moves_the_optimum(temperature: 
 def test_a_stronger_support_is_read_off_a_dense_teacher(support: int | str) -> None:
     """The same sample by sample, whether the teacher serves its top K or its whole distribution."""
     z_V, u_V = randn(10, V), randn(11, V)
-    compact, dense_ = (every_token(ReverseKL(support=support), 0.7, z_V, u_V, compact=c) for c in (True, False))
+    compact, dense_ = (every_token(ReverseKLConfig(support=support), 0.7, z_V, u_V, compact=c) for c in (True, False))
     close(compact[0], dense_[0])
     close(compact[2].objective, dense_[2].objective)
 
@@ -157,7 +159,7 @@ def test_a_stronger_support_is_read_off_a_dense_teacher(support: int | str) -> N
 def test_expected_gradient_under_another_sampler_is_grad_d(support: int | str, temperature: float) -> None:
     """E_{y~mu}[fused gradient] = grad D where no ratio p/mu reaches the cap."""
     z_V, u_V, mu_V = randn(12, V), randn(13, V), log_softmax(randn(14, V))
-    objective = ReverseKL(support=support, importance_cap=UNCAPPED)
+    objective = ReverseKLConfig(support=support, importance_cap=UNCAPPED)
     grad_VV, probabilities_V, _ = every_token(objective, temperature, z_V, u_V, mu_V=mu_V)
     close(expected(grad_VV, probabilities_V), grad_reverse_kl(z_V, u_V, temperature))
     if support == "sampled":  # the weights are doing this: without them the mean is elsewhere
@@ -170,7 +172,7 @@ def test_expected_gradient_under_another_sampler_is_grad_d(support: int | str, t
 def test_expected_value_under_another_sampler_is_d(support: int | str) -> None:
     """E_{y~mu}[per-token estimate] = D: the estimate is weighted like the gradient it stands for."""
     z_V, u_V, mu_V = randn(15, V), randn(16, V), log_softmax(randn(17, V))
-    objective = ReverseKL(support=support, importance_cap=UNCAPPED)
+    objective = ReverseKLConfig(support=support, importance_cap=UNCAPPED)
     _, probabilities_V, measured = every_token(objective, 0.7, z_V, u_V, mu_V=mu_V)
     close(expected(measured.objective, probabilities_V), reverse_kl(z_V, u_V, 0.7))
 
@@ -181,7 +183,7 @@ def test_weights_are_truncated_at_the_cap_from_above_only(cap: float) -> None:
     z_V, u_V, temperature = randn(18, V), randn(19, V), 0.7
     logp_V, logq_V = log_softmax(z_V, temperature), log_softmax(u_V, temperature)
     ratio_V = torch.tensor([0.25, 0.9, cap, 3.0, 1e6])
-    objective = ReverseKL(support="sampled", importance_cap=cap)
+    objective = ReverseKLConfig(support="sampled", importance_cap=cap)
     grad_VV, _, _ = every_token(objective, temperature, z_V, u_V, mu_V=logp_V - ratio_V.log())
     weight_V = torch.tensor([min(ratio, cap) for ratio in ratio_V.tolist()])
     close(grad_VV, (weight_V * (logp_V - logq_V))[:, None] * score(z_V, temperature))
@@ -193,8 +195,8 @@ def test_default_cap_is_two() -> None:
     default, explicit = (
         every_token(objective, 1.0, z_V, u_V, mu_V=mu_V)[0]
         for objective in (
-            ReverseKL(support="sampled"),
-            ReverseKL(support="sampled", importance_cap=2.0),
+            ReverseKLConfig(support="sampled"),
+            ReverseKLConfig(support="sampled", importance_cap=2.0),
         )
     )
     close(default, explicit)
@@ -203,15 +205,15 @@ def test_default_cap_is_two() -> None:
 @pytest.mark.parametrize(
     "objective",
     [
-        ReverseKL(),
-        ReverseKL(support=V),
-        ForwardKL(),
-        JSD(beta=0.3),
-        ReverseKL(reference=Reference(weight=0.5)),
+        ReverseKLConfig(),
+        ReverseKLConfig(support=V),
+        ForwardKLConfig(),
+        JSDConfig(beta=0.3),
+        ReverseKLConfig(reference=ReferenceConfig(weight=0.5)),
     ],
     ids=["full", "top-all", "forward", "jsd", "reference"],
 )
-def test_dense_terms_take_no_weight(objective: Objective) -> None:
+def test_dense_terms_take_no_weight(objective: ObjectiveConfig) -> None:
     """Sums over the vocabulary hold no sample: whoever drew y, gradient and value are the same bits."""
     z_V, u_V, ref_V = randn(22, V), randn(23, V), randn(24, V)
     reference_V = ref_V if objective.reference else None
@@ -228,7 +230,7 @@ def test_weights_touch_the_tail_of_a_top_k_only(support: int) -> None:
     """y inside S: no weight at all. y outside: w on r, none on the sum over S."""
     z_V, u_V, temperature = randn(26, V), randn(27, V), 0.7
     logp_V, logq_V = log_softmax(z_V, temperature), log_softmax(u_V, temperature)
-    objective = ReverseKL(support=support, importance_cap=3.0)
+    objective = ReverseKLConfig(support=support, importance_cap=3.0)
     weight_V = torch.tensor([0.3, 0.5, 1.7, 2.5, 2.9])
     fresh_VV, _, _ = every_token(objective, temperature, z_V, u_V)
     stale_VV, _, _ = every_token(objective, temperature, z_V, u_V, mu_V=logp_V - weight_V.log())
@@ -237,7 +239,7 @@ def test_weights_touch_the_tail_of_a_top_k_only(support: int) -> None:
     close(stale_VV - fresh_VV, extra_V[:, None] * score(z_V, temperature))
 
 
-# --- Reference and advantages -------------------------------------------------------------------------
+# --- ReferenceConfig and advantages -------------------------------------------------------------------------
 
 
 @every_support
@@ -245,7 +247,7 @@ def test_weights_touch_the_tail_of_a_top_k_only(support: int) -> None:
 def test_reference_adds_its_reverse_kl(support: int | str, temperature: float) -> None:
     """E_{y~p}[fused gradient] = grad [D(p, q) + weight D(p, ref)], E[estimate] that value."""
     z_V, u_V, ref_V = randn(28, V), randn(29, V), randn(30, V)
-    objective = ReverseKL(support=support, reference=Reference(weight=0.4))
+    objective = ReverseKLConfig(support=support, reference=ReferenceConfig(weight=0.4))
     grad_VV, p_V, measured = every_token(objective, temperature, z_V, u_V, reference_V=ref_V)
 
     def total(x_V: Tensor) -> Tensor:
@@ -257,19 +259,21 @@ def test_reference_adds_its_reverse_kl(support: int | str, temperature: float) -
     close(measured.reference_kl, reverse_kl(z_V, ref_V, temperature).expand(V))  # unweighted
 
 
-@pytest.mark.parametrize("objective", [ForwardKL(), JSD(beta=0.3)], ids=["forward", "jsd"])
-def test_reference_of_another_divergence_is_a_reverse_kl_too(objective: Objective) -> None:
+@pytest.mark.parametrize("objective", [ForwardKLConfig(), JSDConfig(beta=0.3)], ids=["forward", "jsd"])
+def test_reference_of_another_divergence_is_a_reverse_kl_too(objective: ObjectiveConfig) -> None:
     """Exact, no expectation: grad [divergence + weight D(p, ref)]."""
     z_V, u_V, ref_V = randn(31, V), randn(32, V), randn(33, V)
-    with_reference = objective.model_copy(update={"reference": Reference(weight=0.4)})
+    with_reference = objective.model_copy(update={"reference": ReferenceConfig(weight=0.4)})
     plain_VV, _, plain = every_token(objective, 0.7, z_V, u_V)
     both_VV, _, both = every_token(with_reference, 0.7, z_V, u_V, reference_V=ref_V)
     close(both_VV - plain_VV, 0.4 * grad_reverse_kl(z_V, ref_V, 0.7).expand(V, -1))
     close(both.objective - plain.objective, 0.4 * reverse_kl(z_V, ref_V, 0.7).expand(V))
 
 
-@pytest.mark.parametrize("objective", [ReverseKL(), ReverseKL(support="sampled"), ForwardKL(), JSD()], ids=name)
-def test_a_positive_advantage_raises_the_sampled_token(objective: Objective) -> None:
+@pytest.mark.parametrize(
+    "objective", [ReverseKLConfig(), ReverseKLConfig(support="sampled"), ForwardKLConfig(), JSDConfig()], ids=name
+)
+def test_a_positive_advantage_raises_the_sampled_token(objective: ObjectiveConfig) -> None:
     """The sign: one step of gradient descent where the teacher has nothing to say (p = q)."""
     z_V, temperature = randn(34, V), 0.7
     for advantage in (1.0, -1.0):
@@ -285,7 +289,7 @@ def test_a_positive_advantage_raises_the_sampled_token(objective: Objective) -> 
 def test_expected_gradient_of_advantages_is_minus_that_of_their_mean(support: int | str, stale: bool) -> None:
     """E_y[fused gradient] = grad [D + weight D_ref - E_{y~p} A(y)], under p or a weighted mu."""
     z_V, u_V, ref_V, advantage_V = randn(35, V), randn(36, V), randn(37, V), randn(38, V)
-    objective = ReverseKL(support=support, reference=Reference(weight=0.4), importance_cap=UNCAPPED)
+    objective = ReverseKLConfig(support=support, reference=ReferenceConfig(weight=0.4), importance_cap=UNCAPPED)
     mu_V = log_softmax(randn(39, V)) if stale else None
     grad_VV, probabilities_V, measured = every_token(
         objective, 0.7, z_V, u_V, mu_V=mu_V, advantage_V=advantage_V, reference_V=ref_V
@@ -305,7 +309,7 @@ def test_expected_gradient_of_advantages_is_minus_that_of_their_mean(support: in
 def test_advantages_are_weighted_and_truncated() -> None:
     """grad = -min(p/mu, cap) A (e_y - p)/T where the teacher has nothing to say."""
     z_V, advantage_V, ratio_V = randn(40, V), randn(41, V), torch.tensor([0.2, 0.8, 1.4, 3.0, 50.0])
-    objective = ReverseKL(importance_cap=1.5)
+    objective = ReverseKLConfig(importance_cap=1.5)
     mu_V = log_softmax(z_V, 0.7) - ratio_V.log()
     grad_VV, _, _ = every_token(objective, 0.7, z_V, z_V, mu_V=mu_V, advantage_V=advantage_V)
     weight_V = ratio_V.clamp(max=1.5)
@@ -355,8 +359,8 @@ def test_a_top_k_kl_as_a_scalar_advantage_teaches_nothing(support: int) -> None:
 
     z_V = z_V.detach()
     constant_V = -penalty.expand(V)
-    bare_VV, p_V, _ = every_token(ReverseKL(), 0.7, z_V, u_V)
-    grad_VV, _, _ = every_token(ReverseKL(), 0.7, z_V, u_V, advantage_V=constant_V)
+    bare_VV, p_V, _ = every_token(ReverseKLConfig(), 0.7, z_V, u_V)
+    grad_VV, _, _ = every_token(ReverseKLConfig(), 0.7, z_V, u_V, advantage_V=constant_V)
     assert (grad_VV - bare_VV).abs().max() > 1e-2  # each sample is pushed about,
     close(expected(grad_VV, p_V), expected(bare_VV, p_V))  # to no effect
 
@@ -364,9 +368,9 @@ def test_a_top_k_kl_as_a_scalar_advantage_teaches_nothing(support: int) -> None:
 @pytest.mark.parametrize("wrong", ["k1", "k2", "k3", "kl", "top_k"])
 def test_wrong_losses_cannot_be_asked_for(wrong: str) -> None:
     with pytest.raises(ValidationError, match="reverse_kl"):
-        TypeAdapter(Objective).validate_python({"divergence": wrong})
+        TypeAdapter(ObjectiveConfig).validate_python({"divergence": wrong})
     with pytest.raises(ValidationError):
-        TypeAdapter(Objective).validate_python({"divergence": "forward_kl", "support": "sampled"})
+        TypeAdapter(ObjectiveConfig).validate_python({"divergence": "forward_kl", "support": "sampled"})
 
 
 # --- What is measured ---------------------------------------------------------------------------------
@@ -375,7 +379,7 @@ def test_wrong_losses_cannot_be_asked_for(wrong: str) -> None:
 def test_measurements_are_those_of_the_definitions() -> None:
     z_NV, u_NV, ref_NV = randn(48, 6, V), randn(49, 6, V), randn(50, 6, V)
     sampled_N = torch.tensor([0, 4, 2, 2, 1, 3])
-    objective = ReverseKL(reference=Reference(weight=0.4), overlap_k=2)
+    objective = ReverseKLConfig(reference=ReferenceConfig(weight=0.4), overlap_k=2)
     logp_NV, logq_NV, logref_NV = (log_softmax(x, 0.7) for x in (z_NV, u_NV, ref_NV))
     tokens = alone(sampled_N, at(logp_NV, sampled_N))
     _, loss, m = gradient_of(objective, 0.7, z_NV, tokens, dense(u_NV), 3.0, reference=dense(ref_NV))
@@ -408,7 +412,7 @@ def test_what_the_teacher_cannot_say_is_none() -> None:
     logq_NV = log_softmax(u_NV)
     tokens = alone(sampled_N, at(log_softmax(z_NV), sampled_N))
     for support in ("sampled", 2):
-        objective = ReverseKL(support=support)
+        objective = ReverseKLConfig(support=support)
         _, _, m = gradient_of(objective, 1.0, z_NV, tokens, target(support, logq_NV, sampled_N))
         assert m.teacher_entropy is None
         assert m.reverse_kl is None
@@ -417,7 +421,7 @@ def test_what_the_teacher_cannot_say_is_none() -> None:
         close(m.teacher_logprob, at(logq_NV, sampled_N))
     # and the sampled loss asks a top-K teacher for no more than the sampled token
     grads = [
-        gradient_of(ReverseKL(support="sampled"), 1.0, z_NV, tokens, target(s, logq_NV, sampled_N))[0]
+        gradient_of(ReverseKLConfig(support="sampled"), 1.0, z_NV, tokens, target(s, logq_NV, sampled_N))[0]
         for s in ("sampled", 2)
     ]
     close(grads[0], grads[1])
@@ -429,7 +433,7 @@ def test_the_naive_twin_is_unbiased_too() -> None:
     logq_NV, sampled_N = log_softmax(u_V, 0.7).expand(V, -1), torch.arange(V)
     for support in SUPPORTS:
         z_NV = z_V.repeat(V, 1).requires_grad_()
-        objective = ReverseKL(support=support, importance_cap=UNCAPPED)
+        objective = ReverseKLConfig(support=support, importance_cap=UNCAPPED)
         twin = naive_loss(objective, 0.7, z_NV, logq_NV, alone(sampled_N, mu_V), 1.0)
         (grad_NV,) = torch.autograd.grad(twin.surrogate, z_NV)
         close(expected(grad_NV, mu_V.exp()), grad_reverse_kl(z_V, u_V, 0.7))

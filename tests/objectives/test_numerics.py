@@ -15,23 +15,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.config_objective import JSD, ForwardKL, Objective, Reference, ReverseKL
+from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
 from limbeck.objectives import Dense, Head, Sampled, TopK, distillation_loss
 
 from .helpers import alone, at, dense, gradient_of, log_softmax, name, randn
 
-OBJECTIVES: list[Objective] = [
-    ReverseKL(),
-    ReverseKL(support="sampled"),
-    ReverseKL(support=2),
-    ReverseKL(discount=1.0, reference=Reference(weight=0.5)),
-    ForwardKL(),
-    ForwardKL(discount=1.0),
-    JSD(beta=0.0),
-    JSD(beta=0.01),
-    JSD(beta=0.5),
-    JSD(beta=0.99),
-    JSD(beta=1.0),
+OBJECTIVES: list[ObjectiveConfig] = [
+    ReverseKLConfig(),
+    ReverseKLConfig(support="sampled"),
+    ReverseKLConfig(support=2),
+    ReverseKLConfig(discount=1.0, reference=ReferenceConfig(weight=0.5)),
+    ForwardKLConfig(),
+    ForwardKLConfig(discount=1.0),
+    JSDConfig(beta=0.0),
+    JSDConfig(beta=0.01),
+    JSDConfig(beta=0.5),
+    JSDConfig(beta=0.99),
+    JSDConfig(beta=1.0),
 ]
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=name)
 one = torch.float32
@@ -55,7 +55,7 @@ def rows(logits: list[float]) -> Tensor:
 @every_objective
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.5])
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_finite_logits_give_finite_numbers(objective: Objective, temperature: float, extreme: str) -> None:
+def test_finite_logits_give_finite_numbers(objective: ObjectiveConfig, temperature: float, extreme: str) -> None:
     """Every token sampled by turns, the impossible ones too; everything measured is finite."""
     z_NV, u_NV = (rows(x) for x in EXTREMES[extreme])
     tokens = alone(torch.arange(4), torch.full((4,), -1.0, dtype=one), torch.ones(4, dtype=one))
@@ -67,8 +67,8 @@ def test_finite_logits_give_finite_numbers(objective: Objective, temperature: fl
     assert all(x.isfinite().all() for x in vars(measured).values() if x is not None)
 
 
-@pytest.mark.parametrize("objective", [ForwardKL(), ReverseKL(), JSD(beta=0.3)], ids=name)
-def test_float32_keeps_the_value_where_probabilities_underflow(objective: Objective) -> None:
+@pytest.mark.parametrize("objective", [ForwardKLConfig(), ReverseKLConfig(), JSDConfig(beta=0.3)], ids=name)
+def test_float32_keeps_the_value_where_probabilities_underflow(objective: ObjectiveConfig) -> None:
     """p or q is exactly 0 in float32, yet value and gradient are those of float64 (where exp(-300) is not)."""
     z_NV, u_NV = rows([300.0, 0.0, -2.0, 1.0]), rows([0.0, 0.5, 300.0, -1.0])
     for a, b in ((z_NV, u_NV), (u_NV, z_NV)):
@@ -86,7 +86,7 @@ def test_forward_kl_still_pulls_where_the_student_has_underflowed() -> None:
     """The teacher is sure of token 1, where p = exp(-2e4) = 0: KL(q || p) = 2e4 and its gradient is p - q."""
     z_NV, u_NV = rows([1e4, -1e4, 0.0, 0.0]), rows([-1e4, 1e4, 0.0, 0.0])
     tokens = alone(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=one))
-    grad_NV, loss, _ = gradient_of(ForwardKL(), 1.0, z_NV, tokens, dense(u_NV), 4.0)
+    grad_NV, loss, _ = gradient_of(ForwardKLConfig(), 1.0, z_NV, tokens, dense(u_NV), 4.0)
     assert loss == 2e4
     torch.testing.assert_close(grad_NV * 4, torch.tensor([1.0, -1.0, 0.0, 0.0], dtype=one).expand(4, -1))
 
@@ -96,13 +96,13 @@ def test_jsd_of_disjoint_policies_is_bounded() -> None:
     z_NV, u_NV = rows([1e4, -1e4, -1e4, -1e4]), rows([-1e4, 1e4, -1e4, -1e4])
     for beta in (0.01, 0.5, 0.9):
         tokens = alone(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=one))
-        _, loss, _ = gradient_of(JSD(beta=beta), 1.0, z_NV, tokens, dense(u_NV), 4.0)
+        _, loss, _ = gradient_of(JSDConfig(beta=beta), 1.0, z_NV, tokens, dense(u_NV), 4.0)
         entropy = -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)
         assert loss.item() == pytest.approx(entropy, rel=1e-6)
 
 
-@pytest.mark.parametrize("objective", [ReverseKL(support="sampled"), ReverseKL(support=2)], ids=name)
-def test_a_ratio_that_overflows_is_truncated(objective: Objective) -> None:
+@pytest.mark.parametrize("objective", [ReverseKLConfig(support="sampled"), ReverseKLConfig(support=2)], ids=name)
+def test_a_ratio_that_overflows_is_truncated(objective: ObjectiveConfig) -> None:
     """p/mu = exp(200) is inf in float32 and counts as the cap; exp(-200) counts as nothing."""
     z_NV, u_NV = randn(0, 4, 4, dtype=one), randn(1, 4, 4, dtype=one)
     sampled_N = torch.arange(4)
@@ -113,7 +113,7 @@ def test_a_ratio_that_overflows_is_truncated(objective: Objective) -> None:
     )
     assert torch.equal(capped, overflowing)
     assert vanishing.isfinite().all()
-    if objective == ReverseKL(support="sampled"):
+    if objective == ReverseKLConfig(support="sampled"):
         assert (vanishing == 0).all()
 
 
@@ -123,7 +123,7 @@ def test_soft_cap_saturates_quietly() -> None:
     head = Head(torch.eye(4, dtype=one), softcap=30.0)
     u_NV = randn(2, 4, 4, dtype=one)
     tokens = alone(torch.arange(4), torch.zeros(4, dtype=one))
-    loss, _ = distillation_loss(ReverseKL(), 1.0, hidden_Nd, head, tokens, dense(u_NV), 4.0)
+    loss, _ = distillation_loss(ReverseKLConfig(), 1.0, hidden_Nd, head, tokens, dense(u_NV), 4.0)
     loss.backward()
     assert loss.isfinite()
     assert hidden_Nd.grad is not None
@@ -137,7 +137,7 @@ def test_kl_in_float32_is_not_noticeably_negative() -> None:
     u_NV = z_NV + 1e-4 * randn(4, 16, 32_000, dtype=one)
     hidden_N1 = torch.ones(1, 1, dtype=one)
     for z_V, u_V in zip(z_NV, u_NV, strict=True):  # one row at a time: logits are the head's weight
-        for objective in (ReverseKL(), ForwardKL(), JSD()):
+        for objective in (ReverseKLConfig(), ForwardKLConfig(), JSDConfig()):
             tokens = alone(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=one))
             _, measured = distillation_loss(
                 objective, 1.0, hidden_N1, Head(z_V[:, None]), tokens,
@@ -147,9 +147,11 @@ def test_kl_in_float32_is_not_noticeably_negative() -> None:
 
 
 @pytest.mark.parametrize(
-    "objective", [ReverseKL(), ForwardKL(), JSD(), ReverseKL(reference=Reference(weight=1.0))], ids=name
+    "objective",
+    [ReverseKLConfig(), ForwardKLConfig(), JSDConfig(), ReverseKLConfig(reference=ReferenceConfig(weight=1.0))],
+    ids=name,
 )
-def test_float32_sums_do_not_drift_with_the_vocabulary(objective: Objective) -> None:
+def test_float32_sums_do_not_drift_with_the_vocabulary(objective: ObjectiveConfig) -> None:
     """49k terms in float32: values to 5e-6 of float64's, and gradients that sum to zero over the vocabulary.
 
     Terms added one after another lose a digit more than this, and all in one direction.
@@ -190,8 +192,8 @@ def with_mask(logits_NV: Tensor, masked: int) -> Dense:
     return Dense(logits_NV, Head(torch.eye(4, dtype=one), bias_V))
 
 
-@pytest.mark.parametrize("objective", [ReverseKL(), ReverseKL(discount=1.0)], ids=name)
-def test_an_infinite_reverse_kl_is_not_hidden(objective: Objective) -> None:
+@pytest.mark.parametrize("objective", [ReverseKLConfig(), ReverseKLConfig(discount=1.0)], ids=name)
+def test_an_infinite_reverse_kl_is_not_hidden(objective: ObjectiveConfig) -> None:
     """q_v = 0 where p_v > 0: D = inf is the true answer, and the loss says so."""
     z_NV, u_NV = randn(5, 4, 4, dtype=one), randn(6, 4, 4, dtype=one)
     tokens = alone(torch.arange(4), torch.zeros(4, dtype=one))
@@ -204,7 +206,7 @@ def test_an_infinite_forward_kl_is_not_hidden() -> None:
     policy = with_mask(randn(7, 4, 4, dtype=one), 2)
     tokens = alone(torch.tensor([0, 1, 3, 0]), torch.zeros(4, dtype=one))
     loss, _ = distillation_loss(
-        ForwardKL(), 1.0, policy.hidden_Nd, policy.head, tokens, dense(randn(8, 4, 4, dtype=one)), 1.0
+        ForwardKLConfig(), 1.0, policy.hidden_Nd, policy.head, tokens, dense(randn(8, 4, 4, dtype=one)), 1.0
     )
     assert loss == torch.inf
 
@@ -224,12 +226,12 @@ def test_an_impossible_sample_is_not_hidden(support: int | str) -> None:
             TopK(ids_N2, torch.stack([seldom_N, never_N], 1), seldom_N),
         ]
     for teacher in teachers:
-        _, loss, _ = gradient_of(ReverseKL(support=support), 1.0, z_NV, tokens, teacher)
+        _, loss, _ = gradient_of(ReverseKLConfig(support=support), 1.0, z_NV, tokens, teacher)
         assert loss == torch.inf
 
 
-@pytest.mark.parametrize("objective", [ReverseKL(), ForwardKL(), JSD()], ids=name)
-def test_a_token_neither_side_can_say_stops_the_step(objective: Objective) -> None:
+@pytest.mark.parametrize("objective", [ReverseKLConfig(), ForwardKLConfig(), JSDConfig()], ids=name)
+def test_a_token_neither_side_can_say_stops_the_step(objective: ObjectiveConfig) -> None:
     """Both logits -inf: 0 log(0/0) is 0 on paper and NaN in floating point. Masked heads are not
     supported by the dense divergences (narrow the vocabulary instead), and they cannot go unnoticed."""
     student, marked = with_mask(randn(10, 4, 4, dtype=one), 2), with_mask(randn(11, 4, 4, dtype=one), 2)
@@ -240,7 +242,7 @@ def test_a_token_neither_side_can_say_stops_the_step(objective: Objective) -> No
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 @every_objective
-def test_a_poisoned_hidden_state_reaches_the_loss(objective: Objective, poison: float) -> None:
+def test_a_poisoned_hidden_state_reaches_the_loss(objective: ObjectiveConfig, poison: float) -> None:
     """One NaN among the student's hidden states: a non-finite loss, never a clean number."""
     z_NV, u_NV = randn(12, 4, 4, dtype=one), randn(13, 4, 4, dtype=one)
     z_NV[1, 0] = poison

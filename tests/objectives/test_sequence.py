@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.config_objective import JSD, ForwardKL, Objective, Reference, ReverseKL
+from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
 from limbeck.objectives import Target, Tokens, distillation_loss
 from tests._naive import jsd, kl, naive_loss
 
@@ -71,7 +71,7 @@ def tables(w: World, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def expected_gradient(
-    objective: Objective,
+    objective: ObjectiveConfig,
     w: World,
     z_PV: Tensor,
     u_PV: Tensor,
@@ -91,7 +91,7 @@ def expected_gradient(
     advantage_N = None if reward_B is None else reward_B[w.sequence_N]
     tokens = Tokens(w.sampled_N, w.sequence_N, behaviour_N, advantage_N)
     teacher: Target = dense(u_PV[w.prefix_N])
-    if isinstance(objective, ReverseKL) and objective.support != "full":
+    if isinstance(objective, ReverseKLConfig) and objective.support != "full":
         teacher = target(objective.support, log_softmax(u_PV, T)[w.prefix_N], w.sampled_N)
     hidden_NV = z_PV[w.prefix_N].requires_grad_()
     reference = None if ref_PV is None else dense(ref_PV[w.prefix_N])
@@ -136,7 +136,7 @@ def test_the_worlds_are_complete() -> None:
 def test_undiscounted_gradient_is_that_of_j(w: World, support: int | str) -> None:
     """discount = 1: E_{y~p}[fused gradient] = grad J, by finite differences of J."""
     z_PV, u_PV, _ = tables(w, 3)
-    got_PV = expected_gradient(ReverseKL(support=support, discount=1.0), w, z_PV, u_PV)
+    got_PV = expected_gradient(ReverseKLConfig(support=support, discount=1.0), w, z_PV, u_PV)
     slope_PV = finite_difference(lambda x: sequence_objective(w, x, u_PV), z_PV)
     close(got_PV, slope_PV, 1e-8)
 
@@ -146,7 +146,7 @@ def test_undiscounted_gradient_is_that_of_j(w: World, support: int | str) -> Non
 def test_gradient_at_discount_zero_is_the_per_token_part(w: World, support: int | str) -> None:
     """discount = 0: E_{y~p}[fused gradient] = sum_prefix d(prefix) grad D(prefix), d held fixed."""
     z_PV, u_PV, _ = tables(w, 6)
-    got_PV = expected_gradient(ReverseKL(support=support), w, z_PV, u_PV)
+    got_PV = expected_gradient(ReverseKLConfig(support=support), w, z_PV, u_PV)
     reached_P, logq_PV = reach(w, log_softmax(z_PV, T)), log_softmax(u_PV, T)
 
     def frozen(x_PV: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def test_gradient_at_discount_zero_is_the_per_token_part(w: World, support: int 
 def test_gradient_at_any_discount_follows_the_formula(w: World, support: int | str, discount: float) -> None:
     """E sum_t [grad D_t + grad log p(y_t) sum_{u>t} discount^(u-t) D_u], with exact D_u."""
     z_PV, u_PV, _ = tables(w, 9)
-    got_PV = expected_gradient(ReverseKL(support=support, discount=discount), w, z_PV, u_PV)
+    got_PV = expected_gradient(ReverseKLConfig(support=support, discount=discount), w, z_PV, u_PV)
 
     z_PV.requires_grad_()
     logp_PV, logq_PV = log_softmax(z_PV, T), log_softmax(u_PV, T)
@@ -185,7 +185,7 @@ def test_j_with_a_reference_and_rewards(w: World, support: int | str) -> None:
     """discount = 1: E[fused gradient] = grad [J + weight J_ref - E_y R(y)], R the sequence's reward."""
     z_PV, u_PV, ref_PV = tables(w, 12)
     reward_B = randn(15, len(w.sequences))
-    objective = ReverseKL(support=support, discount=1.0, reference=Reference(weight=0.4))
+    objective = ReverseKLConfig(support=support, discount=1.0, reference=ReferenceConfig(weight=0.4))
     got_PV = expected_gradient(objective, w, z_PV, u_PV, ref_PV=ref_PV, reward_B=reward_B)
 
     def total(x_PV: Tensor) -> Tensor:
@@ -196,8 +196,10 @@ def test_j_with_a_reference_and_rewards(w: World, support: int | str) -> None:
 
 
 @every_world
-@pytest.mark.parametrize("objective", [ForwardKL(discount=1.0), JSD(beta=0.3, discount=1.0)], ids=["fkl", "jsd"])
-def test_undiscounted_gradient_of_other_divergences(w: World, objective: Objective) -> None:
+@pytest.mark.parametrize(
+    "objective", [ForwardKLConfig(discount=1.0), JSDConfig(beta=0.3, discount=1.0)], ids=["fkl", "jsd"]
+)
+def test_undiscounted_gradient_of_other_divergences(w: World, objective: ObjectiveConfig) -> None:
     """discount = 1: E_{y~p}[fused gradient] = grad E_{y~p} sum_t divergence_t."""
     z_PV, u_PV, _ = tables(w, 16)
     got_PV = expected_gradient(objective, w, z_PV, u_PV)
@@ -206,7 +208,7 @@ def test_undiscounted_gradient_of_other_divergences(w: World, objective: Objecti
         logp_PV, logq_PV = log_softmax(x_PV, T), log_softmax(u_PV, T)
         divergence_P = torch.stack(
             [
-                jsd(objective.beta, p, q) if isinstance(objective, JSD) else kl(q, p)
+                jsd(objective.beta, p, q) if isinstance(objective, JSDConfig) else kl(q, p)
                 for p, q in zip(logp_PV, logq_PV, strict=True)
             ]
         )
@@ -221,7 +223,7 @@ def test_a_matched_student_rests(w: World, discount: float) -> None:
     """p = q everywhere: every term of the gradient is zero, the future's too."""
     z_PV, _, _ = tables(w, 19)
     for support in ("sampled", 2, "full"):
-        got_PV = expected_gradient(ReverseKL(support=support, discount=discount), w, z_PV, z_PV)
+        got_PV = expected_gradient(ReverseKLConfig(support=support, discount=discount), w, z_PV, z_PV)
         close(got_PV, torch.zeros_like(z_PV), 1e-13)
 
 
@@ -231,7 +233,7 @@ def test_gradient_of_j_does_not_see_chunk_borders(support: int | str, chunk: int
     """discount = 1 with chunks that cut sequences anywhere: E[fused gradient] = grad J."""
     w = WORLDS["with-end-token"]
     z_PV, u_PV, _ = tables(w, 22)
-    objective = ReverseKL(support=support, discount=1.0)
+    objective = ReverseKLConfig(support=support, discount=1.0)
     got_PV = expected_gradient(objective, w, z_PV, u_PV, chunk_bytes=4 * V * chunk)
     slope_PV = finite_difference(lambda x: sequence_objective(w, x, u_PV), z_PV)
     close(got_PV, slope_PV, 1e-8)
@@ -252,7 +254,7 @@ def test_future_divergences_of_stale_samples_are_unbiased(support: int | str, di
     w = world(2, ends=False)
     z_PV, u_PV, mu_PV = tables(w, 25)
     mu_PV = log_softmax(mu_PV)
-    objective = ReverseKL(support=support, discount=discount, importance_cap=UNCAPPED)
+    objective = ReverseKLConfig(support=support, discount=discount, importance_cap=UNCAPPED)
     got_PV = expected_gradient(objective, w, z_PV, u_PV, mu_PV=mu_PV)
 
     z_PV.requires_grad_()
@@ -283,7 +285,7 @@ def test_what_a_token_does_later_is_weighted_and_truncated(support: int | str, c
     grads, estimate_N = [], torch.zeros(())
     for discount in (0.0, 1.0):
         hidden_NV = z_PV[w.prefix_N].requires_grad_()
-        objective = ReverseKL(support=support, discount=discount, importance_cap=cap)
+        objective = ReverseKLConfig(support=support, discount=discount, importance_cap=cap)
         teacher: Target = dense(u_PV[w.prefix_N])
         loss, measured = distillation_loss(objective, T, hidden_NV, identity(V), tokens, teacher, 1.0)
         grads.append(torch.autograd.grad(loss, hidden_NV)[0])
@@ -304,7 +306,7 @@ def test_what_a_token_does_later_is_weighted_and_truncated(support: int | str, c
 def test_each_sequence_equals_the_naive_twin(w: World, support: int | str, discount: float) -> None:
     """Sample by sample: the fused gradient is that of the surrogate, discounted future and all."""
     z_PV, u_PV, ref_PV = tables(w, 31)
-    objective = ReverseKL(support=support, discount=discount, reference=Reference(weight=0.4))
+    objective = ReverseKLConfig(support=support, discount=discount, reference=ReferenceConfig(weight=0.4))
     logp_PV, logq_PV, logref_PV = (log_softmax(x, T) for x in (z_PV, u_PV, ref_PV))
     behaviour_N = logp_PV[w.prefix_N, w.sampled_N]
     tokens = Tokens(w.sampled_N, w.sequence_N, behaviour_N, randn(34, len(behaviour_N)))

@@ -17,18 +17,19 @@ import pytest
 import torch
 import uvicorn
 
-from limbeck.config_section import ModelSection
-from limbeck.config_teachers import LimbeckTeacher, SGLangTeacher, VLLMTeacher
+from limbeck.config.base import ModelConfig
+from limbeck.config.teacher import LimbeckTeacherConfig, SGLangTeacherConfig, VLLMTeacherConfig
+from limbeck.contract.probes import continuations, logprobs_of_sampled, probe_rollout
+from limbeck.contract.remote import prove_remote
 from limbeck.errors import ContractError, ModelError
-from limbeck.models import CausalLM, load_model
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.loading import load_model
 from limbeck.serve.app import make_app
 from limbeck.serve.queue import QueueFullError, ScoringQueue
 from limbeck.serve.scorer import Asked, Scorer
 from limbeck.serve.settings import ServeSettings
 from limbeck.teachers.connect import remote_teacher
-from limbeck.teachers.contract import continuations, logprobs_of_sampled, probe_rollout
-from limbeck.teachers.proof import prove_remote
-from limbeck.wire.question import Question, WireError
+from limbeck.wire.score import Question, WireError
 from tests import tiny
 
 TEXTS = [tuple(int(i) for i in np.random.default_rng(n).integers(5, 100, 12 + 3 * n)) for n in range(5)]
@@ -141,11 +142,11 @@ async def test_a_text_and_a_list_of_prompts_are_answered_as_sglang_does(lm: Caus
 @pytest.mark.parametrize(
     ("section", "method"),
     [
-        (LimbeckTeacher(url="http://server"), "native"),
-        (SGLangTeacher(url="http://server"), "native"),
-        (VLLMTeacher(url="http://server"), "native"),
-        (LimbeckTeacher(url="http://server", head="here"), "hidden"),
-        (SGLangTeacher(url="http://server", head="here"), "hidden"),
+        (LimbeckTeacherConfig(url="http://server"), "native"),
+        (SGLangTeacherConfig(url="http://server"), "native"),
+        (VLLMTeacherConfig(url="http://server"), "native"),
+        (LimbeckTeacherConfig(url="http://server", head="here"), "hidden"),
+        (SGLangTeacherConfig(url="http://server", head="here"), "hidden"),
     ],
 )
 async def test_our_own_clients_prove_it_and_get_the_truth(
@@ -167,8 +168,8 @@ async def test_our_own_clients_prove_it_and_get_the_truth(
 
 
 async def test_states_under_another_models_head_are_refused(lm: CausalLM, tmp_path: Path) -> None:
-    other = load_model(ModelSection(model=tiny.save(tmp_path, seed=1)), torch.device("cpu")).head()
-    teacher = remote_teacher("t", SGLangTeacher(url="http://server", head="other"), V, V, 0, other)
+    other = load_model(ModelConfig(model=tiny.save(tmp_path, seed=1)), torch.device("cpu")).head()
+    teacher = remote_teacher("t", SGLangTeacherConfig(url="http://server", head="other"), V, V, 0, other)
     app = make_app(Scorer(lm), ServeSettings(), "tiny 123")
     async with app.router.lifespan_context(app):
         teacher.pool._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
@@ -177,7 +178,7 @@ async def test_states_under_another_models_head_are_refused(lm: CausalLM, tmp_pa
         await teacher.close()
 
 
-@pytest.mark.parametrize("kind", [SGLangTeacher, VLLMTeacher, LimbeckTeacher])
+@pytest.mark.parametrize("kind", [SGLangTeacherConfig, VLLMTeacherConfig, LimbeckTeacherConfig])
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 async def test_a_server_with_a_temperature_of_its_own_is_asked_by_name(
     lm: CausalLM, kind: Any, temperature: float
@@ -432,5 +433,5 @@ def test_no_temperature_is_made_up(flag: Any, scoring: Any, sampling: Any) -> No
 def test_a_folder_with_other_weights_has_another_fingerprint(tmp_path: Path, lm: CausalLM) -> None:
     from limbeck.serve.main import fingerprint
 
-    other = load_model(ModelSection(model=str(tiny.save(tmp_path, seed=1))), torch.device("cpu"))
+    other = load_model(ModelConfig(model=str(tiny.save(tmp_path, seed=1))), torch.device("cpu"))
     assert fingerprint(lm) == fingerprint(lm) != fingerprint(other)

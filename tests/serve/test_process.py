@@ -21,9 +21,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from limbeck.cli import main
-from limbeck.config_section import ModelSection
-from limbeck.models import CausalLM, load_model
+from limbeck.cli.main import main
+from limbeck.config.base import ModelConfig
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.loading import load_model
 from tests import tiny
 
 TOKEN = {"authorization": "Bearer sesame"}
@@ -53,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def served(folder: str) -> Iterator[Served]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "limbeck.cli", "serve", folder, "--port", "0", "--temperature", "0.7", "--batch", "16",
+        [sys.executable, "-m", "limbeck", "serve", folder, "--port", "0", "--temperature", "0.7", "--batch", "16",
          "--token-env", "SESAME", "--queue", str(QUEUE), "--max-top-k", "20", "--body-mb", "1"],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "SESAME": "sesame", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -109,7 +110,7 @@ def test_it_says_where_it_is_and_who_it_is(served: Served) -> None:
 
 
 def test_slimes_and_miless_request_gets_q_at_the_rollout_temperature(served: Served) -> None:
-    lm = load_model(ModelSection(model=served.folder), torch.device("cpu"))
+    lm = load_model(ModelConfig(model=served.folder), torch.device("cpu"))
     for ids in texts(3, 40):
         answer = ask(served, score(ids)).raise_for_status().json()
         np.testing.assert_allclose(of_response(answer, 12), truth(lm, ids, 0.7)[-12:], atol=2e-5)
@@ -159,7 +160,7 @@ def queued(served: Served) -> float:
 
 def test_a_full_queue_says_when_to_come_back_and_sigterm_finishes_what_was_taken(served: Served) -> None:
     """The last test: the server is gone after it."""
-    lm = load_model(ModelSection(model=served.folder), torch.device("cpu"))
+    lm = load_model(ModelConfig(model=served.folder), torch.device("cpu"))
     long = texts(QUEUE, CONTEXT)
     with ThreadPoolExecutor(1) as threads:
         under_way = threads.submit(ask, served, score(long[:40]))

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from limbeck import api
-from limbeck.config import Recipe, parse_recipe
+from limbeck.config.recipe import Recipe, parse_recipe
 from tests import tiny
 
 
@@ -27,7 +27,7 @@ class Process:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "limbeck.cli", "serve", tiny.folder_of("llama-tied"), "--alone", "--port",
+            [sys.executable, "-m", "limbeck", "serve", tiny.folder_of("llama-tied"), "--alone", "--port",
              str(self.port)],
             stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from limbeck.config_tasks import DatasetTask, FileTask
+from limbeck.config.task import DatasetTaskConfig, FileTaskConfig
 from limbeck.tasks import load_task
 
 
@@ -12,7 +12,7 @@ def sums(count, start=0, **more):
 
 def load(path, tokenizer, longest_prompt=None, seed=0, **keys):
     keys.setdefault("held_out", 1)
-    return load_task(FileTask(path=path, **keys), tokenizer, seed, longest_prompt)
+    return load_task(FileTaskConfig(path=path, **keys), tokenizer, seed, longest_prompt)
 
 
 def everything(task):
@@ -21,4 +21,4 @@ def everything(task):
 
 def load_dataset_task(tokenizer, name, **keys):
     keys.setdefault("held_out", 1)
-    return load_task(DatasetTask(name=str(name), **keys), tokenizer, 0, None)
+    return load_task(DatasetTaskConfig(name=str(name), **keys), tokenizer, 0, None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.config_tasks import ArithmeticTask
+from limbeck.config.task import ArithmeticTaskConfig
 from limbeck.errors import DataError
 from limbeck.tasks import load_task
 from limbeck.tasks.arithmetic import Arithmetic, _prompt, draw_pairs, question, worked_solution
@@ -18,7 +18,7 @@ operands = st.integers(1, 8).flatmap(lambda digits: st.tuples(st.just(digits), *
 
 
 def task_of(digits: int, **sizes: int) -> Arithmetic:
-    return Arithmetic(ArithmeticTask(digits=digits, **sizes), lambda text: [ord(c) for c in text], seed=0)
+    return Arithmetic(ArithmeticTaskConfig(digits=digits, **sizes), lambda text: [ord(c) for c in text], seed=0)
 
 
 def prompt_of(digits, a, b):
@@ -93,13 +93,13 @@ def test_more_problems_than_there_are_is_an_error_with_a_remedy():
 
 
 def test_load_task_tokenizes_raw_text_even_where_there_is_a_chat_template(chat):
-    task = load_task(ArithmeticTask(digits=2, train=3, held_out=2), chat, seed=0, longest_prompt=None)
+    task = load_task(ArithmeticTaskConfig(digits=2, train=3, held_out=2), chat, seed=0, longest_prompt=None)
     assert [chat.decode(p.token_ids) for p in task.train] == [f"<bos>{p.text}" for p in task.train]
     assert task.dropped == 0
 
 
 def test_load_task_refuses_prompts_that_leave_no_room(chat):
-    section = ArithmeticTask(digits=2, train=3, held_out=2)
+    section = ArithmeticTaskConfig(digits=2, train=3, held_out=2)
     assert load_task(section, chat, seed=0, longest_prompt=7).train  # "<bos>12+34="
     with pytest.raises(DataError, match=r"'arithmetic-\d\d\+\d\d' has 7 tokens, but at most 6") as caught:
         load_task(section, chat, seed=0, longest_prompt=6)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.config_tasks import RegexGrader
+from limbeck.config.task import RegexGraderConfig
 from limbeck.errors import DataError
 from limbeck.records import Prompt
 from limbeck.tasks.graders import Exact, Numeric, PythonFunction, Regex, last_number
@@ -160,7 +160,7 @@ def test_regex_takes_the_first_group_of_the_last_match():
 
 
 def test_a_group_that_took_no_part_in_the_match_is_wrong():
-    pattern = RegexGrader(pattern=r"(?:answer (\d)|nothing)").pattern
+    pattern = RegexGraderConfig(pattern=r"(?:answer (\d)|nothing)").pattern
     assert Regex(pattern)(prompt("1"), "answer 1, or nothing") == 0.0
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from limbeck.config_tasks import ReasoningGymTask
+from limbeck.config.task import ReasoningGymTaskConfig
 from limbeck.errors import DataError
 from limbeck.tasks import load_task
 
@@ -15,7 +15,7 @@ from limbeck.tasks import load_task
 def load(tokenizer, name="chain_sum", seed=0, longest_prompt=None, **keys):
     keys.setdefault("train", 20)
     keys.setdefault("held_out", 5)
-    return load_task(ReasoningGymTask(name=name, **keys), tokenizer, seed, longest_prompt)
+    return load_task(ReasoningGymTaskConfig(name=name, **keys), tokenizer, seed, longest_prompt)
 
 
 def test_prompts_go_through_the_chat_template(chat, plain):

@@ -14,15 +14,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from limbeck.batch import Layout, make_batch
-from limbeck.config import HFEngine, LocalLearner, ModelSection
-from limbeck.config_objective import ReverseKL
+from limbeck.config.base import ModelConfig
+from limbeck.config.engine import HFEngineConfig
+from limbeck.config.learner import LocalLearnerConfig
+from limbeck.config.objective import ReverseKLConfig
+from limbeck.contract.probes import check_tokenizers, logprobs_of_sampled
 from limbeck.engines.hf import InProcessEngine
 from limbeck.errors import ContractError
+from limbeck.learners.batch import make_batch
 from limbeck.learners.local import InProcessLearner
-from limbeck.models import CausalLM, load_model
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.layout import Layout
+from limbeck.models.loading import load_model
 from limbeck.records import HiddenScores, Rollout, Sampling, Scored, StepReport, TokenScores
-from limbeck.teachers.contract import check_tokenizers, logprobs_of_sampled
 from limbeck.teachers.local import LocalTeacher
 from tests import tiny
 
@@ -144,11 +148,11 @@ async def test_it_is_frozen_and_has_no_dropout() -> None:
 async def report(student: CausalLM, teacher: LocalTeacher, temperature: float, layout: Layout = "padded") -> StepReport:
     """What the learner measures of the student's own samples, marked by the teacher."""
     sampling = Sampling(temperature, 12, stop_ids=tuple(range(5, 15)))
-    sampled = await InProcessEngine(student, HFEngine(max_rows=5)).sample(tiny.prompts(6, 1, 11, 3), sampling, 2)
+    sampled = await InProcessEngine(student, HFEngineConfig(max_rows=5)).sample(tiny.prompts(6, 1, 11, 3), sampling, 2)
     asked = [rollout for rollout in sampled if isinstance(rollout, Rollout)]
     scores = await hidden_scores(teacher, asked)
-    section = LocalLearner(layout=layout, micro_batch_tokens=40)
-    learner = InProcessLearner(student, section, ReverseKL(), steps=1, seed=0)
+    section = LocalLearnerConfig(layout=layout, micro_batch_tokens=40)
+    learner = InProcessLearner(student, section, ReverseKLConfig(), steps=1, seed=0)
     return await learner.measure([Scored(*pair) for pair in zip(asked, scores, strict=True)])
 
 
@@ -206,7 +210,7 @@ async def test_padded_tables_of_one_tokenizer_have_no_kl(padded: str) -> None:
 
 async def test_models_read_from_disk_have_no_kl() -> None:
     """The same through `load_model`, the way a run gets them."""
-    section = ModelSection(model=tiny.folder_of("qwen2"))
+    section = ModelConfig(model=tiny.folder_of("qwen2"))
     student, teacher = (load_model(section, torch.device("cpu")) for _ in range(2))
     assert (await report(student, LocalTeacher("teacher", teacher), 1.5)).values()["reverse_kl/exact"] < 1e-5
 
@@ -217,7 +221,7 @@ async def test_an_update_towards_an_equal_teacher_has_no_gradient() -> None:
     asked = [rollout for rollout in rollouts(0.7) if rollout.trained.any()]
     scores = await hidden_scores(teacher, asked)
     samples = [Scored(*pair) for pair in zip(asked, scores, strict=True)]
-    learner = InProcessLearner(student, LocalLearner(), ReverseKL(), steps=1, seed=0)
+    learner = InProcessLearner(student, LocalLearnerConfig(), ReverseKLConfig(), steps=1, seed=0)
     assert (await learner.update(samples)).maxima["grad_norm"] < 1e-4
 
 

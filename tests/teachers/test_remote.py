@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from limbeck.config_teachers import SGLangTeacher, VLLMTeacher
+from limbeck.config.teacher import SGLangTeacherConfig, VLLMTeacherConfig
+from limbeck.contract.bake_probe import ProbeFile, ProbeSequence
+from limbeck.contract.probes import continuations
+from limbeck.contract.remote import prove_remote
 from limbeck.errors import ContractError, DataError, RecipeError, TeacherError
 from limbeck.records import Failure, Prompt, Rollout, Sampling, TokenScores, TopKScores
 from limbeck.teachers.connect import remote_teacher
-from limbeck.teachers.contract import continuations
-from limbeck.teachers.proof import prove_remote
 from limbeck.teachers.remote import RemoteTeacher
 from limbeck.teachers.routed import RoutedTeacher
-from limbeck.temperature.probe_file import ProbeFile, ProbeSequence
 from tests.fake_server import FakeServer
 
 V = 99
 TEXTS = [tuple(int(i) for i in np.random.default_rng(n).integers(0, V, 20 + n)) for n in range(4)]
-KINDS = {"sglang": SGLangTeacher, "vllm": VLLMTeacher}
+KINDS = {"sglang": SGLangTeacherConfig, "vllm": VLLMTeacherConfig}
 both = pytest.mark.parametrize("kind", sorted(KINDS))
 
 

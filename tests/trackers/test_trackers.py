@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from limbeck import api
-from limbeck.config import Recipe, parse_recipe
+from limbeck.config.recipe import Recipe, parse_recipe
 from limbeck.errors import RecipeError
 from limbeck.trackers import make_trackers
 from limbeck.trackers.background import BackgroundTracker

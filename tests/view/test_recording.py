@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from limbeck import api
-from limbeck.assemble import assemble
-from limbeck.batch import make_batch
-from limbeck.config import parse_recipe
-from limbeck.recording import _stride, _thin_out
-from limbeck.rollout_file import schema
-from limbeck.run import mark, whole
-from limbeck.run_folder import RunFolder
+from limbeck.assemble.run import assemble
+from limbeck.config.recipe import parse_recipe
+from limbeck.learners.batch import make_batch
+from limbeck.training.recording import _stride, _thin_out
+from limbeck.training.rollout_file import schema
+from limbeck.training.run import mark, whole
+from limbeck.training.run_folder import RunFolder
 from tests import finished_run
 
 PER_TOKEN = [

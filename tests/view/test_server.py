@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from starlette.testclient import TestClient
 
-from limbeck.cli import main
+from limbeck.cli.main import main
 from limbeck.errors import RunError
 from limbeck.view import page
 from limbeck.view.report import gather, write_report

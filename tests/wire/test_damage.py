@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from limbeck.wire import sglang
 from limbeck.wire.agreement import confirmed
-from limbeck.wire.question import Question, Reply, WireError, check_digits
+from limbeck.wire.score import Question, Reply, WireError, check_digits
 
 N, K = 6, 4
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.wire import binary, sglang, vllm
-from limbeck.wire.question import Question, Reply, WireError
+from limbeck.wire.score import Question, Reply, WireError
 
 V = 40
 

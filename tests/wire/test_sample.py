@@ -9,8 +9,8 @@ import pytest
 
 from limbeck.records import Sampling
 from limbeck.wire import sglang, vllm
-from limbeck.wire.question import FINAL, Question, WireError
 from limbeck.wire.sample import SampleRequest
+from limbeck.wire.score import FINAL, Question, WireError
 
 REQUEST = SampleRequest((5, 6, 7), Sampling(0.7, 4, (1, 2)), seed=9, vocabulary=50)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import api
-from limbeck.config import Recipe, load_recipe
-from limbeck.console import make_console
+from limbeck.config.recipe import Recipe, load_recipe
+from limbeck.trackers.console import make_console
 
 RECIPE = Path(__file__).with_name("demo.toml")
 

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.config import HFEngine
-from limbeck.engines.kernel_rows import lean_rows
-from limbeck.engines.lean import read
-from limbeck.engines.rows import PlainRows, Prefilled, Rows, prefill
-from limbeck.engines.sampling import draw, uniforms
+from limbeck.config.engine import HFEngineConfig
 from limbeck.errors import EngineError
-from limbeck.llama import LlamaParts
-from limbeck.models import CausalLM, precision
+from limbeck.models.causal_lm import CausalLM, precision
+from limbeck.models.decode import read
+from limbeck.models.decode_numba import lean_rows
+from limbeck.models.llama import LlamaParts
+from limbeck.models.rows import PlainRows, Prefilled, Rows, prefill
+from limbeck.models.sampling import draw, uniforms
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Prompt, Rollout, Sampling
 
@@ -41,7 +41,7 @@ SYNC_ELSEWHERE = 16
 class InProcessEngine:
     """Samples from `lm`, whose weights it shares: `load` only takes note of their version."""
 
-    def __init__(self, lm: CausalLM, section: HFEngine, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, lm: CausalLM, section: HFEngineConfig, autocast: torch.dtype | None = None) -> None:
         self.lm, self.max_rows, self.autocast = lm, section.max_rows, autocast
         self.version = 0
         found = "bfloat16 autocast" if autocast else read(lm)

@@ -20,13 +20,13 @@ from typing import Protocol
 
 import numpy as np
 
-from limbeck.engines.held import Held, apart
+from limbeck.engines.weight_check import Held, apart
 from limbeck.errors import EngineError
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Floats, Prompt, Rollout, Sampling
 from limbeck.wire.http import Pool
-from limbeck.wire.question import Question, Reply, WireError
 from limbeck.wire.sample import Sampled, SampleRequest
+from limbeck.wire.score import Question, Reply, WireError
 
 RESTARTS = 3  # of the server during one step's sampling
 REPEATS = 4  # of the fixed text at the start: alone, then all at once
@@ -152,7 +152,7 @@ class ServedEngine:
         try:
             await self.server.push(self.pool, policy, label, folder)
             if first:
-                noise = self.held.hear_noise([await self._score(), *await self._score_together()])
+                noise = self.held.measure_noise_floor([await self._score(), *await self._score_together()])
                 self.proofs.append(("engine: noise", f"{noise:.1e} nats a token", "the same text, the same answer"))
         except WireError as error:
             raise EngineError(

@@ -15,7 +15,7 @@ from limbeck.protocols import Policy
 from limbeck.wire import sglang
 from limbeck.wire.dialects import JsonDialect
 from limbeck.wire.http import Pool
-from limbeck.wire.question import WireError
+from limbeck.wire.score import WireError
 
 if TYPE_CHECKING:
     import torch

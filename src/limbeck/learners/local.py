@@ -22,17 +22,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limbeck.batch import Batch, Layout, MicroBatch, lay_out, make_batch, plan
-from limbeck.config import LocalLearner, Lora
-from limbeck.config_objective import Objective
+from limbeck.config.learner import LocalLearnerConfig, LoraConfig
+from limbeck.config.objective import ObjectiveConfig
 from limbeck.errors import EngineError, ModelError, NonFiniteError, RunError
-from limbeck.learners.measures import Measures
+from limbeck.learners.batch import Batch, MicroBatch, make_batch
+from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
-from limbeck.llama import speed_up
-from limbeck.models import CausalLM, precision, prove_packing, share_prompts
+from limbeck.models.causal_lm import CausalLM, precision
+from limbeck.models.equivalence import prove_packing, share_prompts
+from limbeck.models.layout import Layout, lay_out, plan
+from limbeck.models.llama import speed_up
+from limbeck.models.truncation import truncate
 from limbeck.objectives import Measured, distillation_loss
 from limbeck.records import Floats, Mean, Rollout, Scored, StepReport, Trace
-from limbeck.truncation import truncate
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +50,9 @@ MODEL_FOLDER = "model"
 class InProcessLearner:
     """Trains `lm` for `steps` steps. `version` counts the updates made."""
 
-    def __init__(self, lm: CausalLM, section: LocalLearner, objective: Objective, steps: int, seed: int) -> None:
+    def __init__(
+        self, lm: CausalLM, section: LocalLearnerConfig, objective: ObjectiveConfig, steps: int, seed: int
+    ) -> None:
         self.lm, self.section, self.objective, self.steps, self.seed = lm, section, objective, steps, seed
         self.version = 0
         self.layout = _layout(lm, section)
@@ -80,7 +84,7 @@ class InProcessLearner:
         if not self.lm.model.training:  # a walk over all modules
             self.lm.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        measures = Measures(len(samples), self.lm.device)
+        measures = TokenMetrics(len(samples), self.lm.device)
         for micro in batch.micro:
             loss, measured = self._loss(batch, micro)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -106,7 +110,7 @@ class InProcessLearner:
         """The metrics of `update`, without a gradient or an update."""
         batch = self._batch(samples)
         self.lm.model.eval()
-        measures = Measures(len(samples), self.lm.device)
+        measures = TokenMetrics(len(samples), self.lm.device)
         with torch.no_grad():
             for micro in batch.micro:
                 measures.add(micro, self._loss(batch, micro)[1])
@@ -187,7 +191,7 @@ class InProcessLearner:
         with precision(self.lm, self.autocast):
             return self.lm.states(layout.tokens_BL, layout.positions_BL, layout.predict_N, layout.tree)
 
-    def _stop_if_not_finite(self, samples: Sequence[Scored], measures: Measures, norm: float) -> None:
+    def _stop_if_not_finite(self, samples: Sequence[Scored], measures: TokenMetrics, norm: float) -> None:
         if math.isfinite(norm):
             return
         offenders = measures.non_finite()
@@ -250,11 +254,11 @@ class LocalPolicy:
         return merged
 
 
-def _means(measures: Measures, samples: Sequence[Scored]) -> dict[str, Mean]:
+def _means(measures: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
     return measures.means() | measures.by_teacher([sample.scores.teacher for sample in samples])
 
 
-def learning_rate(section: LocalLearner, step: int, steps: int) -> float:
+def learning_rate(section: LocalLearnerConfig, step: int, steps: int) -> float:
     """The rate of update `step` (from 0): linear warm-up, then the schedule down to 0 at `steps`."""
     warmup = section.warmup_steps
     if step < warmup:
@@ -264,7 +268,7 @@ def learning_rate(section: LocalLearner, step: int, steps: int) -> float:
     return section.lr * factor
 
 
-def _layout(lm: CausalLM, section: LocalLearner) -> Layout:
+def _layout(lm: CausalLM, section: LocalLearnerConfig) -> Layout:
     """The layout asked for, proven for this model. Raises `ModelError` where it cannot have it."""
     if section.layout == "packed":
         prove_packing(lm)
@@ -279,7 +283,7 @@ def _layout(lm: CausalLM, section: LocalLearner) -> Layout:
     return "padded"
 
 
-def _add_adapters(lm: CausalLM, lora: Lora) -> PeftModel:
+def _add_adapters(lm: CausalLM, lora: LoraConfig) -> PeftModel:
     """Put LoRA layers into the model; only they train.
 
     Raises `ModelError` without `peft`, for modules that are not there, and for adapters on the head.

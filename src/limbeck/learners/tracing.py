@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.batch import MicroBatch
+from limbeck.learners.batch import MicroBatch
+from limbeck.models.head import Head
 from limbeck.objectives import Dense, TopK
-from limbeck.objectives.head import Head
 from limbeck.records import Floats, Top, Trace
 
 CHUNK = 256  # tokens whose logits are alive at once

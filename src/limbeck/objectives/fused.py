@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.config_objective import JSD, Objective, ReverseKL
-from limbeck.objectives.head import Head, at_least_float32
-from limbeck.objectives.rows import Sparse, dot, log_softmax_, mixture_gain, sparse_gradient, top
+from limbeck.config.objective import JSDConfig, ObjectiveConfig, ReverseKLConfig
+from limbeck.models.head import Head, at_least_float32
+from limbeck.objectives.logits import Sparse, dot, log_softmax_, mixture_gain, sparse_gradient, top
 from limbeck.objectives.targets import Dense, Measured, Target, Tokens, TopK, check_target
 
 LARGEST_CHUNK = 4096
@@ -35,7 +35,7 @@ LARGEST_DISCOUNTED_CHUNK = 512  # a chunk's discounted sums take a [C, C] matrix
 
 
 def distillation_loss(
-    objective: Objective,
+    objective: ObjectiveConfig,
     temperature: float,
     hidden_Nd: Tensor,
     head: Head,
@@ -102,7 +102,7 @@ class _Chunks:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: ObjectiveConfig,
         temperature: float,
         hidden_Nd: Tensor,
         head: Head,
@@ -188,7 +188,7 @@ class _Chunks:
         elif not isinstance(self.teacher, Dense):
             measured.teacher_logprob[c] = self.teacher.logprobs_N[c]
 
-        if isinstance(self.objective, ReverseKL) and self.objective.support != "full":
+        if isinstance(self.objective, ReverseKLConfig) and self.objective.support != "full":
             if logq_CV is not None:
                 self._measure_reverse_kl(c, dot(p_CV, logp_CV - logq_CV))
             sparse = self._sparse_support(c, p_CV, logp_CV, logq_CV, to_reference_CV)
@@ -215,7 +215,7 @@ class _Chunks:
         """dL/dx of a divergence over the whole vocabulary, and its value at each token."""
         objective = self.objective
         beta = {"reverse_kl": 1.0, "forward_kl": 0.0}.get(objective.divergence)
-        beta = objective.beta if isinstance(objective, JSD) else beta
+        beta = objective.beta if isinstance(objective, JSDConfig) else beta
         assert beta is not None
         ratio_CV = logp_CV - logq_CV
         reverse_C = dot(p_CV, ratio_CV)
@@ -240,7 +240,7 @@ class _Chunks:
     ) -> Sparse:
         """p (log p - log q) on the support, and log p - log q of the sampled token outside it."""
         teacher, sampled_C1 = self.teacher, self.tokens.sampled_N[c, None]
-        assert isinstance(self.objective, ReverseKL)
+        assert isinstance(self.objective, ReverseKLConfig)
         support = self.objective.support
         if support == "sampled":
             ids_CK, logq_CK = sampled_C1[:, :0], logp_CV[:, :0]
@@ -327,7 +327,7 @@ class _Chunks:
             self.grad_bias_V.add_(grad_CV.sum(dim=0))
 
 
-def _chunk_length(objective: Objective, vocabulary: int, chunk_bytes: int) -> int:
+def _chunk_length(objective: ObjectiveConfig, vocabulary: int, chunk_bytes: int) -> int:
     largest = LARGEST_DISCOUNTED_CHUNK if objective.discount > 0 else LARGEST_CHUNK
     return max(1, min(largest, chunk_bytes // (4 * vocabulary)))
 

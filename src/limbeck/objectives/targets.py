@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from limbeck.config_objective import Objective, ReverseKL
-from limbeck.objectives.head import Head
+from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
+from limbeck.models.head import Head
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +65,9 @@ class Measured:
     reference_kl: Tensor | None = None
 
 
-def check_target(objective: Objective, teacher: Target, reference: Dense | None) -> None:
+def check_target(objective: ObjectiveConfig, teacher: Target, reference: Dense | None) -> None:
     """A target must carry at least what the objective's support asks for."""
-    wanted = objective.support if isinstance(objective, ReverseKL) else "full"
+    wanted = objective.support if isinstance(objective, ReverseKLConfig) else "full"
     if wanted == "full" and not isinstance(teacher, Dense):
         raise ValueError(
             f"{objective.divergence} on the whole vocabulary needs the teacher's hidden states and head, "

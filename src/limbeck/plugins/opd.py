@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck.check import LARGEST_VOCABULARY, SECTIONS
+from limbeck.contract.check import LARGEST_VOCABULARY, SECTIONS
+from limbeck.contract.remote import prove_remote
 from limbeck.errors import DataError, RecipeError, TeacherError
 from limbeck.records import Failure, Prompt, Rollout, Sampling, TokenScores
 from limbeck.teachers.connect import remote_teacher
-from limbeck.teachers.proof import prove_remote
 from limbeck.teachers.remote import RemoteTeacher
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from limbeck.serve.scorer import Asked, Scorer
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire import binary
 from limbeck.wire.http import DIGEST_HEADER
-from limbeck.wire.question import Question, WireError
+from limbeck.wire.score import Question, WireError
 
 T = TypeVar("T")
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from limbeck.config_section import ModelSection
+from limbeck.config.base import ModelConfig
 from limbeck.errors import ModelError, RecipeError
-from limbeck.models import CausalLM, load_model
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.loading import load_model
 from limbeck.serve.scorer import Scorer
 from limbeck.serve.settings import ServeSettings
 
@@ -51,7 +52,7 @@ def serve(
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        lm = load_model(ModelSection(model=model, dtype=dtype), torch.device(where))
+        lm = load_model(ModelConfig(model=model, dtype=dtype), torch.device(where))
         app = make_app(Scorer(lm, alone=alone), settings, f"{model} {fingerprint(lm)}")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
         Server(config).run(sockets=[listener])

@@ -17,7 +17,7 @@ import numpy as np
 
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire.binary import Result
-from limbeck.wire.question import Question, WireError, integer, number
+from limbeck.wire.score import Question, WireError, integer, number
 
 # Fields of SGLang's that change what is scored, or what must be in the answer. Others change how, and are passed over.
 OTHER_MODEL = (

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.batch import plan
-from limbeck.models import CausalLM
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.layout import plan
 from limbeck.wire.binary import Result
-from limbeck.wire.question import Question
+from limbeck.wire.score import Question
 
 
 @dataclass(frozen=True, slots=True)

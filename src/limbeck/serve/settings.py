@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from limbeck.wire.question import Question, WireError
+from limbeck.wire.score import Question, WireError
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from limbeck import config_tasks, protocols
+from limbeck import protocols
+from limbeck.config import task as config_tasks
 from limbeck.tasks.arithmetic import Arithmetic
+from limbeck.tasks.files import Rows, of_dataset, of_file
 from limbeck.tasks.graders import Exact, Grader, Numeric, PythonFunction, Regex
 from limbeck.tasks.math_verify import MathVerify
 from limbeck.tasks.prompts import Encoder, fit
 from limbeck.tasks.reasoning_gym import ReasoningGym
-from limbeck.tasks.rows import Rows, of_dataset, of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ __all__ = ["load_task"]
 
 
 def load_task(
-    section: config_tasks.Task, tokenizer: PreTrainedTokenizerBase, seed: int, longest_prompt: int | None
+    section: config_tasks.TaskConfig, tokenizer: PreTrainedTokenizerBase, seed: int, longest_prompt: int | None
 ) -> protocols.Task:
     """The task a recipe's `[task]` table asks for.
 
@@ -35,16 +36,16 @@ def load_task(
     limit. Raises `DataError` for everything that is wrong with the data, the grader or a prompt,
     and where an optional package is missing.
     """
-    if isinstance(section, config_tasks.ArithmeticTask):
+    if isinstance(section, config_tasks.ArithmeticTaskConfig):
         arithmetic = Arithmetic(section, Encoder(tokenizer, chat=False).text, seed)
         fit([*arithmetic.train, *arithmetic.held_out], longest_prompt, too_long="error", may_drop=False)
         return arithmetic
     encoder = Encoder(tokenizer, section.chat, section.system)
-    if isinstance(section, config_tasks.ReasoningGymTask):
+    if isinstance(section, config_tasks.ReasoningGymTaskConfig):
         return ReasoningGym(section, encoder, seed, longest_prompt)
-    if isinstance(section, config_tasks.FileTask):
+    if isinstance(section, config_tasks.FileTaskConfig):
         source, held_out_source = of_file(section)
-    elif isinstance(section, config_tasks.DatasetTask):
+    elif isinstance(section, config_tasks.DatasetTaskConfig):
         source, held_out_source = of_dataset(section)
     else:
         assert_never(section)
@@ -52,17 +53,17 @@ def load_task(
     return Rows(section, source, held_out_source, encoder, grader, seed, longest_prompt)
 
 
-def _grader(section: config_tasks.Grader | None) -> Grader | None:
+def _grader(section: config_tasks.GraderConfig | None) -> Grader | None:
     if section is None:
         return None
-    if isinstance(section, config_tasks.ExactGrader):
+    if isinstance(section, config_tasks.ExactGraderConfig):
         return Exact(section.ignore_case)
-    if isinstance(section, config_tasks.NumericGrader):
+    if isinstance(section, config_tasks.NumericGraderConfig):
         return Numeric(section.tolerance)
-    if isinstance(section, config_tasks.RegexGrader):
+    if isinstance(section, config_tasks.RegexGraderConfig):
         return Regex(section.pattern, section.ignore_case)
-    if isinstance(section, config_tasks.MathVerifyGrader):
+    if isinstance(section, config_tasks.MathVerifyGraderConfig):
         return MathVerify()
-    if isinstance(section, config_tasks.PythonGrader):
+    if isinstance(section, config_tasks.PythonGraderConfig):
         return PythonFunction(section.function)
     assert_never(section)

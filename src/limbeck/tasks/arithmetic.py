@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from limbeck.config_tasks import ArithmeticTask
+from limbeck.config.task import ArithmeticTaskConfig
 from limbeck.errors import DataError
 from limbeck.records import Prompt
 
@@ -24,7 +24,7 @@ class Arithmetic:
 
     dropped = 0  # all problems are equally long: they fit, or the run does not start
 
-    def __init__(self, section: ArithmeticTask, encode: Encode, seed: int) -> None:
+    def __init__(self, section: ArithmeticTaskConfig, encode: Encode, seed: int) -> None:
         pairs = draw_pairs(section.digits, section.train + section.held_out, seed)
         prompts = [_prompt(a, b, section.digits, encode) for a, b in pairs]
         self.held_out: Sequence[Prompt] = prompts[: section.held_out]

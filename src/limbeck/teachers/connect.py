@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limbeck.config_teachers import RemoteTeacher as Section
+from limbeck.config.teacher import RemoteTeacherConfig
 from limbeck.teachers.limbeck import limbeck_dialect
 from limbeck.teachers.remote import RemoteTeacher
 from limbeck.teachers.sglang import sglang_dialect
@@ -13,11 +13,11 @@ from limbeck.wire.dialects import Dialect
 from limbeck.wire.http import Pool, PoolSettings
 
 if TYPE_CHECKING:
-    from limbeck.objectives.head import Head
+    from limbeck.models.head import Head
 
 
 def remote_teacher(
-    name: str, section: Section, vocabulary: int, largest_k: int, support: int, head: Head | None = None
+    name: str, section: RemoteTeacherConfig, vocabulary: int, largest_k: int, support: int, head: Head | None = None
 ) -> RemoteTeacher:
     """A connected but unproven teacher."""
     dialects: dict[str, Dialect] = {

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
-from limbeck.batch import Layout, lay_out, split
-from limbeck.llama import speed_up
-from limbeck.models import CausalLM, share_prompts
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.equivalence import share_prompts
+from limbeck.models.layout import Layout, lay_out, split
+from limbeck.models.llama import speed_up
 from limbeck.records import Failure, HiddenScores, Rollout, TeacherScores
 
 

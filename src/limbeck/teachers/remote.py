@@ -24,26 +24,26 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from limbeck.config_teachers import RemoteTeacher as Section
+from limbeck.config.teacher import RemoteTeacherConfig
 from limbeck.errors import ContractError, RecipeError, TeacherError
 from limbeck.records import Failure, HiddenScores, Mask, Rollout, TeacherScores, TokenScores, TopKScores
-from limbeck.temperature.rescale import NotADistributionError, rescale
+from limbeck.teachers.rescale import NotADistributionError, rescale
 from limbeck.wire.agreement import confirmed
 from limbeck.wire.dialects import Dialect
 from limbeck.wire.http import Pool
-from limbeck.wire.question import Question, Reply, WireError
+from limbeck.wire.score import Question, Reply, WireError
 
 if TYPE_CHECKING:
-    from limbeck.objectives.head import Head
+    from limbeck.models.head import Head
 
-LOUD = 0.05  # nats: noise beyond this makes every probe meaningless
+MAX_NOISE = 0.05  # nats: noise beyond this makes every probe meaningless
 ANSWERS = 10  # to one question, at most, until two agree
 
 Method: TypeAlias = Literal["plain", "native", "baked", "rescale", "hidden"]
 
 
 @dataclass(frozen=True)
-class Anchor:
+class Baseline:
     """A fixed question and what each replica answered at the start."""
 
     question: Question
@@ -61,7 +61,7 @@ class RemoteTeacher:
     def __init__(
         self,
         name: str,
-        section: Section,
+        section: RemoteTeacherConfig,
         dialect: Dialect,
         pool: Pool,
         vocabulary: int,
@@ -72,9 +72,9 @@ class RemoteTeacher:
         self.name, self.section, self.dialect, self.pool = name, section, dialect, pool
         self.vocabulary, self.largest_k, self.support, self.head = vocabulary, largest_k, support, head
         self.method: Method = "plain"
-        self.anchor: Anchor | None = None
+        self.anchor: Baseline | None = None
         self.acknowledges = dialect.exact  # whether the server is known to take a scoring temperature
-        self.agreement = LOUD  # nats within which two answers are the same, until the noise is measured
+        self.agreement = MAX_NOISE  # nats within which two answers are the same, until the noise is measured
         self.error_bound = 0.0  # nats, as measured by the contract where the method is exact but for rounding
         self.seconds: dict[str, float] = {}
         self._calls = 0
@@ -239,7 +239,7 @@ class RemoteTeacher:
                 "serve a checkpoint of `limbeck bake`, or use `limbeck serve`."
             )
 
-    async def drop_anchor(self, question: Question) -> Anchor:
+    async def record_baseline(self, question: Question) -> Baseline:
         """Ask every replica, and hold them to it from now on. Raises `ContractError` where they differ."""
         replies = {url: await self.ask(question, url) for url in self.pool.urls}
         identities = {url: await self.identity(url) for url in self.pool.urls}
@@ -252,7 +252,7 @@ class RemoteTeacher:
                     f"by {apart:.3g} nats on one text, expected at most {self.section.probe_tolerance}. All URLs must "
                     "serve one model at one temperature."
                 )
-        self.anchor = Anchor(question, replies, identities)
+        self.anchor = Baseline(question, replies, identities)
         return self.anchor
 
     async def check_drift(self) -> None:
@@ -272,7 +272,7 @@ class RemoteTeacher:
         if errors and len(errors) == len(results):
             raise TeacherError(f"teacher {self.name}: no replica answers: {errors[0]}") from errors[0]
 
-    async def _drift(self, anchor: Anchor, url: str) -> None:
+    async def _drift(self, anchor: Baseline, url: str) -> None:
         try:
             problem = await self._changed(anchor, url) and await self._changed(anchor, url)  # one answer may be damaged
         except WireError as error:
@@ -285,7 +285,7 @@ class RemoteTeacher:
                 "server again, then the same command."
             )
 
-    async def _changed(self, anchor: Anchor, url: str) -> str | None:
+    async def _changed(self, anchor: Baseline, url: str) -> str | None:
         """How a replica differs from the one that was proven."""
         identity = await self.identity(url)
         if identity != anchor.identities[url]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from limbeck.config import Recipe, TensorBoardTracker, Tracker, TrackioTracker
+from limbeck.config.recipe import Recipe
+from limbeck.config.tracker import TensorBoardTrackerConfig, TrackerConfig, TrackioTrackerConfig
 from limbeck.errors import RecipeError
 from limbeck.trackers.background import BackgroundTracker, Sink
 
@@ -31,18 +32,18 @@ def make_trackers(recipe: Recipe, folder: Path) -> list[BackgroundTracker]:
     return made
 
 
-def _sink(section: Tracker, recipe: Recipe, folder: Path) -> Sink:
+def _sink(section: TrackerConfig, recipe: Recipe, folder: Path) -> Sink:
     if importlib.util.find_spec(section.kind) is None:
         raise RecipeError(
             f"trackers: {section.kind!r} is not installed. pip install 'limbeck[{section.kind}]', or take it out of "
             "the recipe."
         )
     # The packages are imported here, once, before the first step: some take seconds.
-    if isinstance(section, TensorBoardTracker):
+    if isinstance(section, TensorBoardTrackerConfig):
         from limbeck.trackers.tensorboard import TensorBoardSink
 
         return TensorBoardSink(Path(section.folder) if section.folder else folder / "tensorboard")
-    if isinstance(section, TrackioTracker):
+    if isinstance(section, TrackioTrackerConfig):
         from limbeck.trackers.trackio import TrackioSink
 
         return TrackioSink(section, recipe)

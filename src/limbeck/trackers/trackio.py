@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from limbeck.config import Recipe, TrackioTracker
+from limbeck.config.recipe import Recipe
+from limbeck.config.tracker import TrackioTrackerConfig
 
 
 class TrackioSink:
     """Logs under the recipe's name; a resumed run goes on in the same trackio run."""
 
-    def __init__(self, section: TrackioTracker, recipe: Recipe) -> None:
+    def __init__(self, section: TrackioTrackerConfig, recipe: Recipe) -> None:
         import trackio
 
         self.trackio, self.section, self.recipe = trackio, section, recipe

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from limbeck.config import Recipe, WandbTracker
+from limbeck.config.recipe import Recipe
+from limbeck.config.tracker import WandbTrackerConfig
 from limbeck.errors import RecipeError
 
 ID_FILE = "wandb-id"  # in the run's folder, so that a resumed run goes on in the same W&B run
@@ -20,7 +21,7 @@ LOGIN_SECONDS = 60
 class WandbSink:
     """Raises `RecipeError` where an online run has no key to log in with."""
 
-    def __init__(self, section: WandbTracker, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, section: WandbTrackerConfig, recipe: Recipe, folder: Path) -> None:
         import wandb
 
         self.wandb, self.section, self.recipe, self.folder = wandb, section, recipe, folder

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from limbeck.visible import visible
+from limbeck.sanitize import visible
 
 ASSETS = Path(__file__).with_name("assets")
 MODULES = (  # each after those it imports

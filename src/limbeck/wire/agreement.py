@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from limbeck.records import Floats, Mask
-from limbeck.wire.question import Reply
+from limbeck.wire.score import Reply
 
 
 def confirmed(replies: Sequence[Reply], tolerance: float) -> Reply | None:

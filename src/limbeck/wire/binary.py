@@ -26,7 +26,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from limbeck.wire.question import (
+from limbeck.wire.score import (
     Question,
     Reply,
     WireError,

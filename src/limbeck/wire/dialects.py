@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from limbeck.wire import binary, vllm
 from limbeck.wire.http import Pool
-from limbeck.wire.question import Question, Reply, WireError
 from limbeck.wire.sample import Sampled, SampleRequest
+from limbeck.wire.score import Question, Reply, WireError
 
 
 class Dialect(Protocol):

@@ -28,7 +28,7 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random, wait_random_exponential
 
 from limbeck.errors import RecipeError
-from limbeck.wire.question import AWAY, REFUSALS, WireError
+from limbeck.wire.score import AWAY, REFUSALS, WireError
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.records import Finish, Floats, Ints, Sampling
-from limbeck.wire.question import WireError, check_logprobs, integer, number
+from limbeck.wire.score import WireError, check_logprobs, integer, number
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 
 from limbeck.records import Floats
-from limbeck.wire.question import Question, Reply, WireError, check_digits, integer, make_reply, member, sequence
 from limbeck.wire.sample import Sampled, SampleRequest, make_sampled
+from limbeck.wire.score import Question, Reply, WireError, check_digits, integer, make_reply, member, sequence
 
 PATH = "/generate"
 IDENTITY_PATH = "/get_model_info"

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from limbeck.wire.question import Question, Reply, WireError, integer, make_reply, member, number, sequence
 from limbeck.wire.sample import Sampled, SampleRequest, make_sampled
+from limbeck.wire.score import Question, Reply, WireError, integer, make_reply, member, number, sequence
 
 PATH = "/v1/completions"
 IDENTITY_PATH = "/v1/models"

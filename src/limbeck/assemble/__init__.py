@@ -1,0 +1,1 @@
+"""From a recipe to a run: the only place that chooses between backends."""

@@ -1,0 +1,77 @@
+"""Commands of the wire: `limbeck serve` and `limbeck bake`. Imports nothing heavy until one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+AT_LEAST_ONE = click.IntRange(min=1)
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen at; the default is this machine alone."
+)
+@click.option("--port", default=30000, show_default=True, help="0 takes a free one.")
+@click.option("--temperature", type=float, help="For clients that know no scoring temperature, such as slime's.")
+@click.option("--name", default="teacher", show_default=True, help="The model's name in /v1/models.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of the weights."
+)
+@click.option("--device", default="auto", show_default=True, help="Such as cuda:0; auto: a GPU where there is one.")
+@click.option("--alone", is_flag=True, help="Score each sequence by itself: slower, the same to the last bit.")
+@click.option("--token-env", help="Environment variable with the bearer token to ask for.")
+@click.option(
+    "--queue",
+    type=AT_LEAST_ONE,
+    default=256,
+    show_default=True,
+    help="Sequences that may wait; more are told to come back.",
+)
+@click.option("--batch", type=AT_LEAST_ONE, default=64, show_default=True, help="Sequences scored at a time.")
+@click.option("--body-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Longest request body.")
+@click.option("--max-top-k", type=AT_LEAST_ONE, default=1024, show_default=True, help="Most top tokens a position.")
+@click.option("--max-length", type=AT_LEAST_ONE, help="Longest sequence; the model's context where not given.")
+def serve(model: str, host: str, port: int, dtype: Any, device: str, alone: bool, **limits: Any) -> None:
+    """Score texts with MODEL over HTTP, exactly at any temperature.
+
+    Speaks SGLang's /generate, vLLM's /v1/completions and a binary route of its own.
+    """
+    from limbeck.errors import ModelError
+    from limbeck.serve.main import serve as run
+    from limbeck.serve.settings import ServeSettings
+
+    temperature = limits["temperature"]
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ModelError(f"--temperature must be a finite number above 0, got {temperature}")
+    if host not in ("127.0.0.1", "localhost", "::1") and limits["token_env"] is None:
+        click.secho(f"warning: {host} can be reached by others, and no --token-env is set", fg="yellow", err=True)
+    click.echo(f"loading {model}", err=True)
+
+    def ready(address: str) -> None:
+        at = "any temperature" if temperature is None else f"temperature {temperature:g} unless a request names another"
+        click.echo(f"serving {model} on {address} at {at}  (Ctrl-C stops)", err=True)
+
+    run(model, ServeSettings(**limits), host, port, dtype, device, alone, ready)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--temperature", type=float, required=True, help="What a server of OUT answers and samples at.")
+def bake(model: str, out: Path, temperature: float) -> None:
+    """Write OUT, a copy of MODEL that any stock server scores at --temperature."""
+    from limbeck.contract.bake import bake as run
+
+    probe = run(model, temperature, out)
+    click.echo(f"wrote {out}: {', '.join(probe.tensors)} divided by {temperature:g}, in float32")
+    for kind, error in probe.errors.items():
+        click.echo(
+            f"  a server that loads it in {kind} is off by {error['mean']:.1e} nats a token on average, "
+            f"{error['max']:.1e} at most, on the probe file"
+        )
+    click.echo("  serve it in float32; it also samples at this temperature")
+    click.echo(f'  in the recipe: teacher.baked = "{out}"')

@@ -1,0 +1,1 @@
+"""Every table of a recipe, as strict, frozen classes."""

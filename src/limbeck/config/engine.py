@@ -1,0 +1,71 @@
+"""Recipe tables of engines: in this process, or a server of the student's weights.
+
+[engine]
+kind = "sglang"
+url = "http://10.0.0.1:30000"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, field_validator
+
+from limbeck.config.base import Config, Positive, PositiveInt
+
+
+class HFEngineConfig(Config):
+    """Samples in this process with the learner's own weights: no copy, no server."""
+
+    kind: Literal["hf"] = "hf"
+    max_rows: PositiveInt = Field(256, description="responses decoded at once; bounds the KV cache")
+
+
+class ServedEngineConfig(Config):
+    """A server that is given the student's weights after every update, and held to them."""
+
+    url: str = Field(description="`http://host:port` of a server that was started with the student's model")
+    token_env: str | None = Field(None, description="environment variable that holds the bearer token")
+    weights_folder: str | None = Field(
+        None, description="where weights are put for the server, which sees it under the same path; absent: in the run"
+    )
+    tolerance: Positive = Field(
+        0.02, description="nats a token between server and learner on a fixed text, on average; raise it for bfloat16"
+    )
+    max_concurrency: PositiveInt = Field(64, description="requests under way at once")
+    timeout: Positive = Field(600.0, description="seconds for one response, or for one update of the weights")
+    retry_seconds: Positive = Field(300.0, description="how long to wait for a server that is away or busy")
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"url {url!r} must begin with http:// or https://")
+        return url
+
+
+class SGLangEngineConfig(ServedEngineConfig):
+    """SGLang, by `/generate`."""
+
+    kind: Literal["sglang"] = "sglang"
+    weights: Literal["disk", "tensors"] = Field(
+        "disk", description="how they travel: a folder both sides see, or in the request (one GPU a server)"
+    )
+
+
+class VLLMEngineConfig(ServedEngineConfig):
+    """vLLM in development mode, by `/v1/completions`."""
+
+    kind: Literal["vllm"] = "vllm"
+
+
+EngineConfig: TypeAlias = Annotated[HFEngineConfig | SGLangEngineConfig | VLLMEngineConfig, Field(discriminator="kind")]
+
+
+def complete_engine(given: Any) -> Any:
+    """Kind `hf` for an engine table that names neither a kind nor a server."""
+    engine = given.get("engine") if isinstance(given, Mapping) else None
+    if isinstance(engine, Mapping) and "kind" not in engine and "url" not in engine:
+        return {**given, "engine": {"kind": "hf", **engine}}
+    return given

@@ -1,0 +1,247 @@
+"""Recipes: TOML read into strict, frozen models; an unknown key is an error that names the right one.
+
+    recipe = load_recipe("recipes/demo.toml", ["rollout.temperature=0.7", "steps=50"])
+
+The tagged unions (`teacher.kind`, `task.kind`, `objective.divergence`, ...) make states that cannot
+work impossible to write: there is, say, no forward KL on a sampled support to ask for.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import Field, ValidationError, model_validator
+
+from limbeck.config.base import (
+    Config,
+    Count,
+    Positive,
+    PositiveInt,
+    configs_of,
+    keys_of,
+)
+from limbeck.config.engine import EngineConfig, HFEngineConfig, complete_engine
+from limbeck.config.learner import LearnerConfig, LocalLearnerConfig
+from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
+from limbeck.config.student import StudentConfig
+from limbeck.config.task import GraderConfig, TaskConfig
+from limbeck.config.teacher import (
+    RemoteTeacherConfig,
+    RoutedTeacherConfig,
+    StatesTeacherConfig,
+    TeacherConfig,
+    complete_teacher,
+)
+from limbeck.config.tracker import TrackerConfig
+from limbeck.errors import RecipeError
+
+
+class RolloutConfig(Config):
+    """How the student samples. The teacher is scored at this very temperature."""
+
+    temperature: Positive = Field(1.0, description="T of sampler, student loss and teacher alike; > 0")
+    max_tokens: PositiveInt = Field(256, description="longest response")
+    prompts_per_step: PositiveInt = 64
+    samples_per_prompt: PositiveInt = 1
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = Field(0, description="0: off")
+    min_p: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="0: off")
+    stop_ids: tuple[int, ...] = Field((), description="stop tokens besides the model's own")
+
+
+class EvalConfig(Config):
+    """Held-out accuracy and reverse KL on fresh student samples."""
+
+    every: Count = Field(0, description="steps between evaluations; 0: only before and after")
+    prompts: PositiveInt = Field(128, description="how many held-out prompts")
+    samples_per_prompt: PositiveInt = 1
+    greedy: bool = Field(False, description="accuracy of the most likely answer; the KL is always on samples")
+
+
+class CheckpointConfig(Config):
+    """When to save, and how many to keep."""
+
+    every: Count = Field(50, description="steps between checkpoints; 0: only at the end")
+    keep_last: PositiveInt = 2
+
+
+class RecordConfig(Config):
+    """Rollouts kept for people to look at, in `rollouts/`. Changes nothing about the training."""
+
+    every: Count = Field(10, description="steps between recorded ones, besides the first and the last; 0: none at all")
+    rollouts_per_step: Count = Field(8, description="of the step's own rollouts, spread evenly over them")
+    watch: Count = Field(4, description="held-out prompts sampled with the same dice at every recorded step")
+    top: Annotated[int, Field(ge=1, le=64)] = Field(5, description="most likely tokens kept for each position")
+    max_mb: PositiveInt = Field(
+        256, description="size of `rollouts/`; over it every second recorded step is dropped, and again"
+    )
+
+
+class Recipe(Config):
+    """One run. `name` and `output` say where it goes, the tables what it does."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder")
+    output: str = Field("runs", description="folder of run folders")
+    seed: Count = 0
+    steps: PositiveInt = 100
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
+    threads: PositiveInt | None = Field(None, description="CPU threads; absent: all cores")
+    student: StudentConfig
+    teacher: TeacherConfig
+    task: TaskConfig
+    rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = HFEngineConfig()
+    objective: ObjectiveConfig = ReverseKLConfig()
+    learner: LearnerConfig = LocalLearnerConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    record: RecordConfig = RecordConfig()
+    trackers: tuple[TrackerConfig, ...] = Field((), description='who else is told: `[{kind = "tensorboard"}]`')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        """A divergence that is not named is the reverse KL, and a support the teacher can give."""
+        if isinstance(given, Mapping) and isinstance(given.get("objective"), Mapping):
+            given = {**given, "objective": {"divergence": "reverse_kl", **given["objective"]}}
+        return complete_teacher(complete_engine(given))
+
+    @model_validator(mode="after")
+    def _combinations_that_cannot_work(self) -> Self:
+        rollout, objective = self.rollout, self.objective
+        _refuse_what_the_teacher_cannot_give(self)
+        truncated = rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
+        if truncated and isinstance(objective, ReverseKLConfig) and objective.support != "full":
+            raise ValueError(
+                f"rollout.top_p/top_k/min_p cut the student's distribution, but objective.support = "
+                f"{objective.support!r} estimates a KL from its samples, which would be biased. Set "
+                "objective.support = 'full', or remove the truncation."
+            )
+        if truncated and (objective.discount > 0 or objective.task_reward):
+            raise ValueError(
+                "rollout.top_p/top_k/min_p cut the student's distribution, but objective.discount and "
+                "objective.task_reward weigh sampled tokens as if it were whole. Remove one of the two."
+            )
+        if objective.task_reward and rollout.samples_per_prompt < 2:
+            raise ValueError(
+                "objective.task_reward compares the samples of one prompt, but "
+                f"rollout.samples_per_prompt = {rollout.samples_per_prompt}. Set it to 2 or more."
+            )
+        return self
+
+    def to_toml(self) -> str:
+        """The resolved recipe, every default written out."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+Config.root = Recipe
+
+
+def _refuse_what_the_teacher_cannot_give(recipe: Recipe) -> None:
+    """A divergence over the whole vocabulary needs hidden states and their head; left-out tokens have no future."""
+    objective, teacher = recipe.objective, recipe.teacher
+    full = not isinstance(objective, ReverseKLConfig) or objective.support == "full"
+    members = dict(teacher.teachers) if isinstance(teacher, RoutedTeacherConfig) else {"teacher": teacher}
+    for name, section in members.items():
+        if not isinstance(section, RemoteTeacherConfig):
+            continue
+        if full and not (isinstance(section, StatesTeacherConfig) and section.head):
+            raise ValueError(
+                f"{objective.divergence} is asked for over the whole vocabulary, but {name} ({section.kind}) answers "
+                "with its top log-probs. Set objective.support = 20 (same expected gradient, a little more "
+                "noise), or use kind = 'limbeck' or 'sglang' with head = its model folder."
+            )
+        if objective.discount > 0 and section.max_rescale_dropped > 0:
+            raise ValueError(
+                f"objective.discount = {objective.discount} sums the divergences of later tokens, but {name} may leave "
+                "some out. Set max_rescale_dropped = 0 in its table, or objective.discount = 0."
+            )
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe and apply dotted `key=value` overrides, in order.
+
+    Raises `RecipeError` for a missing file, a TOML mistake, an unknown key or a wrong value.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"no recipe at {path}. The shipped ones are in recipes/; `limbeck demo` needs none."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from None
+    return parse_recipe(table, overrides, source=str(path))
+
+
+def parse_recipe(table: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+    """Validate a nested mapping as a recipe, after dotted `key=value` overrides.
+
+    Raises `RecipeError` for an unknown key or a wrong value.
+    """
+    merged = json.loads(json.dumps(table, default=str))  # a deep copy of plain TOML values
+    for override in overrides:
+        _apply_override(merged, override)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, source)) from None
+
+
+def dotted_keys(section: type[Config] | None = None, prefix: str = "") -> Iterator[str]:
+    """Every key a recipe may have, such as `rollout.temperature`, tables included."""
+    return keys_of(section or Recipe, prefix)
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"override {override!r} is not of the form table.key=value, such as rollout.temperature=0.7")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word: model=path/to/model needs no quotes
+    for depth, part in enumerate(parts[:-1]):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"override {override!r}: {'.'.join(parts[: depth + 1])} is a value, not a table")
+    table[parts[-1]] = value
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    """One line per mistake: where it stands, what is wrong, what was given."""
+    lines = []
+    for item in error.errors():
+        tags = {"local", "hf", *_TAGS}
+        where = ".".join(str(part) for part in item["loc"] if part not in tags) or "recipe"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "missing":
+            lines.append(f"{where}: missing, and it has no default")
+        elif item["type"] == "value_error":
+            lines.append(f"{where}: {message}")
+        else:
+            lines.append(f"{where}: {message} (got {item['input']!r})")
+    return f"{source} is not a valid recipe:\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+# Discriminator values appear in pydantic's error paths; a reader looks for keys.
+_TAGS = {
+    tag
+    for section in (
+        *configs_of(TaskConfig), *configs_of(ObjectiveConfig), *configs_of(GraderConfig), *configs_of(TrackerConfig),
+        *configs_of(TeacherConfig), *configs_of(EngineConfig),
+    )
+    for name in ("kind", "divergence")
+    if name in section.model_fields
+    for tag in get_args(section.model_fields[name].annotation)
+}  # fmt: skip

@@ -1,0 +1,127 @@
+"""The task tables of a recipe: where prompts come from, and how answers are marked."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from limbeck.config.base import Config, NonNegative, PositiveInt
+
+
+class ExactGraderConfig(Config):
+    """1 where the response equals the answer, white space and case aside as asked."""
+
+    kind: Literal["exact"] = "exact"
+    ignore_case: bool = False
+
+
+class NumericGraderConfig(Config):
+    """1 where the last number of the response equals the answer within a relative tolerance."""
+
+    kind: Literal["numeric"] = "numeric"
+    tolerance: NonNegative = Field(1e-9, description="relative to the larger of 1 and the answer")
+
+
+class RegexGraderConfig(Config):
+    """1 where the first group of the last match of `pattern` equals the answer."""
+
+    kind: Literal["regex"] = "regex"
+    pattern: str = Field(description="must have exactly one group")
+    ignore_case: bool = False
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(f"pattern {self.pattern!r} has {groups} groups; exactly one is expected")
+        return self
+
+
+class MathVerifyGraderConfig(Config):
+    """Symbolic equality by the `math-verify` package (extra `math`)."""
+
+    kind: Literal["math_verify"] = "math_verify"
+
+
+class PythonGraderConfig(Config):
+    """Your own function: `grade(prompt: Prompt, response: str) -> float | None`."""
+
+    kind: Literal["python"] = "python"
+    function: str = Field(description="`package.module:function`")
+
+
+GraderConfig: TypeAlias = Annotated[
+    ExactGraderConfig | NumericGraderConfig | RegexGraderConfig | MathVerifyGraderConfig | PythonGraderConfig,
+    Field(discriminator="kind"),
+]
+
+
+class ArithmeticTaskConfig(Config):
+    """Addition with a column-by-column scratchpad, made up as needed and graded exactly."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    digits: Annotated[int, Field(ge=1, le=8)] = Field(3, description="of each operand")
+    train: PositiveInt = Field(4096, description="prompts to train on")
+    held_out: PositiveInt = Field(256, description="prompts to evaluate on; disjoint from `train`")
+
+
+class ColumnsConfig(Config):
+    """Which columns of a data set mean what."""
+
+    prompt: str = Field("prompt", description="text to continue")
+    messages: str = Field("messages", description="chat, through the model's chat template")
+    answer: str = Field("answer", description="what graders compare with")
+    id: str = Field("id", description="unique name; the row number where absent")
+    teacher: str = Field("teacher", description="route, where there are several teachers")
+
+
+class _RowsConfig(Config):
+    columns: ColumnsConfig = ColumnsConfig()
+    chat: bool = Field(True, description="put `prompt` texts through the chat template, where there is one")
+    system: str | None = Field(None, description="system message put before each chat")
+    held_out: PositiveInt = Field(64, description="rows kept for evaluation, chosen by the seed")
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="what to do with prompts that leave no room for max_tokens; drops are counted"
+    )
+    grader: GraderConfig | None = Field(None, description="none: answers are not graded")
+
+
+class FileTaskConfig(_RowsConfig):
+    """JSONL or Parquet files."""
+
+    kind: Literal["file"] = "file"
+    path: str = Field(description="`*.jsonl` or `*.parquet` to train on")
+    held_out_path: str | None = Field(None, description="a file of its own to evaluate on; then `held_out` rows of it")
+
+
+class DatasetTaskConfig(_RowsConfig):
+    """A Hugging Face `datasets` data set (extra `data`)."""
+
+    kind: Literal["dataset"] = "dataset"
+    name: str = Field(description="hub name, or a folder written by `save_to_disk`")
+    config: str | None = None
+    split: str = "train"
+    held_out_split: str | None = Field(None, description="a split of its own to evaluate on")
+
+
+class ReasoningGymTaskConfig(Config):
+    """A generated task of the `reasoning-gym` package (extra `gym`), graded by its own verifier."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    name: str = Field(description="a reasoning-gym data set, such as `basic_arithmetic`")
+    options: dict[str, Any] = Field(default_factory=dict, description="passed to its config")
+    chat: bool = True
+    system: str | None = None
+    train: PositiveInt = 4096
+    held_out: PositiveInt = 256
+    too_long: Literal["error", "drop"] = "error"
+
+
+TaskConfig: TypeAlias = Annotated[
+    ArithmeticTaskConfig | FileTaskConfig | DatasetTaskConfig | ReasoningGymTaskConfig, Field(discriminator="kind")
+]

@@ -1,0 +1,161 @@
+"""Recipe tables of teachers: in this process, behind a URL, or several by name.
+
+[teacher]
+kind = "sglang"
+url = ["http://10.0.0.1:30000", "http://10.0.0.2:30000"]   # replicas of one model
+
+[teacher]
+kind = "routed"
+default = "general"
+[teacher.teachers.general]
+kind = "vllm"
+url = "http://10.0.0.3:8000"
+[teacher.teachers.code]
+kind = "local"
+model = "models/code-teacher"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import Field, field_validator, model_validator
+
+from limbeck.config.base import Config, Fraction, ModelConfig, Positive, PositiveInt
+
+REMOTE_KINDS = ("sglang", "vllm", "limbeck")
+REMOTE_SUPPORT = 20  # the hybrid estimator's top K where the recipe does not say
+
+MethodChoice: TypeAlias = Literal["auto", "native", "baked", "rescale", "hidden"]
+
+
+class LocalTeacherConfig(ModelConfig):
+    """A teacher in this process: exact at any temperature, on any support."""
+
+    kind: Literal["local"] = "local"
+    same_chat_template: bool = Field(True, description="refuse a teacher whose chat template is another")
+
+
+class RemoteTeacherConfig(Config):
+    """A teacher behind one URL, or several replicas of one model."""
+
+    url: str | tuple[str, ...] = Field(description="`http://host:port`, or a list of replicas of the same model")
+    token_env: str | None = Field(None, description="environment variable that holds the bearer token")
+    temperature_method: MethodChoice = Field(
+        "auto", description="how the rollout temperature is had; auto: the first that proves itself"
+    )
+    baked: str | None = Field(
+        None, description="the folder `limbeck bake` wrote, as far as the probe file in it, that the server holds"
+    )
+    tokenizer: str | None = Field(None, description="the teacher's tokenizer, to compare with the student's")
+    same_chat_template: bool = Field(True, description="refuse a `tokenizer` whose chat template is another")
+    vocabulary: PositiveInt | None = Field(
+        None, description="rows of the teacher's output head, or more; absent: the student's and generous padding"
+    )
+    top_logprobs: PositiveInt = Field(20, description="asked for at each position by `rescale`; at least the support")
+    max_rescale_error: Positive = Field(0.02, description="nats; a position known less well is left out and counted")
+    max_rescale_dropped: Fraction = Field(0.05, description="share of positions that may be left out of a step")
+    min_scored_fraction: Fraction = Field(1.0, description="share of responses that must be scored, or the step stops")
+    max_concurrency: PositiveInt = Field(32, description="requests under way at once, over all replicas")
+    timeout: Positive = Field(120.0, description="seconds for one request")
+    retry_seconds: Positive = Field(300.0, description="how long to wait for a server that is away or busy")
+    probe_every: PositiveInt = Field(1, description="steps between looks whether the server is still the same")
+    probe_tolerance: Positive = Field(
+        0.02, description="nats a probe may move before the server counts as another; raise it for bfloat16 servers"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for one in (url,) if isinstance(url, str) else url:
+            if not one.startswith(("http://", "https://")):
+                raise ValueError(f"url {one!r} must begin with http:// or https://")
+        if not url:
+            raise ValueError("url is empty; give at least one address")
+        return url
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.url,) if isinstance(self.url, str) else self.url
+
+
+class StatesTeacherConfig(RemoteTeacherConfig):
+    """One that can answer with final hidden states."""
+
+    head: str | None = Field(
+        None, description="the teacher's model folder here, of which the output head is used on its hidden states"
+    )
+
+
+class SGLangTeacherConfig(StatesTeacherConfig):
+    """SGLang's `/generate`; `head` needs a server started with `--enable-return-hidden-states`."""
+
+    kind: Literal["sglang"] = "sglang"
+
+
+class VLLMTeacherConfig(RemoteTeacherConfig):
+    """vLLM's `/v1/completions`."""
+
+    kind: Literal["vllm"] = "vllm"
+
+
+class LimbeckTeacherConfig(StatesTeacherConfig):
+    """`limbeck serve`: exact at any temperature; with `head`, over the whole vocabulary too."""
+
+    kind: Literal["limbeck"] = "limbeck"
+
+
+OneTeacherConfig: TypeAlias = Annotated[
+    LocalTeacherConfig | SGLangTeacherConfig | VLLMTeacherConfig | LimbeckTeacherConfig, Field(discriminator="kind")
+]
+
+
+class RoutedTeacherConfig(Config):
+    """Several teachers by name. A prompt's `teacher` chooses; `default` marks prompts that name none."""
+
+    kind: Literal["routed"] = "routed"
+    default: str | None = Field(None, description="absent: every prompt must name its teacher")
+    teachers: dict[str, OneTeacherConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _default_is_there(self) -> Self:
+        if self.default is not None and self.default not in self.teachers:
+            raise ValueError(f"default = {self.default!r} is none of the teachers: {', '.join(sorted(self.teachers))}")
+        return self
+
+
+TeacherConfig: TypeAlias = Annotated[
+    LocalTeacherConfig | SGLangTeacherConfig | VLLMTeacherConfig | LimbeckTeacherConfig | RoutedTeacherConfig,
+    Field(discriminator="kind"),
+]
+
+
+def complete_teacher(given: Any) -> Any:
+    """The hybrid estimator for a recipe with a remote teacher that does not choose its support, and
+    kind `local` for a teacher without one.
+
+    A server sends the top of its distribution; the top K and the sampled tail have the expected gradient
+    of the whole vocabulary.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    teacher = given.get("teacher")
+    if isinstance(teacher, Mapping) and "kind" not in teacher and "url" not in teacher:
+        given = {**given, "teacher": {"kind": "local", **teacher}}
+    if not _is_remote(teacher):
+        return given
+    objective = given.get("objective", {})
+    if not isinstance(objective, Mapping) or "support" in objective:
+        return given
+    if objective.get("divergence", "reverse_kl") != "reverse_kl":
+        return given
+    return {**given, "objective": {"divergence": "reverse_kl", **objective, "support": REMOTE_SUPPORT}}
+
+
+def _is_remote(teacher: Any) -> bool:
+    if not isinstance(teacher, Mapping):
+        return isinstance(teacher, RemoteTeacherConfig | RoutedTeacherConfig)
+    if teacher.get("kind") == "routed" and isinstance(teacher.get("teachers"), Mapping):
+        return any(_is_remote(member) for member in teacher["teachers"].values())
+    return teacher.get("kind") in REMOTE_KINDS and not teacher.get("head")

@@ -1,0 +1,38 @@
+"""The recipe's tables of trackers: who else receives the metrics."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from limbeck.config.base import Config
+
+
+class TensorBoardTrackerConfig(Config):
+    """Event files for TensorBoard (extra `tensorboard`)."""
+
+    kind: Literal["tensorboard"] = "tensorboard"
+    folder: str | None = Field(None, description="`tensorboard/` in the run's folder where absent")
+
+
+class WandbTrackerConfig(Config):
+    """Weights & Biases (extra `wandb`)."""
+
+    kind: Literal["wandb"] = "wandb"
+    project: str = "limbeck"
+    entity: str | None = Field(None, description="user or team; your own where absent")
+    mode: Literal["online", "offline"] = Field("online", description="offline: written down, for `wandb sync`")
+
+
+class TrackioTrackerConfig(Config):
+    """Trackio (extra `trackio`)."""
+
+    kind: Literal["trackio"] = "trackio"
+    project: str = "limbeck"
+    space: str | None = Field(None, description="hub space to log to; this machine where absent")
+
+
+TrackerConfig: TypeAlias = Annotated[
+    TensorBoardTrackerConfig | WandbTrackerConfig | TrackioTrackerConfig, Field(discriminator="kind")
+]

@@ -1,0 +1,1 @@
+"""The proof that a teacher answers what was asked, at the temperature it was asked at."""

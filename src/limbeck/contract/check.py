@@ -1,0 +1,116 @@
+"""Prove a server without a recipe: `limbeck check --teacher sglang=http://... --temperature 0.7`.
+
+Imports no torch: what is checked is elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from limbeck.config.teacher import LimbeckTeacherConfig, SGLangTeacherConfig, StatesTeacherConfig, VLLMTeacherConfig
+from limbeck.contract.probes import PROBE_TEXTS
+from limbeck.contract.remote import prove_remote
+from limbeck.errors import RecipeError, TeacherError
+from limbeck.records import ProbeResult
+from limbeck.teachers.connect import remote_teacher
+from limbeck.teachers.remote import RemoteTeacher
+from limbeck.wire.score import WireError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SECTIONS = {"sglang": SGLangTeacherConfig, "vllm": VLLMTeacherConfig, "limbeck": LimbeckTeacherConfig}
+SMALLEST_VOCABULARY = 256  # bytes: no model has fewer
+LARGEST_VOCABULARY = 2**19  # more than any model in use: an over-estimate only widens certificates
+CHECK_TEXTS = (
+    *PROBE_TEXTS[:2],
+    "The quick brown fox jumps over the lazy dog, and 3 * 17 = 51.",
+    "def add(a, b):\n    return a + b\n\nprint(add(2, 3))",
+)
+SUPPORT = 20
+
+
+def check_teacher(
+    target: str,
+    temperature: float = 1.0,
+    *,
+    vocabulary: int | None = None,
+    tokenizer: str | None = None,
+    retry_seconds: float = 5.0,
+    **options: Any,
+) -> tuple[ProbeResult, ...]:
+    """`target` is KIND=URL, or KIND=URL,URL for replicas; `options` are keys of the teacher's recipe table.
+
+    Raises `RecipeError` for another form, `ContractError` (with the verdicts) where a probe fails, and
+    `TeacherError` for a server that cannot be asked at all.
+    """
+    kind, equals, urls = target.partition("=")
+    if not equals or kind not in SECTIONS:
+        raise RecipeError(f"--teacher {target!r} is not of the form KIND=URL with KIND one of {', '.join(SECTIONS)}")
+    if not 0 < temperature < float("inf"):
+        raise RecipeError(f"--temperature must be a finite number above 0, got {temperature}")
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        section = SECTIONS[kind](url=tuple(urls.split(",")), retry_seconds=retry_seconds, **given)
+    except ValidationError as error:
+        faults = "; ".join(f"{item['msg'].removeprefix('Value error, ')}" for item in error.errors())
+        raise RecipeError(f"--teacher {target!r}: {faults}") from None
+    ours = None
+    if tokenizer is not None:
+        from limbeck.models.loading import load_tokenizer
+
+        ours = load_tokenizer(tokenizer)
+    size = _size(section.top_logprobs, vocabulary, None if ours is None else len(ours))
+    head = None
+    if isinstance(section, StatesTeacherConfig) and section.head is not None:
+        import torch
+
+        from limbeck.config.base import ModelConfig
+        from limbeck.models.loading import load_model
+
+        head = load_model(ModelConfig(model=section.head), torch.device("cpu")).head().detach()
+    teacher = remote_teacher("at the server", section, size, size, min(SUPPORT, size), head)
+    try:
+        return tuple(asyncio.run(_check(teacher, temperature, ours)))
+    except WireError as error:
+        raise TeacherError(f"{error}. Is the server up, and of kind {kind}?") from None
+
+
+def _size(top_logprobs: int, vocabulary: int | None, tokens: int | None) -> int:
+    """An upper bound of the vocabulary.
+
+    Raises `RecipeError` for a K that may be above the vocabulary: some servers do not survive that.
+    """
+    surely = tokens or SMALLEST_VOCABULARY
+    if vocabulary is None and top_logprobs > surely:
+        raise RecipeError(
+            f"--top-logprobs {top_logprobs} may be more than the server's vocabulary, which some servers do not "
+            "survive. Give --vocabulary, the rows of its output head."
+        )
+    return vocabulary or LARGEST_VOCABULARY
+
+
+async def _check(
+    teacher: RemoteTeacher, temperature: float, tokenizer: PreTrainedTokenizerBase | None
+) -> list[ProbeResult]:
+    try:
+        texts = [tuple(ids) for ids in [await _split(teacher, text, tokenizer) for text in CHECK_TEXTS] if len(ids) > 3]
+        tokens = list(dict.fromkeys(token for text in texts for token in text))
+        return await prove_remote(teacher, texts, tokens[:16], temperature, tokenizer)
+    finally:
+        await teacher.close()
+
+
+async def _split(teacher: RemoteTeacher, text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Probe tokens: by our tokenizer, else by the server's, else the bytes, which every vocabulary has room for."""
+    if tokenizer is not None:
+        return list(tokenizer(text).input_ids)
+    try:
+        return await teacher.dialect.tokenize(teacher.pool, text)
+    except WireError as error:
+        if error.kind != "refused":
+            raise
+        return [byte % 90 for byte in text.encode()]

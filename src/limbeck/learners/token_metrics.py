@@ -1,0 +1,100 @@
+"""Per-token numbers of a step's micro-batches, summed where they are and read once at the end.
+
+Shape legend: N tokens of a micro-batch, R responses of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from limbeck.learners.batch import MicroBatch
+from limbeck.objectives import Measured
+from limbeck.records import Mean
+
+BATCH_NAMES = {
+    "reverse_kl/exact": "reverse_kl",
+    "entropy/student": "student_entropy",
+    "entropy/teacher": "teacher_entropy",
+    "top_k_overlap": "overlap",
+    "reverse_kl/reference": "reference_kl",
+    "objective": "objective",
+}
+KL_NAMES = ("reverse_kl/sampled", "reverse_kl/exact")
+
+
+class TokenMetrics:
+    """Collects `Measured` of every micro-batch of a step of `responses` responses."""
+
+    def __init__(self, responses: int, device: torch.device) -> None:
+        self.responses, self.device = responses, device
+        self.totals_R: dict[str, Tensor] = {}
+        self.counts_R: dict[str, Tensor] = {}
+        self.importance_max = torch.zeros((), device=device, dtype=torch.float64)
+
+    def add(self, micro: MicroBatch, measured: Measured) -> None:
+        """Adds one micro-batch; forces no synchronisation."""
+        members = torch.tensor(micro.members, device=self.device)
+        response_N = members[micro.tokens.sequence_N]
+        sampled_N = measured.student_logprob - measured.teacher_logprob
+        log_weight_N = measured.student_logprob - micro.tokens.behaviour_N
+        weight_N = log_weight_N.exp()
+        self.importance_max = torch.maximum(self.importance_max, weight_N.max().double())
+        self._sum("reverse_kl/sampled", response_N, sampled_N)
+        self._sum("importance/mean", response_N, weight_N)
+        self._sum("importance/square", response_N, weight_N.square())
+        self._sum("mismatch", response_N, log_weight_N.abs())
+        for name, field in BATCH_NAMES.items():
+            values_N = getattr(measured, field)
+            if values_N is not None:
+                self._sum(name, response_N, values_N)
+
+    def _sum(self, name: str, response_N: Tensor, values_N: Tensor) -> None:
+        for store, addend in (
+            (self.totals_R, values_N.double()),
+            (self.counts_R, torch.ones_like(values_N).double()),
+        ):
+            if name not in store:
+                store[name] = torch.zeros(self.responses, device=self.device, dtype=torch.float64)
+            store[name].index_add_(0, response_N, addend)
+
+    def non_finite(self) -> list[int]:
+        """Responses whose objective is NaN or infinite."""
+        total_R = self.totals_R.get("objective")
+        return [] if total_R is None else torch.nonzero(~torch.isfinite(total_R))[:, 0].tolist()
+
+    def means(self) -> dict[str, Mean]:
+        """Every mean of the step, with its spread over responses where that says something."""
+        means = {}
+        for name, total_R in self.totals_R.items():
+            count_R = self.counts_R[name]
+            total, count = total_R.sum(), count_R.sum()
+            spread = (total_R - total / count * count_R).square().sum()
+            total_, count_, spread_ = torch.stack([total, count, spread]).tolist()
+            means[name] = Mean(total_, count_, spread_ if name.startswith("reverse_kl") else None)
+        if "importance/square" in means:
+            square = means.pop("importance/square")
+            mean = means["importance/mean"]
+            share = mean.total**2 / (mean.count * square.total)  # Kish's effective sample size over N
+            means["importance/effective_share"] = Mean(share * mean.count, mean.count)
+        return means
+
+    def by_teacher(self, names: Sequence[str]) -> dict[str, Mean]:
+        """`teacher/NAME/reverse_kl/...` where several teachers marked the step. `names` [R]: who marked each."""
+        several = sorted(set(names))
+        means = {}
+        for name in several if len(several) > 1 else ():
+            mine_R = torch.tensor([one == name for one in names], device=self.device)
+            for key in KL_NAMES:
+                if key not in self.totals_R:
+                    continue
+                total, count = torch.stack(
+                    [self.totals_R[key][mine_R].sum(), self.counts_R[key][mine_R].sum()]
+                ).tolist()
+                means[f"teacher/{name}/{key}"] = Mean(total, count)
+        return means
+
+    def maxima(self) -> dict[str, float]:
+        return {"importance/max": self.importance_max.item()}

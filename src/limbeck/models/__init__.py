@@ -1,0 +1,1 @@
+"""One model, and all of its forward passes."""

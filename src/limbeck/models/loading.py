@@ -1,0 +1,126 @@
+"""Load a Hugging Face causal language model and its tokenizer, and refuse what Limbeck cannot train rightly.
+
+lm = load_model(section, torch.device("cpu"))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from limbeck.config.base import ModelConfig
+from limbeck.errors import ModelError
+from limbeck.models.causal_lm import CausalLM, first_line, text_config
+from limbeck.models.equivalence import prove_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHIPPED = Path(__file__).parent.parent / "demo"
+UNSUPPORTED_LAYERS = ("linear_attention", "mamba", "conv", "recurrent")
+
+
+def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
+    """Load a model and its tokenizer, and prove that its head is understood.
+
+    Raises `ModelError` for a missing folder, tokenizer or weight, for weights that are not finite,
+    and for an architecture whose logits are not `Head`'s.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # the run has its own display
+    path = resolve(section.model)
+    tokenizer = load_tokenizer(section.model)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, section.dtype),
+            attn_implementation=_attention(section, path),
+            ignore_mismatched_sizes=True,  # told below, by name
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError...
+        raise ModelError(f"cannot load the model {section.model!r}: {first_line(error)}") from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(key if isinstance(key, str) else key[0] for key in loading[kind]):
+            raise ModelError(
+                f"{section.model}: the checkpoint has no usable value for {len(keys)} weights ({kind}), such "
+                f"as {keys[0]!r}. They would start at random: use a complete checkpoint."
+            )
+    lm = CausalLM(section.model, model.to(device), tokenizer, vocabulary=0)
+    lm.vocabulary = lm.head_layer().weight.shape[0]
+    _check_attention(lm)
+    _check_finite(lm)
+    prove_head(lm)
+    return lm
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name. Raises `ModelError`."""
+    from transformers import AutoTokenizer
+
+    path = resolve(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        raise ModelError(
+            f"cannot load a tokenizer from {name!r}: {first_line(error)}. Save one beside the model with "
+            "tokenizer.save_pretrained(folder)."
+        ) from error
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():  # made up from its class
+        raise ModelError(
+            f"{name!r} has no tokenizer: its vocabulary is {len(tokenizer)} control tokens and no text. Save the "
+            "right one beside the model with tokenizer.save_pretrained(folder)."
+        )
+    return tokenizer
+
+
+def resolve(name: str) -> str:
+    """`demo:NAME` to the shipped folder; a path that should be a folder must be a model folder.
+
+    Raises `ModelError` otherwise. Anything of the form `name` or `owner/name` that is not here is
+    left to the hub.
+    """
+    if name.startswith("demo:"):
+        folder = SHIPPED / name.removeprefix("demo:")
+        if not (folder / "config.json").is_file():
+            shipped = ", ".join(f"demo:{path.parent.name}" for path in sorted(SHIPPED.glob("*/config.json")))
+            raise ModelError(f"no shipped model {name!r}. Shipped: {shipped}.")
+        return str(folder)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name!r} is not a model folder: it has no config.json.")
+        return str(folder)
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"no model folder at {name!r}. Give a folder with config.json, or a hub name.")
+    return name
+
+
+def _attention(section: ModelConfig, path: str) -> str | None:
+    """None lets transformers choose, which it gets wrong for soft-capped attention: only eager has it."""
+    if section.attention != "auto":
+        return section.attention
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path).get_text_config()
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
+
+
+def _check_attention(lm: CausalLM) -> None:
+    kinds = getattr(text_config(lm.model), "layer_types", None) or []
+    odd = sorted({kind for kind in kinds if any(name in kind for name in UNSUPPORTED_LAYERS)})
+    if odd or getattr(lm.model, "_is_stateful", False):
+        raise ModelError(
+            f"{lm.name}: {type(lm.model).__name__} has recurrent layers ({', '.join(odd) or 'stateful'}), which "
+            "cannot be packed or re-batched. Supported: attention-only causal language models."
+        )
+
+
+def _check_finite(lm: CausalLM) -> None:
+    for name, parameter in lm.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError(f"{lm.name}: weight {name!r} has NaN or infinite values. Use another checkpoint.")

@@ -1,0 +1,157 @@
+"""Rollouts for people to look at: `rollouts/step-000010.parquet`, one row a rollout.
+
+At a recorded step, a few of the step's own rollouts are kept (`source` "train") and a few held-out
+prompts are sampled with the same dice every time ("watch"), so that one sees the student change.
+All numbers are of the policy that sampled, before the step's update, at the rollout temperature.
+
+A file is there whole or not at all. When all of them outgrow `record.max_mb`, every second recorded
+step is dropped and no longer recorded from then on, again and again, so they stay evenly spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from limbeck.learners.batch import trained_part
+from limbeck.protocols import TokenNames
+from limbeck.records import Floats, Scored, TeacherScores, Top, Trace
+from limbeck.training.prompt_order import derive_seed
+from limbeck.training.rollout_file import write_rollouts
+from limbeck.training.run import Run, whole
+from limbeck.training.run_folder import recorded_step
+
+Source: TypeAlias = Literal["train", "watch"]
+
+
+def is_recorded(run: Run, step: int) -> bool:
+    """Whether this step's rollouts are kept: the first, the last, and those `record.every` apart."""
+    section = run.recipe.record
+    if run.names is None or section.every == 0 or section.rollouts_per_step + section.watch == 0:
+        return False
+    return step in (1, run.recipe.steps) or step % (section.every * _stride(run)) == 0
+
+
+async def record(run: Run, step: int, samples: Sequence[Scored]) -> None:
+    """Write what is kept of this step, and thin out the steps before where it is too much."""
+    section = run.recipe.record
+    chosen: list[tuple[Source, Scored]] = [("train", sample) for sample in _spread(samples, section.rollouts_per_step)]
+    chosen += [("watch", sample) for sample in await _watched(run)]
+    chosen = [(source, sample) for source, sample in chosen if trained_part(sample).rollout.trained.any()]
+    if not chosen:
+        return
+    traces = await run.learner.trace([sample for _, sample in chosen], section.top)
+    rows = [_row(run, step, source, sample, trace) for (source, sample), trace in zip(chosen, traces, strict=True)]
+    run.folder.write_file(f"rollouts/step-{step:06d}.parquet", lambda path: write_rollouts(rows, path))
+    _thin_out(run)
+
+
+async def _watched(run: Run) -> list[Scored]:
+    """The same held-out prompts with the same dice at every recorded step."""
+    prompts = run.task.held_out[: run.recipe.record.watch]
+    if not prompts:
+        return []
+    rollouts = whole(await run.engine.sample(prompts, run.sampling(derive_seed(run.recipe.seed, "watch"))))
+    scores: list[TeacherScores] = whole(await run.teacher.score(rollouts))
+    return [
+        Scored(rollout, score, run.task.grade(rollout.prompt, run.decode(rollout.response_ids)))
+        for rollout, score in zip(rollouts, scores, strict=True)
+    ]
+
+
+def _spread(samples: Sequence[Scored], count: int) -> list[Scored]:
+    """`count` of the samples at even distances: unbiased, as prompts come in random order."""
+    count = min(count, len(samples))
+    return [samples[i * len(samples) // count] for i in range(count)]
+
+
+def _stride(run: Run) -> int:
+    """How many recorded steps one is kept of: the first file after step 1 tells, so a resumed run knows."""
+    every = run.recipe.record.every
+    steps = sorted(recorded_step(path) for path in run.folder.rollouts.glob("step-*.parquet"))
+    first = next((step // every for step in steps if step > 1 and step % every == 0), 1)
+    return first & -first  # the power of two in it, in case `every` was changed between
+
+
+def _thin_out(run: Run) -> None:
+    limit = run.recipe.record.max_mb * 2**20
+    while sum(path.stat().st_size for path in run.folder.rollouts.glob("step-*.parquet")) > limit:
+        distance = run.recipe.record.every * _stride(run) * 2
+        paths = sorted(run.folder.rollouts.glob("step-*.parquet"))
+        dropped = [path for path in paths[1:-1] if recorded_step(path) % distance]
+        if not dropped:  # the first, the newest, or nothing between them: there is no less to keep
+            return
+        for path in dropped:
+            path.unlink()
+
+
+def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> dict[str, Any]:
+    rollout, prompt = trained_part(sample).rollout, sample.rollout.prompt  # a left-out token has no numbers
+    assert run.names is not None
+    ids, response = rollout.token_ids, slice(len(prompt.token_ids), None)
+    mask = rollout.trained[response]
+    numbers = {
+        "student_logprob": trace.student_logprobs,
+        "teacher_logprob": trace.teacher_logprobs,
+        "behaviour_logprob": rollout.behaviour_logprobs,
+        "reverse_kl": trace.reverse_kl,
+        "student_entropy": trace.student_entropy,
+        "teacher_entropy": trace.teacher_entropy,
+    }
+    log_ratio = trace.student_logprobs - trace.teacher_logprobs
+    exact = log_ratio if trace.reverse_kl is None else trace.reverse_kl
+    return {
+        "step": step,
+        "source": source,
+        "prompt_id": prompt.id,
+        "task": prompt.task,
+        "teacher": sample.scores.teacher,
+        "sample": rollout.sample,
+        "policy_version": rollout.policy_version,
+        "temperature": rollout.sampling.temperature,
+        "prompt_text": prompt.text or "".join(run.names(prompt.token_ids)),
+        "answer": prompt.answer,
+        "response_text": run.decode(sample.rollout.response_ids),
+        "finish": rollout.finish,
+        "reward": sample.reward,
+        "advantage": sample.advantage,
+        "sampled_tokens": int(rollout.trained.sum()),
+        "log_ratio_mean": float(log_ratio.mean()),
+        "reverse_kl_mean": None if trace.reverse_kl is None else float(trace.reverse_kl.mean()),
+        "kl_max": float(exact.max()),
+        "prompt_ids": list(prompt.token_ids),
+        "prompt_tokens": run.names(prompt.token_ids),
+        "token_ids": ids[response].tolist(),
+        "tokens": run.names(ids[response].tolist()),
+        "special": [id_ in run.names.special_ids for id_ in ids[response].tolist()],
+        "trained": mask.tolist(),
+        **{name: _at_trained(values, mask) for name, values in numbers.items()},
+        **_top_columns("student", trace.student_top, mask, run.names),
+        **_top_columns("teacher", trace.teacher_top, mask, run.names),
+    }
+
+
+def _at_trained(values: Floats | None, mask: np.ndarray) -> list[float | None] | None:
+    """One value a token of the response, null where the student did not sample it."""
+    if values is None:
+        return None
+    spread: list[float | None] = [None] * len(mask)
+    for place, value in zip(np.flatnonzero(mask), values.tolist(), strict=True):
+        spread[place] = value
+    return spread
+
+
+def _top_columns(side: str, top: Top | None, mask: np.ndarray, names: TokenNames) -> dict[str, Any]:
+    if top is None:
+        return {f"{side}_top_{what}": None for what in ("ids", "tokens", "logprobs")}
+    ids: list[list[int]] = [[] for _ in mask]
+    logprobs: list[list[float]] = [[] for _ in mask]
+    for place, row_ids, row_logprobs in zip(np.flatnonzero(mask), top.ids.tolist(), top.logprobs.tolist(), strict=True):
+        ids[place], logprobs[place] = row_ids, row_logprobs
+    return {
+        f"{side}_top_ids": ids,
+        f"{side}_top_tokens": [names(row) for row in ids],
+        f"{side}_top_logprobs": logprobs,
+    }

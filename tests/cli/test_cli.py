@@ -1,0 +1,213 @@
+"""The command line: quick to answer, and one clear error for every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from limbeck.cli.main import main
+from tests.helpers import save_tiny, tiny_llama
+
+IMPORTS_NO_TORCH = """
+import sys
+{code}
+heavy = [name for name in ("torch", "transformers", "numpy", "datasets", "peft") if name in sys.modules]
+sys.exit(f"imported {{heavy}}" if heavy else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import limbeck",
+        "from limbeck.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass",
+        "from limbeck.cli.main import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass",
+        "from limbeck.cli.main import main\ntry:\n    main(['train', 'absent.toml'])\nexcept SystemExit:\n    pass",
+    ],
+)
+def test_imports_no_torch(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS_NO_TORCH.format(code=code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_installed_command_prints_its_version() -> None:
+    done = subprocess.run([Path(sys.executable).with_name("limbeck"), "version"], capture_output=True, text=True)
+    assert done.stdout.startswith("limbeck 0.")
+    assert "torch" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny(folder / "student", 1)
+    save_tiny(folder / "teacher", 2)
+    return folder
+
+
+@pytest.fixture
+def recipe(models: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f"""
+        steps = 2
+        threads = 1
+        output = "{tmp_path}/runs"
+        student.model = "{models}/student"
+        teacher.model = "{models}/teacher"
+        task = {{kind = "arithmetic", digits = 1, train = 20, held_out = 4}}
+        rollout = {{temperature = 0.7, max_tokens = 4, prompts_per_step = 4}}
+        eval = {{prompts = 4}}
+        """
+    )
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def failure(*arguments: object) -> str:
+    """The message of a command that must fail, with one error and no trace."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.output.count("error: ") == 1
+    assert "Traceback" not in result.output
+    return result.output.partition("error: ")[2]
+
+
+class TestTrain:
+    def test_trains_resumes_and_says_where_the_model_is(self, recipe: Path, tmp_path: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        first = run("train", recipe)
+        assert first.exit_code == 0
+        assert f"finished: {tmp_path}/runs/run/model" in first.output
+        more = run("train", recipe, "steps=3")
+        assert "resuming after step 2 of 3" in more.output
+        AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "run" / "model")
+
+    def test_json_prints_the_lines_of_metrics(self, recipe: Path, tmp_path: Path) -> None:
+        result = run("train", recipe, "--json")
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        saved = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
+        assert lines == [json.loads(line) for line in saved]
+        assert [line["kind"] for line in lines] == ["eval", "train", "train", "eval"]
+        assert {"reverse_kl/exact", "reverse_kl/sampled/se", "entropy/student", "entropy/teacher", "top_k_overlap",
+                "response_length/mean", "truncated", "importance/mean", "importance/max",
+                "importance/effective_share", "grad_norm", "tokens_per_second/sample", "teacher_share",
+                "alarms"} <= lines[1].keys()  # fmt: skip
+
+    def test_quiet_is_quiet(self, recipe: Path) -> None:
+        assert run("train", recipe, "--quiet").output == ""
+
+    def test_the_resolved_recipe_is_saved(self, recipe: Path, tmp_path: Path) -> None:
+        run("train", recipe, "--quiet", "learner.lr=0.001")
+        saved = (tmp_path / "runs" / "run" / "recipe.toml").read_text()
+        assert "lr = 0.001" in saved
+        assert "importance_cap = 2.0" in saved
+
+
+class TestEval:
+    def test_student_teacher_and_model(self, recipe: Path, models: Path) -> None:
+        student = json.loads(run("eval", recipe, "--json").stdout)
+        assert 0 <= student["accuracy/low"] <= student["accuracy"] <= student["accuracy/high"] <= 1
+        assert student["reverse_kl/exact"] > 0.1
+        teacher = json.loads(run("eval", recipe, "--teacher", "--json").stdout)
+        assert abs(teacher["reverse_kl/exact"]) < 1e-5
+        same = json.loads(run("eval", recipe, "--model", models / "teacher", "--json").stdout)
+        assert same["reverse_kl/exact"] == teacher["reverse_kl/exact"]
+
+    def test_pass_at_k_and_answers(self, recipe: Path) -> None:
+        result = run("eval", recipe, "eval.samples_per_prompt=4", "--answers", "2")
+        assert "pass@4" in result.output
+        assert "reward" in result.output
+
+
+def test_check_prints_what_was_proven(recipe: Path) -> None:
+    assert "temperature" in run("check", recipe).output
+    told = json.loads(run("check", recipe, "--json").stdout)
+    assert told["ok"]
+    assert [verdict["probe"] for verdict in told["verdicts"]] == ["tokenizer", "alignment", "temperature"]
+
+
+class TestBadInput:
+    def test_missing_recipe(self) -> None:
+        assert "no recipe at absent.toml" in failure("train", "absent.toml")
+
+    def test_wrong_key(self, recipe: Path) -> None:
+        assert "Did you mean 'temperature'?" in failure("train", recipe, "rollout.temprature=1")
+
+    def test_temperature_zero(self, recipe: Path) -> None:
+        assert "rollout.temperature: Input should be greater than 0" in failure(
+            "train", recipe, "rollout.temperature=0"
+        )
+
+    def test_missing_model_folder(self, recipe: Path) -> None:
+        assert "no model folder at './absent'" in failure("train", recipe, "student.model=./absent")
+
+    def test_a_hub_name_that_cannot_be_had(self, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert "nobody/nothing" in failure("train", recipe, "teacher.model=nobody/nothing")
+
+    def test_model_folder_without_tokenizer(self, recipe: Path, tmp_path: Path) -> None:
+        tiny_llama(1).save_pretrained(tmp_path / "bare")
+        message = failure("train", recipe, f"student.model={tmp_path}/bare")
+        assert "cannot load a tokenizer" in message
+        assert "save_pretrained" in message
+
+    def test_nan_weights(self, recipe: Path, models: Path, tmp_path: Path) -> None:
+        shutil.copytree(models / "student", tmp_path / "nan")
+        model = tiny_llama(1)
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+        model.save_pretrained(tmp_path / "nan")
+        assert "up_proj.weight' has NaN" in failure("train", recipe, f"student.model={tmp_path}/nan")
+
+    def test_empty_data_set(self, recipe: Path, tmp_path: Path) -> None:
+        (tmp_path / "empty.jsonl").write_text("")
+        message = failure("train", recipe, f'task={{kind="file", path="{tmp_path}/empty.jsonl"}}')
+        assert "empty.jsonl" in message
+
+    def test_missing_data_file(self, recipe: Path) -> None:
+        assert "absent.jsonl" in failure("train", recipe, 'task={kind="file", path="absent.jsonl"}')
+
+    def test_prompt_longer_than_the_context(self, recipe: Path, tmp_path: Path) -> None:
+        rows = [{"prompt": "1+1="}] * 3 + [{"id": "long-one", "prompt": "1" * 100}]
+        (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        task = f'task={{kind="file", path="{tmp_path}/rows.jsonl", held_out=1}}'
+        assert "long-one" in failure("train", recipe, task)
+
+    def test_max_tokens_beyond_the_context(self, recipe: Path) -> None:
+        assert "leaves no room for a prompt in a context of 64" in failure("train", recipe, "rollout.max_tokens=64")
+
+    def test_a_device_that_is_not_there(self, recipe: Path) -> None:
+        assert "device = 'cuda:99'" in failure("train", recipe, "device=cuda:99")
+
+    def test_another_tokenizer(self, recipe: Path) -> None:
+        assert "different vocabularies" in failure("train", recipe, "teacher.model=demo:teacher")
+
+    def test_an_output_that_is_a_file(self, recipe: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        assert "cannot make the run folder" in failure("train", recipe, f"output={tmp_path}/file")
+
+    def test_a_bad_run_leaves_earlier_checkpoints_as_they_were(self, recipe: Path, tmp_path: Path) -> None:
+        run("train", recipe, "--quiet")
+        checkpoint = tmp_path / "runs" / "run" / "checkpoints" / "step-000002"
+        before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+        failure("train", recipe, "student.model=./absent", "steps=4")
+        failure("train", recipe, "rollout.temperature=0", "steps=4")
+        assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == before
+
+
+def test_every_command_has_help() -> None:
+    for command in main.commands:
+        result = run(command, "--help")
+        assert result.exit_code == 0
+        assert len(result.output.splitlines()) > 4

@@ -1,0 +1,160 @@
+"""Recipes: strict, helpful about mistakes, and the shipped ones are whole."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limbeck.config.objective import JSDConfig, ReverseKLConfig
+from limbeck.config.recipe import Recipe, dotted_keys, load_recipe, parse_recipe
+from limbeck.config.teacher import LocalTeacherConfig
+from limbeck.errors import RecipeError
+
+ROOT = Path(__file__).parents[2]
+MINIMAL = {
+    "student": {"model": "demo:student"},
+    "teacher": {"model": "demo:teacher"},
+    "task": {"kind": "arithmetic"},
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.name)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+
+
+def test_there_are_shipped_recipes() -> None:
+    assert {"demo.toml", "smollm2.toml"} <= {path.name for path in (ROOT / "recipes").glob("*.toml")}
+
+
+def test_defaults_are_filled_in() -> None:
+    recipe = parse_recipe(MINIMAL)
+    assert isinstance(recipe.objective, ReverseKLConfig)
+    assert isinstance(recipe.teacher, LocalTeacherConfig)
+    assert recipe.objective.support == "full"
+
+
+def test_overrides_in_order_and_of_every_type() -> None:
+    recipe = parse_recipe(
+        MINIMAL,
+        [
+            "rollout.temperature=0.7", "steps=5", "steps=6", "learner.lora.rank=4", "student.model=some/where",
+            'name="quoted"', "objective.support=sampled", "learner.betas=[0.8, 0.9]", "eval.greedy=true",
+        ],
+    )  # fmt: skip
+    assert recipe.rollout.temperature == 0.7
+    assert recipe.steps == 6
+    assert recipe.learner.lora.rank == 4
+    assert recipe.student.model == "some/where"
+    assert recipe.name == "quoted"
+    assert recipe.objective.support == "sampled"
+    assert recipe.learner.betas == (0.8, 0.9)
+    assert recipe.eval.greedy is True
+
+
+def test_overrides_choose_the_kind_of_a_union() -> None:
+    recipe = parse_recipe(MINIMAL, ["objective.divergence=jsd", "objective.beta=0.25"])
+    assert isinstance(recipe.objective, JSDConfig)
+    assert recipe.objective.beta == 0.25
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.temprature=0.7", "rollout: unknown key 'temprature'. Did you mean 'temperature'?"),
+        ("temperature=0.7", "unknown key 'temperature'. There is 'rollout.temperature'."),
+        ("step=7", "unknown key 'step'. Did you mean 'steps'?"),
+        ("learner.lora.r=4", "learner.lora: unknown key 'r'"),
+        ("objective.suport=full", "objective: unknown key 'suport'. Did you mean 'support'?"),
+        ("task.digit=2", "task: unknown key 'digit'. Did you mean 'digits'?"),
+        ("rollout.temperature=0", "rollout.temperature: Input should be greater than 0 (got 0)"),
+        ("rollout.temperature=-1", "rollout.temperature: Input should be greater than 0"),
+        ("rollout.temperature=inf", "rollout.temperature: Input should be a finite number"),
+        ("rollout.temperature=warm", "rollout.temperature: Input should be a valid number"),
+        ("steps=0", "steps: Input should be greater than or equal to 1"),
+        ("teacher.kind=locall", "teacher: Input tag 'locall' found using 'kind'"),
+        ("task.kind=arithmetics", "task: Input tag 'arithmetics'"),
+        ("objective.support=0", "objective.support"),
+        ("name=../evil", "name: String should match pattern"),
+        ("rollout.top_p=0.9 ", None),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str | None) -> None:
+    if message is None:
+        assert parse_recipe(MINIMAL, [override]).rollout.top_p == 0.9
+        return
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL, [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["rollout.temperature", "=3", ".a=1", "a..b=1"])
+def test_overrides_that_are_not_key_value(override: str) -> None:
+    with pytest.raises(RecipeError, match=r"not of the form table\.key=value"):
+        parse_recipe(MINIMAL, [override])
+
+
+def test_an_override_below_a_value_is_refused() -> None:
+    with pytest.raises(RecipeError, match="steps is a value, not a table"):
+        parse_recipe({**MINIMAL, "steps": 3}, ["steps.a=1"])
+
+
+def test_missing_tables_are_named() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({})
+    for table in ("student", "teacher", "task"):
+        assert f"{table}: missing" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rollout.top_p=0.9", "objective.support=sampled"], "would be biased"),
+        (["rollout.top_k=5", "objective.support=20"], "would be biased"),
+        (["rollout.min_p=0.1", "objective.discount=0.5"], "as if it were whole"),
+        (["objective.task_reward.weight=1.0"], "samples_per_prompt = 1"),
+    ],
+)
+def test_combinations_that_cannot_work(overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(MINIMAL, overrides)
+
+
+def test_recipes_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_recipe(MINIMAL).steps = 3  # type: ignore[misc]
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no recipe at"):
+        load_recipe(tmp_path / "absent.toml")
+    with pytest.raises(RecipeError, match="cannot read"):
+        load_recipe(tmp_path)
+    broken = tmp_path / "broken.toml"
+    broken.write_text("steps = = 3")
+    with pytest.raises(RecipeError, match="is not TOML"):
+        load_recipe(broken)
+    broken.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="cannot read"):
+        load_recipe(broken)
+
+
+@given(st.floats(0.01, 5), st.integers(1, 10**6), st.sampled_from(["sampled", "full", 7]), st.integers(0, 2**31))
+def test_resolved_recipes_read_back_as_themselves(
+    temperature: float, steps: int, support: str | int, seed: int
+) -> None:
+    recipe = parse_recipe(
+        MINIMAL,
+        [f"rollout.temperature={temperature}", f"steps={steps}", f"objective.support={support}", f"seed={seed}"],
+    )
+    assert parse_recipe(tomllib.loads(recipe.to_toml())) == recipe
+
+
+def test_dotted_keys_reach_into_unions() -> None:
+    keys = set(dotted_keys(Recipe))
+    assert {"rollout.temperature", "objective.beta", "objective.support", "task.digits", "learner.lora.rank"} <= keys

@@ -1,0 +1,219 @@
+"""Whole sequences without transformers: its states and gradients, for the models that are computed like Llama."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from limbeck.config.learner import LocalLearnerConfig, LoraConfig
+from limbeck.config.objective import ReverseKLConfig
+from limbeck.learners.local import InProcessLearner
+from limbeck.models import ops as layers
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.equivalence import share_prompts
+from limbeck.models.layout import Layout, TokenBatch, lay_out
+from limbeck.models.llama import LlamaParts, parts_of, speed_up, states
+from limbeck.records import Failure, Scored
+from limbeck.teachers.local import LocalTeacher
+from tests import tiny
+from tests.models.test_decode import VARIANTS, exact_of, model_of, spoilt
+from tests.models.test_prefix_tree import SHAPES, samples_of
+
+SAME_LENGTH = ((3, (5,)), (2, (6,)), (4, (4,)))  # plain rows, also in the layout "tree"
+SLOW = {
+    "gpt2": "not built like Llama", "gemma2": "sliding_attention", "mistral": "sliding window of 5",
+    "granite": "not computed like Llama", "cohere": "not built like Llama", "phi": "not built like Llama",
+}  # fmt: skip
+
+
+def states_and_gradients(lm: CausalLM, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """States at the predictions, and every weight's gradient of a random sum of them."""
+    states_Nd = lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N, batch.tree)
+    dice_Nd = torch.randn(states_Nd.shape, dtype=states_Nd.dtype, generator=torch.Generator().manual_seed(1))
+    weights = dict(lm.model.named_parameters())
+    grads = torch.autograd.grad((states_Nd * dice_Nd).sum(), list(weights.values()), allow_unused=True)
+    return states_Nd.detach(), {name: g for name, g in zip(weights, grads, strict=True) if g is not None}
+
+
+@pytest.mark.parametrize("few_keys", [64, 4])  # through plain products, and through the fused attention
+@pytest.mark.parametrize("layout", ["padded", "tree"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_states_and_gradients_are_those_of_transformers(
+    variant: str, layout: Layout, few_keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float64, 1e-10."""
+    monkeypatch.setattr(layers, "FEW_KEYS", few_keys)
+    lm = exact_of(variant)
+    assert speed_up(lm) is None
+    for shapes in (SHAPES, SAME_LENGTH):
+        batch = lay_out([rollout for rollout in samples_of(shapes) if rollout.trained.any()], layout)
+        ours_Nd, ours = states_and_gradients(lm, batch)
+        passes, lm.passes = lm.passes, None
+        theirs_Nd, theirs = states_and_gradients(lm, batch)
+        lm.passes = passes
+        assert_close(ours_Nd, theirs_Nd, atol=1e-10, rtol=0)
+        assert ours.keys() == theirs.keys()
+        for name, grad in ours.items():
+            assert_close(grad, theirs[name], atol=1e-10, rtol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["llama", "qwen3"])
+def test_lower_precisions_are_as_near_to_the_truth_as_transformers_is(variant: str, dtype: torch.dtype) -> None:
+    batch = lay_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], "tree")
+    lm = model_of(variant)
+    lm.model.to(dtype)
+    assert share_prompts(lm) is None
+    parts = parts_of(lm)
+    assert isinstance(parts, LlamaParts)
+    lm.passes = partial(states, parts)  # unproven: bfloat16's rounding alone may be more than the proof lets through
+    ours_Nd, ours = states_and_gradients(lm, batch)
+    lm.passes = None
+    theirs_Nd, theirs = states_and_gradients(lm, batch)
+    true_Nd, true = states_and_gradients(tiny.in_float64(lm), batch)
+    assert ours_Nd.dtype == dtype
+    assert (ours_Nd - true_Nd).norm() < 2 * (theirs_Nd - true_Nd).norm() + 1e-6
+    for name, grad in ours.items():
+        assert grad.dtype == dtype
+        assert (grad - true[name]).norm() < 2 * (theirs[name] - true[name]).norm() + 1e-6 * true[name].norm()
+
+
+def test_what_is_computed_again_is_the_same() -> None:
+    """Gradient checkpointing: fewer tensors kept, the same gradients to the last bit."""
+    lm = exact_of("qwen3")
+    batch = lay_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], "tree")
+    kept: list[int] = []
+
+    def grads(checkpointing: bool) -> tuple[dict[str, Tensor], int]:
+        assert speed_up(lm, checkpointing) is None
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            return states_and_gradients(lm, batch)[1], sum(kept)
+
+    (plain, whole), (again, little) = grads(False), grads(True)
+    assert little < whole / 2
+    for name, grad in plain.items():
+        assert torch.equal(again[name], grad)
+
+
+def test_the_first_token_of_many_branches_is_read_off_their_stem() -> None:
+    """More predictions than tokens."""
+    lm = exact_of("llama")
+    assert speed_up(lm) is None
+    batch = lay_out(samples_of([(2, (1, 1, 1, 1, 1))]), "tree")
+    assert len(batch.predict_N) == 5
+    ours_Nd, ours = states_and_gradients(lm, batch)
+    lm.passes = None
+    theirs_Nd, theirs = states_and_gradients(lm, batch)
+    assert_close(ours_Nd, theirs_Nd, atol=1e-10, rtol=0)
+    for name, grad in ours.items():
+        assert_close(grad, theirs[name], atol=1e-10, rtol=1e-10)
+
+
+def test_sequences_laid_end_to_end_do_not_see_each_other() -> None:
+    """They go through transformers, also where the model has been proven for trees and rows."""
+    lm, found = exact_of("llama"), []
+    assert speed_up(lm) is None
+    for layout in ("padded", "packed"):
+        batch = lay_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], layout)  # type: ignore[arg-type]
+        found.append(states_and_gradients(lm, batch))
+    (rows_Nd, rows), (packed_Nd, packed) = found
+    assert_close(packed_Nd, rows_Nd, atol=1e-10, rtol=0)
+    for name, grad in rows.items():
+        assert_close(packed[name], grad, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("family", SLOW)
+def test_other_models_are_named_and_go_through_transformers(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    lm = tiny.fresh(family)
+    with caplog.at_level(logging.INFO, logger="limbeck"):
+        assert SLOW[family] in str(speed_up(lm))
+    assert lm.passes is None
+    assert SLOW[family] in caplog.text
+
+
+@pytest.mark.parametrize(("name", "spoil"), spoilt(), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_model_that_only_looks_like_llama_is_told_apart(
+    name: str, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny.fresh("llama")
+    spoil(lm, monkeypatch)
+    assert "not computed like Llama: log-probs differ" in str(speed_up(lm))
+
+
+def test_a_model_of_the_same_states_and_other_gradients_is_told_apart() -> None:
+    lm = tiny.fresh("llama")
+    lm.model.base_model.layers[1].mlp.register_forward_hook(lambda module, args, out: out.detach())
+    assert "gradients differ" in str(speed_up(lm))
+
+
+def test_activations_and_dropout_of_other_kinds_are_told_apart() -> None:
+    for change, told in (({"hidden_act": "gelu_pytorch_tanh"}, "GELUTanh"), ({"attention_dropout": 0.1}, "dropout")):
+        model = tiny.build(tiny.config_of("llama", **change))
+        assert told in str(speed_up(CausalLM("m", model, tiny.character_tokenizer(), tiny.VOCABULARY)))
+    lm = tiny.fresh("llama")
+    lm.model.base_model.layers[0].mlp.down_proj = nn.Sequential(lm.model.base_model.layers[0].mlp.down_proj)
+    assert "down_proj is a Sequential" in str(speed_up(lm))
+
+
+def test_a_model_whose_parts_do_not_fit_is_told_apart() -> None:
+    """StableLM has the same names, and rotates a quarter of each head."""
+    config = transformers.StableLmConfig(**tiny.GATED, vocab_size=tiny.VOCABULARY, max_position_embeddings=64)
+    lm = CausalLM("stablelm", tiny.build(config), tiny.character_tokenizer(), tiny.VOCABULARY)
+    assert "StableLmForCausalLM" in str(speed_up(lm))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_proof_leaves_the_model_as_it_was(training: bool) -> None:
+    lm = tiny.fresh("llama")
+    lm.model.train(training)
+    assert speed_up(lm) is None
+    assert lm.model.training is training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in lm.model.parameters())
+
+
+def through(monkeypatch: pytest.MonkeyPatch, lm: CausalLM) -> list[str]:
+    """Which way each pass goes, from now on."""
+    ways: list[str] = []
+    hidden, passes = lm.hidden, lm.passes
+
+    def watched(way: str, call: Any) -> Any:
+        return lambda *args, **kwargs: ways.append(way) or call(*args, **kwargs)
+
+    monkeypatch.setattr(lm, "hidden", watched("transformers", hidden))
+    monkeypatch.setattr(lm, "passes", None if passes is None else watched("short", passes))
+    return ways
+
+
+@pytest.mark.parametrize(
+    ("section", "way"),
+    [
+        ({}, "short"),
+        ({"layout": "padded"}, "short"),
+        ({"gradient_checkpointing": True}, "short"),
+        ({"layout": "packed"}, "transformers"),
+        ({"precision": "bfloat16"}, "transformers"),
+        ({"lora": LoraConfig(rank=2)}, "transformers"),
+    ],
+    ids=str,
+)
+def test_which_way_a_learner_goes(section: dict[str, Any], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "lora" in section:
+        pytest.importorskip("peft")
+    teacher, lm = LocalTeacher("t", tiny.fresh("qwen2")), tiny.fresh("llama")
+    learner = InProcessLearner(lm, LocalLearnerConfig(**section), ReverseKLConfig(), 1, 0)
+    rollouts = samples_of(SHAPES)
+    scores = asyncio.run(teacher.score(rollouts))
+    samples = [Scored(r, s) for r, s in zip(rollouts, scores, strict=True) if not isinstance(s, Failure)]
+    ways = through(monkeypatch, lm)
+    asyncio.run(learner.update(samples))
+    assert set(ways) == {way}

@@ -1,0 +1,254 @@
+"""Samples that share their prompt: the same hidden states, gradients and updates as each on its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from limbeck.config.learner import LocalLearnerConfig
+from limbeck.config.objective import ReverseKLConfig
+from limbeck.errors import ModelError
+from limbeck.learners.batch import make_batch
+from limbeck.learners.local import InProcessLearner
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.equivalence import share_prompts
+from limbeck.models.layout import lay_out, split
+from limbeck.models.prefix_tree import ATTENTION, grow
+from limbeck.records import HiddenScores, Prompt, Rollout, Sampling, Scored
+from limbeck.teachers.local import LocalTeacher
+from tests import tiny
+
+SHARING = ("llama", "llama-tied", "qwen2", "qwen3", "gpt2", "granite", "cohere", "phi")
+NOT_SHARING = {"gemma2": "eager", "mistral": "sliding_window = 5"}
+SHAPES = ((5, (3, 1, 7)), (2, (4,)), (9, (2, 2)), (1, (6, 0, 5)), (4, (0,)))  # prompt, tokens of each response
+
+
+def samples_of(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0, shuffled: bool = True) -> list[Rollout]:
+    """Rollouts of random tokens, of which those of one prompt need not stand together."""
+    dice = np.random.default_rng(seed)
+    rollouts = []
+    for number, (stem, lengths) in enumerate(shapes):
+        prompt = Prompt(f"p{number}", tuple(int(i) for i in dice.integers(5, tiny.VOCABULARY, stem)))
+        for sample, length in enumerate(lengths):
+            ids = np.array([*prompt.token_ids, *dice.integers(5, tiny.VOCABULARY, length)], dtype=np.int64)
+            trained = np.arange(len(ids)) >= stem
+            if length > 4:
+                trained[stem + 2] = False  # not marked well enough, or another speaker's turn
+            logprobs = dice.normal(-2, 0.3, int(trained.sum())).astype(np.float32)
+            rollouts.append(Rollout(prompt, sample, ids, trained, logprobs, 0, "stop", Sampling(0.7, 16)))
+    return [rollouts[i] for i in dice.permutation(len(rollouts))] if shuffled else rollouts
+
+
+def sharing(family: str) -> CausalLM:
+    """A float64 model that shares prompts."""
+    lm = tiny.exact(family)
+    assert share_prompts(lm) is None
+    return lm
+
+
+def test_worked_example_of_the_docstring() -> None:
+    a, b, c, d, e, x, y, last = range(5, 13)
+    one, two = Prompt("one", (a, b)), Prompt("two", (x,))
+    rollouts = [rollout_of(one, c, d, last), rollout_of(one, e, last), rollout_of(two, y, last)]
+    batch = lay_out(rollouts, "tree")
+    assert batch.tokens_BL.tolist() == [[a, b, c, d, e, x, y]]
+    assert batch.positions_BL.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    assert batch.predict_N.tolist() == [1, 2, 3, 1, 4, 5, 6]
+    assert batch.tree is not None
+    assert batch.tree.stem_TL.tolist() == [[0, 1], [5, 6]]
+    assert batch.tree.branch_BR.tolist() == [[2, 3], [4, 0]]
+    assert batch.tree.keys_BK.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0]]
+    assert (batch.tree.bias_B1RK[0, 0] == 0).tolist() == [[True, True, True, False], [True] * 4]
+
+
+def rollout_of(prompt: Prompt, *response: int) -> Rollout:
+    ids = np.array([*prompt.token_ids, *response], dtype=np.int64)
+    trained = np.arange(len(ids)) >= len(prompt.token_ids)
+    return Rollout(prompt, 0, ids, trained, np.zeros(len(response), np.float32), 0, "stop", Sampling(1.0, 4))
+
+
+@pytest.mark.parametrize("family", SHARING)
+def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: str) -> None:
+    """float64, 1e-10: every sampled token's state, and every weight's gradient of a random sum of them."""
+    lm, rollouts = sharing(family), samples_of(SHAPES)
+    names = [name for name, _ in lm.model.named_parameters()]
+
+    def gradients(hidden_Nd: Tensor) -> dict[str, Tensor]:
+        loss = (lm.head().logits(hidden_Nd) * dice_NV).sum()
+        found = torch.autograd.grad(loss, list(lm.model.parameters()), allow_unused=True)
+        return {name: grad for name, grad in zip(names, found, strict=True) if grad is not None}
+
+    alone = []
+    for rollout in rollouts:
+        if rollout.trained.any():
+            before = torch.from_numpy(np.flatnonzero(rollout.trained) - 1)
+            alone.append(lm.hidden(torch.from_numpy(rollout.token_ids)[None])[0, before])
+    batch = lay_out(rollouts, "tree")
+    shared_Nd = lm.hidden(batch.tokens_BL, batch.positions_BL, batch.tree)[0, batch.predict_N]
+    assert_close(shared_Nd, torch.cat(alone), atol=1e-10, rtol=0)
+    dice_NV = torch.randn(
+        len(shared_Nd), lm.vocabulary, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    one, other = gradients(shared_Nd), gradients(torch.cat(alone))
+    assert one.keys() == other.keys()
+    exact = 1e-4 if family == "cohere" else 1e-10  # whose rotation of queries and keys rounds to float32
+    for name, grad in one.items():
+        assert_close(grad, other[name], atol=exact, rtol=exact)
+
+
+@pytest.mark.parametrize("budget", [1, 14, 30, 10_000])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> None:
+    """Two AdamW steps, however the families are split."""
+
+    def weights(layout: str, budget: int, checkpointing: bool) -> dict[str, Tensor]:
+        lm = tiny.exact("qwen3")
+        section = LocalLearnerConfig(
+            lr=1e-2, layout=layout, micro_batch_tokens=budget, gradient_checkpointing=checkpointing
+        )  # type: ignore[arg-type]
+        learner = InProcessLearner(lm, section, ReverseKLConfig(), 10, 0)
+        assert learner.layout == layout
+        for _ in range(2):
+            asyncio.run(learner.update(samples))
+        return {name: value.detach().clone() for name, value in lm.model.named_parameters()}
+
+    teacher = LocalTeacher("t", tiny.exact("llama"))
+    rollouts = samples_of(SHAPES)
+    scores = asyncio.run(teacher.score(rollouts))
+    samples = [Scored(r, s) for r, s in zip(rollouts, scores, strict=True) if isinstance(s, HiddenScores)]
+    plain, shared = weights("padded", 10_000, False), weights("tree", budget, checkpointing)
+    for name, value in plain.items():
+        assert_close(shared[name], value, atol=1e-10, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_prompt_is_computed_once_and_last_tokens_not_at_all_by_learner_and_teacher() -> None:
+    lm, teacher = tiny.fresh("llama"), LocalTeacher("t", tiny.fresh("qwen2"))
+    assert (teacher.layout, teacher.unshared) == ("tree", None)
+    learner = InProcessLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
+    assert learner.layout == "tree", "the default, where the model can"
+    rollouts = samples_of([(9, (3, 4, 5)), (7, (2, 2))])
+    shapes: list[tuple[int, ...]] = []
+    for model in (lm.model, teacher.lm.model):
+        model.get_input_embeddings().register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
+    scores = asyncio.run(teacher.score(rollouts))
+    asyncio.run(learner.update([Scored(r, s) for r, s in zip(rollouts, scores, strict=True)]))  # type: ignore[arg-type]
+    assert shapes == [(1, 9 + 2 + 3 + 4 + 7 + 1 + 1)] * 2
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(0, 9), min_size=1, max_size=5)), max_size=5),
+    st.integers(1, 60),
+)
+def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
+    shapes: list[tuple[int, list[int]]], budget: int
+) -> None:
+    rollouts = samples_of(shapes)
+    groups = split(rollouts, budget, "tree")
+    assert sorted(i for group in groups for i in group) == list(range(len(rollouts)))
+    for group in groups:
+        chosen = [rollouts[i] for i in group]
+        batch = lay_out(chosen, "tree")
+        count = batch.tokens_BL.numel()
+        assert count <= budget or len(group) == 1
+        families: dict[bytes, list[int]] = {}  # tokens of each response
+        for rollout in chosen:
+            stem = len(rollout.prompt.token_ids)
+            families.setdefault(rollout.token_ids[:stem].tobytes(), []).append(len(rollout.token_ids) - stem)
+        assert count == sum(
+            max(1, len(stem) // 8 + own[0] - 1) if len(own) == 1 else len(stem) // 8 + sum(max(0, n - 1) for n in own)
+            for stem, own in families.items()
+        ), "each prompt once, no last token"
+        if batch.tree is None:
+            assert len({max(1, len(rollout.token_ids) - 1) for rollout in chosen}) == 1
+            continue
+        places = torch.cat([batch.tree.stem_TL.flatten(), batch.tree.branch_BR.flatten()])
+        assert places[batch.tree.read_N].tolist() == list(range(count))
+
+
+def test_prompts_of_one_name_that_differ_are_not_shared() -> None:
+    """The tokens decide, not the name."""
+    prompts = [Prompt("same", (5, 6, 7)), Prompt("same", (5, 6, 8)), Prompt("other", (5, 6, 7))]
+    batch = lay_out([rollout_of(prompt, 9, 10, 11) for prompt in prompts], "tree")
+    assert batch.tokens_BL.tolist() == [[5, 6, 7, 9, 10, 9, 10, 5, 6, 8, 9, 10]]
+
+
+@pytest.mark.parametrize("family", NOT_SHARING)
+def test_models_that_cannot_are_told_apart_and_computed_row_by_row(family: str) -> None:
+    lm = tiny.fresh(family)
+    before = lm.model.config._attn_implementation
+    why = share_prompts(lm)
+    assert why is not None
+    assert NOT_SHARING[family] in why
+    assert lm.model.config._attn_implementation == before
+    teacher = LocalTeacher("t", tiny.fresh(family))
+    assert teacher.layout == "padded"
+    assert teacher.unshared is not None
+    assert InProcessLearner(tiny.fresh(family), LocalLearnerConfig(), ReverseKLConfig(), 1, 0).layout == "padded"
+    with pytest.raises(ModelError, match=r"cannot share prompts.*learner\.layout = 'padded'"):
+        InProcessLearner(tiny.fresh(family), LocalLearnerConfig(layout="tree"), ReverseKLConfig(), 1, 0)
+
+
+def test_a_model_that_ignores_the_tree_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that hands the tree to nobody sees every token before it."""
+    lm = tiny.fresh("llama")
+    plain = type(lm.model.base_model).forward
+
+    def deaf(
+        self: object, *args: object, tree: object = None, attention_mask: object = None, **kwargs: object
+    ) -> object:
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(lm.model.base_model), "forward", deaf)
+    why = share_prompts(lm)
+    assert why is not None
+    assert "differ by" in why
+    assert lm.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_proof_leaves_training_mode_alone_and_can_be_repeated(training: bool) -> None:
+    lm = tiny.fresh("gpt2")
+    lm.model.train(training)
+    for _ in range(2):
+        assert share_prompts(lm) is None
+        assert lm.model.base_model.h[0].training is training
+        assert lm.model.config._attn_implementation == ATTENTION
+
+
+def test_a_saved_model_does_not_carry_the_name_of_our_attention(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    lm = sharing("llama")
+    lm.model.save_pretrained(tmp_path)
+    assert ATTENTION not in (tmp_path / "config.json").read_text()
+
+
+def test_a_batch_of_scores_follows_its_rollouts() -> None:
+    """Kinds, members and order are those of any other layout."""
+    lm = sharing("llama")
+    rollouts = [rollout for rollout in samples_of(SHAPES) if rollout.trained.any()]
+    head = lm.head().detach()
+    marked = [
+        Scored(r, HiddenScores("t", 0.7, torch.full((int(r.trained.sum()), 32), float(i)), head))
+        for i, r in enumerate(rollouts)
+    ]
+    for micro in make_batch(marked, "tree", 20, torch.device("cpu")).micro:
+        chosen = [rollouts[i] for i in micro.members]
+        assert micro.tokens.sampled_N.tolist() == [int(t) for r in chosen for t in r.response_ids]
+        assert micro.teacher.hidden_Nd[:, 0].tolist() == [  # type: ignore[union-attr]
+            float(i) for i, r in zip(micro.members, chosen, strict=True) for _ in r.response_ids
+        ]
+
+
+def test_float_bias_is_finite_where_something_is_attended_to() -> None:
+    """A row of a softmax over nothing would be NaN, also where it is a filler's."""
+    tree = grow([(3, [1, 4]), (2, []), (1, [2, 2])])
+    assert torch.isfinite(tree.bias_B1RK).any(dim=-1).all()
+    assert replace(tree).to(torch.device("cpu")).keys_BK.equal(tree.keys_BK)

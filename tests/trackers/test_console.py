@@ -1,0 +1,85 @@
+"""What a person sees while a run goes on, in a terminal and without one."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from limbeck.trackers.console import LiveConsole, PlainConsole, duration, make_console, shown_values, sparkline
+
+
+def _line(step: int, **more: Any) -> dict[str, Any]:
+    return {"step": step, "kind": "train", "reverse_kl/sampled": 0.5 / step, "reward": 0.25, "alarms": [], **more}
+
+
+def _alarm(step: int) -> dict[str, Any]:
+    return _line(step, alarms=[{"name": "length", "message": f"long at {step}"}])
+
+
+def _panel(console: LiveConsole) -> str:
+    out = io.StringIO()
+    Console(file=out, width=200).print(console._panel())
+    return out.getvalue()
+
+
+def test_the_panel_shows_phase_progress_numbers_and_alarms() -> None:
+    console = LiveConsole("demo", Console(file=io.StringIO()))
+    console.started(0, 10)
+    console.phase(1, "sample")
+    for step in (1, 2, 3):
+        console.stepped(_alarm(step))
+    console.evaluated({"step": 3, "accuracy": 0.5, "accuracy/low": 0.4, "accuracy/high": 0.6})
+    text = _panel(console)
+    for part in ("demo", "step 3/10", "sample", "left", "0.1667 nats/token", "accuracy 0.500 [0.400, 0.600]"):
+        assert part in text
+    assert "▲ length (3 times), step 3: long at 3" in text
+    assert text.count("▲") == 1, "an alarm of every step is one line"
+    console.closed()
+    assert "stopped" in _panel(console)
+
+
+def test_plain_lines_are_one_a_step_with_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    console = PlainConsole()
+    console.started(2, 5)
+    console.stepped(_line(3))
+    console.stepped(_alarm(5))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "resuming after step 2 of 5"
+    assert printed[1].startswith("step 3/5: reverse KL 0.1667 nats/token  reward 0.250")
+    assert printed[1].endswith(" left")
+    assert "left" not in printed[2]
+    assert printed[3] == "step 5: ALARM length: long at 5"
+
+
+def test_json_lines_are_those_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    console = make_console("demo", as_json=True)
+    assert console is not None
+    console.started(0, 2)
+    console.stepped(_line(1))
+    assert json.loads(capsys.readouterr().out) == _line(1)
+
+
+def test_quiet_is_nothing_and_no_terminal_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_console("demo", quiet=True) is None
+    assert isinstance(make_console("demo"), PlainConsole)
+
+
+def test_the_exact_kl_comes_before_the_sampled_one() -> None:
+    (name, value, _), *_ = shown_values(_line(1) | {"reverse_kl/exact": 0.1})
+    assert (name, value) == ("reverse KL", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_sparklines_run_from_smallest_to_largest() -> None:
+    assert sparkline([0.0, 1.0]) == "▁█"
+    assert sparkline([2.0, 2.0]) == "▁▁"
