@@ -1,16 +1,12 @@
 """Drawing a token from logits, with the exact log-prob it was drawn with.
 
-The randomness of a row is its own: uniform numbers that follow from the seed, the prompt's id and
-the sample's number, so a response does not depend on what else is in the batch.
+The randomness of a row is its own (`seeding.uniforms`), so a response does not depend on what else is in the batch.
 
 Shape legend: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +14,6 @@ from limbeck.models.truncation import truncate
 from limbeck.records import Sampling
 
 BLOCK = 256
-
-
-def uniforms(seed: int, prompt_id: str, sample: int, count: int) -> np.ndarray:
-    """[count] float64 in [0, 1): the dice of one response."""
-    digest = hashlib.blake2b(f"{seed}\x1f{prompt_id}\x1f{sample}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
 
 
 def draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
