@@ -25,7 +25,7 @@ from limbeck.config.base import (
     keys_of,
 )
 from limbeck.config.engine import EngineConfig, HFEngineConfig, complete_engine
-from limbeck.config.learner import LearnerConfig, LocalLearnerConfig
+from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
 from limbeck.config.student import StudentConfig
 from limbeck.config.task import GraderConfig, TaskConfig
@@ -108,7 +108,7 @@ class Recipe(Config):
         """A divergence that is not named is the reverse KL, and a support the teacher can give."""
         if isinstance(given, Mapping) and isinstance(given.get("objective"), Mapping):
             given = {**given, "objective": {"divergence": "reverse_kl", **given["objective"]}}
-        return complete_teacher(complete_engine(given))
+        return complete_teacher(complete_engine(complete_learner(given)))
 
     @model_validator(mode="after")
     def _combinations_that_cannot_work(self) -> Self:
@@ -239,7 +239,7 @@ _TAGS = {
     tag
     for section in (
         *configs_of(TaskConfig), *configs_of(ObjectiveConfig), *configs_of(GraderConfig), *configs_of(TrackerConfig),
-        *configs_of(TeacherConfig), *configs_of(EngineConfig),
+        *configs_of(TeacherConfig), *configs_of(EngineConfig), *configs_of(LearnerConfig),
     )
     for name in ("kind", "divergence")
     if name in section.model_fields

@@ -40,10 +40,16 @@ SYNC_ELSEWHERE = 16
 
 
 class InProcessEngine:
-    """Samples from `lm`, whose weights it shares with the learner: `load` only takes note of the lease."""
+    """Samples from `lm`.
 
-    def __init__(self, lm: CausalLM, section: HFEngineConfig, autocast: torch.dtype | None = None) -> None:
-        self.lm, self.autocast = lm, autocast
+    With `shared`, its weights are the learner's own and `load` only takes note of the lease; otherwise `load`
+    copies the policy's weights into it.
+    """
+
+    def __init__(
+        self, lm: CausalLM, section: HFEngineConfig, autocast: torch.dtype | None = None, shared: bool = True
+    ) -> None:
+        self.lm, self.autocast, self.shared = lm, autocast, shared
         self.max_rows: int | None = section.max_rows
         self.policy: Policy | None = None
         found = "bfloat16 autocast" if autocast else read(lm)
@@ -55,7 +61,27 @@ class InProcessEngine:
         logger.info("%s decodes %s", lm.name, f"by transformers: {self.plain}" if self.plain else "by the lean loop")
 
     async def load(self, policy: Policy) -> None:
+        """Raises `EngineError` for weights of other names or shapes."""
+        if not self.shared:
+            self._copy(policy)
         self.policy = policy
+
+    def _copy(self, policy: Policy) -> None:
+        ours = dict(self.lm.model.state_dict())
+        theirs = set()
+        with torch.no_grad():
+            for name, tensor in policy.tensors():
+                if name not in ours or ours[name].shape != tensor.shape:
+                    raise EngineError(
+                        f"engine hf: the policy has a weight {name!r} of shape {tuple(tensor.shape)}, the student "
+                        f"{'none of that name' if name not in ours else f'one of {tuple(ours[name].shape)}'}. The "
+                        "learner must publish the student's own weights under their Hugging Face names."
+                    )
+                ours[name].copy_(tensor)
+                theirs.add(name)
+        tied = {id_.data_ptr() for name, id_ in ours.items() if name in theirs}
+        if missing := [name for name, tensor in ours.items() if tensor.data_ptr() not in tied]:
+            raise EngineError(f"engine hf: the policy has no weight {missing[0]!r}, and {len(missing) - 1} more")
 
     async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
         """See `protocols.Engine`; the requests of a unit share their sampling.

@@ -42,6 +42,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.number: int | None = None
         self._held = 0
+        self._raised = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -64,8 +65,9 @@ class StopSignals:
         self.check()
 
     def check(self) -> None:
-        """Raises `Interrupted` where a stop was asked for and nothing is held."""
-        if self.number is not None and not self._held:
+        """Raises `Interrupted`, once, where a stop was asked for and nothing is held."""
+        if self.number is not None and not self._held and not self._raised:
+            self._raised = True
             raise Interrupted(self.number)
 
     def request(self, number: int = signal.SIGINT) -> None:
