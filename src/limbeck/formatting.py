@@ -46,8 +46,10 @@ def interval(low: float | None, high: float | None, digits: int = 3) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    """`0.7 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
     rounded = round(seconds)
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
     if rounded < 60:
         return f"{rounded} s"
     if rounded < 3600:

@@ -195,6 +195,7 @@ class ProbeResult:
     measured: str  # "ratio 1.4286 nats at T = 0.7"
     expected: str  # "1.4286"
     ok: bool = True
+    remedy: str = ""  # what to do about one that failed, a sentence or two
 
 
 @dataclass(frozen=True, slots=True)
