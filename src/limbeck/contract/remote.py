@@ -38,10 +38,11 @@ MIN_NOISE = 5e-5  # nats: what a float32 server may be off from itself
 NOISE_MARGIN = 4.0  # times the noise that was measured
 HEAD_TOLERANCE = 5e-3  # nats between a server's log-prob and that of its hidden state under the head here
 
-REMEDIES = (
-    "Remedies: serve the model with `limbeck serve`; or `limbeck bake MODEL --temperature T OUT`, serve OUT and set "
-    "teacher.baked; or raise teacher.top_logprobs; or set rollout.temperature = 1."
-)
+REMEDIES = """Remedies, any of them:
+  serve the model with `limbeck serve`
+  `limbeck bake MODEL --temperature T OUT`, serve OUT and set teacher.baked
+  raise teacher.top_logprobs
+  set rollout.temperature = 1"""
 
 
 class _Refused(LimbeckError):  # noqa: N818 (a result, caught here)
@@ -94,7 +95,7 @@ async def _prove(
             verdicts += await step()
         except (LimbeckError, WireError) as error:
             tried = error.verdicts if isinstance(error, ContractError) else ()
-            failed = ProbeResult(name, str(error), "see `measured`", ok=False)
+            failed = ProbeResult(name, str(error), "", ok=False)
             kind = TeacherError if isinstance(error, TeacherError) else ContractError
             message = str(error) if isinstance(error, LimbeckError) else f"teacher {teacher.name}: {error}"
             raise _with(kind(message), [*verdicts, *(tried or [failed])]) from error
@@ -214,13 +215,13 @@ class _Probes:
             try:
                 verdicts.append(await self._try(method))
             except (_Refused, ContractError, WireError, NotADistributionError) as error:
-                verdicts.append(ProbeResult(f"method {method}", str(error), "proven", ok=False))
+                verdicts.append(ProbeResult(f"method {method}", str(error), "", ok=False))
                 continue
             # What was tried on the way is told, but is no failure of the teacher.
             return [*map(_passed_over, verdicts[:-1]), verdicts[-1]]
-        reasons = "; ".join(f"{v.probe}: {v.measured}" for v in verdicts)
+        reasons = "\n".join(f"  {v.probe}: {v.measured}" for v in verdicts)
         where = f"teacher {teacher.name} ({', '.join(teacher.pool.urls)})"
-        raise ContractError(f"{where} cannot be had at temperature {self.t}. {reasons}. {REMEDIES}", verdicts)
+        raise ContractError(f"{where} cannot be scored at temperature {self.t}:\n{reasons}\n{REMEDIES}", verdicts)
 
     def _candidates(self) -> tuple[Method, ...]:
         teacher = self.teacher
