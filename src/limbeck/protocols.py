@@ -94,6 +94,25 @@ class Learner(Protocol):
     def restore(self, folder: Path) -> None: ...
 
 
+class Objective(Protocol):
+    """What is minimised, elementwise over the vocabulary: then any support, chunk and rank can use it.
+
+    With p = softmax(z/T) and q the teacher's, dD/dx = pull - p * pull.sum(-1) for x = z/T.
+    """
+
+    def pull(self, p: Any, logp: Any, logq: Any) -> Any:
+        """p * a; reverse KL: p * (logp - logq)."""
+        ...
+
+    def gain(self, logp: Any, logq: Any) -> Any:
+        """a, of a sampled token outside the support."""
+        ...
+
+    def value(self, p: Any, logp: Any, logq: Any) -> Any:
+        """What is summed over the vocabulary to the divergence."""
+        ...
+
+
 class Task(Protocol):
     """Prompts to answer, and how to mark an answer."""
 
