@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from limbeck.config.base import ModelConfig
-from limbeck.config.objective import ReverseKLConfig
 from limbeck.config.recipe import Recipe
 from limbeck.config.teacher import LocalTeacherConfig, RemoteTeacherConfig, RoutedTeacherConfig, StatesTeacherConfig
 from limbeck.contract.probes import check_same_tokenizer, check_tokenizers, continuations, prove, same_weights
@@ -119,8 +118,7 @@ def _remote(
         check_same_tokenizer(student.name, student.tokenizer, section.tokenizer, theirs, section.same_chat_template)
         opened.verdicts.append(ProbeResult("tokenizer", f"{section.tokenizer}: {len(theirs)} tokens", "the student's"))
     head = _head(section, student, device)
-    objective = recipe.objective
-    support = objective.support if isinstance(objective, ReverseKLConfig) and isinstance(objective.support, int) else 0
+    support = recipe.objective.support if isinstance(recipe.objective.support, int) else 0
     vocabulary = section.vocabulary or -(-student.vocabulary // PADDING) * PADDING + PADDING
     return remote_teacher(name, section, vocabulary, student.vocabulary, support, head)
 

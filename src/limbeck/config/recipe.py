@@ -115,10 +115,10 @@ class Recipe(Config):
         rollout, objective = self.rollout, self.objective
         _refuse_what_the_teacher_cannot_give(self)
         truncated = rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
-        if truncated and isinstance(objective, ReverseKLConfig) and objective.support != "full":
+        if truncated and objective.support != "full":
             raise ValueError(
                 f"rollout.top_p/top_k/min_p cut the student's distribution, but objective.support = "
-                f"{objective.support!r} estimates a KL from its samples, which would be biased. Set "
+                f"{objective.support!r} estimates a divergence from its samples, which would be biased. Set "
                 "objective.support = 'full', or remove the truncation."
             )
         if truncated and (objective.discount > 0 or objective.task_reward):
@@ -146,12 +146,11 @@ Config.root = Recipe
 def _refuse_what_the_teacher_cannot_give(recipe: Recipe) -> None:
     """A divergence over the whole vocabulary needs hidden states and their head; left-out tokens have no future."""
     objective, teacher = recipe.objective, recipe.teacher
-    full = not isinstance(objective, ReverseKLConfig) or objective.support == "full"
     members = dict(teacher.teachers) if isinstance(teacher, RoutedTeacherConfig) else {"teacher": teacher}
     for name, section in members.items():
         if not isinstance(section, RemoteTeacherConfig):
             continue
-        if full and not (isinstance(section, StatesTeacherConfig) and section.head):
+        if objective.support == "full" and not (isinstance(section, StatesTeacherConfig) and section.head):
             raise ValueError(
                 f"{objective.divergence} is asked for over the whole vocabulary, but {name} ({section.kind}) answers "
                 "with its top log-probs. Set objective.support = 20 (same expected gradient, a little more "

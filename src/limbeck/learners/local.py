@@ -33,7 +33,7 @@ from limbeck.models.equivalence import prove_packing, share_prompts
 from limbeck.models.layout import Layout, lay_out, plan
 from limbeck.models.llama import speed_up
 from limbeck.models.truncation import truncate
-from limbeck.objectives import Measured, distillation_loss
+from limbeck.objectives import Loss, Measured, distillation_loss, loss_of
 from limbeck.records import Floats, Mean, Rollout, Scored, StepReport, Trace
 
 if TYPE_CHECKING:
@@ -51,9 +51,10 @@ class InProcessLearner:
     """Trains `lm` for `steps` steps. `version` counts the updates made."""
 
     def __init__(
-        self, lm: CausalLM, section: LocalLearnerConfig, objective: ObjectiveConfig, steps: int, seed: int
+        self, lm: CausalLM, section: LocalLearnerConfig, objective: ObjectiveConfig | Loss, steps: int, seed: int
     ) -> None:
-        self.lm, self.section, self.objective, self.steps, self.seed = lm, section, objective, steps, seed
+        self.lm, self.section, self.steps, self.seed = lm, section, steps, seed
+        self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
         self.version = 0
         self.layout = _layout(lm, section)
         self.autocast = torch.bfloat16 if section.precision == "bfloat16" else None
@@ -174,7 +175,7 @@ class InProcessLearner:
 
     def _loss(self, batch: Batch, micro: MicroBatch) -> tuple[Tensor, Measured]:
         return distillation_loss(
-            self.objective,
+            self.loss,
             batch.temperature,
             self._hidden(micro),
             self.lm.head(),
