@@ -1,10 +1,10 @@
-"""A response to be sampled by a server, and the validated answer: tokens in, tokens out, never text.
+"""A sampled turn as a server sent it, validated: tokens in, tokens out, never text.
 
-    SampleRequest((11, 12, 1), sampling, seed=7, vocabulary=99)  ->  Sampled([4, 6, 3], logprobs, "stop")
+    SampleRequest(key, ids, sampling)  ->  SampleReply([4, 6, 3], logprobs, "stop")
 
 An answer that does not hold together is asked for again only where the wire may have spoilt it. One that
-says what was not asked for is final: asking until the server says something else would change what the
-samples are drawn from.
+answers something else than what was asked is final: asking until the server sends something else would change
+what the samples are drawn from.
 """
 
 from __future__ import annotations
@@ -15,40 +15,31 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.records import Finish, Floats, Ints, Sampling
+from limbeck.records import Finish, Floats, Ints, SampleRequest
 from limbeck.wire.score import WireError, check_logprobs, integer, number
 
 
 @dataclass(frozen=True, slots=True)
-class SampleRequest:
-    """One response to one prompt. `vocabulary`: ids from there on are no tokens of the student."""
-
-    prompt_ids: tuple[int, ...]  # [P]
-    sampling: Sampling
-    seed: int  # of this response alone
-    vocabulary: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class SampleReply:
     """A validated answer. The stop token, where there is one, is its last token."""
 
-    token_ids: Ints  # [S]
-    logprobs: Floats  # [S] as the server gives them, at whatever temperature
+    token_ids: Ints  # [n]
+    logprobs: Floats  # [n] as the server gives them, at whatever temperature
     finish: Finish
-    version: str | None = None  # of the weights it was sampled with, where the server says
+    version: str | None = None  # of the weights it was sampled with, where the server reports it
 
 
-def make_sampled(
+def make_sample_reply(
     request: SampleRequest,
+    vocabulary: int,
     ids: Sequence[Any],
     logprobs: Sequence[Any],
     reason: Any,
     version: str | None = None,
-) -> Sampled:
+) -> SampleReply:
     """Validate what a dialect took out of an answer; `reason` is the server's word for why it stopped.
 
-    Raises `WireError`.
+    Ids from `vocabulary` on are no tokens of the student. Raises `WireError`.
     """
     sampling = request.sampling
     tokens = np.array([integer(value, "token id") for value in ids], dtype=np.int64)
@@ -72,12 +63,12 @@ def make_sampled(
         )
     if not stopped and len(tokens) < sampling.max_tokens:
         raise WireError("short", f"the answer breaks off after {len(tokens)} of {sampling.max_tokens} tokens")
-    outside = tokens[(tokens < 0) | (tokens >= request.vocabulary)]
+    outside = tokens[(tokens < 0) | (tokens >= vocabulary)]
     if len(outside):
         raise WireError(
             "unfit",
             f"the server sampled token {outside[0]}, but student and teacher share a vocabulary of "
-            f"{request.vocabulary}: does it hold the student?",
+            f"{vocabulary}: does it hold the student?",
         )
     values = check_logprobs(np.array([number(value, "log-prob") for value in logprobs], dtype=np.float64))
-    return Sampled(tokens, values.astype(np.float32), "stop" if stopped else "length", version)
+    return SampleReply(tokens, values.astype(np.float32), "stop" if stopped else "length", version)
