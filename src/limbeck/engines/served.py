@@ -237,7 +237,9 @@ class ServedEngine:
                 "processor, a penalty or a grammar among its options."
             )
         whose = "the server's" if self.logprobs_at_T else "recomputed by the learner: the server's are at temperature 1"
-        measured = f"{distance:.1e} nats a token off at temperature {temperature:g}, {distance_at_one:.1e} at 1: {whose}"
+        measured = (
+            f"{distance:.1e} nats a token off at temperature {temperature:g}, {distance_at_one:.1e} at 1: {whose}"
+        )
         self.proofs.append(ProbeResult("engine: log-probs", measured, f"at temperature {temperature:g}"))
 
 
