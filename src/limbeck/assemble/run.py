@@ -31,6 +31,7 @@ from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
 from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.view import SameView
+from limbeck.training.kept_prompts import keep_prompts
 from limbeck.training.run import Run
 from limbeck.training.run_folder import Checkpoint, RunFolder
 
@@ -76,12 +77,13 @@ async def _assemble(
     for lm in models:
         lm.vocabulary = vocabulary
     task = given.task or load_task(recipe.task, build, _longest_prompt(recipe, student, teachers.contexts))
-    folder.keep_prompts(task, recipe, checkpoint.step if checkpoint else 0)
+    keep_prompts(folder, task, recipe, checkpoint)
     proven = await teachers.prove(site, task)
     reference_teacher = None if reference is None else LocalTeacher("reference", reference)
 
     heads = {**proven.heads, **({} if reference_teacher is None else reference_teacher.heads)}
-    learner = _learner(site, heads)
+    loss = loss_of(recipe.objective, given.objective, build)
+    learner = _learner(site, loss, heads)
     if checkpoint:
         learner.restore(checkpoint.folder)
     stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
@@ -101,7 +103,7 @@ async def _assemble(
         names=Names(student.tokenizer),
         stop_ids=stop_ids,
         folder=folder,
-        support=_loss(site).support,
+        support=loss.support,
         start=checkpoint.step if checkpoint else 0,
         reference=reference_teacher,
         min_scored_fraction=teachers.min_scored_fraction,
@@ -156,18 +158,14 @@ def _longest_prompt(recipe: Recipe, student: CausalLM, of_teachers: Sequence[int
     return longest
 
 
-def _loss(site: Site) -> Loss:
-    return loss_of(site.recipe.objective, site.given.objective, site.build)
-
-
-def _learner(site: Site, heads: Mapping[str, Head]) -> Learner:
+def _learner(site: Site, loss: Loss, heads: Mapping[str, Head]) -> Learner:
     section = site.recipe.learner
     if site.given.learner is not None:
         return site.given.learner
     if isinstance(section, PythonPartConfig):
         learner: Learner = build_part(section, "learner", site.build)
         return learner
-    return LocalLearner(site.student, section, _loss(site), site.recipe.steps, site.recipe.seed, heads)
+    return LocalLearner(site.student, section, loss, site.recipe.steps, site.recipe.seed, heads)
 
 
 def _reference(site: Site) -> CausalLM | None:
