@@ -26,6 +26,7 @@ class LocalTeacher:
         lm.model.eval().requires_grad_(False)
         self.head = lm.head()
         self.fingerprint = self.head.fingerprint()
+        self.heads = {self.fingerprint: self.head}
         self.unshared = share_prompts(lm)  # why each sample's prompt is computed anew, where it is
         self.layout: Layout = "padded" if self.unshared else "tree"
         speed_up(lm)
