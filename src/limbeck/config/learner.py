@@ -16,8 +16,10 @@ class LoraConfig(Config):
 
     rank: PositiveInt = 16
     alpha: Positive = 32.0
-    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
-        "all-linear", description="module names; the output head itself is refused"
+    target_modules: tuple[str, ...] | str = Field(
+        "all-linear",
+        description="ends of module names, or a regular expression for whole ones; the output head, and embeddings "
+        "that are tied to it, are refused",
     )
 
 
