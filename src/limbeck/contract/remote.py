@@ -211,7 +211,9 @@ class _Probes:
             try:
                 result, self.found = await self._try(method)
             except (_Refused, ContractError, WireError, NotADistributionError) as error:
-                results.append(ProbeResult(f"method {method}", str(error), "proven", ok=False, remedy=REMEDIES))
+                results.append(
+                    ProbeResult(f"method {method}", str(error).rstrip("."), "proven", ok=False, remedy=REMEDIES)
+                )
                 continue
             # What was tried on the way is reported, but is no failure of the teacher.
             return [*map(_passed_over, results), result]
