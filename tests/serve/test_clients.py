@@ -20,8 +20,6 @@ from limbeck.models.loading import load_model
 from limbeck.serve.app import make_app
 from limbeck.serve.scorer import Scorer
 from limbeck.serve.settings import ServeSettings
-from limbeck.teachers.connect import connect
-from limbeck.teachers.remote import RemoteTeacher
 from tests import tiny
 from tests.serve.test_app import TEXTS, V, of_tokens, truth
 

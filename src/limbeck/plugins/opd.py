@@ -39,22 +39,22 @@ from limbeck.teachers.remote import RemoteTeacher
 if TYPE_CHECKING:
     import torch
 
-LEAST_TOKENS = 8  # a shorter sample makes no probe
+MIN_TOKENS = 8  # of a probe; a shorter sample is repeated
 SCORES = "teacher_log_probs"
 TASK = "task_reward"
 NORMALISED = ("grpo", "gspo", "reinforce_plus_plus_baseline")
-SMALLEST_DEVIATION = 1e-6
+MIN_DEVIATION = 1e-6
 SMALL_IDS = range(8)  # tokens of every vocabulary, for the probes of a sample that repeats itself
 ROUTES = ("/generate", "/v1/completions", "/limbeck/score")
 # Options of miles under which its trainer reads something else than `teacher_log_probs` of the server at `rm_url`.
-NOT_HERE = ("opd_log_prob_top_k", "opd_teacher_urls", "opd_teacher_adapters")
+UNSUPPORTED = ("opd_log_prob_top_k", "opd_teacher_urls", "opd_teacher_adapters")
 
 _proven: dict[tuple[Any, ...], asyncio.Task[RemoteTeacher]] = {}
 
 
 async def reward_func(args: Any, sample: Any, **kwargs: Any) -> dict[str, Any]:
     """Score one sample. Raises `LimbeckError` where its score cannot be had: a filler would be trained on."""
-    for name in NOT_HERE:
+    for name in UNSUPPORTED:
         if given := getattr(args, name, None):
             raise RecipeError(
                 f"{name} = {given!r} is not for this hook, which gives one teacher's log-probs of sampled tokens. "
@@ -78,15 +78,17 @@ async def reward_func(args: Any, sample: Any, **kwargs: Any) -> dict[str, Any]:
 def post_process_rewards(args: Any, samples: Sequence[Any], **kwargs: Any) -> tuple[list[float], list[float]]:
     """Give each sample its `teacher_log_probs`, and return task rewards: raw, and as the trainer wants them.
 
-    Without a task reward both are zeros: the signal is the distillation term alone.
+    Without a task reward both are zeros: the distillation term is the only signal.
     """
     rewards: list[float | None] = []
     for sample in samples:
-        told = sample.reward
-        if not isinstance(told, dict) or SCORES not in told:
-            raise DataError(f"a sample's reward is {type(told).__name__}, expected what limbeck's reward_func returned")
-        sample.teacher_log_probs = _as_tensor(told[SCORES], int(sample.response_length))
-        rewards.append(told[TASK])
+        found = sample.reward
+        if not isinstance(found, dict) or SCORES not in found:
+            raise DataError(
+                f"a sample's reward is {type(found).__name__}, expected what limbeck's reward_func returned"
+            )
+        sample.teacher_log_probs = _as_tensor(found[SCORES], int(sample.response_length))
+        rewards.append(found[TASK])
     graded = [reward for reward in rewards if reward is not None]
     if graded and len(graded) < len(rewards):
         raise DataError(f"{len(graded)} of {len(rewards)} samples have a task reward: it must be all of them, or none")
@@ -113,16 +115,16 @@ def _normalised(args: Any, samples: Sequence[Any], raw: list[float]) -> list[flo
         mine = groups == group
         values[mine] -= values[mine].mean()
         if by_deviation and mine.sum() > 1:
-            values[mine] /= values[mine].std(ddof=1) + SMALLEST_DEVIATION
+            values[mine] /= values[mine].std(ddof=1) + MIN_DEVIATION
     normalised: list[float] = values.tolist()
     return normalised
 
 
 def _groups(args: Any, samples: Sequence[Any]) -> list[int]:
-    """Which samples answer one prompt: as they say, else by their places."""
-    told = [getattr(sample, "group_index", None) for sample in samples]
-    if None not in told:
-        return [int(group) for group in told if group is not None]
+    """Which samples answer one prompt: by their `group_index`, else by their order."""
+    named = [getattr(sample, "group_index", None) for sample in samples]
+    if None not in named:
+        return [int(group) for group in named if group is not None]
     size = int(args.n_samples_per_prompt)
     if len(samples) % size:
         raise DataError(
@@ -132,10 +134,10 @@ def _groups(args: Any, samples: Sequence[Any]) -> list[int]:
 
 
 async def _task_reward(args: Any, sample: Any) -> float | None:
-    """What the sample already has, else what LIMBECK_TASK_REWARD says, else None."""
+    """What the sample already has, else what LIMBECK_TASK_REWARD returns, else None."""
     given, key = sample.reward, getattr(args, "reward_key", None)
     if isinstance(given, dict):
-        if SCORES in given:  # this hook has marked it before
+        if SCORES in given:  # this hook has scored it before
             key = TASK
         if key not in given:
             raise DataError(f"a sample's reward is {given!r}. Name the task reward in it by --reward-key.")
@@ -165,13 +167,13 @@ def _number(value: Any, what: str) -> float:
 
 
 async def _teacher(args: Any, tokens: list[int]) -> RemoteTeacher:
-    """The proven teacher of this server and temperature; proven once, by whichever sample comes first."""
+    """The proven teacher of this server and temperature; proven once, by the first sample that comes."""
     loop = asyncio.get_running_loop()
     key = (loop, args.rm_url, _temperature(args))  # its connections live on this loop
     task = _proven.get(key)
     if task is None or (task.done() and (task.cancelled() or task.exception())):
-        if len(tokens) < LEAST_TOKENS:
-            tokens = (tokens * LEAST_TOKENS)[:LEAST_TOKENS]
+        if len(tokens) < MIN_TOKENS:
+            tokens = (tokens * MIN_TOKENS)[:MIN_TOKENS]
         task = _proven[key] = loop.create_task(_prove(args, tokens))
     return await asyncio.shield(task)
 
@@ -186,7 +188,7 @@ async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
         "retry_seconds": float(os.environ.get("LIMBECK_RETRY_SECONDS", "300")),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    # A sample here has no way to leave a position out, so none may be uncertain.
+    # These trainers cannot mask a position, so none may be uncertain.
     section = SECTIONS[kind](url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
     teacher = remote_teacher("teacher", section, LARGEST_VOCABULARY, section.top_logprobs, 0)
     ids = list(dict.fromkeys([*tokens, *SMALL_IDS]))[:16]
