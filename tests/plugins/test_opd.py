@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,6 +59,16 @@ async def test_a_score_that_cannot_be_had_is_an_error_and_not_a_number() -> None
         await slime.reward_func(args(server), sample(5))
         server.truncates = 1
         with pytest.raises(TeacherError, match="short"):
+            await slime.reward_func(args(server), sample(5))
+
+
+async def test_scores_at_another_temperature_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FakeServer(knows_temperature=True) as server:
+        await slime.reward_func(args(server), sample(5))
+        ((_, task),) = opd._proven.items()
+        teacher = await task
+        teacher.proof = replace(teacher.proof, method="plain", acknowledges=False)
+        with pytest.raises(TeacherError, match=r"scored at temperature 1, expected rollout_temperature = 0\.7"):
             await slime.reward_func(args(server), sample(5))
 
 

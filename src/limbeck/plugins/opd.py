@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck.contract.check import LARGEST_VOCABULARY, SECTIONS
+from limbeck.contract.check import LARGEST_VOCABULARY
 from limbeck.contract.remote import prove_remote
 from limbeck.errors import DataError, RecipeError, TeacherError
-from limbeck.records import Failure, Prompt, Rollout, Sampling, TokenScores
-from limbeck.teachers.connect import remote_teacher
+from limbeck.records import Failure, TokenScores, request_of
+from limbeck.teachers.connect import BACKENDS, connect
 from limbeck.teachers.remote import RemoteTeacher
 
 if TYPE_CHECKING:
@@ -68,10 +68,16 @@ async def reward_func(args: Any, sample: Any, **kwargs: Any) -> dict[str, Any]:
     if not 0 < length < len(tokens):
         raise DataError(f"a sample has {len(tokens)} tokens and a response of {length}; its prompt is missing")
     teacher = await _teacher(args, tokens)
-    (scores,) = await teacher.score([_rollout(tokens, length, _temperature(args))])
+    request = request_of(tokens, len(tokens) - length, _temperature(args), id="a sample")
+    (scores,) = await teacher.score([request])
     if isinstance(scores, Failure):
         raise TeacherError(f"{scores.kind}: {scores.message}")
     assert isinstance(scores, TokenScores)
+    if scores.temperature != request.temperature:
+        raise TeacherError(
+            f"teacher {teacher.name} scored at temperature {scores.temperature:g}, expected rollout_temperature = "
+            f"{request.temperature:g}. Serve the model with `limbeck serve`, which is exact at any temperature."
+        )
     return {SCORES: scores.logprobs.tolist(), TASK: task_reward}
 
 
@@ -180,8 +186,8 @@ async def _teacher(args: Any, tokens: list[int]) -> RemoteTeacher:
 
 async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
     kind = os.environ.get("LIMBECK_TEACHER_KIND", "sglang")
-    if kind not in SECTIONS:
-        raise RecipeError(f"LIMBECK_TEACHER_KIND = {kind!r}, expected one of {', '.join(SECTIONS)}")
+    if kind not in BACKENDS:
+        raise RecipeError(f"LIMBECK_TEACHER_KIND = {kind!r}, expected one of {', '.join(BACKENDS)}")
     options = {
         "baked": os.environ.get("LIMBECK_BAKED"),
         "token_env": os.environ.get("LIMBECK_TOKEN_ENV"),
@@ -189,11 +195,14 @@ async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
     }
     given = {name: value for name, value in options.items() if value is not None}
     # These trainers cannot mask a position, so none may be uncertain.
-    section = SECTIONS[kind](url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
-    teacher = remote_teacher("teacher", section, LARGEST_VOCABULARY, section.top_logprobs, 0)
+    section = BACKENDS[kind].config(url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
+    client = connect("teacher", section, LARGEST_VOCABULARY, section.top_logprobs)
     ids = list(dict.fromkeys([*tokens, *SMALL_IDS]))[:16]
-    await prove_remote(teacher, [tuple(tokens)], ids, _temperature(args))
-    return teacher
+    try:
+        return RemoteTeacher(client, await prove_remote(client, [tokens], ids, _temperature(args)))
+    except BaseException:
+        await client.close()
+        raise
 
 
 def _base(url: str) -> str:
@@ -207,17 +216,3 @@ def _temperature(args: Any) -> float:
     if not temperature > 0:
         raise RecipeError(f"rollout_temperature is {temperature}: at 0 the student has no distribution to distil into")
     return temperature
-
-
-def _rollout(tokens: list[int], length: int, temperature: float) -> Rollout:
-    start = len(tokens) - length
-    return Rollout(
-        prompt=Prompt("sample", tuple(tokens[:start])),
-        sample=0,
-        token_ids=np.array(tokens, dtype=np.int64),
-        trained=np.arange(len(tokens)) >= start,
-        behaviour_logprobs=np.zeros(length, np.float32),  # not read by a teacher
-        policy_version=0,
-        finish="stop",
-        sampling=Sampling(temperature, length),
-    )
