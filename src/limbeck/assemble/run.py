@@ -10,6 +10,7 @@ import torch
 
 from limbeck.assemble.teachers import open_teachers, prove_teachers
 from limbeck.config.engine import HFEngineConfig, SGLangEngineConfig
+from limbeck.config.factory import Build
 from limbeck.config.recipe import Recipe
 from limbeck.config.student import StudentConfig
 from limbeck.config.teacher import LocalTeacherConfig
@@ -59,7 +60,8 @@ async def assemble(recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | N
     )
     student = load_model(source.model_copy(update={"attention": recipe.student.attention}), device)
     opened = open_teachers(recipe, student, device)
-    task = load_task(recipe.task, student.tokenizer, recipe.seed, _longest_prompt(recipe, student, opened.contexts))
+    build = Build(recipe, None, student.tokenizer, device, recipe.seed, folder.path)
+    task = load_task(recipe.task, build, _longest_prompt(recipe, student, opened.contexts))
     verdicts = await prove_teachers(opened, task, recipe, student, folder, checkpoint is not None)
 
     learner = InProcessLearner(student, recipe.learner, recipe.objective, recipe.steps, recipe.seed)
