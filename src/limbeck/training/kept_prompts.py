@@ -13,7 +13,7 @@ import logging
 from limbeck.config.recipe import Recipe
 from limbeck.errors import RunError
 from limbeck.protocols import Task
-from limbeck.tasks.prompts import digest_of_prompts
+from limbeck.tasks.digest import digest_of_prompts
 from limbeck.training.run_folder import Checkpoint, RunFolder
 
 FILE = "prompts.json"
