@@ -63,6 +63,7 @@ class Opened(Protocol):
     models: Sequence[CausalLM]  # whose vocabulary has to be that of the student
     context: int | None
     results: list[ProbeResult]
+    heads: Mapping[str, Head]  # by fingerprint, once it is proven: of hidden states
 
     async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
         """Adds to `results`. Raises `ContractError`."""
@@ -98,21 +99,21 @@ class OpenTeachers:
         results: list[ProbeResult] = []
         for name, member in self.members.items():
             teacher = teachers[name] = await member.prove(site, task, self.support)
-            mine = teacher.heads if isinstance(teacher, HoldsHeads) else {}
-            heads |= mine
+            heads |= member.heads
             found = list(member.results)
             if not site.resumed and member.is_student(site):
-                policy = LocalPolicy(site.student)
-                texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
-                found.append(
-                    await same_weights(teacher, policy, texts, site.recipe.rollout.temperature, self.support, mine)
-                )
+                found.append(await self._same_weights(teacher, member, site, task))
             results += [replace(r, probe=f"{name}: {r.probe}") for r in found] if len(self.members) > 1 else found
         if not self.routed:
             return Proven(teachers[ONLY], heads, tuple(results), dict)
         router = RoutedTeacher(teachers, self.default)
         router.check_routes([*task.train, *task.held_out])
         return Proven(router, heads, tuple(results), lambda: router.seconds)
+
+    async def _same_weights(self, teacher: Teacher, member: Opened, site: Site, task: Task) -> ProbeResult:
+        texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
+        temperature = site.recipe.rollout.temperature
+        return await same_weights(teacher, LocalPolicy(site.student), texts, temperature, self.support, member.heads)
 
 
 def open_teachers(site: Site, support: Support) -> OpenTeachers:
@@ -138,10 +139,13 @@ class _Local:
         self.lm = load_model(section, site.device)
         refuse_baked(f"teacher {name}: model", section.model, self.lm.natural_temperature)
         self.results = [check_tokenizers(site.student, self.lm, section.same_chat_template)]
-        self.models, self.context = (self.lm,), self.lm.context
+        self.models: Sequence[CausalLM] = (self.lm,)
+        self.context = self.lm.context
+        self.heads: Mapping[str, Head] = {}
 
     async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
         teacher = LocalTeacher(self.name, self.lm)
+        self.heads = teacher.heads
         self.results += await _prove(teacher, site, task, support)
         return teacher
 
@@ -157,6 +161,7 @@ class _Own:
         self.models: Sequence[CausalLM] = ()
         self.context = teacher.info.context
         self.results: list[ProbeResult] = []
+        self.heads: Mapping[str, Head] = teacher.heads if isinstance(teacher, HoldsHeads) else {}
 
     async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
         self.results += await _prove(self.teacher, site, task, support)
@@ -187,6 +192,7 @@ class _Remote:
     results: list[ProbeResult] = field(default_factory=list)
     models: Sequence[CausalLM] = ()
     context: int | None = None
+    heads: Mapping[str, Head] = field(default_factory=dict)
     identities: Mapping[str, str] = field(default_factory=dict)
     head_model: CausalLM | None = None
 
@@ -209,10 +215,12 @@ class _Remote:
         site.resources.push_async_callback(client.close)
         texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
         ids = continuations(max(texts, key=len), student.vocabulary)
-        heads = self._heads()
+        self.heads = self._heads()
         temperature, tokenizer = site.recipe.rollout.temperature, student.tokenizer
-        proof = await prove_remote(client, texts, ids, temperature, support=support, heads=heads, tokenizer=tokenizer)
-        teacher = RemoteTeacher(client, proof, heads)
+        proof = await prove_remote(
+            client, texts, ids, temperature, support=support, heads=self.heads or None, tokenizer=tokenizer
+        )
+        teacher = RemoteTeacher(client, proof)
         self.results += proof.results
         assert proof.baseline is not None
         self.identities = proof.baseline.identities
@@ -223,10 +231,10 @@ class _Remote:
         ours = {site.recipe.student.model, resolve(site.recipe.student.model)}
         return any(not ours.isdisjoint(identity.split()) for identity in self.identities.values())
 
-    def _heads(self) -> Mapping[str, Head] | None:
+    def _heads(self) -> Mapping[str, Head]:
         """The output head of `teacher.head` alone, without the model around it, by its fingerprint."""
         if self.head_model is None:
-            return None
+            return {}
         head, self.head_model = self.head_model.head().detach(), None
         bias_V = None if head.bias_V is None else head.bias_V.clone()
         head = replace(head, weight_Vd=head.weight_Vd.clone(), bias_V=bias_V)
