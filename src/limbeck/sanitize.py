@@ -12,10 +12,10 @@ HIDDEN = re.compile(
 )
 
 
-def visible(text: str) -> str:
+def printable(text: str) -> str:
     r"""`text` as a terminal can be trusted with it.
 
-    >>> visible("\x1b[31mred\x1b[0m \u202egnp.exe\r")
+    >>> printable("\x1b[31mred\x1b[0m \u202egnp.exe\r")
     '␛[31mred␛[0m ⟨U+202E⟩gnp.exe␍'
     """
     return HIDDEN.sub(_symbol, text)

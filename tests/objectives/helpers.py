@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
-from limbeck.objectives import Dense, Head, Measured, Sampled, Target, Tokens, TopK, distillation_loss
+from limbeck.objectives import Dense, Head, Loss, Measured, Sampled, Target, Tokens, TopK, loss_of
+from limbeck.objectives import distillation_loss as loss_from
 
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
 UNCAPPED = 1e30  # an importance cap no ratio here comes near
@@ -29,6 +30,12 @@ def name(objective: ObjectiveConfig) -> str:
     """A test id: what differs from the default reverse KL."""
     given = objective.model_dump(exclude_defaults=True, exclude={"divergence"})
     return "-".join([objective.divergence, *(f"{key}={value}" for key, value in given.items())])
+
+
+def distillation_loss(objective: ObjectiveConfig | Loss, *args: Any, **options: Any) -> tuple[Tensor, Measured]:
+    """The fused loss of a recipe's table, or of a loss."""
+    loss = objective if isinstance(objective, Loss) else loss_of(objective)
+    return loss_from(loss, *args, **options)
 
 
 def randn(seed: int, *shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
-from limbeck.objectives import Dense, Head, Measured, Sampled, Target, Tokens, TopK, distillation_loss
+from limbeck.objectives import Dense, Head, Measured, Sampled, Target, Tokens, TopK
 from tests._naive import naive_loss
 
-from .helpers import LargestTensor, alone, at, close, log_softmax, name, randn, target
+from .helpers import LargestTensor, alone, at, close, distillation_loss, log_softmax, name, randn, target
 
 OBJECTIVES: list[ObjectiveConfig] = [
     ReverseKLConfig(),

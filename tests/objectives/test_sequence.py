@@ -23,10 +23,21 @@ import torch
 from torch import Tensor
 
 from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
-from limbeck.objectives import Target, Tokens, distillation_loss
+from limbeck.objectives import Target, Tokens
 from tests._naive import jsd, kl, naive_loss
 
-from .helpers import UNCAPPED, at, close, dense, finite_difference, identity, log_softmax, randn, target
+from .helpers import (
+    UNCAPPED,
+    at,
+    close,
+    dense,
+    distillation_loss,
+    finite_difference,
+    identity,
+    log_softmax,
+    randn,
+    target,
+)
 
 V = 3
 T = 0.7

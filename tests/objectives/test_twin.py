@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
-from limbeck.objectives import Dense, Head, Tokens, distillation_loss
+from limbeck.objectives import Dense, Head, Tokens
 from tests._naive import naive_loss
 
-from .helpers import at, close, log_softmax, randn, target
+from .helpers import at, close, distillation_loss, log_softmax, randn, target
 
 discounts = st.sampled_from([0.0, 0.0, 0.5, 0.95, 1.0])
 references = st.none() | st.builds(ReferenceConfig, weight=st.floats(0.05, 3.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,24 @@ REQUEST = SampleRequest(KEY, np.array([5, 6, 7]), Sampling(0.7, 4, (1, 2), seed=
 VOCABULARY = 50
 
 
-def of_sglang(ids: list[Any], values: list[Any], reason: Any = "length", **more: Any) -> dict[str, Any]:
+Tops = Sequence[dict[int, float]]
+
+
+def of_sglang(
+    ids: list[Any], values: list[Any], reason: Any = "length", tops: Tops = (), **more: Any
+) -> dict[str, Any]:
+    if tops:
+        more["output_top_logprobs"] = [[[value, i, None] for i, value in row.items()] for row in tops]
     entries = [[value, i, None] for value, i in zip(values, ids, strict=False)]
     meta = {"output_token_logprobs": entries, "finish_reason": {"type": reason}, **more}
     return {"output_ids": ids, "meta_info": meta}
 
 
-def of_vllm(ids: list[Any], values: list[Any], reason: Any = "length") -> dict[str, Any]:
-    return {"choices": [{"token_ids": ids, "logprobs": {"token_logprobs": values}, "finish_reason": reason}]}
+def of_vllm(ids: list[Any], values: list[Any], reason: Any = "length", tops: Tops = ()) -> dict[str, Any]:
+    logprobs: dict[str, Any] = {"token_logprobs": values}
+    if tops:
+        logprobs["top_logprobs"] = [{f"token_id:{i}": value for i, value in row.items()} for row in tops]
+    return {"choices": [{"token_ids": ids, "logprobs": logprobs, "finish_reason": reason}]}
 
 
 READERS = {"sglang": (of_sglang, sglang.read_sample), "vllm": (of_vllm, vllm.read_sample)}
@@ -73,6 +85,47 @@ def test_others_are_refused(kind: str, ids: list[Any], values: list[Any], reason
     assert (caught.value.kind in FINAL) is final
 
 
+TOP = replace(REQUEST, top=2)
+
+
+@both
+def test_the_top_tokens_are_the_students_by_rank(kind: str) -> None:
+    """Token 8 was sampled though two others are more likely; 9 is one of the two. Neither changes the support."""
+    make, read = READERS[kind]
+    tops = [{8: -3.0, 4: -1.0, 5: -0.5}, {9: -2.0, 6: -0.2}, {7: -1.0, 10: -1.0}, {1: -1.0, 3: -0.1}]
+    if kind == "sglang":
+        del tops[0][8]  # which gives the K asked for
+    answer = read(make([8, 9, 10, 1], [-3.0, -2.0, -1.0, -1.0], "stop", tops), TOP, VOCABULARY)
+    assert answer.top_ids is not None
+    assert answer.top_ids.tolist() == [[5, 4], [6, 9], [7, 10], [3, 1]]
+    assert read(make([8, 9, 10, 1], FOUR, "stop", tops), REQUEST, VOCABULARY).top_ids is None
+
+
+@both
+@pytest.mark.parametrize(
+    ("row", "word", "final"),
+    [
+        ({4: -1.0}, "1 top tokens, 2 different", False),
+        ({4: -1.0, 5: -0.5, 6: -0.7}, "3 top tokens, 2 different", False),
+        ({8: -0.4, 5: -0.5, 6: -0.7}, "less likely than the sampled one", False),
+        ({4: -1.0, 5: -9999.0}, "cut distribution. Set rollout.top_p = 1", True),
+        ({4: -1.0, 50: -0.5}, "lists token 50", True),
+    ],
+)
+def test_other_top_tokens_are_refused(kind: str, row: dict[int, float], word: str, final: bool) -> None:
+    make, read = READERS[kind]
+    with pytest.raises(WireError, match=word) as caught:
+        read(make([8, 2], FOUR[:2], "stop", [row, {1: -0.1, 2: -0.2}]), TOP, VOCABULARY)
+    assert (caught.value.kind in FINAL) is final
+
+
+@both
+def test_a_server_without_top_tokens_is_named(kind: str) -> None:
+    make, read = READERS[kind]
+    with pytest.raises(WireError, match="top_logprobs"):
+        read(make([8, 2], FOUR[:2], "stop"), TOP, VOCABULARY)
+
+
 def test_sglang_names_the_weights() -> None:
     spans = [{"version": "a", "start": 0, "end": 4}]
     answer = of_sglang([8, 9, 10, 11], FOUR, weight_version="a", weight_versions=spans)
@@ -92,6 +145,7 @@ def test_sglang_log_probs_are_of_the_tokens_that_came() -> None:
 def test_requests() -> None:
     params = sglang.write_sample(REQUEST)["sampling_params"]
     assert (params["temperature"], params["top_k"], params["stop_token_ids"]) == (0.7, -1, [1, 2])
+    assert sglang.write_sample(TOP)["top_logprobs_num"] == vllm.write_sample(TOP)["logprobs"] == 2
     assert "ignore_eos" not in params  # it would switch the stop tokens off
     body = vllm.write_sample(REQUEST, "m")
     assert (body["temperature"], body["top_k"], body["stop_token_ids"], body["model"]) == (0.7, 0, [1, 2], "m")

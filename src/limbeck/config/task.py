@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from limbeck.config.base import Config, NonNegative, PositiveInt
+from limbeck.config.factory import PythonPartConfig
 
 
 class ExactGraderConfig(Config):
@@ -122,6 +123,11 @@ class ReasoningGymTaskConfig(Config):
     too_long: Literal["error", "drop"] = "error"
 
 
+class PythonTaskConfig(PythonPartConfig):
+    """A task of your own: the factory returns an object with `train`, `held_out` and `grade` (`protocols.Task`)."""
+
+
 TaskConfig: TypeAlias = Annotated[
-    ArithmeticTaskConfig | FileTaskConfig | DatasetTaskConfig | ReasoningGymTaskConfig, Field(discriminator="kind")
+    ArithmeticTaskConfig | FileTaskConfig | DatasetTaskConfig | ReasoningGymTaskConfig | PythonTaskConfig,
+    Field(discriminator="kind"),
 ]

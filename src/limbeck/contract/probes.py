@@ -44,8 +44,8 @@ async def prove(
     texts: Sequence[Text],
     temperature: float,
     vocabulary: int,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> list[ProbeResult]:
     """Run the probes that need only scores, on `texts` and ids below `vocabulary`.
 
@@ -55,8 +55,8 @@ async def prove(
     ids = continuations(prefix, vocabulary)
     results: list[ProbeResult] = []
     steps: list[Callable[[], Awaitable[ProbeResult]]] = [
-        lambda: alignment(teacher, prefix, ids, temperature, support, heads),
-        lambda: ratio(teacher, prefix, ids, temperature, support, heads),
+        lambda: alignment(teacher, prefix, ids, temperature, heads, support),
+        lambda: ratio(teacher, prefix, ids, temperature, heads, support),
     ]
     if isinstance(support, int):
         steps.insert(1, lambda: normalisation(teacher, prefix, ids, temperature, support))
@@ -74,8 +74,8 @@ async def alignment(
     prefix: Text,
     ids: Sequence[int],
     temperature: float,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> ProbeResult:
     """The score of a token depends on it and on what precedes it, and on nothing else."""
     a, b, c = ids[:3]
@@ -116,6 +116,8 @@ async def normalisation(teacher: Teacher, prefix: Text, ids: Sequence[int], temp
     unit = _requests(prefix, [[i] for i in ids], temperature, k)
     most, expected = 0.0, "at most 1"
     for request, scores in zip(unit, await ask(teacher, unit, None), strict=True):
+        if isinstance(scores, HiddenScores):
+            return ProbeResult("normalisation", "hidden states: the whole distribution", expected)
         if not isinstance(scores, TopKScores) or scores.ids.shape != (1, k) or scores.logprobs.shape != (1, k):
             raise refusal(
                 "normalisation",
@@ -145,8 +147,8 @@ async def ratio(
     prefix: Text,
     ids: Sequence[int],
     temperature: float,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> ProbeResult:
     """The two-token ratio test: how far two tokens are apart at T against T = 1."""
     rows = []
@@ -184,8 +186,8 @@ async def same_weights(
     student: Policy,
     texts: Sequence[Text],
     temperature: float,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> ProbeResult:
     """Compare a teacher with the student that it is, on every token of `texts`. Raises `ContractError`.
 

@@ -29,6 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from limbeck.errors import RunError
+from limbeck.training.finite import to_json
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -87,16 +88,18 @@ class RunFolder:
         return read_checkpoint(folders[-1]) if folders else None
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """One line of metrics."""
+        """One line of metrics. Raises `NonFiniteError`, with nothing written, where a number is NaN or infinite."""
+        text = to_json(line, f"metrics of step {line['step']} ({line.get('kind', 'train')})")
         with _disk_errors(f"cannot write {self.metrics}"), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text + "\n")
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """A JSONL file `name` in this folder, whole or not at all."""
+        """A JSONL file `name` in this folder, complete or not at all. Raises `NonFiniteError` as `append` does."""
         path = self.path / name
+        lines = [to_json(row, f"row {i} of {name}", ascii_only=False) + "\n" for i, row in enumerate(rows)]
         with _disk_errors(f"cannot write {path}"):
             path.parent.mkdir(exist_ok=True)
-            _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+            _write(path, "".join(lines).encode())
         return path
 
     def lines(self) -> list[dict[str, Any]]:
@@ -118,7 +121,7 @@ class RunFolder:
             with _disk_errors(f"cannot write checkpoint {final}; earlier checkpoints are intact"):
                 half.mkdir(parents=True)
                 write(half)
-                _write(half / STATE_FILE, json.dumps(state).encode())
+                _write(half / STATE_FILE, json.dumps(state, allow_nan=False).encode())
                 _flush_tree(half)
                 if self.metrics.exists():
                     _flush(self.metrics)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from limbeck.sanitize import visible
+from limbeck.sanitize import printable
 
 ASSETS = Path(__file__).with_name("assets")
 MODULES = (  # each after those it imports
@@ -72,7 +72,7 @@ def in_one_file(data: Mapping[str, Any], title: str) -> str:
         f'<script>{library}</script>\n<script type="module">{modules}</script>'
     )
     for mark, text in (
-        ("title", f"<title>{_escaped(visible(title))}</title>"),
+        ("title", f"<title>{_escaped(printable(title))}</title>"),
         ("head", f'{head}\n<link rel="icon" href="data:image/svg+xml;base64,{icon}">'),
         ("scripts", body),
     ):

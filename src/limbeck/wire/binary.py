@@ -59,6 +59,7 @@ class Result:
     top_logprobs: npt.NDArray[np.float32] | None = None
     hidden: npt.NDArray[np.float32] | None = None
     listed: npt.NDArray[np.float32] | None = None  # [n, J] of ids that SGLang's schema alone lets a client give
+    temperature: float = 1.0  # what the logits were divided by; states are not divided
 
 
 def write(requests: Sequence[ScoreRequest], acknowledges: bool = True) -> bytes:

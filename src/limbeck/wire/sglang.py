@@ -198,6 +198,7 @@ def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, 
             "sampling_seed": served_seed(sampling.seed, request.key),
         },
         "return_logprob": True,
+        "top_logprobs_num": request.top,
     }
 
 
@@ -213,6 +214,9 @@ def read_sample(answer: Any, request: SampleRequest, vocabulary: int) -> SampleR
     spans = {str(member(span, "version", "a weight version")) for span in meta.get("weight_versions") or []}
     if version is not None and spans - {str(version)}:
         raise WireError("server", f"the weights changed while a response was sampled: {sorted(spans)}")
-    return make_sample_reply(
-        request, vocabulary, ids, [value for value, _ in entries], reason, None if version is None else str(version)
-    )
+    tops = None
+    if request.top:
+        rows = sequence(member(meta, "output_top_logprobs", "meta_info"), "top log-probs")
+        tops = [[(i, value) for value, i in map(_triple, sequence(row, "top log-probs"))] for row in rows]
+    version = None if version is None else str(version)
+    return make_sample_reply(request, vocabulary, ids, [value for value, _ in entries], reason, version, tops)

@@ -36,6 +36,7 @@ from limbeck.wire.score import (
 PATH = "/v1/completions"
 IDENTITY_PATH = "/v1/models"
 HEALTH_PATH = "/health"
+ID_PREFIX = "token_id:"
 
 
 def write(request: ScoreRequest, model: str | None = None, acknowledges: bool = False) -> dict[str, Any]:
@@ -147,8 +148,9 @@ def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, 
         "presence_penalty": 0.0,
         "repetition_penalty": 1.0,
         "seed": served_seed(sampling.seed, request.key),
-        "logprobs": 0,
+        "logprobs": request.top,
         "return_token_ids": True,
+        "return_tokens_as_token_ids": True,  # the names of top tokens: two ids may have one text
     }
     return body | ({"model": model} if model else {})
 
@@ -160,7 +162,24 @@ def read_sample(answer: Any, request: SampleRequest, vocabulary: int) -> SampleR
         raise WireError("malformed", f"the answer has {len(choices)} choices, expected 1")
     choice = choices[0]
     ids = sequence(member(choice, "token_ids", "choices[0]"), "token_ids")
-    logprobs = sequence(
-        member(member(choice, "logprobs", "choices[0]"), "token_logprobs", "logprobs"), "token_logprobs"
-    )
-    return make_sample_reply(request, vocabulary, ids, logprobs, member(choice, "finish_reason", "choices[0]"))
+    found = member(choice, "logprobs", "choices[0]")
+    logprobs = sequence(member(found, "token_logprobs", "logprobs"), "token_logprobs")
+    reason = member(choice, "finish_reason", "choices[0]")
+    tops = _top_tokens(found) if request.top else None
+    return make_sample_reply(request, vocabulary, ids, logprobs, reason, tops=tops)
+
+
+def _top_tokens(logprobs: Any) -> list[list[tuple[int, Any]]]:
+    """[n][K or K + 1] of (id, log-prob): the sampled token is added to the K where it is not one of them."""
+    tops = []
+    for row in sequence(member(logprobs, "top_logprobs", "logprobs"), "top_logprobs"):
+        if not isinstance(row, Mapping):
+            raise WireError("malformed", f"an entry of top_logprobs is {row!r}, expected an object")
+        entries = []
+        for key, value in row.items():
+            id_ = key.removeprefix(ID_PREFIX)
+            if id_ == key or not (id_.isascii() and id_.isdigit()):
+                raise WireError("malformed", f"a top token is named {key!r}, expected '{ID_PREFIX}' and a number")
+            entries.append((int(id_), value))
+        tops.append(entries)
+    return tops

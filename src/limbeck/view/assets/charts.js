@@ -1,5 +1,5 @@
 // One chart: lines with bands over steps, drawn by uPlot, with the values under the cursor in its head.
-import { announce, colour, el, visible } from "./dom.js";
+import { announce, colour, el, printable } from "./dom.js";
 import { num, percent } from "./format.js";
 
 // Shared by all charts: smoothing in [0, 1), log scale, the steps zoomed to.
@@ -77,7 +77,7 @@ export class Chart {
   draw() {
     this.dirty = false;
     const { lines, alarms = [], missing = "", unit } = this.build();
-    if (unit) this.unit.textContent = visible(unit);
+    if (unit) this.unit.textContent = printable(unit);
     this.lines = lines;
     this.alarms = alarms;
     this.plot.classList.toggle("empty", lines.length === 0);
@@ -189,7 +189,7 @@ export class Chart {
     this.values.replaceChildren(...entries);
     const near = !pointed ? [] : this.alarms.filter((alarm) => Math.abs(this.u.valToPos(alarm.step, "x") - this.u.cursor.left) < 5);
     this.note.hidden = near.length === 0;
-    this.note.textContent = visible(near.slice(0, 3).map((alarm) => `▲ step ${alarm.step}: ${alarm.name}: ${alarm.message}`).join("\n"));
+    this.note.textContent = printable(near.slice(0, 3).map((alarm) => `▲ step ${alarm.step}: ${alarm.name}: ${alarm.message}`).join("\n"));
     this.said = `${step === undefined || !told ? "" : `at ${this.axis} ${step}: `}${entries.map((entry) => entry.textContent).join(", ")}`;
     this.plot.setAttribute("aria-label", `${this.title} ${this.unit.textContent}, ${this.said}. Arrow keys move along the ${this.axis}s.`);
   }

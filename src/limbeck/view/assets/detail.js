@@ -1,5 +1,5 @@
 // One rollout with its tokens coloured, and the same prompt across steps.
-import { el, segments, visible } from "./dom.js";
+import { el, segments, printable } from "./dom.js";
 import { num, whole } from "./format.js";
 import { heat, MEASURES, measure, scaleOf } from "./heat.js";
 import { inspector } from "./inspector.js";
@@ -23,7 +23,7 @@ function tokenFlow(rollout, which, scale, label) {
     }
     before = text;
     const [hue, strength] = heat(which, which.at(rollout, i), scale);
-    const shown = visible(text).replaceAll("\t", "⇥\t").replaceAll("\n", "↵\n");
+    const shown = printable(text).replaceAll("\t", "⇥\t").replaceAll("\n", "↵\n");
     const span = el("span", { class: `t ${hue}${rollout.special?.[i] ? " special" : ""}${rollout.trained?.[i] === false ? " untrained" : ""}`, data: { i } }, shown || "∅");
     if (strength) span.style.setProperty("--s", strength.toFixed(3));
     block.append(span);

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.config.objective import ReverseKLConfig
 from limbeck.errors import TeacherError
 from limbeck.learners.batch import make_batch, trained_part
-from limbeck.objectives import Head, distillation_loss
+from limbeck.objectives import Head, Loss, ReverseKL, distillation_loss
 from limbeck.records import Failure, HiddenScores, Prompt, Rollout, Sampling, Scored, TokenScores, TopKScores
 from limbeck.training.collect import enough
 from limbeck.training.metrics import describe_scores
@@ -57,7 +56,7 @@ def test_left_out_positions_have_no_loss_and_no_share_of_the_denominator(top: bo
     batch = make_batch(samples, layout, 64, CPU)
     assert batch.global_tokens == 3 + 4
     head = Head(torch.randn(V, 3, generator=torch.Generator().manual_seed(0)).requires_grad_())
-    objective = ReverseKLConfig(support=2 if top else "sampled")
+    objective = Loss(ReverseKL(), support=2 if top else "sampled")
     seen = []
     for micro in batch.micro:
         hidden = torch.randn(len(micro.tokens.sampled_N), 3, requires_grad=True)
