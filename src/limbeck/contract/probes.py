@@ -59,7 +59,7 @@ async def prove(
         lambda: ratio(teacher, prefix, ids, temperature, heads, support),
     ]
     if isinstance(support, int):
-        steps.insert(1, lambda: normalisation(teacher, prefix, ids, temperature, support))
+        steps.insert(1, lambda: normalisation(teacher, prefix, ids, temperature, heads, support))
     for step in steps:
         try:
             results.append(await step())
@@ -111,11 +111,13 @@ async def alignment(
     return ProbeResult("alignment", f"moved {moved:.1e} nats", f"at most {RATIO_TOLERANCE}")
 
 
-async def normalisation(teacher: Teacher, prefix: Text, ids: Sequence[int], temperature: float, k: int) -> ProbeResult:
+async def normalisation(
+    teacher: Teacher, prefix: Text, ids: Sequence[int], temperature: float, heads: Heads | None, k: int
+) -> ProbeResult:
     """The top K are K different tokens whose probabilities sum to at most 1, and agree with the sampled token's."""
     unit = _requests(prefix, [[i] for i in ids], temperature, k)
     most, expected = 0.0, "at most 1"
-    for request, scores in zip(unit, await ask(teacher, unit, None), strict=True):
+    for request, scores in zip(unit, await ask(teacher, unit, heads), strict=True):
         if isinstance(scores, HiddenScores):
             return ProbeResult("normalisation", "hidden states: the whole distribution", expected)
         if not isinstance(scores, TopKScores) or scores.ids.shape != (1, k) or scores.logprobs.shape != (1, k):
