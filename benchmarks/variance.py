@@ -119,10 +119,10 @@ def gradient(run: Run, student: CausalLM, samples: Sequence[Scored], support: An
     for micro in batch.micro:
         layout = micro.layout
         hidden_Nd = student.hidden(layout.tokens_BL, layout.positions_BL).flatten(0, 1)[layout.predict_N]
+        one = Loss(ReverseKL(), support=support)
         loss, _ = distillation_loss(
-            Loss(ReverseKL(), support=support), batch.temperature, hidden_Nd, student.head(), micro.tokens, micro.teacher,
-            batch.global_tokens,
-        )  # fmt: skip
+            one, batch.temperature, hidden_Nd, student.head(), micro.tokens, micro.teacher, batch.global_tokens
+        )
         loss.backward()
     entries = [p.grad.flatten()[::stride] for p in student.model.parameters() if p.grad is not None]
     return torch.cat(entries).double(), int(batch.global_tokens)

@@ -47,7 +47,7 @@ class FakeEngine(FakeServer):
         self.other_logprobs = 0.0  # nats
         self.hides_stop = False  # leaves the stop token out of the answer
         self.goes_on = False  # past the stop token
-        self.breaks_off = False  # short of max_tokens, and says it was the length
+        self.breaks_off = False  # short of max_tokens, with the reason 'length'
         self.foreign_token = False  # an id that the student does not have
         self.hides_tops = False  # lists no most likely tokens
         self.restart_after: int | None = None  # responses, once
@@ -108,7 +108,7 @@ class FakeEngine(FakeServer):
                 self.net.get_output_embeddings().weight.mul_(1 + self.spoils_weights)
         return {"success": True}
 
-    # --- what it says ---------------------------------------------------------------------------------
+    # --- what it answers ------------------------------------------------------------------------------
 
     def truth(self, ids: Any, start: int, temperature: float) -> np.ndarray:
         with torch.inference_mode():
@@ -141,11 +141,11 @@ class FakeEngine(FakeServer):
             body["top_p"], body["top_k"], body["min_p"], greedy=body["temperature"] == 0,
         )  # fmt: skip
         tokens, logprobs, tops, reason = self._sample(body["prompt"], sampling, body["logprobs"])
-        said: dict[str, Any] = {"token_logprobs": logprobs}
+        found: dict[str, Any] = {"token_logprobs": logprobs}
         if not self.hides_tops:  # the sampled token first, then the K, of which it may be one
             rows = [[(t, x), *row] for t, x, row in zip(tokens, logprobs, tops, strict=True)]
-            said["top_logprobs"] = [{f"token_id:{token}": value for token, value in row} for row in rows]
-        return {"choices": [{"token_ids": tokens, "logprobs": said, "finish_reason": reason}]}
+            found["top_logprobs"] = [{f"token_id:{token}": value for token, value in row} for row in rows]
+        return {"choices": [{"token_ids": tokens, "logprobs": found, "finish_reason": reason}]}
 
     def _sample(
         self, prompt: list[int], sampling: Sampling, top: int

@@ -71,7 +71,7 @@ def test_broken_files_are_said_and_the_rest_is_shown(page: Page, copied: Path, s
     page.open(served(copied) + "#tokens")
     page.until("document.querySelectorAll('.flow .t').length > 3")
     notices = " ".join(page.texts(".problem"))
-    for part in ("half-written line", "step-000002.parquet is left out", "recipe.toml is missing"):
+    for part in ("half-written line", "step-000002.parquet is skipped", "recipe.toml is missing"):
         assert part in notices
     page.driver.get("about:blank")
     shutil.rmtree(copied / "rollouts")

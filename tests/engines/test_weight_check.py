@@ -1,4 +1,4 @@
-"""Whether a server holds the learner's weights, told from what both say of one text."""
+"""Whether a server holds the learner's weights, by what both answer for one text."""
 
 from __future__ import annotations
 

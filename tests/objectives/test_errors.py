@@ -83,7 +83,9 @@ def test_reference_and_its_hidden_states_come_together(objective: ObjectiveConfi
         (ReverseKLConfig(support=3), Dense),
         (ReverseKLConfig(), Dense),
         (ForwardKLConfig(), Dense),
+        (ForwardKLConfig(support=3), TopK),
         (JSDConfig(), Dense),
+        (JSDConfig(support="sampled"), Sampled),
     ],
     ids=lambda x: x.__name__ if isinstance(x, type) else name(x),
 )

@@ -32,6 +32,8 @@ OBJECTIVES: list[ObjectiveConfig] = [
     JSDConfig(beta=0.5),
     JSDConfig(beta=0.99),
     JSDConfig(beta=1.0),
+    JSDConfig(beta=0.5, support="sampled"),
+    JSDConfig(beta=0.5, support=2, discount=1.0),
 ]
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=name)
 one = torch.float32

@@ -316,7 +316,7 @@ async def test_nothing_is_scored_for_a_client_that_left(lm: CausalLM) -> None:
 
 
 async def waiting_sequences(http: httpx.AsyncClient, count: int) -> None:
-    """Until the server says that so many wait or are being scored."""
+    """Until the server reports that so many wait or are being scored."""
     async with asyncio.timeout(30):
         while f"limbeck_queue_sequences {float(count)}" not in (await http.get("/metrics")).text:
             await asyncio.sleep(0.01)
@@ -332,12 +332,12 @@ class Overflowing(Slow):
         return [replace(r, logprobs=r.logprobs * np.nan) for r in self.real.score(asked)]
 
 
-@pytest.mark.parametrize(("scorer", "says"), [(Broken, "no room for the logits"), (Overflowing, "not finite")])
-async def test_a_fault_of_the_server_is_answered_and_counted(lm: CausalLM, scorer: Any, says: str) -> None:
+@pytest.mark.parametrize(("scorer", "message"), [(Broken, "no room for the logits"), (Overflowing, "not finite")])
+async def test_a_fault_of_the_server_is_answered_and_counted(lm: CausalLM, scorer: Any, message: str) -> None:
     async with client(lm, scorer(lm)) as http:
         answer = await http.post("/generate", json=body_of(1))
         assert answer.status_code == 500
-        assert says in answer.json()["error"]["message"]
+        assert message in answer.json()["error"]["message"]
         assert 'limbeck_requests_total{route="generate",status="500"} 1.0' in (await http.get("/metrics")).text
 
 
@@ -345,7 +345,7 @@ SCORE = {"max_new_tokens": 0}
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "says"),
+    ("path", "body", "message"),
     [
         ("/generate", {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 5}}, "only scores"),
         ("/generate", {"input_ids": [1, 2]}, "only scores"),
@@ -371,12 +371,12 @@ SCORE = {"max_new_tokens": 0}
     ],
 )
 async def test_a_request_that_cannot_be_scored_is_refused_by_name(
-    lm: CausalLM, path: str, body: dict[str, Any], says: str
+    lm: CausalLM, path: str, body: dict[str, Any], message: str
 ) -> None:
     async with client(lm) as http:
         answer = await http.post(path, json=body)
         assert answer.status_code == 400
-        assert says in answer.json()["error"]["message"]
+        assert message in answer.json()["error"]["message"]
         for junk in (b"", b"[1]", b"{", b"\x80\x04K\x01.", b"[" * 100_000):
             assert (await http.post(path, content=junk)).status_code == 400
             assert (await http.post("/limbeck/score", content=junk)).status_code == 400

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from limbeck.config.task import RegexGraderConfig
-from limbeck.errors import DataError
+from limbeck.errors import DataError, RecipeError
 from limbeck.records import Prompt
 from limbeck.tasks.graders import Exact, Numeric, PythonFunction, Regex
 from limbeck.tasks.math_verify import MathVerify
@@ -95,6 +95,8 @@ def same(prompt, response): return response == prompt.answer
 def nothing(prompt, response): return None
 def text(prompt, response): return "1.0"
 def nan(prompt, response): return float("nan")
+def leave(prompt, response): exit()
+def interrupt(prompt, response): raise KeyboardInterrupt
 def crash(prompt, response): return {}["key"]
 async def later(prompt, response): return 1.0
 """
@@ -115,7 +117,7 @@ def test_a_function_of_ones_own(my_graders):
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize(("name", "said"), [("text", r"'1\.0' \(str\)"), ("nan", "nan"), ("later", "coroutine")])
-def test_what_is_not_a_mark_is_an_error(name, said, my_graders):
+def test_what_is_not_a_reward_is_an_error(name, said, my_graders):
     with pytest.raises(DataError, match=rf"my_graders:{name} returned .*{said}.* on prompt 'p-1'"):
         PythonFunction(f"my_graders:{name}")(prompt("a"), "a")
 
@@ -126,21 +128,16 @@ def test_an_exception_names_function_prompt_and_cause(my_graders):
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("my_graders", r"not of the form package\.module:function"),
-        (":length", r"not of the form"),
-        ("my_graders:", r"not of the form"),
-        ("no_such_module:grade", r"cannot import 'no_such_module'.*PYTHONPATH"),
-        ("broken_graders:grade", r"importing 'broken_graders' raised ZeroDivisionError"),
-        ("my_graders:missing", r"'my_graders' has no 'missing'"),
-        ("my_graders:constant", r"is 1\.0; expected a function"),
-    ],
-)
-def test_functions_that_cannot_be_found(name, message, my_graders):
-    with pytest.raises(DataError, match=message):
-        PythonFunction(name)
+def test_a_grader_that_exits_does_not_end_the_run_but_an_interrupt_does(my_graders):
+    with pytest.raises(DataError, match=r"my_graders:leave raised SystemExit on prompt 'p-1'"):
+        PythonFunction("my_graders:leave")(prompt("a"), "a")
+    with pytest.raises(KeyboardInterrupt):
+        PythonFunction("my_graders:interrupt")(prompt("a"), "a")
+
+
+def test_a_function_that_cannot_be_found_names_the_recipes_key(my_graders):
+    with pytest.raises(RecipeError, match=r"task\.grader\.function = 'my_graders:missing'.* has no 'missing'"):
+        PythonFunction("my_graders:missing")
 
 
 # math-verify
@@ -152,7 +149,7 @@ def math_verify():
 
 
 @pytest.mark.parametrize(
-    ("answer", "response", "mark"),
+    ("answer", "response", "score"),
     [
         (r"\frac{1}{2}", r"so it is $\boxed{0.5}$", 1.0),
         ("1/2", r"$\frac{2}{4}$", 1.0),
@@ -168,8 +165,8 @@ def math_verify():
         ("72", r"\frac{" * 50, 0.0),
     ],
 )
-def test_math_verify(answer, response, mark, math_verify):
-    assert math_verify(prompt(answer), response) == mark
+def test_math_verify(answer, response, score, math_verify):
+    assert math_verify(prompt(answer), response) == score
 
 
 def test_math_verify_works_outside_of_the_main_thread_and_leaves_alarms_alone(math_verify):

@@ -36,8 +36,9 @@ def make_engine(site: Site, learner: Learner, task: Task, stop_ids: tuple[int, .
 
 
 def _hf(section: HFEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
-    ours = isinstance(learner, LocalLearner) and learner.lm is site.student
-    return InProcessEngine(site.student, section, learner.autocast if ours else None, shared=ours)
+    if isinstance(learner, LocalLearner) and learner.lm is site.student:
+        return InProcessEngine(site.student, section, learner.autocast)
+    return InProcessEngine(site.student, section, shared=False)
 
 
 def _served(server: Callable[[Any], Server]) -> Callable[..., Engine]:

@@ -17,10 +17,12 @@ from limbeck.config.factory import Build, PythonPartConfig, build_part
 from limbeck.config.recipe import Recipe
 from limbeck.config.student import StudentConfig
 from limbeck.config.teacher import LocalTeacherConfig
-from limbeck.contract.probes import check_same_tokenizer
+from limbeck.contract.tokenizers import check_same_tokenizer
+from limbeck.engines.served import ServedEngine
 from limbeck.environments.single_turn import SingleTurn
 from limbeck.errors import ModelError, RecipeError
-from limbeck.learners.local import MODEL_FOLDER, LocalLearner
+from limbeck.learners.checkpoint import MODEL_FOLDER
+from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM, shared_vocabulary, stop_ids_of
 from limbeck.models.head import Head
 from limbeck.models.loading import load_model, resolve
@@ -70,7 +72,8 @@ async def _assemble(
     build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, folder.path)
     site = Site(recipe, student, device, build, folder, given, resources, resumed=checkpoint is not None)
 
-    teachers = open_teachers(site)
+    loss = loss_of(recipe.objective, given.objective, build)
+    teachers = open_teachers(site, loss.support)
     reference = _reference(site)
     models = [student, *teachers.models, *([] if reference is None else [reference])]
     vocabulary = shared_vocabulary(models)
@@ -82,14 +85,13 @@ async def _assemble(
     reference_teacher = None if reference is None else LocalTeacher("reference", reference)
 
     heads = {**proven.heads, **({} if reference_teacher is None else reference_teacher.heads)}
-    loss = loss_of(recipe.objective, given.objective, build)
     learner = _learner(site, loss, heads)
     if checkpoint:
         learner.restore(checkpoint.folder)
     stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
     engine = make_engine(site, learner, task, stop_ids)
     await engine.load(await learner.publish())
-    results = [*proven.results, *getattr(engine, "results", ())]
+    results = [*proven.results, *(engine.proofs if isinstance(engine, ServedEngine) else ())]
     folder.write_lines("contract.jsonl", [asdict(result) for result in results])
     run = Run(
         recipe=recipe,

@@ -36,7 +36,7 @@ from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_tokenizer, resolve
 from limbeck.protocols import HoldsHeads, Task, Teacher
-from limbeck.records import ProbeResult
+from limbeck.records import ProbeResult, Support
 from limbeck.teachers.connect import connect
 from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.remote import RemoteTeacher
@@ -63,8 +63,9 @@ class Opened(Protocol):
     models: Sequence[CausalLM]  # whose vocabulary has to be that of the student
     context: int | None
     results: list[ProbeResult]
+    heads: Mapping[str, Head]  # by fingerprint, once it is proven: of hidden states
 
-    async def prove(self, site: Site, task: Task) -> Teacher:
+    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
         """Adds to `results`. Raises `ContractError`."""
         ...
 
@@ -81,6 +82,7 @@ class OpenTeachers:
     default: str | None
     routed: bool
     min_scored_fraction: float
+    support: Support  # what training will ask for
 
     @property
     def models(self) -> list[CausalLM]:
@@ -96,14 +98,11 @@ class OpenTeachers:
         heads: dict[str, Head] = {}
         results: list[ProbeResult] = []
         for name, member in self.members.items():
-            teacher = teachers[name] = await member.prove(site, task)
-            mine = teacher.heads if isinstance(teacher, HoldsHeads) else {}
-            heads |= mine
+            teacher = teachers[name] = await member.prove(site, task, self.support)
+            heads |= member.heads
             found = list(member.results)
             if not site.resumed and member.is_student(site):
-                policy = LocalPolicy(site.student)
-                texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
-                found.append(await same_weights(teacher, policy, texts, site.recipe.rollout.temperature, mine))
+                found.append(await self._same_weights(teacher, member, site, task))
             results += [replace(r, probe=f"{name}: {r.probe}") for r in found] if len(self.members) > 1 else found
         if not self.routed:
             return Proven(teachers[ONLY], heads, tuple(results), dict)
@@ -111,18 +110,25 @@ class OpenTeachers:
         router.check_routes([*task.train, *task.held_out])
         return Proven(router, heads, tuple(results), lambda: router.seconds)
 
+    async def _same_weights(self, teacher: Teacher, member: Opened, site: Site, task: Task) -> ProbeResult:
+        texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
+        temperature = site.recipe.rollout.temperature
+        return await same_weights(teacher, LocalPolicy(site.student), texts, temperature, self.support, member.heads)
 
-def open_teachers(site: Site) -> OpenTeachers:
+
+def open_teachers(site: Site, support: Support) -> OpenTeachers:
     """Load or connect every teacher, and compare tokenizers where there are two to compare."""
     section = site.recipe.teacher
     if site.given.teacher is not None:
-        return OpenTeachers({ONLY: _Own(site.given.teacher)}, None, routed=False, min_scored_fraction=1.0)
+        return OpenTeachers(
+            {ONLY: _Own(site.given.teacher)}, None, routed=False, min_scored_fraction=1.0, support=support
+        )
     routed = isinstance(section, RoutedTeacherConfig)
     sections = dict(section.teachers) if isinstance(section, RoutedTeacherConfig) else {ONLY: section}
     members = {name: KINDS[type(member)](name, member, site) for name, member in sections.items()}
     fractions = [s.min_scored_fraction for s in sections.values() if isinstance(s, RemoteTeacherConfig)]
     default = section.default if isinstance(section, RoutedTeacherConfig) else None
-    return OpenTeachers(members, default, routed, max(fractions, default=1.0))
+    return OpenTeachers(members, default, routed, max(fractions, default=1.0), support)
 
 
 class _Local:
@@ -133,11 +139,14 @@ class _Local:
         self.lm = load_model(section, site.device)
         refuse_baked(f"teacher {name}: model", section.model, self.lm.natural_temperature)
         self.results = [check_tokenizers(site.student, self.lm, section.same_chat_template)]
-        self.models, self.context = (self.lm,), self.lm.context
+        self.models: Sequence[CausalLM] = (self.lm,)
+        self.context = self.lm.context
+        self.heads: Mapping[str, Head] = {}
 
-    async def prove(self, site: Site, task: Task) -> Teacher:
+    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
         teacher = LocalTeacher(self.name, self.lm)
-        self.results += await _prove(teacher, site, task)
+        self.heads = teacher.heads
+        self.results += await _prove(teacher, site, task, support)
         return teacher
 
     def is_student(self, site: Site) -> bool:
@@ -152,20 +161,21 @@ class _Own:
         self.models: Sequence[CausalLM] = ()
         self.context = teacher.info.context
         self.results: list[ProbeResult] = []
+        self.heads: Mapping[str, Head] = teacher.heads if isinstance(teacher, HoldsHeads) else {}
 
-    async def prove(self, site: Site, task: Task) -> Teacher:
-        self.results += await _prove(self.teacher, site, task)
+    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
+        self.results += await _prove(self.teacher, site, task, support)
         return self.teacher
 
     def is_student(self, site: Site) -> bool:
         return False
 
 
-async def _prove(teacher: Teacher, site: Site, task: Task) -> list[ProbeResult]:
+async def _prove(teacher: Teacher, site: Site, task: Task, support: Support) -> list[ProbeResult]:
     """The probes that need only scores."""
     heads = teacher.heads if isinstance(teacher, HoldsHeads) else {}
     texts = [prompt.token_ids for prompt in task.train[: 2 * PROBE_PROMPTS]]
-    return await prove(teacher, texts, site.recipe.rollout.temperature, site.student.vocabulary, heads)
+    return await prove(teacher, texts, site.recipe.rollout.temperature, site.student.vocabulary, support, heads)
 
 
 def _own(name: str, section: PythonTeacherConfig, site: Site) -> Opened:
@@ -182,6 +192,7 @@ class _Remote:
     results: list[ProbeResult] = field(default_factory=list)
     models: Sequence[CausalLM] = ()
     context: int | None = None
+    heads: Mapping[str, Head] = field(default_factory=dict)
     identities: Mapping[str, str] = field(default_factory=dict)
     head_model: CausalLM | None = None
 
@@ -197,15 +208,17 @@ class _Remote:
             check_tokenizers(student, lm, section.same_chat_template)
             self.head_model, self.models = lm, (lm,)
 
-    async def prove(self, site: Site, task: Task) -> Teacher:
+    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
         section, student = self.section, site.student
         vocabulary = section.vocabulary or -(-student.head_rows // PADDING) * PADDING + PADDING
         client = connect(self.name, section, vocabulary, student.vocabulary)
         site.resources.push_async_callback(client.close)
         texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
         ids = continuations(max(texts, key=len), student.vocabulary)
+        self.heads = self._heads()
+        temperature, tokenizer = site.recipe.rollout.temperature, student.tokenizer
         proof = await prove_remote(
-            client, texts, ids, site.recipe.rollout.temperature, student.tokenizer, self._head(), _support(site)
+            client, texts, ids, temperature, support=support, heads=self.heads or None, tokenizer=tokenizer
         )
         teacher = RemoteTeacher(client, proof)
         self.results += proof.results
@@ -218,19 +231,14 @@ class _Remote:
         ours = {site.recipe.student.model, resolve(site.recipe.student.model)}
         return any(not ours.isdisjoint(identity.split()) for identity in self.identities.values())
 
-    def _head(self) -> Head | None:
-        """The output head of `teacher.head` alone, without the model around it."""
+    def _heads(self) -> Mapping[str, Head]:
+        """The output head of `teacher.head` alone, without the model around it, by its fingerprint."""
         if self.head_model is None:
-            return None
+            return {}
         head, self.head_model = self.head_model.head().detach(), None
         bias_V = None if head.bias_V is None else head.bias_V.clone()
-        return replace(head, weight_Vd=head.weight_Vd.clone(), bias_V=bias_V)
-
-
-def _support(site: Site) -> int:
-    """The K that the objective asks for; 0 for the sampled token alone or the whole vocabulary."""
-    support = getattr(site.recipe.objective, "support", "full")
-    return support if isinstance(support, int) else 0
+        head = replace(head, weight_Vd=head.weight_Vd.clone(), bias_V=bias_V)
+        return {head.fingerprint(): head}
 
 
 def _same_as_before(name: str, teacher: RemoteTeacher, site: Site) -> None:

@@ -24,7 +24,7 @@ class HFEngineConfig(Config):
 
 
 class ServedEngineConfig(Config):
-    """A server that is given the student's weights after every update, and held to them."""
+    """A server that gets the student's weights after every update, and is compared with the learner."""
 
     url: str = Field(description="`http://host:port` of a server that was started with the student's model")
     token_env: str | None = Field(None, description="environment variable that holds the bearer token")

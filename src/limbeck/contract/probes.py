@@ -152,25 +152,34 @@ async def ratio(
     heads: Heads | None = None,
     support: Support = "sampled",
 ) -> ProbeResult:
-    """The two-token ratio test: how far two tokens are apart at T against T = 1."""
+    """The ratio test: how far every token is from the most likely one, at T against T = 1.
+
+    All of them and not two alone: of a mixture of models the likely tokens may be one model's, and only those
+    between show that it was mixed after dividing by T.
+    """
     rows = []
     for t in (1.0, temperature):
         unit = _requests(prefix, [[i] for i in ids], t, support)
         rows.append(rows_of(await ask(teacher, unit, heads), unit, heads)[:, 0])
     at_one, at_t = rows
-    high, low = int(at_one.argmax()), int(at_one.argmin())
-    ratio_one, ratio_t = at_one[high] - at_one[low], at_t[high] - at_t[low]
-    if not ratio_one > SMALLEST_RATIO:
+    high = int(at_one.argmax())
+    gaps_one, gaps_t = at_one[high] - at_one, at_t[high] - at_t
+    tolerance = RATIO_TOLERANCE + 0.01 * gaps_one.max() / temperature
+    worst = int(np.abs(gaps_t - gaps_one / temperature).argmax())
+    if abs(gaps_t[worst] - gaps_one[worst] / temperature) <= tolerance:
+        worst = int(gaps_one.argmax())  # the gap that says most is the one to report
+    ratio_one, ratio_t = gaps_one[worst], gaps_t[worst]
+    if not gaps_one.max() > SMALLEST_RATIO:
         raise refusal(
             "temperature",
-            f"teacher {teacher.name}: {len(ids)} tokens have the same score to {ratio_one:.3g} nats, so nothing "
+            f"teacher {teacher.name}: {len(ids)} tokens have the same score to {gaps_one.max():.3g} nats, so nothing "
             "can be said about its temperature.",
             "Is it an untrained model?",
-            f"{ratio_one:.3g} nats between tokens",
+            f"{gaps_one.max():.3g} nats between tokens",
             f"more than {SMALLEST_RATIO}",
         )
     expected = ratio_one / temperature
-    if not abs(ratio_t - expected) <= RATIO_TOLERANCE + 0.01 * expected:
+    if not abs(ratio_t - expected) <= tolerance:
         raise refusal(
             "temperature",
             f"teacher {teacher.name} does not score at temperature {temperature}: two tokens are {ratio_t:.4f} nats "

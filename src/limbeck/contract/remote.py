@@ -213,7 +213,7 @@ class _Probes:
             try:
                 result, self.found = await self._try(method)
             except (_Refused, ContractError, WireError, NotADistributionError) as error:
-                results.append(ProbeResult(f"method {method}", str(error).rstrip("."), "", ok=False))
+                results.append(ProbeResult(f"method {method}", str(error).rstrip("."), "", ok=False, remedy=REMEDIES))
                 continue
             # What was tried on the way is reported, but is no failure of the teacher.
             return [*map(_passed_over, results), result]

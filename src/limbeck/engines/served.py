@@ -41,7 +41,7 @@ from limbeck.wire.score import Reply, WireError
 T = TypeVar("T")
 
 RESTARTS = 3  # of the server while one unit is sampled
-REPEATS = 4  # of the fixed text at the start: alone, then all at once
+REPEATS = 4  # of the fixed text at the start: one by one, then all at once
 PROBES, PROBE_PROMPT, PROBE_TOKENS = 8, 8, 16  # responses whose log-probs are compared with the learner's
 
 
@@ -145,12 +145,12 @@ class ServedEngine:
             else Sampled(reply.token_ids, reply.logprobs, reply.finish, self.policy.version, reply.top_ids)
             for reply in replies
         ]
-        doubtful = {
+        unproven = {
             i: _question(request, answer)
             for i, (request, answer) in enumerate(zip(unit, answers, strict=True))
-            if isinstance(answer, Sampled) and not (self.logprobs_at_T and _whole(request.sampling))
+            if isinstance(answer, Sampled) and not (self.logprobs_at_T and _untruncated(request.sampling))
         }
-        for i, ours in zip(doubtful, await self._ours(list(doubtful.values())), strict=True):
+        for i, ours in zip(unproven, await self._ours(list(unproven.values())), strict=True):
             answer = answers[i]
             assert isinstance(answer, Sampled)
             answers[i] = ours if isinstance(ours, Failure) else replace(answer, logprobs=ours)
@@ -249,8 +249,8 @@ def _question(request: SampleRequest, reply: SampleReply | Sampled) -> ScoreRequ
     return request_of(ids, len(request.token_ids), request.sampling.temperature, id=request.key.prompt_id)
 
 
-def _whole(sampling: Sampling) -> bool:
-    """Whether tokens are sampled from the whole distribution: servers differ in what they report of a cut one."""
+def _untruncated(sampling: Sampling) -> bool:
+    """Whether every token can be sampled: of truncated and greedy sampling, each server reports something else."""
     return not sampling.truncated and not sampling.greedy
 
 

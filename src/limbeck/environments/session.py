@@ -76,7 +76,7 @@ class Session:
         """Every turn so far, each trained in exactly one rollout."""
         parents = {said.parent for said in self._said.values()}
         trained: set[int] = set()
-        rollouts = []
+        rollouts: list[Rollout] = []
         for leaf in sorted(turn for turn in self._said if turn not in parents):
             rollouts.append(self._rollout(self._path(leaf), trained, len(rollouts)))
         return Episode(self.key, tuple(rollouts), reward, tuple(turn_rewards))

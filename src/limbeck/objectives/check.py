@@ -10,6 +10,7 @@ Shape legend: N prefixes, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,10 +22,10 @@ from limbeck.objectives.divergences import DenseBlock, dense_function
 from limbeck.objectives.logits import dot
 from limbeck.protocols import Objective
 
-PREFIXES, VOCABULARY = 6, 7
-SPREAD = 2.0  # of random logits
+PREFIXES, VOCABULARY = 32, 7
+SPREADS = (0.3, 8.0)  # of a prefix's random logits: from nearly even distributions to nearly certain ones
 STEP = 1e-5  # of finite differences, whose error is then about 1e-10
-TOLERANCE = 1e-6  # relative to the largest entry, or to 1
+TOLERANCE = 1e-6  # relative to a prefix's largest entry, or to 1
 UNLIKELY = -200.0  # a log-prob whose probability is 0 in float32
 SIGNATURES = {"pull": "(p, logp, logq)", "gain": "(logp, logq)", "value": "(p, logp, logq)"}
 
@@ -65,8 +66,10 @@ def check_objective(objective: Objective) -> ObjectiveReport:
     underflows.
     """
     generator = torch.Generator().manual_seed(0)
+    low, high = (math.log10(spread) for spread in SPREADS)
+    spread_N1 = torch.logspace(low, high, PREFIXES, dtype=torch.float64)[:, None]
     z_NV, u_NV = (
-        SPREAD * torch.randn(PREFIXES, VOCABULARY, generator=generator, dtype=torch.float64) for _ in range(2)
+        spread_N1 * torch.randn(PREFIXES, VOCABULARY, generator=generator, dtype=torch.float64) for _ in range(2)
     )
     calls = _Calls(objective)
     pair = _Pair.of(z_NV, u_NV)
@@ -198,7 +201,7 @@ def _compare(found: Tensor, wanted: Tensor, what: str) -> None:
     """Raises `RecipeError` with the first entry that is off."""
     if wanted.numel() == 0:
         return
-    allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
+    allowed = TOLERANCE * wanted.abs().amax(dim=-1, keepdim=True).clamp(min=1.0)
     off = ~((found - wanted).abs() <= allowed)  # NaN is off
     if off.any():
         where = tuple(off.nonzero()[0].tolist())

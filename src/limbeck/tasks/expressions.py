@@ -6,6 +6,8 @@ Each is taken as far as it goes: a sum, a root or a variable makes one expressio
 leaving its last digits for one.
 """
 
+# ruff: noqa: RUF001 (it is about such characters)
+
 from __future__ import annotations
 
 import re
@@ -40,10 +42,11 @@ LONGEST = 400  # digits, and powers of ten: about the range of a float. Hostile 
 
 # What may stand right behind the digits and leaves them a number: 5cm. Other letters are variables: 5x.
 UNITS_OF_ONE_LETTER = frozenset("mgshlLJNVWAKCF")
-UNITS = frozenset(
-    "mm cm dm km mg kg lb lbs oz ft in yd mi ml cl dl hr hrs min mins sec secs ms kb mb gb kw kwh mph kmh kph rpm hz khz "
-    "mhz ghz pa kpa st nd rd th usd eur gbp pm am px pts".split()
-)
+_UNITS = """
+    mm cm dm km mg kg lb lbs oz ft in yd mi ml cl dl hr hrs min mins sec secs ms kb mb gb kw kwh mph kmh kph rpm hz khz
+    mhz ghz pa kpa st nd rd th usd eur gbp pm am px pts
+"""
+UNITS = frozenset(_UNITS.split())
 
 # Spellings to one spelling. What these make is what the rest of this file reads.
 
@@ -112,7 +115,8 @@ _START = re.compile(
     | (?P<fraction> \\frac(?![A-Za-z]) )
     | \\[A-Za-z]+
     | (?P<word> [A-Za-z_]+ (?: [0-9_]+(?:\.[0-9]+)* | \}}?\^\{{?-?[0-9]+\}}? | _\{{[^{{}}\n]{{0,40}}\}} )* )
-    | (?P<several> [(\[] (?=[^()\[\]\n]{{0,200}} ,(?![0-9]{{3}}(?![0-9])) ) (?:[^()\[\]A-Za-z\n]|\\[a-z]+){{1,200}} [)\]] )
+    | (?P<several> [(\[] (?=[^()\[\]\n]{{0,200}} ,(?![0-9]{{3}}(?![0-9])))
+                   (?:[^()\[\]A-Za-z\n]|\\[a-z]+){{1,200}} [)\]] )
     | (?P<number> {_DIGITS} )
     """,
     re.VERBOSE,
@@ -151,7 +155,8 @@ _GOES_ON = re.compile(r"\.\.|…")  # 0.333..., where digits follow the point
 _GLUED = re.compile(r"(?P<letters>[A-Za-z]+)[0-9]*")
 _REST = re.compile(
     rf"(?:{_DIGITS})|\.[0-9]+|[A-Za-z](?![A-Za-z])|{_FUNCTIONS}|\\frac"
-    r"|[-+×/^:'’_](?=[ \t]*[0-9({\\.$]|[A-Za-z](?![A-Za-z]))|[ \t]+(?=[-+×/][ \t]*[0-9({\\])|(?<=[-+×/])[ \t]+(?=[0-9({\\])"
+    r"|[-+×/^:'’_](?=[ \t]*[0-9({\\.$]|[A-Za-z](?![A-Za-z]))"
+    r"|[ \t]+(?=[-+×/][ \t]*[0-9({\\])|(?<=[-+×/])[ \t]+(?=[0-9({\\])"
 )
 
 
@@ -209,7 +214,7 @@ def _rest(text: str, start: int, position: int) -> Expression:
 
 
 class _Reading:
-    """Reads one number from its start as far as it goes. Raises `_NotANumberError` where it is part of something else."""
+    """Reads one number as far as it goes. Raises `_NotANumberError` where it is part of something else."""
 
     def __init__(self, text: str, start: int) -> None:
         self.text, self.start, self.position = text, start, start

@@ -9,7 +9,6 @@ loaded, so that a data set that can never be graded stops the run before it star
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections import deque
@@ -18,13 +17,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
+from limbeck.config.factory import resolve_factory
 from limbeck.errors import DataError
 from limbeck.records import Prompt
 from limbeck.tasks.numbers import Number, UnreadableAnswer, last_number, read_answer
 
 
 class Grader(Protocol):
-    """Marks a response to a prompt."""
+    """Grades a response to a prompt."""
 
     def __call__(self, prompt: Prompt, response: str) -> float | None: ...
 
@@ -131,58 +131,42 @@ def _same(found: str, answer: str, ignore_case: bool) -> float:
     return float(found == answer)
 
 
+def checked_reward(name: str, function: Callable[[Prompt, str], Any], prompt: Prompt, response: str) -> float | None:
+    """What `function` returns, which may be any finite number, or None where the prompt cannot be graded.
+
+    Raises `DataError` naming it and the prompt for anything else, and where it raises. `exit()` counts as raising: a
+    grader does not end the run. Ctrl-C still does.
+    """
+    try:
+        result = function(prompt, response)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise DataError(f"the grader {name} raised {type(error).__name__} on prompt {prompt.id!r}: {error}") from error
+    if result is None:
+        return None
+    # bool and int are what `-> float` admits for a type checker too.
+    if not isinstance(result, float | int) or not math.isfinite(result):
+        raise DataError(
+            f"the grader {name} returned {result!r} ({type(result).__name__}) on prompt "
+            f"{prompt.id!r}; expected a finite float, or None where the prompt cannot be graded."
+        )
+    return float(result)
+
+
 class PythonFunction:
     """Your own `package.module:function`, called as `function(prompt, response)`.
 
-    Raises `DataError` where it cannot be found, and on a call where it raises or returns anything
+    Raises `RecipeError` where it cannot be found, and `DataError` on a call where it raises or returns anything
     but a finite number or None. It decides for itself what a missing answer means.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.function = _resolve(name)
+        self.function = resolve_factory(name, "task.grader.function")
 
     def __call__(self, prompt: Prompt, response: str) -> float | None:
-        try:
-            result = self.function(prompt, response)
-        except Exception as error:
-            raise DataError(
-                f"the grader {self.name} raised {type(error).__name__} on prompt {prompt.id!r}: {error}"
-            ) from error
-        if result is None:
-            return None
-        # bool and int are what `-> float` admits for a type checker too.
-        if not isinstance(result, float | int) or not math.isfinite(result):
-            raise DataError(
-                f"the grader {self.name} returned {result!r} ({type(result).__name__}) on prompt "
-                f"{prompt.id!r}; expected a finite float, or None where the prompt cannot be graded."
-            )
-        return float(result)
+        return checked_reward(self.name, self.function, prompt, response)
 
     def check(self, prompt: Prompt) -> None:
         """Only the function knows what it needs."""
-
-
-def _resolve(name: str) -> Callable[[Prompt, str], Any]:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise DataError(
-            f"task.grader.function = {name!r} is not of the form package.module:function, such as my_graders:grade"
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise DataError(
-            f"task.grader.function = {name!r}: cannot import {module_name!r} ({error}). Install it, or put "
-            "its folder on the path, such as PYTHONPATH=. limbeck train ..."
-        ) from error
-    except Exception as error:
-        raise DataError(
-            f"task.grader.function = {name!r}: importing {module_name!r} raised {type(error).__name__}: {error}"
-        ) from error
-    if not hasattr(module, attribute):
-        raise DataError(f"task.grader.function = {name!r}: {module_name!r} has no {attribute!r}")
-    function = getattr(module, attribute)
-    if not callable(function):
-        raise DataError(f"task.grader.function = {name!r} is {function!r}; expected a function of (prompt, response)")
-    return function  # type: ignore[no-any-return]  # callable() narrows Any to an unknown signature

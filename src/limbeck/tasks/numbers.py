@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections import deque
 
-from limbeck.tasks.expressions import UNITS, UNITS_OF_ONE_LETTER, Number, expressions, group_at, plain
+from limbeck.tasks.expressions import UNITS_OF_ONE_LETTER, Number, expressions, group_at, plain
 
 
 class UnreadableAnswer(ValueError):  # noqa: N818 (what it is, not what went wrong)
@@ -26,9 +26,9 @@ class UnreadableAnswer(ValueError):  # noqa: N818 (what it is, not what went wro
 def last_number(text: str) -> Number | None:
     r"""What the last expression of a text says; None where there is none or it is not one finite number.
 
-    Reads 7, -7, .5, 1,234.5, 1{,}234, $5, 1.5e-3, 3/4, 2 1/2, 2½, \frac{3}{4}, 3\times 10^{5}, 3×10^5, 10^3, 50%, and 1.5
-    million. Sums, products, roots, dates, ratios and variables are not read. A decimal comma is not either: "3,14" ends
-    in 14. A number of more than 400 digits, or over zero, counts as not finite.
+    Reads 7, -7, .5, 1,234.5, 1{,}234, $5, 1.5e-3, 3/4, 2 1/2, 2½, \frac{3}{4}, 3\times 10^{5}, 10^3, 50% and
+    1.5 million. Sums, products, roots, dates, ratios and variables are not read. A decimal comma is not either: "3,14"
+    ends in 14. A number of more than 400 digits, or over zero, counts as not finite.
     """
     last = deque(expressions(plain(text)), maxlen=1)
     return last[0].number if last else None
@@ -72,13 +72,14 @@ _THOUSANDS = re.compile(r",(?=[0-9]{3}(?![0-9]))")
 _SEVERAL = re.compile(r"[,;<>≤≥≠±]|\b(?:and|or)\b|\\(?:leq?|geq?|neq?|lt|gt|in|pm|mp)(?![A-Za-z])")
 _WORDS = re.compile(r"[^\W\d_]+(?:\}?\^\{?-?[0-9]+\}?|[23](?![0-9]))?|\S")
 # Words that say another number, or that something else follows.
-_NOT_UNITS = frozenset(
-    "dozen dozens half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths "
-    "eighth eighths ninth ninths tenth tenths twelfth twelfths hundredth hundredths thousandth thousandths tens hundreds "
-    "thousands millions billions score gross pair pairs couple lakh lakhs crore crores bn mn mil mio k squared cubed "
-    "factorial root roots times plus minus over divided mod modulo pi sqrt log ln sin cos tan exp and or to not less more "
-    "than between either if except negative infinity nan choose".split()
-)
+_OTHER_NUMBERS = """
+    dozen dozens half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths
+    eighth eighths ninth ninths tenth tenths twelfth twelfths hundredth hundredths thousandth thousandths tens hundreds
+    thousands millions billions score gross pair pairs couple lakh lakhs crore crores bn mn mil mio k squared cubed
+    factorial root roots times plus minus over divided mod modulo pi sqrt log ln sin cos tan exp and or to not less
+    more than between either if except negative infinity nan choose
+"""
+_NOT_UNITS = frozenset(_OTHER_NUMBERS.split())
 
 
 def _is_unit(word: str) -> bool:

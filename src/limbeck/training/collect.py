@@ -132,7 +132,9 @@ class _Waves:
 
 def _grade(run: Run, episodes: Sequence[Episode]) -> tuple[list[Rollout], list[str], list[float | None]]:
     """Rollouts, their texts and rewards; the segments of an episode share its reward."""
-    rollouts, texts, rewards = [], [], []
+    rollouts: list[Rollout] = []
+    texts: list[str] = []
+    rewards: list[float | None] = []
     for episode in episodes:
         said = [run.decode(rollout.response_ids) for rollout in episode.rollouts]
         reward = episode.reward

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from limbeck.errors import LimbeckError
-from limbeck.learners.batch import trained_part
+from limbeck.learners.batch import apply_valid_mask
 from limbeck.protocols import TokenNames
 from limbeck.records import Floats, Scored
 from limbeck.reports import Top, Trace
@@ -62,7 +62,7 @@ async def _record(run: Run, step: int, samples: Sequence[Scored]) -> None:
     section = run.recipe.record
     chosen: list[tuple[Source, Scored]] = [("train", sample) for sample in _spread(samples, section.rollouts_per_step)]
     chosen += [("watch", sample) for sample in await _watched(run)]
-    chosen = [(source, sample) for source, sample in chosen if trained_part(sample).rollout.trained.any()]
+    chosen = [(source, sample) for source, sample in chosen if apply_valid_mask(sample).rollout.trained.any()]
     if not chosen:
         return
     traces = await run.learner.trace([sample for _, sample in chosen], section.top)
@@ -111,7 +111,7 @@ def _thin_out(run: Run) -> None:
 
 
 def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> dict[str, Any]:
-    rollout, prompt = trained_part(sample).rollout, sample.rollout.prompt  # a masked token has no numbers
+    rollout, prompt = apply_valid_mask(sample).rollout, sample.rollout.prompt  # a masked token has no numbers
     assert run.names is not None
     ids, response = rollout.token_ids, slice(len(prompt.token_ids), None)
     mask = rollout.trained[response]

@@ -1,4 +1,4 @@
-"""A run's folder on disk, in which nothing half-written is ever taken for whole.
+"""A run's folder on disk, in which nothing half-written is ever read as complete.
 
     runs/demo/
       recipe.toml            the resolved recipe
@@ -11,8 +11,8 @@
         state.json           step, and how long metrics.jsonl was
       model/                 the finished student, beside the last checkpoint
 
-A checkpoint is written under a temporary name, flushed to disk, and renamed: it is there whole or
-not at all. On resume, metrics lines and rollouts after the checkpoint are cut off and written again.
+A checkpoint is written under a temporary name, flushed to disk, and renamed: it is complete or
+not there at all. On resume, metrics lines and rollouts after the checkpoint are cut off and written again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FREE_TO_CHANGE = ("steps", "checkpoint", "eval", "device", "threads", "output", 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: `step` updates had been made."""
+    """A complete checkpoint, after `step` updates."""
 
     folder: Path
     step: int
@@ -47,7 +47,7 @@ class Checkpoint:
 
 
 class RunFolder:
-    """One run's folder, held by one process at a time."""
+    """One run's folder, locked by one process at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class RunFolder:
     def open(self, recipe_toml: str, recipe: Mapping[str, Any]) -> Checkpoint | None:
         """Take the folder for this recipe; the newest checkpoint of it, or None for a fresh start.
 
-        Raises `RunError` where another process holds the folder or another recipe was run in it.
+        Raises `RunError` where another process has locked the folder or another recipe was run in it.
         """
         with _disk_errors(f"cannot make the run folder {self.path}"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ class RunFolder:
         return Checkpoint(final, step, metrics_bytes)
 
     def write_file(self, name: str, write: Callable[[Path], None]) -> Path:
-        """A file `name` in this folder by `write`, whole or not at all."""
+        """A file `name` in this folder by `write`, complete or not at all."""
         path = self.path / name
         half = path.with_name(f".{path.name}.half")
         with _disk_errors(f"cannot write {path}"):
@@ -148,7 +148,7 @@ class RunFolder:
         return path
 
     def replace(self, name: str, write: Callable[[Path], None]) -> Path:
-        """A subfolder written by `write`, swapped in whole."""
+        """A subfolder written by `write`, swapped in at once."""
         final, half = self.path / name, self.path / f".{name}.half"
         with _disk_errors(f"cannot write {final}"):
             shutil.rmtree(half, ignore_errors=True)
@@ -184,7 +184,7 @@ class RunFolder:
         size = self.metrics.stat().st_size
         if size < length:
             raise RunError(
-                f"{self.metrics} has {size} bytes, but had {length} at the last checkpoint. Restore it, or use --fresh."
+                f"{self.metrics} has {size} bytes, fewer than the {length} of the last checkpoint. Restore it, or use --fresh."
             )
         with _disk_errors(f"cannot write {self.metrics}"):
             os.truncate(self.metrics, length)
@@ -250,7 +250,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A small file, whole or not at all."""
+    """A small file, complete or not at all."""
     half = path.with_name(f".{path.name}.half")
     half.write_bytes(data)
     _flush(half)
