@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from limbeck.records import HiddenScores
-from tests.teachers.stamped import Stamped, honest, mismatched  # noqa: F401 (fixtures)
+from limbeck.errors import ContractError
+from limbeck.learners.batch import make_batch
+from limbeck.models.head import Head
+from limbeck.records import HiddenScores, Scored, Scores
+from limbeck.teachers.local import LocalTeacher
+from tests import tiny
+from tests.teachers.stamped import REQUEST, Stamped, honest, mismatched  # noqa: F401 (fixtures)
 
 STAMPS = {
     "plain, asked at another temperature than 1": 1.0,
@@ -38,3 +44,21 @@ def test_each_honest_teacher_stamps_the_requests_temperature(honest: Stamped) ->
         assert scores.natural_temperature == 1.0
     else:
         assert scores.temperature == requested
+
+
+def train_on(scores: Scores, temperature: float) -> None:
+    """What the learner does first with the scores of `REQUEST`."""
+    rollout = tiny.rollout(REQUEST.token_ids.tolist(), REQUEST.scored.tolist(), temperature)
+    heads = {"head": Head(torch.ones(tiny.VOCABULARY, 32)), **LocalTeacher("t", tiny.fresh()).heads}
+    make_batch([Scored(rollout, scores)], "padded", 100, torch.device("cpu"), heads)
+
+
+def test_the_learner_refuses_each_mismatched_teacher(mismatched: Stamped) -> None:  # noqa: F811
+    _, scores, requested = mismatched
+    with pytest.raises(ContractError, match="temperature"):
+        train_on(scores, requested)
+
+
+def test_the_learner_takes_each_honest_teacher(honest: Stamped) -> None:  # noqa: F811
+    _, scores, requested = honest
+    train_on(scores, requested)
