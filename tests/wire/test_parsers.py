@@ -144,6 +144,18 @@ def test_a_support_that_a_server_has_no_word_for_is_refused_before_it_is_sent(
     assert caught.value.final
 
 
+def test_vllms_top_tokens_do_not_depend_on_the_sampled_one() -> None:
+    """Tied at the last place, the sampled token that vLLM adds must not push out the one that is there anyway."""
+    request = request_of([5, 6], 1, 1.0, 2)
+    top = {"3": {"logprob": -1.0, "rank": 1}, "9": {"logprob": -2.0, "rank": 2}}
+    for sent in ({"6": {"logprob": -2.0, "rank": 3}}, {"6": {"logprob": -4.0, "rank": 9}}):
+        answer = {"choices": [{"prompt_logprobs": [None, sent | top]}]}
+        assert vllm.read(answer, request).top_ids.tolist() == [[3, 9]]
+    three = {"choices": [{"prompt_logprobs": [None, sent | top | {"11": {"logprob": -3.0, "rank": 3}}]}]}
+    with pytest.raises(WireError, match="has 3 top tokens, 2 were asked for"):
+        vllm.read(three, request)
+
+
 def test_an_entry_of_another_shape_is_refused() -> None:
     """A digit that became a comma."""
     answer = {"meta_info": {"input_token_logprobs": [[None, 5, None], [-1, 6, 25, None]]}}

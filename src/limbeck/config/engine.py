@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, field_validator
 
 from limbeck.config.base import Config, Positive, PositiveInt
+from limbeck.config.factory import PythonPartConfig
 
 
 class HFEngineConfig(Config):
@@ -60,7 +61,13 @@ class VLLMEngineConfig(ServedEngineConfig):
     kind: Literal["vllm"] = "vllm"
 
 
-EngineConfig: TypeAlias = Annotated[HFEngineConfig | SGLangEngineConfig | VLLMEngineConfig, Field(discriminator="kind")]
+class PythonEngineConfig(PythonPartConfig):
+    """An engine of your own: the factory returns a `protocols.Engine`."""
+
+
+EngineConfig: TypeAlias = Annotated[
+    HFEngineConfig | SGLangEngineConfig | VLLMEngineConfig | PythonEngineConfig, Field(discriminator="kind")
+]
 
 
 def complete_engine(given: Any) -> Any:

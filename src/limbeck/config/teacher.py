@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from limbeck.config.base import Config, Fraction, ModelConfig, Positive, PositiveInt
+from limbeck.config.factory import PythonPartConfig
 
 REMOTE_KINDS = ("sglang", "vllm", "limbeck")
 REMOTE_SUPPORT = 20  # the hybrid estimator's top K where the recipe does not say
@@ -111,8 +112,13 @@ class LimbeckTeacherConfig(StatesTeacherConfig):
     kind: Literal["limbeck"] = "limbeck"
 
 
+class PythonTeacherConfig(PythonPartConfig):
+    """A teacher of your own: the factory returns a `protocols.Teacher`. It is proven like any other."""
+
+
 OneTeacherConfig: TypeAlias = Annotated[
-    LocalTeacherConfig | SGLangTeacherConfig | VLLMTeacherConfig | LimbeckTeacherConfig, Field(discriminator="kind")
+    LocalTeacherConfig | SGLangTeacherConfig | VLLMTeacherConfig | LimbeckTeacherConfig | PythonTeacherConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -131,7 +137,12 @@ class RoutedTeacherConfig(Config):
 
 
 TeacherConfig: TypeAlias = Annotated[
-    LocalTeacherConfig | SGLangTeacherConfig | VLLMTeacherConfig | LimbeckTeacherConfig | RoutedTeacherConfig,
+    LocalTeacherConfig
+    | SGLangTeacherConfig
+    | VLLMTeacherConfig
+    | LimbeckTeacherConfig
+    | PythonTeacherConfig
+    | RoutedTeacherConfig,
     Field(discriminator="kind"),
 ]
 
@@ -141,21 +152,28 @@ def complete_teacher(given: Any) -> Any:
     kind `local` for a teacher without one.
 
     A server sends the top of its distribution; the top K and the sampled token have together the expected gradient
-    of the whole vocabulary.
+    of the whole vocabulary. A teacher of your own is asked for the least that every teacher has, the sampled token.
     """
     if not isinstance(given, Mapping):
         return given
     teacher = given.get("teacher")
     if isinstance(teacher, Mapping) and "kind" not in teacher and "url" not in teacher:
         given = {**given, "teacher": {"kind": "local", **teacher}}
-    if not _is_remote(teacher):
+    support = "sampled" if _is_own(teacher) else REMOTE_SUPPORT if _is_remote(teacher) else None
+    if support is None:
         return given
     objective = given.get("objective", {})
     if not isinstance(objective, Mapping) or "support" in objective:
         return given
     if objective.get("divergence", "reverse_kl") != "reverse_kl":
         return given
-    return {**given, "objective": {"divergence": "reverse_kl", **objective, "support": REMOTE_SUPPORT}}
+    return {**given, "objective": {"divergence": "reverse_kl", **objective, "support": support}}
+
+
+def _is_own(teacher: Any) -> bool:
+    return isinstance(teacher, PythonTeacherConfig) or (
+        isinstance(teacher, Mapping) and teacher.get("kind") == "python"
+    )
 
 
 def _is_remote(teacher: Any) -> bool:

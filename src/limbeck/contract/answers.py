@@ -59,7 +59,8 @@ def _check_answer(teacher: Teacher, request: ScoreRequest, scores: Scores, heads
             f"{asked}",
         )
     hidden = isinstance(scores, HiddenScores)
-    stamp, expected = (scores.natural_temperature, 1.0) if hidden else (scores.temperature, request.temperature)
+    stamp = scores.natural_temperature if isinstance(scores, HiddenScores) else scores.temperature
+    expected = 1.0 if hidden else request.temperature
     if stamp != expected:
         baked = teacher.info.natural_temperature != 1
         remedy = "Give the model that it was baked from." if baked else AT_T

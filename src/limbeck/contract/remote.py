@@ -44,10 +44,11 @@ TOP = 20
 MAX_NOISE = 0.05  # nats: noise beyond this makes every probe meaningless
 HEAD_TOLERANCE = 5e-3  # nats between a server's log-prob and that of its hidden state under the head here
 
-REMEDIES = (
-    "Remedies: serve the model with `limbeck serve`; or `limbeck bake MODEL --temperature T OUT`, serve OUT and set "
-    "teacher.baked; or raise teacher.top_logprobs; or set rollout.temperature = 1."
-)
+REMEDIES = """Remedies, any of them:
+  serve the model with `limbeck serve`
+  `limbeck bake MODEL --temperature T OUT`, serve OUT and set teacher.baked
+  raise teacher.top_logprobs
+  set rollout.temperature = 1"""
 
 
 class _Refused(LimbeckError):  # noqa: N818 (a result, caught here)
@@ -211,13 +212,15 @@ class _Probes:
             try:
                 result, self.found = await self._try(method)
             except (_Refused, ContractError, WireError, NotADistributionError) as error:
-                results.append(ProbeResult(f"method {method}", str(error), "proven", ok=False, remedy=REMEDIES))
+                results.append(
+                    ProbeResult(f"method {method}", str(error).rstrip("."), "proven", ok=False, remedy=REMEDIES)
+                )
                 continue
             # What was tried on the way is reported, but is no failure of the teacher.
             return [*map(_passed_over, results), result]
-        reasons = "; ".join(f"{result.probe}: {result.measured}" for result in results)
+        reasons = "\n".join(f"  {result.probe}: {result.measured}" for result in results)
         where = f"teacher {self.client.name} ({', '.join(self.client.pool.urls)})"
-        raise ContractError(f"{where} does not score at temperature {self.t}. {reasons}. {REMEDIES}", results)
+        raise ContractError(f"{where} does not score at temperature {self.t}:\n{reasons}\n{REMEDIES}", results)
 
     def _candidates(self) -> tuple[Method, ...]:
         wanted = self.client.section.temperature_method

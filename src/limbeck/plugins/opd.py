@@ -188,7 +188,7 @@ async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
     kind = os.environ.get("LIMBECK_TEACHER_KIND", "sglang")
     if kind not in BACKENDS:
         raise RecipeError(f"LIMBECK_TEACHER_KIND = {kind!r}, expected one of {', '.join(BACKENDS)}")
-    options = {
+    options: dict[str, Any] = {
         "baked": os.environ.get("LIMBECK_BAKED"),
         "token_env": os.environ.get("LIMBECK_TOKEN_ENV"),
         "retry_seconds": float(os.environ.get("LIMBECK_RETRY_SECONDS", "300")),

@@ -70,6 +70,7 @@ def read(answer: Any, request: ScoreRequest, acknowledges: bool = False) -> Repl
         raise WireError("short", f"prompt_logprobs has {len(rows)} entries for a prompt of {length} tokens")
     if rows[0] is not None:
         raise WireError("malformed", "the first of prompt_logprobs has a value, expected null: nothing precedes it")
+    k = top_k(request)
     ids, logprobs, tops = [], [], []
     for position, (row, token) in enumerate(zip(rows[request.start :], asked_ids(request), strict=True)):
         entries = _entries(row, position)
@@ -82,9 +83,10 @@ def read(answer: Any, request: ScoreRequest, acknowledges: bool = False) -> Repl
             )
         ids.append(sent)
         logprobs.append(entries[sent])
-        tops.append(sorted(entries.items(), key=lambda item: -item[1])[: top_k(request)])
-    given = tops if top_k(request) else None
-    return make_reply(request, ids, logprobs, given, _temperature(answer), acknowledges=acknowledges)
+        if len(entries) > k:  # the sent token beside the K: kept, a tie at the last place would depend on it
+            del entries[sent]
+        tops.append(list(entries.items()))
+    return make_reply(request, ids, logprobs, tops if k else None, _temperature(answer), acknowledges=acknowledges)
 
 
 def _entries(row: Any, position: int) -> dict[int, float]:
