@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -228,6 +229,16 @@ def test_adapters_on_the_head_are_refused_by_name(family: str, targets: Any) -> 
 def test_all_linear_leaves_what_the_head_shares_alone(family: str) -> None:
     learner = learner_of(tiny.fresh(family), lora=LORA)
     assert not any("embed" in name or "wte" in name or "lm_head" in name for name in learner.parameters)
+
+
+def test_modules_that_do_more_than_multiply_are_refused_by_name() -> None:
+    """PhiMoE's router returns a tuple, which peft found out in the first update."""
+    config = transformers.PhimoeConfig(
+        **tiny.GATED, num_local_experts=4, num_experts_per_tok=2, vocab_size=tiny.VOCABULARY, bos_token_id=None
+    )
+    lm = CausalLM("phimoe", tiny.build(config), tiny.character_tokenizer(), tiny.VOCABULARY)
+    with pytest.raises(ModelError, match=r"router' of phimoe is a PhimoeTopKRouter.*Leave it out"):
+        learner_of(lm, lora=LORA)
 
 
 @pytest.mark.parametrize("targets", [("nothing_like_it",), "nothing_like_it"])

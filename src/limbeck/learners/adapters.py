@@ -136,12 +136,22 @@ def add_adapters(lm: CausalLM, lora: LoraConfig) -> LoraAdapters:
         raise ModelError(f"learner.lora.target_modules = {lora.target_modules!r} for {lm.name}: {error}") from error
     lm.head()  # not a plain matrix any more if it has an adapter
     for place, layer in adapters.layers().items():
-        if any(parameter is head for parameter in layer.base_layer.parameters()):
+        if why := _unmergeable(layer.base_layer, head):
             raise ModelError(
-                f"learner.lora.target_modules = {lora.target_modules!r}: {place!r} of {lm.name} shares its matrix with "
-                "the output head (tied embeddings), so a merged adapter would change the head as well. Leave it out."
+                f"learner.lora.target_modules = {lora.target_modules!r}: {place!r} of {lm.name} {why}. Leave it out."
             )
     return adapters
+
+
+def _unmergeable(module: nn.Module, head: nn.Parameter) -> str | None:
+    """Why a module's matrix plus an adapter's would not be the adapted module; None where it is."""
+    from transformers.pytorch_utils import Conv1D
+
+    if any(parameter is head for parameter in module.parameters()):
+        return "shares its matrix with the output head (tied embeddings), which a merged adapter would change as well"
+    if type(module).forward not in (nn.Linear.forward, nn.Embedding.forward, Conv1D.forward):
+        return f"is a {type(module).__name__}, which does more than multiply by a matrix"
+    return None
 
 
 def open_adapters(lm: CausalLM, folder: Path) -> LoraAdapters:

@@ -22,11 +22,10 @@ from limbeck.errors import ContractError, EngineError, ModelError, NonFiniteErro
 from limbeck.learners.adapters import LoraAdapters, add_adapters, refuse_adapters_of_others
 from limbeck.learners.batch import Batch, Heads, MicroBatch, make_batch
 from limbeck.learners.checkpoint import ADAPTER_FOLDER, MODEL_FOLDER, STATE_FILE, restore_state, save_state
-from limbeck.learners.noise import turn_off_training_noise
 from limbeck.learners.policy import Lease, LocalPolicy
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
-from limbeck.models.causal_lm import CausalLM, precision
+from limbeck.models.causal_lm import CausalLM, precision, turn_off_training_noise
 from limbeck.models.equivalence import prove_packing, share_prompts
 from limbeck.models.layout import Layout
 from limbeck.models.llama import speed_up
@@ -52,6 +51,7 @@ class LocalLearner:
         seed: int,
         heads: Heads | None = None,
     ) -> None:
+        _refuse_baked(lm)
         refuse_adapters_of_others(lm)
         self.lm, self.config, self.objective, self.steps, self.seed = lm, config, objective, steps, seed
         self.heads = _narrowed(heads or {}, lm)
@@ -214,6 +214,15 @@ class LocalLearner:
 
 def _means(metrics: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
     return metrics.means() | metrics.by_teacher([sample.scores.scorer for sample in samples])
+
+
+def _refuse_baked(lm: CausalLM) -> None:
+    """Raises `ModelError` for a student whose logits are divided by a temperature already."""
+    if lm.natural_temperature != 1:
+        raise ModelError(
+            f"{lm.name} was written by `limbeck bake` at temperature {lm.natural_temperature}: its logits are divided "
+            "already, and the learner would divide them again. Train the model that it was baked from."
+        )
 
 
 def _narrowed(heads: Heads, lm: CausalLM) -> Heads:

@@ -223,7 +223,7 @@ def model_info(lm: CausalLM) -> ModelInfo:
         context=lm.context,
         stop_ids=lm.stop_ids,
         dtype=str(next(lm.model.parameters()).dtype).removeprefix("torch."),
-        natural_temperature=float(getattr(lm.model.config, "limbeck_temperature", 1.0)),
+        natural_temperature=lm.natural_temperature,
     )
 
 
