@@ -59,8 +59,14 @@ class LoraAdapters:
         modules = self.peft_model.get_base_model().named_modules()
         return {name: module for name, module in modules if isinstance(module, LoraLayer)}
 
-    def parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.peft_model.parameters() if parameter.requires_grad]
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The adapters' own, under the names they have in the model."""
+        return {
+            f"{place}.{name}": parameter
+            for place, layer in self.layers().items()
+            for name, parameter in layer.named_parameters()
+            if not name.startswith("base_layer.")
+        }
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """The model's tensors under the names they have without adapters, one at a time."""

@@ -123,7 +123,7 @@ class LocalPolicy:
     def hold(self) -> LocalPolicy:
         """A copy that no update reaches. Raises `StalePolicyError`."""
         self._lease.check()
-        parameters = self.adapters.parameters() if self.adapters else list(self.lm.model.parameters())
+        parameters = self.adapters.parameters().values() if self.adapters else self.lm.model.parameters()
         with self._in_place():
             held = {parameter: parameter.detach().clone() for parameter in parameters}
         return LocalPolicy(self.lm, self.version, self.adapters, budget=self.budget, autocast=self.autocast, held=held)
