@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from limbeck.records import (
     Adapter,
@@ -122,6 +122,14 @@ class Teacher(Protocol):
     info: ModelInfo
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]: ...
+
+
+@runtime_checkable
+class HoldsHeads(Protocol):
+    """A teacher that answers with hidden states: the output heads that belong to them, by fingerprint."""
+
+    @property
+    def heads(self) -> Mapping[str, Any]: ...
 
 
 class Learner(Protocol):

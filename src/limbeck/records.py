@@ -378,4 +378,4 @@ class ProbeResult:
     measured: str  # "ratio 1.4286 nats at T = 0.7"
     expected: str  # "1.4286"
     ok: bool = True
-    remedy: str = ""  # what to do where it is not
+    remedy: str = ""  # what to do about one that failed, a sentence or two

@@ -1,21 +1,21 @@
-"""Text of a model or a stranger, made safe to print: what hides, reorders or commands becomes something to see."""
+"""Makes text of a model, a server or a data set safe to print: hiding, reordering and control characters become symbols."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters but line breaks and tabs, marks of direction, characters of no width, tags, halves of
-# surrogate pairs. The page has the same set (view/assets/dom.js), and a test holds the two together.
+# Control characters except line breaks and tabs, direction controls, zero-width characters, tags, lone surrogates.
+# The page has the same set (view/assets/dom.js); a test compares the two.
 HIDDEN = re.compile(
     "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f"
     "\\ufeff\\ufff9-\\ufffb\\U000e0000-\\U000e007f\\ud800-\\udfff]"
 )
 
 
-def visible(text: str) -> str:
-    r"""`text` as a terminal can be trusted with it.
+def printable(text: str) -> str:
+    r"""`text` with a symbol for each character that a terminal would obey or hide.
 
-    >>> visible("\x1b[31mred\x1b[0m \u202egnp.exe\r")
+    >>> printable("\x1b[31mred\x1b[0m \u202egnp.exe\r")
     '␛[31mred␛[0m ⟨U+202E⟩gnp.exe␍'
     """
     return HIDDEN.sub(_symbol, text)

@@ -13,6 +13,9 @@ from tests.view import made
 from .looking import Served, colours_of, lines_of, rows_of
 from .page import Page
 
+MINUS = "\u2212"
+CARD = "[...document.querySelectorAll('.chart')].find((c) => c.querySelector('h3').firstChild.data === arguments[0])"
+
 
 def test_curves_are_drawn_and_say_the_numbers_of_the_file(page: Page, run: Path, served: Served) -> None:
     page.open(served(run))
@@ -142,3 +145,89 @@ def test_the_chart_over_positions_is_not_one_over_steps(page: Page, run: Path, s
     assert page.run("return [...document.querySelectorAll('.toolbar button')].every((b) => b.hidden)"), (
         "steps as before"
     )
+
+
+def _describes(page: Page, title: str, step: int) -> str:
+    """What the head of a chart says with the cursor at a step."""
+    script = f"""
+      const card = {CARD}, plot = card.querySelector('.plot');
+      const press = (key) => plot.dispatchEvent(new KeyboardEvent('keydown', {{key}}));
+      press('Home');
+      for (let i = 0; i < arguments[1]; i += 1) press('ArrowRight');
+      return card.querySelector('.values').textContent;
+    """
+    text: str = page.run(script, title, step)
+    return text
+
+
+def test_between_two_evaluations_the_step_of_the_value_is_named(page: Page, tmp_path: Path, served: Served) -> None:
+    made.write_metrics(tmp_path / "run", 40, every=20)  # evaluations at 0, 20 and 40
+    page.open(served(tmp_path / "run"))
+    page.until("document.querySelectorAll('.chart canvas').length >= 5")
+    at_20 = made.eval_line(20)["reverse_kl/exact"]
+    for step, place in ((12, " at step 20"), (20, ""), (29, " at step 20")):
+        text = _describes(page, "Reverse KL", step)
+        train = made.metrics_line(step)["reverse_kl/exact"]
+        assert text.startswith(f"exact {train:.4f} ± 0.0100held-out {at_20:.4f} ± 0.0100{place}sampled"), text
+    assert "held-out 32.0% [27.0%, 37.0%] at step 20" in _describes(page, "Accuracy", 12)
+
+
+def test_evaluations_are_points_with_error_bars_and_no_line(page: Page, tmp_path: Path, served: Served) -> None:
+    """The colour of the held-out values is where an evaluation is, and not in the columns of pixels between two."""
+    made.write_metrics(tmp_path / "run", 40, every=20)
+    page.open(served(tmp_path / "run"))
+    page.until("document.querySelectorAll('.chart canvas').length >= 5")
+    script = f"""
+      const card = {CARD}, canvas = card.querySelector('canvas'), over = card.querySelector('.u-over');
+      const ink = getComputedStyle(document.documentElement).getPropertyValue('--c3').trim();
+      const rgb = [1, 3, 5].map((i) => parseInt(ink.slice(i, i + 2), 16));
+      const [left, width] = [over.offsetLeft, over.clientWidth].map((pixels) => pixels * devicePixelRatio);
+      const count = (share) => {{
+        const at = Math.round(left + share * width) - 3;
+        const {{ data }} = canvas.getContext('2d').getImageData(at, 0, 7, canvas.height);
+        const coloured = (i) => data[i + 3] > 100 && rgb.every((value, k) => Math.abs(data[i + k] - value) < 40);
+        let seen = 0;
+        for (let i = 0; i < data.length; i += 4) if (coloured(i)) seen += 1;
+        return seen;
+      }};
+      return [count(0.5), count(0.25), count(0.75)];
+    """
+    at, between, later = page.run(script, "Accuracy")
+    assert at > 30, "a point and its bar"
+    assert between == later == 0
+
+
+def test_rewards_that_are_no_shares_are_called_rewards(page: Page, copied: Path, served: Served) -> None:
+    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "eval":
+            line |= {"accuracy": -0.5, "accuracy/low": -0.9, "accuracy/high": -0.1}
+            line |= {"accuracy/min": -1.0, "accuracy/max": 0.0}
+        elif "reward" in line:
+            line["reward"] = -0.25
+    (copied / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    finished_run.rewrite(
+        copied / "rollouts" / "step-000001.parquet", lambda rows: [{**row, "reward": -0.5} for row in rows]
+    )
+    page.open(served(copied))
+    page.until("document.querySelectorAll('.chart canvas').length >= 5")
+    titles = page.run("return [...document.querySelectorAll('.chart h3')].map((h) => h.firstChild.data)")
+    assert "Reward" in titles
+    assert "Accuracy" not in titles
+    assert "held-out -0.5000 [-0.9000, -0.1000]" in _describes(page, "Reward", 0).replace(MINUS, "-")
+    assert "Reward, held-out" in page.texts(".runs thead")[0]
+    page.press("#tab-tokens")
+    page.until("document.querySelectorAll('.row').length > 3")
+    assert f"{MINUS}0.50 wrong" in page.texts(".row .grade")
+
+
+def test_numbers_are_rounded_for_people_as_in_python(page: Page, run: Path, served: Served) -> None:
+    from limbeck.formatting import number
+
+    page.open(served(run))
+    values = [0.0011, -0.00019, -0.00001, 6.9e-18, -3e-9, 6e-06, 12.3456, 123.456, -1234.56, 0.12345678]
+    script = (
+        "const [values, done] = arguments; import('/assets/format.js').then((f) => done(values.map((v) => f.num(v))))"
+    )
+    shown = page.driver.execute_async_script(script, values)
+    assert shown == [number(value).replace("-", MINUS) for value in values]

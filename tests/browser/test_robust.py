@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.sanitize import visible
+from limbeck.sanitize import printable
 from limbeck.view.report import write_report
 from tests import finished_run
 from tests.view import made
@@ -71,7 +71,7 @@ def test_broken_files_are_said_and_the_rest_is_shown(page: Page, copied: Path, s
     page.open(served(copied) + "#tokens")
     page.until("document.querySelectorAll('.flow .t').length > 3")
     notices = " ".join(page.texts(".problem"))
-    for part in ("half-written line", "step-000002.parquet is left out", "recipe.toml is missing"):
+    for part in ("half-written line", "step-000002.parquet is skipped", "recipe.toml is missing"):
         assert part in notices
     page.driver.get("about:blank")
     shutil.rmtree(copied / "rollouts")
@@ -98,9 +98,9 @@ def test_what_python_prints_and_what_the_page_shows_of_hostile_text_is_the_same(
     page.open(served(run))
     codes = [*range(0xD800), *range(0xE000, 0x3000), *range(0xF900, 0x10000), *range(0xE0000, 0xE0200)]
     text = "".join(chr(code) for code in codes)
-    script = "const done = arguments[1]; import('/assets/dom.js').then((dom) => done(dom.visible(arguments[0])))"
+    script = "const done = arguments[1]; import('/assets/dom.js').then((dom) => done(dom.printable(arguments[0])))"
     shown = page.driver.execute_async_script(script, text)
-    assert shown == visible(text).replace("\x85", "")
+    assert shown == printable(text).replace("\x85", "")
 
 
 @pytest.mark.parametrize("width", [360, 720, 1100])

@@ -132,9 +132,9 @@ class TestEval:
 
 def test_check_prints_what_was_proven(recipe: Path) -> None:
     assert "temperature" in run("check", recipe).output
-    told = json.loads(run("check", recipe, "--json").stdout)
-    assert told["ok"]
-    assert [verdict["probe"] for verdict in told["verdicts"]] == ["tokenizer", "alignment", "temperature"]
+    answer = json.loads(run("check", recipe, "--json").stdout)
+    assert answer["ok"]
+    assert [result["probe"] for result in answer["results"]] == ["tokenizer", "alignment", "temperature"]
 
 
 class TestBadInput:

@@ -31,12 +31,12 @@ def test_a_stock_server_is_shown_with_what_was_passed_over_and_why(kind: str) ->
         shown = teacher(server, kind)
         told = teacher(server, kind, "--json", "--vocabulary", str(V))
     assert shown.exit_code == 0, shown.output
-    assert all(word in shown.stdout for word in ("probe", "measured", "expected", "verdict", "alignment", "noise"))
+    assert all(word in shown.stdout for word in ("probe", "measured", "expected", "result", "alignment", "noise"))
     assert "temperature by: rescale" in shown.stdout
     assert told.exit_code == 0
     answer = json.loads(told.stdout)
     assert (answer["ok"], answer["method"], answer["problem"]) == (True, "rescale", None)
-    by_probe = {verdict["probe"]: verdict for verdict in answer["verdicts"]}
+    by_probe = {result["probe"]: result for result in answer["results"]}
     assert "not taken" in by_probe["method native"]["measured"]
     assert "did not acknowledge" in by_probe["method native"]["measured"]
     assert by_probe["method rescale"]["ok"]
@@ -69,7 +69,7 @@ def test_a_failing_probe_exits_1_and_is_told_to_people_and_programs(lie: dict[st
     answer = json.loads(told.stdout)
     assert not answer["ok"]
     assert says in answer["problem"]
-    assert [v["probe"] for v in answer["verdicts"] if not v["ok"]][-1] == probe
+    assert [v["probe"] for v in answer["results"] if not v["ok"]][-1] == probe
 
 
 def test_a_server_that_is_not_there_is_said_to_be_so() -> None:

@@ -19,7 +19,7 @@ from tests import tiny
 
 
 class Process:
-    """A server of the tiny model at one port. `--alone`: what else is asked must not show in the last bit."""
+    """A server of the tiny model at one port. `--batch-invariant`: what else is asked must not show in the last bit."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -27,18 +27,18 @@ class Process:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "limbeck", "serve", tiny.folder_of("llama-tied"), "--alone", "--port",
+            [sys.executable, "-m", "limbeck", "serve", tiny.folder_of("llama-tied"), "--batch-invariant", "--port",
              str(self.port)],
             stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert self.process.stderr is not None
-        said = []
+        printed = []
         for line in self.process.stderr:
-            said.append(line)
+            printed.append(line)
             if address := re.search(r"http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(address[1])
                 return
-        raise AssertionError("".join(said))
+        raise AssertionError("".join(printed))
 
     def kill(self) -> None:
         self.process.kill()

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from limbeck.trackers.console import LiveConsole, PlainConsole, duration, make_console, shown_values, sparkline
+from limbeck.trackers.console import (
+    LiveConsole,
+    PlainConsole,
+    describe_evaluation,
+    make_console,
+    shown_values,
+    sparkline,
+)
 
 
 def _line(step: int, **more: Any) -> dict[str, Any]:
@@ -55,6 +62,42 @@ def test_plain_lines_are_one_a_step_with_time_left(capsys: pytest.CaptureFixture
     assert printed[3] == "step 5: ALARM length: long at 5"
 
 
+def test_an_alarm_is_printed_when_it_begins_and_counted_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    console = PlainConsole()
+    console.started(0, 9)
+    for line in (_alarm(1), _alarm(2), _line(3), _alarm(4), _alarm(5)):
+        console.stepped(line)
+    console.closed()
+    printed = [line for line in capsys.readouterr().out.splitlines() if "alarm" in line.lower()]
+    assert printed == [
+        "step 1: ALARM length: long at 1",
+        "step 4: ALARM length: long at 4",
+        "alarm length: at 4 steps, from 1 to 5",
+    ]
+
+
+def test_an_evaluation_is_described_by_what_it_has() -> None:
+    kl = {"reverse_kl/exact": -3e-9, "reverse_kl/exact/se": 6e-06}
+    share = {"step": 4, "accuracy": 1.0, "accuracy/low": 0.9, "accuracy/high": 1.0, "pass@1": 1.0, "pass@4": 1.0, **kl}
+    assert describe_evaluation(share) == (
+        "evaluation at step 4:  accuracy 1.000 [0.900, 1.000]  pass@4 1.000  reverse KL 0.0000 ± <0.0001 nats/token"
+    )
+    rewards = {"step": 4, "accuracy": -0.5, "accuracy/low": -0.9, "accuracy/high": -0.1}
+    rewards |= {"accuracy/min": -1.0, "accuracy/max": 0.0, "reverse_kl/sampled": 0.25}
+    assert describe_evaluation(rewards) == (
+        "evaluation at step 4:  mean reward -0.500 [-0.900, -0.100]  reverse KL 0.2500 nats/token"
+    )
+    assert describe_evaluation({"step": 0, "accuracy": 1.0}) == "evaluation at step 0:  accuracy 1.000"
+
+
+def test_the_live_panel_shows_no_negative_zero() -> None:
+    console = LiveConsole("demo", Console(file=io.StringIO()))
+    console.started(0, 2)
+    console.stepped(_line(1, **{"reverse_kl/exact": -1e-9}))
+    assert "0.0000 nats/token" in _panel(console)
+    assert "-0.0000" not in _panel(console)
+
+
 def test_json_lines_are_those_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     console = make_console("demo", as_json=True)
     assert console is not None
@@ -71,13 +114,6 @@ def test_quiet_is_nothing_and_no_terminal_is_plain(capsys: pytest.CaptureFixture
 def test_the_exact_kl_comes_before_the_sampled_one() -> None:
     (name, value, _), *_ = shown_values(_line(1) | {"reverse_kl/exact": 0.1})
     assert (name, value) == ("reverse KL", 0.1)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_sparklines_run_from_smallest_to_largest() -> None:

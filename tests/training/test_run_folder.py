@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.errors import RunError
+from limbeck.errors import NonFiniteError, RunError
+from limbeck.training.finite import require_finite
 from limbeck.training.run_folder import RunFolder, read_checkpoint, remove_run
 
 
@@ -131,3 +132,21 @@ def test_replaced_folders_are_whole_or_as_before(folder: RunFolder) -> None:
     with pytest.raises(RunError):
         folder.replace("model", full_disk)
     assert (folder.path / "model" / "model" / "weights").read_text() == "first"
+
+
+def test_what_json_has_no_number_for_is_an_error_that_names_it_and_writes_nothing(folder: RunFolder) -> None:
+    folder.append({"step": 1, "kind": "train", "lr": 1e-4})
+    before = folder.metrics.read_bytes()
+    bad = {"step": 2, "kind": "eval", "reverse_kl/exact": float("nan")}
+    with pytest.raises(NonFiniteError, match=r"metrics of step 2 \(eval\): reverse_kl/exact is nan"):
+        folder.append(bad)
+    assert folder.metrics.read_bytes() == before
+    with pytest.raises(NonFiniteError, match=r"row 1 of evaluations/a\.jsonl: reward is inf"):
+        folder.write_lines("evaluations/a.jsonl", [{"reward": 1.0}, {"reward": float("inf")}])
+    assert not (folder.path / "evaluations" / "a.jsonl").exists()
+
+
+def test_require_finite_looks_into_lists_and_tables() -> None:
+    require_finite({"a": 1, "b": [0.5, {"c": "nan"}], "d": None, "e": True}, "a line")
+    with pytest.raises(NonFiniteError, match=r"a line: b\[1\]\.c is -inf"):
+        require_finite({"a": 1, "b": [0.5, {"c": float("-inf")}]}, "a line")

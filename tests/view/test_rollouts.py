@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from limbeck.errors import RunError
-from limbeck.training.rollout_file import write_rollouts
+from limbeck.training.recording import write_rollouts
 from limbeck.view.disagreement import Disagreement
 from limbeck.view.rollouts import Rollouts, plain
 
@@ -81,7 +81,7 @@ def test_broken_files_are_named_and_the_rest_is_shown(rollouts: Rollouts) -> Non
     index = rollouts.index()
     assert len(index["rows"]) == 6 + 1
     assert len(index["problems"]) == 3
-    assert "step-000004.parquet is left out: it has no column prompt_text" in index["problems"][-1]
+    assert "step-000004.parquet is skipped: it has no column prompt_text" in index["problems"][-1]
     assert rollouts.search("what is 1 and 3")
     with pytest.raises(RunError, match=r"step-000002\.parquet cannot be read"):
         rollouts.rollout("step-000002.parquet:0")

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import click
 
@@ -14,10 +14,7 @@ from limbeck import __version__
 from limbeck.cli.export import export
 from limbeck.cli.wire import bake, serve
 from limbeck.errors import ContractError, LimbeckError
-from limbeck.sanitize import visible
-
-if TYPE_CHECKING:
-    from limbeck.training.evaluation import Evaluation
+from limbeck.sanitize import printable
 
 RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
@@ -30,7 +27,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except LimbeckError as error:
-            click.secho(f"error: {visible(str(error))}", fg="red", err=True)  # it may quote a server or a data set
+            click.secho(f"error: {printable(str(error))}", fg="red", err=True)  # it may quote a server or a data set
             ctx.exit(1)
 
 
@@ -85,16 +82,20 @@ def evaluate(
     recipe: Path, overrides: tuple[str, ...], model: Path | None, teacher: bool, answers: int, as_json: bool
 ) -> None:
     """Accuracy with a confidence interval, pass@k, and reverse KL on fresh samples, without training."""
+    if teacher and model is not None:
+        raise click.UsageError("give --model FOLDER or --teacher, not both: each says which model is evaluated")
     from limbeck.config.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     from limbeck import api
+    from limbeck.cli.evaluation_view import named_values, show_evaluation
 
-    result = api.evaluate(loaded, model=model, of="teacher" if teacher else "student")
+    role: Literal["student", "teacher"] = "teacher" if teacher else "student"
+    result = api.evaluate(loaded, model=model, of=role)
     if as_json:
-        click.echo(json.dumps(result.values()))
+        click.echo(json.dumps(named_values(result, role), allow_nan=False))
         return
-    _print_evaluation(result, answers)
+    show_evaluation(result, answers, role)
 
 
 @main.command()
@@ -221,22 +222,6 @@ def version() -> None:
     from importlib.metadata import version as installed
 
     click.echo(f"limbeck {__version__}  torch {installed('torch')}  transformers {installed('transformers')}")
-
-
-def _print_evaluation(result: Evaluation, answers: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    table = Table.grid(padding=(0, 2))
-    for key, value in result.values().items():
-        table.add_row(Text(key, style="dim"), f"{value:.4f}" if isinstance(value, float) else str(value))
-    console.print(table)
-    for answer in result.answers[:answers]:
-        mark = "" if answer.reward is None else f"  reward {answer.reward:g}"
-        prompt, response = visible(answer.prompt), visible(answer.response)
-        console.print(Text(f"\n{prompt}", style="bold"), Text(response), Text(mark, style="dim"))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 AT_LEAST_ONE = click.IntRange(min=1)
+
+
+def _renamed(new: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    """What an option of another name does: an error that gives the new one."""
+
+    def refuse(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+        if given:
+            raise click.UsageError(f"{parameter.opts[0]} is now called {new}.", context)
+
+    return refuse
 
 
 @click.command()
@@ -22,7 +33,10 @@ AT_LEAST_ONE = click.IntRange(min=1)
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of the weights."
 )
 @click.option("--device", default="auto", show_default=True, help="Such as cuda:0; auto: a GPU where there is one.")
-@click.option("--alone", is_flag=True, help="Score each sequence by itself: slower, the same to the last bit.")
+@click.option(
+    "--batch-invariant", is_flag=True, help="Score each sequence by itself: slower, the same to the last bit."
+)
+@click.option("--alone", is_flag=True, hidden=True, expose_value=False, callback=_renamed("--batch-invariant"))
 @click.option("--token-env", help="Environment variable with the bearer token to ask for.")
 @click.option(
     "--queue",
@@ -35,7 +49,7 @@ AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--body-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Longest request body.")
 @click.option("--max-top-k", type=AT_LEAST_ONE, default=1024, show_default=True, help="Most top tokens a position.")
 @click.option("--max-length", type=AT_LEAST_ONE, help="Longest sequence; the model's context where not given.")
-def serve(model: str, host: str, port: int, dtype: Any, device: str, alone: bool, **limits: Any) -> None:
+def serve(model: str, host: str, port: int, dtype: Any, device: str, batch_invariant: bool, **limits: Any) -> None:
     """Score texts with MODEL over HTTP, exactly at any temperature.
 
     Speaks SGLang's /generate, vLLM's /v1/completions and a binary route of its own.
@@ -55,7 +69,7 @@ def serve(model: str, host: str, port: int, dtype: Any, device: str, alone: bool
         at = "any temperature" if temperature is None else f"temperature {temperature:g} unless a request names another"
         click.echo(f"serving {model} on {address} at {at}  (Ctrl-C stops)", err=True)
 
-    run(model, ServeSettings(**limits), host, port, dtype, device, alone, ready)
+    run(model, ServeSettings(**limits), host, port, dtype, device, batch_invariant, ready)
 
 
 @click.command()

@@ -36,7 +36,7 @@ from limbeck.models.causal_lm import CausalLM, precision, turn_off_training_nois
 from limbeck.models.equivalence import prove_packing, share_prompts
 from limbeck.models.layout import Layout
 from limbeck.models.llama import speed_up
-from limbeck.objectives import Measured, distillation_loss
+from limbeck.objectives import Loss, Measured, distillation_loss, loss_of
 from limbeck.records import Scored
 from limbeck.reports import Mean, StepReport, Trace
 
@@ -53,14 +53,15 @@ class LocalLearner:
         self,
         lm: CausalLM,
         config: LocalLearnerConfig,
-        objective: ObjectiveConfig,
+        objective: ObjectiveConfig | Loss,
         steps: int,
         seed: int,
         heads: Heads | None = None,
     ) -> None:
         _refuse_baked(lm)
         refuse_adapters_of_others(lm)
-        self.lm, self.config, self.objective, self.steps, self.seed = lm, config, objective, steps, seed
+        self.lm, self.config, self.steps, self.seed = lm, config, steps, seed
+        self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
         self.heads = _narrowed(heads or {}, lm)
         self.version = 0
         self.layout = _layout(lm, config)
@@ -186,7 +187,7 @@ class LocalLearner:
 
     def _loss(self, batch: Batch, micro: MicroBatch, hidden_Nd: Tensor) -> tuple[Tensor, Measured]:
         return distillation_loss(
-            self.objective,
+            self.loss,
             batch.temperature,
             hidden_Nd,
             self.lm.head(),

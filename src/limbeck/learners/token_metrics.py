@@ -96,7 +96,8 @@ class TokenMetrics:
         )
         total, count = total_R.sum(), count_R.sum()
         spread = (total_P - total / count * count_P).square().sum()
-        return Mean(*torch.stack([total, count, spread]).tolist(), clusters=int((count_P > 0).sum()))
+        total_, count_, spread_ = torch.stack([total, count, spread]).tolist()
+        return Mean(total_, count_, spread_, clusters=int((count_P > 0).sum()))
 
     def by_teacher(self, names: Sequence[str]) -> dict[str, Mean]:
         """`teacher/NAME/reverse_kl/...` where several teachers scored the step. `names` [R]: who scored each."""

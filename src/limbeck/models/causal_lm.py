@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from limbeck.errors import ModelError
 from limbeck.models.head import Head
 from limbeck.models.prefix_tree import Tree
+from limbeck.records import ModelInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -143,6 +144,11 @@ class CausalLM:
     def head_rows(self) -> int:
         """Rows of the head as it is stored, the padding above `vocabulary` included."""
         return self.head_layer().weight.shape[0]
+
+    def info(self) -> ModelInfo:
+        """The facts, for whoever does not need the weights."""
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        return ModelInfo(self.name, self.vocabulary, self.context, self.stop_ids, dtype, self.natural_temperature)
 
     def head(self) -> Head:
         """The output head over the shared vocabulary, sharing the model's parameters."""

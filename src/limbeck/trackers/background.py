@@ -1,7 +1,7 @@
-"""A tracker in a thread of its own: the run hands lines over and goes on.
+"""Runs a tracker in a thread of its own: the run puts lines into a queue and goes on.
 
-The queue is bounded. A tracker that is slower than the run loses lines, one that fails loses the rest,
-and both are said in one warning line at the end; `metrics.jsonl` has everything in any case.
+The queue is bounded. A tracker that is slower than the run loses lines, and one that fails loses the rest.
+One warning at the end counts both. `metrics.jsonl` has every line in any case.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Sink(Protocol):
     """What a tracker's module writes to. Called from one thread; may block and may raise."""
 
     def open(self, start: int) -> None:
-        """`start` updates had been made."""
+        """The run begins after `start` updates."""
         ...
 
     def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None: ...
@@ -62,7 +62,7 @@ class BackgroundTracker:
     evaluated = stepped
 
     def closed(self) -> None:
-        """Waits for what is queued, but not for long, and says what was lost."""
+        """Waits for what is queued, but not for long, and warns of what was lost."""
         if self._thread is None:
             return
         self._ended.set()

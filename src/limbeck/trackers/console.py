@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
+"""Shows a run while it goes on: a live panel in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.formatting import duration, interval, number, with_error
+
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 48
-LIVE_ROWS = (
-    ("reverse KL", ("reverse_kl/exact", "reverse_kl/sampled"), "{:.4f} nats/token"),
-    ("reward", ("reward",), "{:.3f}"),
-    ("entropy", ("entropy/student",), "{:.3f} nats"),
-    ("length", ("response_length/mean",), "{:.1f} tokens"),
-    ("gradient", ("grad_norm",), "{:.3f}"),
-    ("speed", ("tokens_per_second/step",), "{:,.0f} tokens/s"),
+KL_KEYS = ("reverse_kl/exact", "reverse_kl/sampled")  # the exact one leads where it is there
+LIVE_ROWS = (  # name, the keys of which the first that is there is shown, decimals, unit
+    ("reverse KL", KL_KEYS, 4, " nats/token"),
+    ("reward", ("reward",), 3, ""),
+    ("entropy", ("entropy/student",), 3, " nats"),
+    ("length", ("response_length/mean",), 1, " tokens"),
+    ("gradient", ("grad_norm",), 3, ""),
+    ("speed", ("tokens_per_second/step",), 0, " tokens/s"),
 )
 
 
@@ -32,6 +35,7 @@ class LiveConsole:
     def __init__(self, title: str, console: Console) -> None:
         self.title, self.console = title, console
         self.history: dict[str, list[float]] = {}
+        self.shown: dict[str, str] = {}
         self.evaluations: list[Text] = []
         self.alarms: dict[str, tuple[int, int, str]] = {}  # by name: how often, last step, its text
         self.step = self.steps = self.first = 0
@@ -51,8 +55,9 @@ class LiveConsole:
 
     def stepped(self, line: Mapping[str, Any]) -> None:
         self.step = line["step"]
-        for name, value, _ in shown_values(line):
+        for name, value, text in shown_values(line):
             self.history.setdefault(name, []).append(value)
+            self.shown[name] = text
         for alarm in line["alarms"]:  # one that comes at every step is one line, and hides nothing else
             times = self.alarms.get(alarm["name"], (0, 0, ""))[0] + 1
             self.alarms[alarm["name"]] = (times, line["step"], alarm["message"])
@@ -81,9 +86,9 @@ class LiveConsole:
             Text(self.phase_name, style="magenta"),
         )
         rows = Table.grid(padding=(0, 2))
-        for name, _, form in LIVE_ROWS:
+        for name, *_ in LIVE_ROWS:
             if values := self.history.get(name):
-                rows.add_row(Text(name, style="dim"), form.format(values[-1]), Text(sparkline(values), style="green"))
+                rows.add_row(Text(name, style="dim"), self.shown[name], Text(sparkline(values), style="green"))
         alarms = [
             Text(f"▲ {name}{f' ({times} times)' if times > 1 else ''}, step {step}: {message}", style="yellow")
             for name, (times, step, message) in self.alarms.items()
@@ -92,11 +97,15 @@ class LiveConsole:
 
 
 class PlainConsole:
-    """One line a step, for logs. With `as_json`, the lines of `metrics.jsonl` themselves."""
+    """One line a step, for logs. With `as_json`, the lines of `metrics.jsonl` themselves.
+
+    An alarm is printed when it begins; how often it came is printed at the end.
+    """
 
     def __init__(self, as_json: bool = False, every: int = 1) -> None:
         self.as_json, self.every = as_json, every
         self.first = self.steps = 0
+        self.alarms: dict[str, list[int]] = {}  # by name: the steps that raised it
         self.began = time.monotonic()
 
     def started(self, step: int, steps: int) -> None:
@@ -109,21 +118,27 @@ class PlainConsole:
 
     def stepped(self, line: Mapping[str, Any]) -> None:
         if self.as_json:
-            print(json.dumps(line), flush=True)
+            print(json.dumps(line, allow_nan=False), flush=True)
             return
         if line["step"] % self.every == 0:
-            shown = [f"{name} {form.format(value)}" for name, value, form in shown_values(line)]
+            shown = [f"{name} {text}" for name, _, text in shown_values(line)]
             done, left = line["step"] - self.first, self.steps - line["step"]
             if done > 0 and left > 0:
                 shown.append(f"{duration((time.monotonic() - self.began) / done * left)} left")
             print(f"step {line['step']}/{self.steps}: " + "  ".join(shown), flush=True)
         for alarm in line["alarms"]:
-            print(f"step {line['step']}: ALARM {alarm['name']}: {alarm['message']}", flush=True)
+            steps = self.alarms.setdefault(alarm["name"], [])
+            if not steps or steps[-1] != line["step"] - 1:
+                print(f"step {line['step']}: ALARM {alarm['name']}: {alarm['message']}", flush=True)
+            steps.append(line["step"])
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
-        print(json.dumps(line) if self.as_json else describe_evaluation(line), flush=True)
+        print(json.dumps(line, allow_nan=False) if self.as_json else describe_evaluation(line), flush=True)
 
-    def closed(self) -> None: ...
+    def closed(self) -> None:
+        for name, steps in self.alarms.items():
+            if len(steps) > 1:
+                print(f"alarm {name}: at {len(steps)} steps, from {steps[0]} to {steps[-1]}", flush=True)
 
 
 def make_console(title: str, quiet: bool = False, as_json: bool = False) -> LiveConsole | PlainConsole | None:
@@ -137,36 +152,37 @@ def make_console(title: str, quiet: bool = False, as_json: bool = False) -> Live
 
 
 def shown_values(line: Mapping[str, Any]) -> list[tuple[str, float, str]]:
-    """The few numbers that matter, as (name, value, format): of each, the first key that the line has."""
+    """The few numbers that matter, as (name, value, text): of each, the first key that the line has."""
     return [
-        (name, line[key], form)
-        for name, keys, form in LIVE_ROWS
+        (name, line[key], number(float(line[key]), digits) + unit)
+        for name, keys, digits, unit in LIVE_ROWS
         for key in [next((key for key in keys if key in line), None)]
         if key is not None
     ]
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def describe_evaluation(line: Mapping[str, Any]) -> str:
     """One line of an evaluation, for people."""
     parts = [f"evaluation at step {line['step']}:"]
     if "accuracy" in line:
-        parts.append(f"accuracy {line['accuracy']:.3f} [{line['accuracy/low']:.3f}, {line['accuracy/high']:.3f}]")
-    parts += [f"{key} {value:.3f}" for key, value in line.items() if key.startswith("pass@") and key != "pass@1"]
-    for key in ("reverse_kl/exact", "reverse_kl/sampled"):
+        parts.append(f"{reward_name(line)} {describe_reward(line)}")
+    parts += [f"{key} {number(value, 3)}" for key, value in line.items() if key.startswith("pass@") and key != "pass@1"]
+    for key in KL_KEYS:
         if key in line:
-            parts.append(f"reverse KL {line[key]:.4f} ± {line.get(key + '/se', 0):.4f} nats/token")
+            parts.append(f"reverse KL {with_error(line[key], line.get(f'{key}/se'))} nats/token")
             break
     return "  ".join(parts)
+
+
+def reward_name(line: Mapping[str, Any]) -> str:
+    """Rewards that are all in [0, 1] have an accuracy; others have a mean."""
+    return "mean reward" if "accuracy/min" in line else "accuracy"
+
+
+def describe_reward(line: Mapping[str, Any]) -> str:
+    """`0.625 [0.402, 0.804]`; without the interval where there is none."""
+    range_ = interval(line.get("accuracy/low"), line.get("accuracy/high"))
+    return f"{number(float(line['accuracy']), 3)} {range_}".rstrip()
 
 
 def sparkline(values: list[float]) -> str:

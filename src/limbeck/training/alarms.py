@@ -1,7 +1,7 @@
-"""What tells a person that a run goes wrong, before the loss does.
+"""Tells a person that a run goes wrong, before the loss does.
 
-Each rule looks at a step's line of metrics and at those before it, and says what it saw, what a good
-run shows, and what usually causes it. Alarms never change a run.
+Each rule looks at a step's line of metrics and at those before it. Its message says what was measured,
+what a good run shows, and the usual cause. Alarms never change a run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from limbeck.formatting import number
+
 EARLY_STEPS = 10  # a run is compared with the median of its own first steps
+HIGH_SHARE = 0.5  # of responses that are cut, or that loop
+MAX_MISMATCH = 0.1  # nats a token between sampler and learner; a good engine is below 0.02
 
 
 class Alarms:
@@ -32,11 +36,8 @@ class Alarms:
                 ("negative_kl", _negative_kl(line)),
                 ("entropy", self._entropy(line)),
                 ("length", self._length(line)),
-                (
-                    "truncation",
-                    self._grew(line, "truncated", 0.5, "cut at max_tokens: raise rollout.max_tokens"),
-                ),
-                ("repetition", self._grew(line, "repetition", 0.5, "repeated 4-grams: the student loops")),
+                ("truncation", self._truncation(line)),
+                ("repetition", self._repetition(line)),
                 ("mismatch", _mismatch(line)),
             )
             if message
@@ -52,8 +53,8 @@ class Alarms:
         value = line.get("reverse_kl/exact", line.get("reverse_kl/sampled"))
         if self.same_weights and self.seen == 0 and value is not None and abs(value) > 0.01:
             return (
-                f"student and teacher are the same weights, but their KL is {value:.4f} nats a token (expected "
-                "below 0.01): the two are not scored alike"
+                f"student and teacher have the same weights, but their KL is {number(value)} nats a token (expected "
+                "below 0.01): the two are not scored in the same way"
             )
         return None
 
@@ -62,8 +63,8 @@ class Alarms:
         teacher = line.get("entropy/teacher", 0.0)
         if now is not None and start is not None and now < 0.2 * start and now < 0.5 * teacher:
             return (
-                f"the student's entropy fell to {now:.4f} nats, from {start:.4f} at the start and against the "
-                f"teacher's {teacher:.4f}: it collapses; lower learner.lr"
+                f"the student's entropy fell from {number(start)} nats at the start to {number(now)}, while the "
+                f"teacher's is {number(teacher)}: it collapses. Lower learner.lr"
             )
         return None
 
@@ -73,11 +74,27 @@ class Alarms:
             return f"responses average {now:.0f} tokens, {start:.0f} at the start: the student does not stop"
         return None
 
-    def _grew(self, line: Mapping[str, Any], key: str, limit: float, meaning: str) -> str | None:
-        now, start = line.get(key), self._usual(key)
-        if now is not None and start is not None and now > limit and now > 2 * start:
-            return f"{now:.0%} of responses, {start:.0%} at the start: {meaning}"
-        return None
+    def _truncation(self, line: Mapping[str, Any]) -> str | None:
+        share = line.get("truncated")
+        if share is None or share <= HIGH_SHARE:
+            return None
+        return (
+            f"{share:.0%} of responses{self._at_the_start('truncated', share)} reach rollout.max_tokens before a stop "
+            "token. Raise rollout.max_tokens if they are still answering. If they go on after the answer, compare the "
+            "stop tokens (the model's eos_token_id and rollout.stop_ids) with the one that ends a turn in the chat "
+            "template"
+        )
+
+    def _repetition(self, line: Mapping[str, Any]) -> str | None:
+        share = line.get("repetition")
+        if share is None or share <= HIGH_SHARE:
+            return None
+        return f"{share:.0%} of responses{self._at_the_start('repetition', share)} repeat their own 4-grams: they loop"
+
+    def _at_the_start(self, key: str, now: float) -> str:
+        """` (12% at the start)` where the run has changed."""
+        start = self._usual(key)
+        return f" ({start:.0%} at the start)" if start is not None and now > 2 * start else ""
 
     def _usual(self, key: str) -> float | None:
         values = self.early.get(key)
@@ -93,9 +110,11 @@ def _negative_kl(line: Mapping[str, Any]) -> str | None:
 
 def _mismatch(line: Mapping[str, Any]) -> str | None:
     value = line.get("mismatch")
-    if value is not None and value > 0.1:
+    if value is not None and value > MAX_MISMATCH:
         return (
-            f"the sampler's log-probs differ from the learner's by {value:.3f} nats a token (a good engine is "
-            "below 0.02): the engine holds other weights, or another temperature"
+            f"the sampler's log-probs differ from the learner's by {number(value, 3)} nats a token (a good engine is "
+            "below 0.02), both in the distribution that was sampled from. Usual causes: the sampler holds older "
+            "weights, has another dtype or quantisation, or did not apply the temperature and top_p, top_k, min_p "
+            "that were asked for"
         )
     return None

@@ -1,4 +1,4 @@
-"""A run's folder on disk, in which nothing half-written is ever taken for whole.
+"""A run's folder on disk, in which nothing half-written is ever read as complete.
 
     runs/demo/
       recipe.toml            the resolved recipe
@@ -11,8 +11,8 @@
         state.json           step, and how long metrics.jsonl was
       model/                 the finished student, beside the last checkpoint
 
-A checkpoint is written under a temporary name, flushed to disk, and renamed: it is there whole or
-not at all. On resume, metrics lines and rollouts after the checkpoint are cut off and written again.
+A checkpoint is written under a temporary name, flushed to disk, and renamed: it is complete or
+not there at all. On resume, metrics lines and rollouts after the checkpoint are cut off and written again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from limbeck.errors import RunError
+from limbeck.training.finite import to_json
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -38,7 +39,7 @@ FREE_TO_CHANGE = ("steps", "checkpoint", "eval", "device", "threads", "output", 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: `step` updates had been made."""
+    """A complete checkpoint, after `step` updates."""
 
     folder: Path
     step: int
@@ -46,7 +47,7 @@ class Checkpoint:
 
 
 class RunFolder:
-    """One run's folder, held by one process at a time."""
+    """One run's folder, locked by one process at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,7 +59,7 @@ class RunFolder:
     def open(self, recipe_toml: str, recipe: Mapping[str, Any]) -> Checkpoint | None:
         """Take the folder for this recipe; the newest checkpoint of it, or None for a fresh start.
 
-        Raises `RunError` where another process holds the folder or another recipe was run in it.
+        Raises `RunError` where another process has locked the folder or another recipe was run in it.
         """
         with _disk_errors(f"cannot make the run folder {self.path}"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -87,16 +88,18 @@ class RunFolder:
         return read_checkpoint(folders[-1]) if folders else None
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """One line of metrics."""
+        """One line of metrics. Raises `NonFiniteError`, with nothing written, where a number is NaN or infinite."""
+        text = to_json(line, f"metrics of step {line['step']} ({line.get('kind', 'train')})")
         with _disk_errors(f"cannot write {self.metrics}"), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text + "\n")
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """A JSONL file `name` in this folder, whole or not at all."""
+        """A JSONL file `name` in this folder, complete or not at all. Raises `NonFiniteError` as `append` does."""
         path = self.path / name
+        lines = [to_json(row, f"row {i} of {name}", ascii_only=False) + "\n" for i, row in enumerate(rows)]
         with _disk_errors(f"cannot write {path}"):
             path.parent.mkdir(exist_ok=True)
-            _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+            _write(path, "".join(lines).encode())
         return path
 
     def lines(self) -> list[dict[str, Any]]:
@@ -118,7 +121,7 @@ class RunFolder:
             with _disk_errors(f"cannot write checkpoint {final}; earlier checkpoints are intact"):
                 half.mkdir(parents=True)
                 write(half)
-                _write(half / STATE_FILE, json.dumps(state).encode())
+                _write(half / STATE_FILE, json.dumps(state, allow_nan=False).encode())
                 _flush_tree(half)
                 if self.metrics.exists():
                     _flush(self.metrics)
@@ -134,7 +137,7 @@ class RunFolder:
         return Checkpoint(final, step, metrics_bytes)
 
     def write_file(self, name: str, write: Callable[[Path], None]) -> Path:
-        """A file `name` in this folder by `write`, whole or not at all."""
+        """A file `name` in this folder by `write`, complete or not at all."""
         path = self.path / name
         half = path.with_name(f".{path.name}.half")
         with _disk_errors(f"cannot write {path}"):
@@ -145,7 +148,7 @@ class RunFolder:
         return path
 
     def replace(self, name: str, write: Callable[[Path], None]) -> Path:
-        """A subfolder written by `write`, swapped in whole."""
+        """A subfolder written by `write`, swapped in at once."""
         final, half = self.path / name, self.path / f".{name}.half"
         with _disk_errors(f"cannot write {final}"):
             shutil.rmtree(half, ignore_errors=True)
@@ -181,7 +184,7 @@ class RunFolder:
         size = self.metrics.stat().st_size
         if size < length:
             raise RunError(
-                f"{self.metrics} has {size} bytes, but had {length} at the last checkpoint. Restore it, or use --fresh."
+                f"{self.metrics} has {size} bytes, fewer than the {length} of the last checkpoint. Restore it, or use --fresh."
             )
         with _disk_errors(f"cannot write {self.metrics}"):
             os.truncate(self.metrics, length)
@@ -247,7 +250,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A small file, whole or not at all."""
+    """A small file, complete or not at all."""
     half = path.with_name(f".{path.name}.half")
     half.write_bytes(data)
     _flush(half)

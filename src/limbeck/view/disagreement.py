@@ -89,7 +89,7 @@ class Disagreement:
             try:
                 known = _sum_up(name, stamp, _read(path, COLUMNS))
             except Exception as error:
-                known = f"rollouts/{name} is left out: {_first_line(error)}"
+                known = f"rollouts/{name} is skipped: {_first_line(error)}"
             self._parts[name] = known
         return known
 

@@ -66,7 +66,7 @@ class Metrics:
 
 
 def read_metrics(path: Path, offset: int = 0) -> Metrics:
-    """All whole lines from byte `offset` on; all of them where the file is no longer the one that was read."""
+    """The complete lines from byte `offset` on; all of them where the file is no longer the one that was read."""
     try:
         with path.open("rb") as file:
             if offset and not _goes_on(file, offset):
@@ -84,10 +84,10 @@ def read_metrics(path: Path, offset: int = 0) -> Metrics:
     metrics.eval.fill_up()
     if bad:
         more = f", and {len(bad) - SHOWN_PROBLEMS} more" if len(bad) > SHOWN_PROBLEMS else ""
-        metrics.problems.append(f"metrics.jsonl: left out {'; '.join(bad[:SHOWN_PROBLEMS])}{more}.")
+        metrics.problems.append(f"metrics.jsonl: skipped {'; '.join(bad[:SHOWN_PROBLEMS])}{more}.")
     if end < len(data):
         metrics.problems.append(
-            "metrics.jsonl ends in a half-written line, which is left out: the run is writing it now, or was stopped."
+            "metrics.jsonl ends in a half-written line, which is skipped: the run is writing it now, or was stopped."
         )
     return metrics
 

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from limbeck.sanitize import visible
+from limbeck.sanitize import printable
 
 ASSETS = Path(__file__).with_name("assets")
 MODULES = (  # each after those it imports
-    "dom.js", "format.js", "source.js", "store.js", "charts.js", "curves.js", "heat.js", "inspector.js", "detail.js",
-    "rollouts.js", "disagreement.js", "recipe.js", "main.js",
+    "dom.js", "format.js", "source.js", "store.js", "charts.js", "curves.js", "heat.js", "inspector.js", "chat.js",
+    "detail.js", "rollouts.js", "disagreement.js", "recipe.js", "main.js",
 )  # fmt: skip
 LIBRARY = "vendor/uPlot.iife.min.js"
 STYLES = ("vendor/uPlot.min.css", "style.css")
@@ -39,8 +39,8 @@ POLICY = {
 
 def policy(changes: Mapping[str, str], framed: bool = False) -> str:
     """A Content-Security-Policy. A page in a file cannot say who may frame it."""
-    whole = {**POLICY, **changes, **({} if framed else {"frame-ancestors": "'none'"})}
-    return "; ".join(f"{name} {value}" for name, value in whole.items())
+    directives = {**POLICY, **changes, **({} if framed else {"frame-ancestors": "'none'"})}
+    return "; ".join(f"{name} {value}" for name, value in directives.items())
 
 
 def asset(name: str) -> str:
@@ -71,12 +71,12 @@ def in_one_file(data: Mapping[str, Any], title: str) -> str:
         f'<script type="application/json" id="data">{inert(data)}</script>\n'
         f'<script>{library}</script>\n<script type="module">{modules}</script>'
     )
-    for mark, text in (
-        ("title", f"<title>{_escaped(visible(title))}</title>"),
+    for place, text in (
+        ("title", f"<title>{_escaped(printable(title))}</title>"),
         ("head", f'{head}\n<link rel="icon" href="data:image/svg+xml;base64,{icon}">'),
         ("scripts", body),
     ):
-        html = _between(html, mark, text)
+        html = _between(html, place, text)
     return html
 
 
@@ -94,9 +94,9 @@ def _laid_end_to_end() -> str:
     return "\n".join(parts)
 
 
-def _between(html: str, mark: str, text: str) -> str:
-    """Replaces what stands between `<!-- MARK -->` and `<!-- /MARK -->`."""
-    start, end = html.index(f"<!-- {mark} -->"), html.index(f"<!-- /{mark} -->")
+def _between(html: str, place: str, text: str) -> str:
+    """Replaces what is between `<!-- PLACE -->` and `<!-- /PLACE -->`."""
+    start, end = html.index(f"<!-- {place} -->"), html.index(f"<!-- /{place} -->")
     return html[:start] + text + html[end:]
 
 

@@ -22,7 +22,7 @@ class _Curve:
     key: str
     kind: str
     label: str
-    line: str = "-"
+    line: str = "-"  # "o": measured at some steps only, drawn as points with error bars
     band: tuple[str, str] | None = None  # keys of an interval, where it is not the standard error
 
 
@@ -33,7 +33,7 @@ class _Plot:
     curves: tuple[_Curve, ...]
 
 
-ACCURACY = _Curve("accuracy", "eval", "held-out", "o-", ("accuracy/low", "accuracy/high"))
+REWARD = _Curve("accuracy", "eval", "held-out", "o", ("accuracy/low", "accuracy/high"))
 PLOTS = (
     _Plot(
         "reverse_kl",
@@ -41,10 +41,10 @@ PLOTS = (
         (
             _Curve("reverse_kl/sampled", "train", "sampled", ":"),
             _Curve("reverse_kl/exact", "train", "exact"),
-            _Curve("reverse_kl/exact", "eval", "held-out", "o--"),
+            _Curve("reverse_kl/exact", "eval", "held-out", "o"),
         ),
     ),
-    _Plot("accuracy", "accuracy", (ACCURACY,)),
+    _Plot("accuracy", "mean reward", (REWARD,)),
     _Plot(
         "entropy",
         "entropy (nats / token)",
@@ -95,9 +95,16 @@ def _draw(axes: Any, plot: _Plot, run: str, metrics: Mapping[str, Any], index: i
         colour = COLOURS[(index if runs > 1 else number) % len(COLOURS)]
         steps, values = columns["step"], _floats(values)
         label = f"{run} {curve.label}" if runs > 1 else curve.label
-        axes.plot(steps, values, curve.line, color=colour, label=label, linewidth=1.2, markersize=3)
-        if band := _band(columns["values"], curve, values):
-            axes.fill_between(steps, *band, color=colour, alpha=0.15, linewidth=0)
+        band = _band(columns["values"], curve, values)
+        if curve.line == "o":
+            bars = [[abs(v - end) for v, end in zip(values, side, strict=True)] for side in band] if band else None
+            axes.errorbar(
+                steps, values, yerr=bars, fmt="o", color=colour, label=label, linewidth=1, markersize=3, capsize=2
+            )
+        else:
+            axes.plot(steps, values, curve.line, color=colour, label=label, linewidth=1.2)
+            if band:
+                axes.fill_between(steps, *band, color=colour, alpha=0.15, linewidth=0)
         drawn = True
     return drawn
 

@@ -39,7 +39,7 @@ def gather(runs: Runs, rollouts: int) -> dict[str, Any]:
 
 
 def _rollouts(run: RunFiles, limit: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The chosen rows of the index, and those rollouts whole."""
+    """The chosen rows of the index, and those rollouts with all their columns."""
     index = run.rollouts.index()
     rows = _telling(index["rows"], limit)
     details, problems = {}, list(index["problems"])
@@ -53,7 +53,7 @@ def _rollouts(run: RunFiles, limit: int) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def _telling(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """Half of them watched prompts, whole histories first; the rest those with the largest KL."""
+    """Half of them watched prompts, complete histories first; the rest those with the largest KL."""
     if len(rows) <= limit:
         return rows
     watched = sorted(

@@ -16,14 +16,14 @@ from typing import Any
 
 from limbeck.errors import RunError
 
-# What the list shows, sorts and filters by; columns of a file that are not here are left out.
+# What the list shows, sorts and filters by; other columns are not in the index.
 INDEX = (
     "step", "source", "prompt_id", "task", "teacher", "sample", "policy_version", "temperature", "prompt_text",
     "answer", "response_text", "finish", "reward", "advantage", "sampled_tokens", "log_ratio_mean",
     "reverse_kl_mean", "kl_max",
 )  # fmt: skip
 NEEDED = ("step", "prompt_text", "response_text")
-CLIPPED = {"prompt_text": 300, "response_text": 600}  # characters in the index; a search reads the whole
+CLIPPED = {"prompt_text": 300, "response_text": 600}  # characters in the index; a search reads all of it
 READERS = 4  # files read at once
 
 Stamp = tuple[int, int]  # modification time and size: a file is read again when they change
@@ -107,9 +107,9 @@ class Rollouts:
             columns = _read(self.folder / name, list(INDEX)).to_pydict()
             missing = [key for key in NEEDED if key not in columns]
             if missing:
-                return _File(stamp, [], f"rollouts/{name} is left out: it has no column {', '.join(missing)}.")
+                return _File(stamp, [], f"rollouts/{name} is skipped: it has no column {', '.join(missing)}.")
         except Exception as error:
-            return _File(stamp, [], f"rollouts/{name} is left out: {_first_line(error)}")
+            return _File(stamp, [], f"rollouts/{name} is skipped: {_first_line(error)}")
         for key, length in CLIPPED.items():
             columns[key] = [(text or "")[:length] for text in columns[key]]
         keys = list(columns)

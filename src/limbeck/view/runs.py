@@ -13,7 +13,7 @@ from limbeck.view.disagreement import Disagreement
 from limbeck.view.metrics import read_metrics
 from limbeck.view.rollouts import Rollouts
 
-MARKS = ("metrics.jsonl", "recipe.toml", "rollouts")  # any of them makes a folder a run's
+RUN_FILES = ("metrics.jsonl", "recipe.toml", "rollouts")  # any of them makes a folder a run's
 LIVE_SECONDS = 120  # a run whose files changed this recently, and that has steps left, is going on
 
 
@@ -92,7 +92,7 @@ class Runs:
 
 def _is_run(path: Path) -> bool:
     try:
-        return any((path / mark).exists() for mark in MARKS)
+        return any((path / name).exists() for name in RUN_FILES)
     except OSError:  # somebody else's folder, which hides none of ours
         return False
 

@@ -1,4 +1,4 @@
-"""`limbeck view`: the page and its data over HTTP, for this machine only unless told otherwise.
+"""`limbeck view`: the page and its data over HTTP, for this machine only unless --host says otherwise.
 
 Everything is read from files when it is asked for; nothing is written, and no path comes from a
 request: runs, files and assets are looked up by name among those that are there.
@@ -83,7 +83,7 @@ def serve(path: Path, host: str, port: int, open_browser: bool, announce: Callab
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen()  # before the address is said: whoever is fast waits, and is not refused
+        listener.listen()  # before the address is printed: an early request waits, and is not refused
     except OSError as error:
         listener.close()
         raise RunError(

@@ -1,6 +1,6 @@
 // One chart: lines with bands over steps, drawn by uPlot, with the values under the cursor in its head.
-import { announce, colour, el, visible } from "./dom.js";
-import { num, percent } from "./format.js";
+import { announce, colour, el, printable } from "./dom.js";
+import { num, percent, significant } from "./format.js";
 
 // Shared by all charts: smoothing in [0, 1), log scale, the steps zoomed to.
 export const view = { smoothing: 0, log: false, zoom: null, charts: new Set() };
@@ -40,7 +40,8 @@ function align(lines) {
 }
 
 export class Chart {
-  // build() -> { lines, alarms }: see `curves.js`. Drawn when it comes into sight.
+  // build() -> { lines, alarms }: see `curves.js`. Drawn when it comes into sight. A line of `points` is measured at
+  // some steps only: it is drawn as points with error bars, and nothing between them.
   constructor({ title, unit = "", about = "", size = "", format = num, height = 200, stacked = false, linear = stacked || format === percent, span = 0, axis = "step", build }) {
     Object.assign(this, { title, format, height, stacked, linear, span, axis, build });
     this.values = el("div", { class: "values" });
@@ -48,7 +49,7 @@ export class Chart {
     this.note = el("p", { class: "note", hidden: true });
     this.plot = el("div", { class: "plot", tabIndex: 0, role: "img", onkeydown: (event) => this.key(event), onblur: () => this.leave() });
     this.node = el("figure", { class: `card chart ${size}` },
-      el("figcaption", {}, el("h3", { title: about || undefined }, title, this.unit = el("small", {}, unit)), this.step, this.values),
+      el("figcaption", {}, this.heading = el("h3", { title: about || undefined }, title, this.unit = el("small", {}, unit)), this.step, this.values),
       this.plot, this.note);
     view.charts.add(this);
     this.dirty = true;
@@ -64,7 +65,7 @@ export class Chart {
   // A label on the axis, with as many digits as tell it from the next one, `apart` away.
   tick(value, apart) {
     const digits = Math.ceil(-Math.log10(apart * (this.format === percent ? 100 : 1)) - 1e-9);
-    const text = this.format(value, Math.min(Math.max(digits + 1, 1), 8));
+    const text = (this.format === num ? significant : this.format)(value, Math.min(Math.max(digits + 1, 1), 8));
     return text.replace(/(\.\d*?)0+(%?|e.*)$/, "$1$2").replace(/\.(%?|e.*)$/, "$1");
   }
 
@@ -76,8 +77,10 @@ export class Chart {
 
   draw() {
     this.dirty = false;
-    const { lines, alarms = [], missing = "", unit } = this.build();
-    if (unit) this.unit.textContent = visible(unit);
+    const { lines, alarms = [], missing = "", unit, ...changes } = this.build();
+    Object.assign(this, changes);  // such as the title of a chart that shows another quantity for these runs
+    this.heading.firstChild.data = this.title;
+    if (unit) this.unit.textContent = printable(unit);
     this.lines = lines;
     this.alarms = alarms;
     this.plot.classList.toggle("empty", lines.length === 0);
@@ -110,10 +113,12 @@ export class Chart {
       series.push({
         stroke, width: line.width ?? 1.75, dash: line.dash, spanGaps: true, alpha: line.alpha ?? 1, fill: undefined,
         points: { show: line.points ?? false, size: 6, fill: line.points ? colour("--card") : stroke, stroke, width: 1.75 },
+        ...(line.points && { paths: () => null }),
       });
       if (line.columns.length === 3) {
         for (let i = 0; i < 2; i += 1) series.push({ width: 0, spanGaps: true, points: { show: false } });
-        bands.push({ series: [base + 2, base + 1], fill: line.band });
+        if (!line.points) bands.push({ series: [base + 2, base + 1], fill: line.band });
+        line.ends = [base + 1, base + 2];
       }
       if (line.fillTo !== undefined) bands.push({ series: [base, base - 1], fill: line.band });
     }
@@ -149,6 +154,7 @@ export class Chart {
           this.zoomTo([u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")]);
           u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
         }],
+        drawAxes: [(u) => this.drawErrorBars(u)],
         draw: [(u) => this.drawAlarms(u)],
       },
     }, this.data, this.plot);
@@ -169,29 +175,56 @@ export class Chart {
     this.u.setScale("x", { min, max });
   }
 
-  // The values at a step (the last ones where no step is pointed at), as numbers beside their colours.
-  // A last position is no summary as a last step is: without a cursor, only the labels stand there.
+  // The values at a step (the last ones where no step is pointed at), as numbers beside their colours. A value that was
+  // measured at another step says at which. A last position is no summary as a last step is: without a cursor, only
+  // the labels stand there.
   describe(index) {
     if (!this.u) return;
-    const pointed = index !== null && index !== undefined, told = pointed || this.axis === "step";
+    const pointed = index !== null && index !== undefined, valued = pointed || this.axis === "step";
     const step = this.data[0][pointed ? index : this.data[0].length - 1];
     this.step.textContent = pointed ? `${this.axis} ${step?.toLocaleString("en-US")}` : "";
-    const entries = this.lines.filter((line) => line.label).map((line) => {
-      const i = lastAt(line.x, line.raw, step);
-      const value = i < 0 ? null : line.raw[i];
-      const error = line.errors && i >= 0 ? line.errors[i] : null;
-      const range = line.interval && i >= 0 ? line.interval.map((column) => column[i]) : null;
-      return el("span", { vars: { "--ink": line.colour, "--alpha": line.alpha ?? 1 } },
-        el("i", { class: line.dash ? "swatch dashed" : "swatch" }), el("b", {}, line.label), told && ` ${this.format(value)}`,
-        told && error !== null && error !== undefined && el("small", {}, ` ± ${this.format(error)}`),
-        told && range && range[0] !== null && el("small", {}, ` [${this.format(range[0])}, ${this.format(range[1])}]`));
-    });
+    const labelled = this.lines.filter((line) => line.label);
+    const entries = [...labelled.filter((line) => !line.faint), ...labelled.filter((line) => line.faint)].map((line) => this.entry(line, step, valued));
     this.values.replaceChildren(...entries);
     const near = !pointed ? [] : this.alarms.filter((alarm) => Math.abs(this.u.valToPos(alarm.step, "x") - this.u.cursor.left) < 5);
     this.note.hidden = near.length === 0;
-    this.note.textContent = visible(near.slice(0, 3).map((alarm) => `▲ step ${alarm.step}: ${alarm.name}: ${alarm.message}`).join("\n"));
-    this.said = `${step === undefined || !told ? "" : `at ${this.axis} ${step}: `}${entries.map((entry) => entry.textContent).join(", ")}`;
-    this.plot.setAttribute("aria-label", `${this.title} ${this.unit.textContent}, ${this.said}. Arrow keys move along the ${this.axis}s.`);
+    this.note.textContent = printable(near.slice(0, 3).map((alarm) => `▲ step ${alarm.step}: ${alarm.name}: ${alarm.message}`).join("\n"));
+    this.summary = `${step === undefined || !valued ? "" : `at ${this.axis} ${step}: `}${entries.map((entry) => entry.textContent).join(", ")}`;
+    this.plot.setAttribute("aria-label", `${this.title} ${this.unit.textContent}, ${this.summary}. Arrow keys move along the ${this.axis}s.`);
+  }
+
+  // A line's colour, label and value; of points, the nearest one.
+  entry(line, step, valued) {
+    const i = (line.points ? nearestAt : lastAt)(line.x, line.raw, step);
+    const value = i < 0 ? null : line.raw[i];
+    const error = line.errors && i >= 0 ? line.errors[i] : null;
+    const range = line.interval && i >= 0 ? line.interval.map((column) => column[i]) : null;
+    return el("span", { class: line.faint ? "entry faint" : "entry", vars: { "--ink": line.colour, "--alpha": line.alpha ?? 1 } },
+      el("i", { class: line.points ? "swatch point" : line.dash ? "swatch dashed" : "swatch" }), el("b", {}, line.label), valued && ` ${this.format(value)}`,
+      valued && error !== null && error !== undefined && el("small", {}, ` ± ${this.format(error)}`),
+      valued && range && range[0] !== null && range[0] !== undefined && el("small", {}, ` [${this.format(range[0])}, ${this.format(range[1])}]`),
+      valued && i >= 0 && line.x[i] !== step && el("small", {}, ` at ${this.axis} ${line.x[i].toLocaleString("en-US")}`));
+  }
+
+  drawErrorBars(u) {
+    const { ctx, bbox } = u, cap = 3 * devicePixelRatio;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left - 2 * cap, bbox.top, bbox.width + 4 * cap, bbox.height);
+    ctx.clip();
+    for (const line of this.lines.filter((each) => each.points && each.ends)) {
+      ctx.strokeStyle = line.colour;
+      ctx.lineWidth = 1.25 * devicePixelRatio;
+      const [lows, highs] = line.ends.map((place) => this.data[place]);
+      ctx.beginPath();
+      this.data[0].forEach((step, i) => {
+        if (lows[i] === null || highs[i] === null || lows[i] === undefined || highs[i] === undefined) return;
+        const x = u.valToPos(step, "x", true), [from, to] = [lows[i], highs[i]].map((value) => u.valToPos(value, "y", true));
+        for (const [x0, y0, x1, y1] of [[x, from, x, to], [x - cap, from, x + cap, from], [x - cap, to, x + cap, to]]) { ctx.moveTo(x0, y0); ctx.lineTo(x1, y1); }
+      });
+      ctx.stroke();
+    }
+    ctx.restore();
   }
 
   drawAlarms(u) {
@@ -230,7 +263,7 @@ export class Chart {
     const last = this.data[0].length - 1;
     this.at = Math.max(0, Math.min(last, (this.at ?? last) + move));
     this.u.setCursor({ left: this.u.valToPos(this.data[0][this.at], "x"), top: 10 });
-    announce([this.said, this.note.textContent].filter(Boolean).join(". "));
+    announce([this.summary, this.note.textContent].filter(Boolean).join(". "));
   }
 
   leave() {
@@ -254,6 +287,15 @@ function lastAt(x, values, step) {
   }
   while (high >= 0 && (values[high] === null || values[high] === undefined)) high -= 1;
   return high;
+}
+
+// Index of the value nearest to a step.
+function nearestAt(x, values, step) {
+  let best = -1;
+  for (let i = 0; i < x.length; i += 1) {
+    if (values[i] !== null && values[i] !== undefined && (best < 0 || Math.abs(x[i] - step) <= Math.abs(x[best] - step))) best = i;
+  }
+  return best;
 }
 
 export function zoomTo(range) {

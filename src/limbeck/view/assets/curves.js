@@ -1,7 +1,7 @@
 // The curves: what is drawn from metrics.jsonl, and how.
 import { Chart, smooth, updateAll, view, zoomTo } from "./charts.js";
 import { check, colour, el } from "./dom.js";
-import { ago, firstAndLast, num, percent, seconds, whole } from "./format.js";
+import { ago, firstAndLast, num, percent, seconds, significant, whole } from "./format.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
 
@@ -15,6 +15,7 @@ const CHARTS = [
       { key: "reverse_kl/exact", instead: "reverse_kl/sampled", from: "eval", label: "held-out", ink: "--c3", band: "se", points: true },
     ] },
   { title: "Accuracy", unit: "held-out, 95% interval", size: "wide", height: 250, format: percent,
+    adapt: (runs) => (runs.every(hasShares) ? { title: "Accuracy", format: percent, linear: true } : { title: "Reward", format: num, linear: false }),
     lines: [
       { key: "reward", label: "training reward", ink: "--c6", faint: true },
       { key: "accuracy", from: "eval", label: "held-out", ink: "--c3", band: "interval", points: true },
@@ -36,8 +37,8 @@ const CHARTS = [
   { title: "Objective", unit: "nats / token", about: "mean of what was minimised", lines: [
     { key: "objective", label: "mean", ink: "--c1" }] },
   { title: "Gradient norm", lines: [{ key: "grad_norm", label: "before clipping", ink: "--c1" }] },
-  { title: "Learning rate", lines: [{ key: "lr", label: "rate", ink: "--c4" }] },
-  { title: "Throughput", unit: "sampled tokens / s", format: whole, lines: [{ key: "tokens_per_second/step", label: "whole step", ink: "--c3" }] },
+  { title: "Learning rate", format: significant, lines: [{ key: "lr", label: "rate", ink: "--c4" }] },
+  { title: "Throughput", unit: "sampled tokens / s", format: whole, lines: [{ key: "tokens_per_second/step", label: "per step", ink: "--c3" }] },
 ];
 const PHASES = ["sample", "grade", "score", "record", "update", "publish"];
 const PHASE_INKS = ["--c1", "--c4", "--c2", "--c6", "--c3", "--c5"];
@@ -46,7 +47,13 @@ const COVERED = new Set(CHARTS.flatMap((chart) => chart.lines.map((line) => line
 
 const keyOf = (run, line) => [line.key, line.instead].find((key) => run[line.from ?? "train"].values[key]?.some((value) => value !== null));
 
-// A faint line stands behind a stronger one of its chart; where several runs are overlaid it is left out.
+// Whether a run's rewards are all in [0, 1], so that their mean is an accuracy. `accuracy/min` is there where they are not.
+function hasShares(run) {
+  const outside = (value) => value !== null && value !== undefined && (value < 0 || value > 1);
+  return !run.eval.values["accuracy/min"]?.some((value) => value !== null) && !run.train.values.reward?.some(outside);
+}
+
+// A faint line stands behind a stronger one of its chart; where several runs are overlaid it is not drawn.
 function lineOf(run, spec, line, several) {
   const columns = run[line.from ?? "train"], key = keyOf(run, line);
   const faint = line.faint && spec.lines.some((other) => !other.faint && keyOf(run, other));
@@ -63,7 +70,7 @@ function lineOf(run, spec, line, several) {
   return {
     x: columns.step, raw, errors, interval: interval?.every(Boolean) ? interval : undefined, columns: drawn, colour: ink, band: `${ink}2e`,
     label: several ? `${run.id} ${line.label}` : line.label, dash: line.dash ?? (several && line.from === "eval" ? [3, 3] : undefined),
-    width: faint ? 1 : 1.75, alpha: faint ? 0.55 : 1, points: line.points && columns.step.length < 60,
+    width: faint ? 1 : 1.75, alpha: faint ? 0.55 : 1, faint, points: line.points,
   };
 }
 
@@ -73,7 +80,7 @@ function build(spec) {
   const raw = view.smoothing ? lines.filter((line) => line.columns[0] !== line.raw && line.width > 1).map((line) => (
     { ...line, columns: [line.raw], width: 1, alpha: 0.22, label: "", points: false })) : [];
   const keys = [...new Set(spec.lines.map((line) => line.key))].join(", ");
-  return { lines: [...raw, ...lines], alarms: runs.flatMap((run) => run.alarms), missing: runs.some((run) => run.train.step.length) ? `Not in metrics.jsonl: ${keys}` : "No steps yet" };
+  return { ...spec.adapt?.(runs), lines: [...raw, ...lines], alarms: runs.flatMap((run) => run.alarms), missing: runs.some((run) => run.train.step.length) ? `Not in metrics.jsonl: ${keys}` : "No steps yet" };
 }
 
 // Seconds of each phase, one on top of the other, of the first run shown. A step without a phase spent
@@ -101,7 +108,7 @@ function otherKeys() {
     Object.keys(run[from].values).map((key) => `${from} ${key}`))));
   return [...keys].filter((name) => {
     const key = name.split(" ")[1];
-    return !COVERED.has(key) && !key.endsWith("/se") && !/\/(low|high)$/.test(key);
+    return !COVERED.has(key) && !key.endsWith("/se") && !/\/(low|high)$/.test(key) && !/^accuracy\/(min|max)$/.test(key);
   }).sort();
 }
 
@@ -116,7 +123,7 @@ export function curvesPanel() {
     for (const name of otherKeys().filter((n) => !drawn.has(n))) {
       drawn.add(name);
       const [from, key] = name.split(" ");
-      const spec = { title: key, unit: from === "eval" ? "evaluation" : "", lines: [{ key, from, label: from, ink: "--c1", points: from === "eval" }] };
+      const spec = { title: key, format: significant, unit: from === "eval" ? "evaluation" : "", lines: [{ key, from, label: from, ink: "--c1", points: from === "eval" }] };
       others.append(new Chart({ ...spec, height: 150, build: () => build(spec) }).node);
     }
   };
@@ -145,7 +152,7 @@ function toolbar() {
   return el("div", { class: "toolbar" },
     el("label", { class: "field" }, el("span", {}, "Smoothing"), slider, shown),
     check("Log scale", view.log, (on) => { view.log = on; updateAll(); }), reset,
-    el("span", { class: "hint" }, "Drag to zoom, double-click for all. Bands: ± 1 standard error, by response."));
+    el("span", { class: "hint" }, "Drag to zoom, double-click for all. Bands and bars: ± 1 standard error, clustered by prompt."));
 }
 
 function stateOf(run) {
@@ -158,7 +165,7 @@ function stateOf(run) {
 const change = ([from, to], format) => (from === undefined ? "–" : el("span", { class: "change" }, el("span", { class: "from" }, format(from)), el("span", { "aria-label": "to" }, " → "), el("b", {}, format(to))));
 
 function runTable() {
-  const head = ["Run", "", "Step", "Temperature", "Reverse KL, held-out", "Accuracy, held-out", "Entropy", "Tokens / s", "Alarms"];
+  const head = ["Run", "", "Step", "Temperature", "Reverse KL, held-out", store.runs.every(hasShares) ? "Accuracy, held-out" : "Reward, held-out", "Entropy", "Tokens / s", "Alarms"];
   const rows = store.runs.map((run) => {
     const box = el("input", { type: "checkbox", checked: run.shown, "aria-label": `Show ${run.id}`, onchange: () => store.show(run, box.checked) });
     const evals = run.eval.values;
@@ -169,7 +176,7 @@ function runTable() {
       el("td", {}, el("span", {}, whole(run.step), el("small", {}, run.info.steps ? ` / ${whole(run.info.steps)}` : "")), el("progress", { max: 1, value: done, "aria-label": "steps made" })),
       el("td", {}, num(run.info.recipe.rollout?.temperature, 2)),
       el("td", {}, change(firstAndLast(evals["reverse_kl/exact"] ?? evals["reverse_kl/sampled"] ?? run.train.values["reverse_kl/exact"] ?? run.train.values["reverse_kl/sampled"]), num)),
-      el("td", {}, change(firstAndLast(evals.accuracy), percent)),
+      el("td", {}, change(firstAndLast(evals.accuracy), hasShares(run) ? percent : num)),
       el("td", {}, change(firstAndLast(run.train.values["entropy/student"]), (v) => num(v, 3))),
       el("td", {}, whole(firstAndLast(run.train.values["tokens_per_second/step"])[1])),
       el("td", { class: run.alarms.length ? "warn" : "" }, run.alarms.length ? `▲ ${run.alarms.length}` : "none"));

@@ -1,5 +1,6 @@
 // One rollout with its tokens coloured, and the same prompt across steps.
-import { el, segments, visible } from "./dom.js";
+import { isTemplateToken, saidIn, turnsOf } from "./chat.js";
+import { el, printable, segments } from "./dom.js";
 import { num, whole } from "./format.js";
 import { heat, MEASURES, measure, scaleOf } from "./heat.js";
 import { inspector } from "./inspector.js";
@@ -9,22 +10,25 @@ import { source } from "./source.js";
 const BLOCK = 150, LONGEST_BLOCK = 400;
 const COMPARED = 12;
 
-const state = { measure: "log_ratio", across: false };
+const state = { measure: "log_ratio", across: false, shape: "chat" };
 
-// Tokens as spans. Text is text: the only thing a response decides here is what the spans say.
-function tokenFlow(rollout, which, scale, label) {
+const withBreaks = (text) => printable(text).replaceAll("\t", "⇥\t").replaceAll("\n", "↵\n") || "∅";
+
+// Tokens as spans. Text is text: the only thing a response decides here is what the spans say. `roles` names the
+// role of a turn that begins at a token.
+function tokenFlow(rollout, which, scale, label, roles = new Map()) {
   const flow = el("div", { class: "flow", role: "group", tabIndex: 0, "aria-label": label });
   let block, count = LONGEST_BLOCK, before = "";
   for (let i = 0; i < rollout.tokens.length; i += 1, count += 1) {
     const text = rollout.tokens[i];
+    if (roles.has(i)) { flow.append(el("div", { class: "role" }, roles.get(i))); count = LONGEST_BLOCK; }
     if (count >= LONGEST_BLOCK || (count >= BLOCK && before.endsWith("\n"))) {
       flow.append(block = el("div", { class: "block" }));
       count = 0;
     }
     before = text;
     const [hue, strength] = heat(which, which.at(rollout, i), scale);
-    const shown = visible(text).replaceAll("\t", "⇥\t").replaceAll("\n", "↵\n");
-    const span = el("span", { class: `t ${hue}${rollout.special?.[i] ? " special" : ""}${rollout.trained?.[i] === false ? " untrained" : ""}`, data: { i } }, shown || "∅");
+    const span = el("span", { class: `t ${hue}${rollout.special?.[i] ? " special" : ""}${rollout.trained?.[i] === false ? " untrained" : ""}`, data: { i } }, withBreaks(text));
     if (strength) span.style.setProperty("--s", strength.toFixed(3));
     block.append(span);
   }
@@ -84,6 +88,29 @@ function facts(rollout) {
     rollout.finish === "length" && el("div", { class: "flag" }, "cut at max_tokens"));
 }
 
+function rawTokens(main) {
+  return el("div", { class: "raw" }, main.prompt_tokens.map((text, i) => (
+    el("span", { class: isTemplateToken(text.trim()) ? "p special" : "p", title: `token ${main.prompt_ids?.[i] ?? "?"} · position ${i} of the prompt` }, withBreaks(text)))));
+}
+
+function chatOf(main) {
+  const tokens = main.prompt_tokens, turns = turnsOf(tokens);
+  if (!turns.some((turn) => turn.role)) return el("pre", {}, main.prompt_text || tokens.join(""));
+  const last = turns[turns.length - 1];
+  const shown = turns.filter((turn) => turn !== last || turn.end < tokens.length || saidIn(tokens, turn));  // the last one may be the response's header
+  const split = shown.some((turn) => saidIn(tokens, turn).includes("\ufffd"));
+  return el("div", { class: "chat" }, shown.map((turn) => el("section", { class: "turn" }, el("h4", {}, turn.role || "no role"),
+    saidIn(tokens, turn) ? el("pre", {}, saidIn(tokens, turn)) : el("p", { class: "hint" }, "empty"))),
+    split && el("p", { class: "hint" }, "\ufffd stands for a part of a character that is split over several tokens."));
+}
+
+// The turns of the response, by place in it. The first began with the prompt's last header, at a place below 0.
+function responseTurns(main) {
+  const before = main.prompt_tokens?.length ?? 0;
+  return turnsOf([...(main.prompt_tokens ?? []), ...main.tokens]).filter((turn) => turn.role && turn.end > before)
+    .map((turn) => ({ ...turn, start: turn.start - before }));
+}
+
 export class Detail {
   // onstep(row): another step of the same prompt was chosen
   constructor(onstep) {
@@ -122,21 +149,30 @@ export class Detail {
     this.node.replaceChildren(
       el("header", {}, el("h2", {}, main.prompt_id ?? "rollout"), el("span", { class: "tag" }, main.source === "watch" ? "watched" : "training"), this.stepStrip()),
       facts(main),
-      el("section", { class: "prompt" }, el("h3", {}, "Prompt"), el("pre", {}, main.prompt_text ?? "")),
+      this.prompt(main),
       el("div", { class: "measures" }, pick, which.empty && this.rollouts.every((r) => r.tokens.every((_, i) => !which.at(r, i)))
         ? el("p", { class: "hint" }, which.empty) : legend(which, scale)),
       ...(state.across && this.rollouts.length > 1 ? this.drawAcross(which, scale) : this.drawOne(main, which, scale, token)));
   }
 
+  // The turns of the prompt as its template's tokens divide it, or those tokens themselves.
+  prompt(main) {
+    const tokens = main.prompt_tokens ?? [];
+    if (!tokens.length) return el("section", { class: "prompt" }, el("h3", {}, "Prompt"), el("pre", {}, main.prompt_text ?? ""));
+    const pick = segments("Show prompt and response as", [["chat", "Chat"], ["raw", "Raw tokens"]], state.shape, (shape) => { state.shape = shape; this.draw(); this.node.querySelector(`[data-value="${shape}"]`)?.focus(); });
+    return el("section", { class: "prompt" }, el("div", { class: "measures" }, el("h3", {}, "Prompt"), pick), state.shape === "raw" ? rawTokens(main) : chatOf(main));
+  }
+
   drawOne(main, which, scale, token) {
-    const flow = tokenFlow(main, which, scale, "Response, token by token. Arrow keys move along the tokens.");
+    const roles = new Map(state.shape === "raw" ? [] : responseTurns(main).map((turn) => [Math.max(0, turn.start), turn.role]));
+    const flow = tokenFlow(main, which, scale, "Response, token by token. Arrow keys move along the tokens.", roles);
     if (token !== undefined) requestAnimationFrame(() => { flow.focus({ preventScroll: true }); flow.point(token, true); });
     return [flow];
   }
 
   drawAcross(which, scale) {
     return this.rollouts.map((r) => el("section", { class: "version" },
-      el("h3", {}, el("b", {}, `step ${r.step}`), el("span", {}, `KL ${num(r.reverse_kl_mean ?? r.log_ratio_mean)}`), mark(r)),
+      el("h3", {}, el("b", {}, `step ${r.step}`), el("span", {}, `KL ${num(r.reverse_kl_mean ?? r.log_ratio_mean)}`), grade(r)),
       tokenFlow(r, which, scale, `Response at step ${r.step}`)));
   }
 
@@ -154,10 +190,10 @@ export class Detail {
   }
 }
 
-export function mark(row) {
-  if (row.reward === null || row.reward === undefined) return el("span", { class: "mark" }, "");
-  const right = row.reward >= 1;
-  return el("span", { class: `mark ${right ? "right" : "wrong"}`, title: `reward ${row.reward}` }, right ? "✓" : row.reward > 0 ? num(row.reward, 2) : "✗", el("span", { class: "hidden" }, right ? " right" : " wrong"));
+export function grade(row) {
+  if (row.reward === null || row.reward === undefined) return el("span", { class: "grade" }, "");
+  const right = row.reward >= 1, sign = { 0: "✗", 1: "✓" }[row.reward] ?? num(row.reward, 2);
+  return el("span", { class: `grade ${right ? "right" : "wrong"}`, title: `reward ${row.reward}` }, sign, el("span", { class: "hidden" }, right ? " right" : " wrong"));
 }
 
 // Some of the rows at even distances, the first, the last and the present one among them.

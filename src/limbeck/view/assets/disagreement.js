@@ -1,4 +1,4 @@
-// Where student and teacher disagree, over the whole run: tokens, special tokens, positions, places.
+// Where student and teacher disagree, over all of the run: tokens, special tokens, positions, places.
 import { Chart } from "./charts.js";
 import { choice, colour, el } from "./dom.js";
 import { num, percent, whole } from "./format.js";

@@ -1,5 +1,5 @@
 // Elements without markup: text goes in as text, so nothing a model wrote is ever parsed, and only after
-// `visible`, so that nothing hides in it either.
+// `printable`, so that nothing hides in it either.
 
 export function el(tag, props = {}, ...children) {
   const node = document.createElement(tag);
@@ -10,17 +10,17 @@ export function el(tag, props = {}, ...children) {
     else if (name === "vars") for (const [key, v] of Object.entries(value)) node.style.setProperty(key, v);
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name in node && typeof value !== "string") node[name] = value;
-    else node.setAttribute(name, value === true ? "" : name === "value" ? value : visible(String(value)));
+    else node.setAttribute(name, value === true ? "" : name === "value" ? value : printable(String(value)));
   }
   node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false)
-    .map((child) => (child instanceof Node ? child : visible(String(child)))));
+    .map((child) => (child instanceof Node ? child : printable(String(child)))));
   return node;
 }
 
 // Characters that hide, reorder or control text, as something to see. Line breaks and tabs stay.
 const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]|[\ud800-\udfff]/gu;
 
-export function visible(text) {
+export function printable(text) {
   return text.replace(HIDDEN, (char) => {
     const code = char.codePointAt(0);
     if (code < 0x20) return String.fromCodePoint(0x2400 + code);
@@ -83,7 +83,7 @@ const spoken = el("div", { class: "hidden", role: "status", "aria-live": "polite
 document.body.append(spoken);
 
 export function announce(text) {
-  spoken.textContent = visible(text);
+  spoken.textContent = printable(text);
 }
 
 export function colour(name) {

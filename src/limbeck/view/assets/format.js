@@ -1,28 +1,38 @@
 // Numbers as people read them.
 
+// A number in the units of its column: no exponent, no negative zero. `formatting.number` of Python is the same.
 export function num(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en-US").replace("-", "−");
-  if (size >= 1e6 || size < 10 ** -Math.min(digits, 4)) return value.toExponential(2).replace("e+", "e").replace("-", "−").replace("e-", "e−");
+  if (size >= 1e6) return exponential(value);
+  if (value > ROUNDING_NOISE && value < 0.5 * 10 ** -digits) return `<${(10 ** -digits).toFixed(digits)}`;
   const text = size >= 1000 ? Math.round(value).toLocaleString("en-US")
-    : size >= 100 ? value.toFixed(1)
-    : size >= 10 ? value.toFixed(2)
-    : size < 10 ** (1 - digits) ? value.toPrecision(2)
-    : value.toFixed(digits);
+    : size >= 100 ? value.toFixed(Math.min(digits, 1))
+    : value.toFixed(size >= 10 ? Math.min(digits, 2) : digits);
   return /^-0\.?0*$/.test(text) ? text.slice(1) : text.replace("-", "−");
+}
+const ROUNDING_NOISE = 1e-7;  // float32 resolves no more: what is smaller is 0 with a rounding error
+const exponential = (value) => value.toExponential(2).replace("e+", "e").replace("-", "−").replace("e-", "e−");
+
+// A number whose size is not known beforehand, such as a learning rate.
+export function significant(value, digits = 4) {
+  const size = Math.abs(value ?? 0);
+  if (size > 0 && size < 10 ** -Math.min(digits, 4)) return exponential(value);
+  return size > 0 && size < 10 ** (1 - digits) ? value.toPrecision(2).replace("-", "−") : num(value, digits);
 }
 
 export function percent(value, digits = 1) {
   if (value === null || value === undefined) return "–";
   const hundred = 100 * value;
+  if (hundred < 0) return `−${percent(-value, digits)}`;
   if (value > 0 && hundred < 0.01) return "<0.01%";
   if (value > 0 && hundred < 0.1) return `${hundred.toFixed(2)}%`;
   return `${hundred.toFixed(hundred >= 99.95 ? 0 : digits)}%`;
 }
 
 export function seconds(value, digits = 3) {
-  return value > 0 && value < 0.001 ? "<0.001" : num(value, digits);
+  return num(value, digits);
 }
 
 export function whole(value) {

@@ -8,7 +8,7 @@ export const MEASURES = [
   { id: "reverse_kl", label: "Exact KL", least: 0.2, ends: ["agree", "disagree"], at: (r, i) => r.reverse_kl?.[i] ?? null },
   { id: "student_entropy", label: "Student entropy", least: 0.5, ends: ["sure", "unsure"], at: (r, i) => r.student_entropy?.[i] ?? null },
   { id: "teacher_entropy", label: "Teacher entropy", least: 0.5, ends: ["sure", "unsure"], at: (r, i) => r.teacher_entropy?.[i] ?? null },
-  { id: "advantage", label: "Advantage", diverging: true, least: 0.5, ends: ["worse than its group", "better than its group"], empty: "Every advantage is 0: without objective.task_reward the teacher's marks are all that trains.",
+  { id: "advantage", label: "Advantage", diverging: true, least: 0.5, ends: ["worse than its group", "better than its group"], empty: "Every advantage is 0: without objective.task_reward the teacher's scores are all that trains.",
     at: (r, i) => (r.trained?.[i] ? r.advantage ?? null : null) },
   { id: "mask", label: "Loss mask", flat: true, least: 1, ends: ["not trained on", "trained on"], at: (r, i) => (r.trained?.[i] ? 1 : 0) },
 ];

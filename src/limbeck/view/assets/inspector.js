@@ -1,11 +1,11 @@
 // What opens at a token: its numbers, and the most likely tokens of student and teacher side by side.
-import { announce, el, visible } from "./dom.js";
+import { announce, el, printable } from "./dom.js";
 import { percent } from "./format.js";
 import { numbersAt } from "./heat.js";
 
 export function tokenText(text) {
   if (text === "") return "∅";
-  return visible(text).replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
+  return printable(text).replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
 }
 
 function side(name, ids, tokens, logprobs, sampled) {

@@ -2,7 +2,7 @@
 import { updateAll } from "./charts.js";
 import { curvesPanel } from "./curves.js";
 import { DisagreementPanel } from "./disagreement.js";
-import { el, visible } from "./dom.js";
+import { el, printable } from "./dom.js";
 import { recipePanel } from "./recipe.js";
 import { RolloutsPanel } from "./rollouts.js";
 import { source } from "./source.js";
@@ -65,7 +65,7 @@ async function start() {
     return;
   }
   const names = store.runs.map((run) => run.id);
-  document.title = names.length === 1 ? visible(`${names[0]} · Limbeck`) : "Limbeck";
+  document.title = names.length === 1 ? printable(`${names[0]} · Limbeck`) : "Limbeck";
   const rollouts = new RolloutsPanel();
   const recipe = recipePanel();
   const disagreement = new DisagreementPanel((run, id, token) => { tabs.show("tokens"); rollouts.open(run, id, token); });

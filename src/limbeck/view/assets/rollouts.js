@@ -1,7 +1,7 @@
 // The token view: a list of rollouts to search, filter and sort, and the chosen one beside it.
 import { check, choice, debounce, el, segments } from "./dom.js";
 import { num, whole } from "./format.js";
-import { Detail, mark } from "./detail.js";
+import { Detail, grade } from "./detail.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
 
@@ -15,7 +15,7 @@ const SORTS = {
   long: ["longest", (a, b) => (b.sampled_tokens ?? 0) - (a.sampled_tokens ?? 0)],
   reward: ["lowest reward", (a, b) => (a.reward ?? Infinity) - (b.reward ?? Infinity)],
 };
-const MARKS = {
+const GRADES = {
   any: ["any", () => true],
   wrong: ["wrong", (row) => row.reward !== null && row.reward !== undefined && row.reward < 1],
   right: ["right", (row) => row.reward >= 1],
@@ -24,7 +24,7 @@ const MARKS = {
 
 export class RolloutsPanel {
   constructor() {
-    this.filter = { source: "all", mark: "any", cut: false, teacher: "", task: "", sort: "kl", found: null };
+    this.filter = { source: "all", grade: "any", cut: false, teacher: "", task: "", sort: "kl", found: null };
     this.detail = new Detail((row) => this.choose(row));
     this.count = el("span", { class: "count", role: "status" });
     this.canvas = el("div", { class: "canvas" });
@@ -61,17 +61,17 @@ export class RolloutsPanel {
       type: "search", placeholder: "Search prompts and responses", "aria-label": "Search prompts and responses", id: "search",
       oninput: debounce(200, () => { this.list.scrollTop = 0; this.find(); }),
     });
-    const had = document.activeElement === search;
+    const focused = document.activeElement === search;
     this.filters.replaceChildren(
       store.runs.length > 1 && choice("Run", store.runs.map((run) => [run.id, run.id]), this.run?.id, (id) => { filter.found = null; search.value = ""; this.chosen = null; this.open(id); }) || "",
       search,
       el("div", { class: "row-of-fields" }, segments("Which rollouts", [["all", "All"], ["train", "Training"], ["watch", "Watched"]], filter.source, again("source")), check("Truncated", filter.cut, again("cut"))),
       el("div", { class: "row-of-fields" },
-        choice("Answers", Object.entries(MARKS).map(([key, [text]]) => [key, text]), filter.mark, again("mark")),
+        choice("Answers", Object.entries(GRADES).map(([key, [text]]) => [key, text]), filter.grade, again("grade")),
         among("Teacher", "teacher") || "", among("Task", "task") || "",
         choice("Sort", Object.entries(SORTS).map(([key, [text]]) => [key, text]), filter.sort, again("sort"))),
       this.count);
-    if (had) search.focus();
+    if (focused) search.focus();
   }
 
   async find() {
@@ -83,11 +83,11 @@ export class RolloutsPanel {
 
   arrange() {
     const { filter } = this, all = this.run?.rows ?? [];
-    this.rows = all.filter((row) => (filter.source === "all" || row.source === filter.source) && MARKS[filter.mark][1](row)
+    this.rows = all.filter((row) => (filter.source === "all" || row.source === filter.source) && GRADES[filter.grade][1](row)
       && (!filter.cut || row.finish === "length") && (!filter.teacher || row.teacher === filter.teacher) && (!filter.task || row.task === filter.task)
       && (!filter.found || filter.found.has(row.id)));
     this.rows.sort(SORTS[filter.sort][1]);
-    this.count.textContent = this.rows.length === all.length ? `${whole(all.length)} rollouts${this.run.recorded > all.length ? `; ${whole(this.run.recorded)} were recorded` : ""}` : `${whole(this.rows.length)} of ${whole(all.length)} rollouts`;
+    this.count.textContent = this.rows.length === all.length ? `${whole(all.length)} ${all.length === 1 ? "rollout" : "rollouts"}${this.run.recorded > all.length ? `; ${whole(this.run.recorded)} were recorded` : ""}` : `${whole(this.rows.length)} of ${whole(all.length)} rollouts`;
     this.canvas.style.setProperty("height", `${this.rows.length * ROW}px`);
     this.drawRows();
   }
@@ -105,7 +105,7 @@ export class RolloutsPanel {
     if (on) this.list.setAttribute("aria-activedescendant", `row-${index}`);
     return el("div", { class: on ? "row on" : "row", role: "option", id: `row-${index}`, "aria-selected": on, "aria-posinset": index + 1, "aria-setsize": this.rows.length,
       vars: { top: `${index * ROW}px` }, data: { id: row.id }, onclick: () => this.choose(row) },
-      el("div", { class: "line" }, el("span", { class: "step" }, String(row.step)), el("span", { class: "text" }, row.prompt_text || row.prompt_id || ""), mark(row)),
+      el("div", { class: "line" }, el("span", { class: "step" }, String(row.step)), el("span", { class: "text" }, row.prompt_text || row.prompt_id || ""), grade(row)),
       el("div", { class: "line dim" }, el("span", { class: "text mono" }, (row.response_text || "").replaceAll("\n", "↵")),
         row.finish === "length" && el("span", { class: "flag", title: "cut at max_tokens" }, "cut"), el("span", { class: "kl" }, num(kl(row), 3))));
   }

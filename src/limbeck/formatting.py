@@ -1,0 +1,61 @@
+"""Numbers as people read them: the one way in which tables, panels and messages show them."""
+
+from __future__ import annotations
+
+import math
+
+ROUNDING_NOISE = 1e-7  # float32 resolves no more: what is smaller is 0 with a rounding error
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number in the units of its column, with `digits` decimals, fewer where it is large. None is a dash.
+
+    >>> [number(x) for x in (0.12345, -0.00001, 6.9e-18, 6e-06, 1234.5, 12, None)]
+    ['0.1235', '0.0000', '0.0000', '<0.0001', '1,234', '12', '-']
+    """
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if ROUNDING_NOISE < value < 0.5 * 10**-digits:
+        return f"<{10**-digits:.{digits}f}"
+    decimals = 0 if size >= 1000 else min(digits, 1) if size >= 100 else min(digits, 2) if size >= 10 else digits
+    return _without_minus_zero(f"{value:,.{decimals}f}")
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number whose size is not known beforehand, such as a learning rate: `digits` digits that count.
+
+    >>> [significant(x) for x in (0.0, 5e-05, 0.00025, 1234567.0)]
+    ['0', '5e-05', '0.00025', '1.23e+06']
+    """
+    return "-" if value is None else _without_minus_zero(f"{value:.{digits}g}")
+
+
+def with_error(value: float | None, error: float | None, digits: int = 4) -> str:
+    """`0.1234 ± 0.0021`; the number alone where there is no error."""
+    return number(value, digits) + (f" ± {number(error, digits)}" if error is not None else "")
+
+
+def interval(low: float | None, high: float | None, digits: int = 3) -> str:
+    """`[0.402, 0.561]`; nothing where there is none."""
+    return "" if low is None or high is None else f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def duration(seconds: float) -> str:
+    """`0.7 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    rounded = round(seconds)
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
+
+
+def _without_minus_zero(text: str) -> str:
+    return text[1:] if text.startswith("-") and not text.strip("-0.,") else text

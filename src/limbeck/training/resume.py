@@ -1,0 +1,69 @@
+"""What a person should know about a run that goes on by a recipe that was changed meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from limbeck.config.learner import LocalLearnerConfig
+from limbeck.formatting import significant
+
+EVALUATION_KEYS = ("prompts", "samples_per_prompt", "greedy")
+ROUNDING_KEYS = ("device", "threads")
+
+
+def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any], done: int) -> list[str]:
+    """One line for each change that matters, of resolved recipes as nested tables.
+
+    `done` updates were made by `before`; the rest are made by `now`. Empty for a run that did not start yet.
+    """
+    if not done:
+        return []
+    then_steps, now_steps = int(before.get("steps", 0)), int(now.get("steps", 0))
+    notes = []
+    if now_steps < done:
+        notes.append(
+            f"steps = {now_steps}, but {done} updates were made already: nothing is trained, and the model stays that "
+            f"of step {done}. For one of {now_steps} steps, give another name=... or start over with --fresh."
+        )
+    elif note := _rate_note(before, now, then_steps, now_steps, done):
+        notes.append(note)
+    for key in EVALUATION_KEYS:
+        then_value, now_value = before.get("eval", {}).get(key), now.get("eval", {}).get(key)
+        if then_value != now_value:
+            notes.append(
+                f"eval.{key} was {_shown(then_value)} and is {_shown(now_value)} now: evaluations up to step {done} "
+                "and after it are not of the same samples."
+            )
+    return notes + [
+        f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))} now: updates after step {done} equal those "
+        "of an uninterrupted run up to rounding, not to the last bit."
+        for key in ROUNDING_KEYS
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _rate_note(
+    before: Mapping[str, Any], now: Mapping[str, Any], then_steps: int, now_steps: int, done: int
+) -> str | None:
+    """What another number of steps does to a learning rate that decays to 0 at the last one."""
+    learner = now.get("learner", {})
+    if then_steps == now_steps or done >= now_steps or learner.get("kind", "local") != "local":
+        return None
+    section = LocalLearnerConfig(**learner)
+    if section.schedule == "constant":
+        return None
+    from limbeck.learners.local import learning_rate
+
+    # The rate of the update that was made last, and of the one that comes next.
+    last, following = learning_rate(section, done - 1, then_steps), learning_rate(section, done, now_steps)
+    planned = learning_rate(section, done, then_steps) if done < then_steps else 0.0
+    return (
+        f"steps was {then_steps} and is {now_steps} now, and the {section.schedule} schedule ends at the last step: "
+        f"the learning rate of step {done + 1} is {significant(following)} (step {done} had {significant(last)}; by "
+        f"the old steps it would be {significant(planned)})."
+    )
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,87 @@
+"""Each alarm is raised by its own fault, from the first step where one step is enough, and names usual causes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from limbeck.training.alarms import Alarms
+
+HEALTHY = {
+    "reverse_kl/exact": 0.3, "entropy/student": 1.0, "entropy/teacher": 0.8, "response_length/mean": 20.0,
+    "truncated": 0.1, "repetition": 0.0, "mismatch": 1e-6,
+}  # fmt: skip
+
+
+def raised(line: dict[str, Any], same_weights: bool = False, steps: int = 12) -> dict[str, str]:
+    """Names and messages after `steps` healthy steps."""
+    alarms = Alarms(same_weights, [HEALTHY] * steps)
+    return {alarm["name"]: alarm["message"] for alarm in alarms.check({**HEALTHY, **line})}
+
+
+def test_a_healthy_run_is_silent() -> None:
+    assert raised({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("negative_kl", {"reverse_kl/exact": -0.01}),
+        ("entropy", {"entropy/student": 0.05}),
+        ("length", {"response_length/mean": 45.0}),
+        ("truncation", {"truncated": 0.8}),
+        ("repetition", {"repetition": 0.7}),
+        ("mismatch", {"mismatch": 0.3}),
+    ],
+)
+def test_each_fault_raises_its_alarm_alone(name: str, line: dict[str, Any]) -> None:
+    assert list(raised(line)) == [name]
+
+
+@pytest.mark.parametrize(("key", "name"), [("truncated", "truncation"), ("repetition", "repetition")])
+def test_a_high_share_is_an_alarm_at_the_first_step_and_at_every_later_one(key: str, name: str) -> None:
+    """A run that begins with 90% truncated never doubles that share."""
+    sick = {**HEALTHY, key: 0.9}
+    alarms = Alarms(False)
+    for _ in range(15):
+        assert [alarm["name"] for alarm in alarms.check(sick)] == [name]
+    assert raised({key: 0.5}, steps=0) == {}
+
+
+def test_truncation_names_both_of_its_causes() -> None:
+    message = raised({"truncated": 0.9}, steps=0)["truncation"]
+    for part in ("90% of responses", "rollout.max_tokens", "rollout.stop_ids", "eos_token_id", "chat template"):
+        assert part in message
+    assert "at the start" not in message
+    assert "(10% at the start)" in raised({"truncated": 0.9})["truncation"]
+
+
+def test_a_mismatch_blames_no_single_culprit() -> None:
+    message = raised({"mismatch": 0.21})["mismatch"]
+    assert "0.210 nats" in message
+    assert "in the distribution that was sampled from" in message
+    assert "top_p" in message
+
+
+def test_same_weights_must_have_no_kl() -> None:
+    assert list(raised({}, same_weights=True, steps=0)) == ["identity"]
+    assert raised({"reverse_kl/exact": 1e-6}, same_weights=True, steps=0) == {}
+    assert raised({}, same_weights=True) == {}, "after the first update they differ"
+
+
+def test_a_sharp_teacher_is_not_a_collapse() -> None:
+    assert raised({"entropy/student": 0.15, "entropy/teacher": 0.2}) == {}
+
+
+def test_rounding_below_zero_is_not_an_alarm() -> None:
+    assert raised({"reverse_kl/exact": -1e-6}) == {}
+
+
+def test_a_resumed_run_remembers_its_start() -> None:
+    straight = Alarms(False)
+    for _ in range(12):
+        straight.check(HEALTHY)
+    resumed = Alarms(False, [HEALTHY] * 12)
+    sick = {**HEALTHY, "response_length/mean": 45.0}
+    assert straight.check(sick) == resumed.check(sick) != []
