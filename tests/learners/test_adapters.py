@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from limbeck.config.base import ModelConfig
 from limbeck.config.learner import LoraConfig
-from limbeck.errors import LimbeckError, ModelError, RunError
+from limbeck.errors import ModelError, RunError
 from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.loading import load_model
@@ -245,14 +245,3 @@ def test_modules_that_do_more_than_multiply_are_refused_by_name() -> None:
 def test_modules_that_are_not_there_are_refused(targets: Any) -> None:
     with pytest.raises(ModelError, match="nothing_like_it"):
         learner_of(tiny_lm(1), lora=LoraConfig(target_modules=targets))
-
-
-@pytest.mark.parametrize("lora", [None, LORA])
-def test_an_adapter_left_in_the_model_folder_is_refused(lora: LoraConfig | None, tmp_path: Path) -> None:
-    """transformers would put it in unasked; training then ended in an UnboundLocalError of peft's."""
-    folder = shutil.copytree(tiny.folder_of("llama"), tmp_path / "model")
-    with_random_adapters(tiny.fresh()).save(tmp_path)
-    for path in (tmp_path / "adapter").iterdir():
-        shutil.copy(path, folder)
-    with pytest.raises(LimbeckError, match="adapter"):
-        learner_of(load_model(ModelConfig(model=str(folder)), torch.device("cpu")), lora=lora)

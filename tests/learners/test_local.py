@@ -11,7 +11,7 @@ import torch
 
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig, TaskRewardConfig
-from limbeck.errors import ContractError, EngineError, ModelError, NonFiniteError
+from limbeck.errors import ContractError, EngineError, NonFiniteError
 from limbeck.learners.local import LocalLearner, learning_rate
 from limbeck.models.causal_lm import CausalLM
 from limbeck.records import Scored
@@ -201,14 +201,6 @@ def test_reference_pulls_towards_where_it_began() -> None:
         return asyncio.run(against.measure(mine)).means["reverse_kl/exact"].value
 
     assert distance(3.0) < 0.5 * distance(None)
-
-
-def test_a_baked_student_is_refused() -> None:
-    """Its logits are divided by a temperature already."""
-    lm = tiny_lm(1)
-    lm.model.config.limbeck_temperature = 0.7
-    with pytest.raises(ModelError, match=r"limbeck bake.*at temperature 0\.7.*Train the model that it was baked from"):
-        learner_of(lm)
 
 
 def test_heads_are_narrowed_to_the_students_vocabulary() -> None:

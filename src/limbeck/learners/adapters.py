@@ -149,7 +149,7 @@ def add_adapters(lm: CausalLM, lora: LoraConfig) -> LoraAdapters:
     return adapters
 
 
-def _unmergeable(module: nn.Module, head: nn.Parameter) -> str | None:
+def _unmergeable(module: nn.Module, head: Tensor) -> str | None:
     """Why a module's matrix plus an adapter's would not be the adapted module; None where it is."""
     from transformers.pytorch_utils import Conv1D
 
@@ -179,18 +179,6 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read the adapter's {path}: {first_line(error)}") from error
     return config
-
-
-def refuse_adapters_of_others(lm: CausalLM) -> None:
-    """A model folder with an adapter beside the weights: transformers puts it in, and nobody asked for it.
-
-    Raises `ModelError`.
-    """
-    if getattr(lm.model, "_hf_peft_config_loaded", False) or getattr(lm.model, "peft_config", None):
-        raise ModelError(
-            f"{lm.name} has an adapter in it already (is there an {CONFIG_FILE} in its folder?). Merge it with peft's "
-            f"merge_and_unload, or remove {CONFIG_FILE} to train the base."
-        )
 
 
 def _places(name: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ObjectiveConfig
 from limbeck.errors import ContractError, EngineError, ModelError, NonFiniteError, RunError
-from limbeck.learners.adapters import LoraAdapters, add_adapters, refuse_adapters_of_others
+from limbeck.learners.adapters import LoraAdapters, add_adapters
 from limbeck.learners.batch import Batch, Heads, MicroBatch, make_batch
 from limbeck.learners.checkpoint import (
     ADAPTER_FOLDER,
@@ -58,8 +58,6 @@ class LocalLearner:
         seed: int,
         heads: Heads | None = None,
     ) -> None:
-        _refuse_baked(lm)
-        refuse_adapters_of_others(lm)
         self.lm, self.config, self.steps, self.seed = lm, config, steps, seed
         self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
         self.heads = _narrowed(heads or {}, lm)
@@ -220,15 +218,6 @@ class LocalLearner:
 
 def _means(metrics: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
     return metrics.means() | metrics.by_teacher([sample.scores.scorer for sample in samples])
-
-
-def _refuse_baked(lm: CausalLM) -> None:
-    """Raises `ModelError` for a student whose logits are divided by a temperature already."""
-    if lm.natural_temperature != 1:
-        raise ModelError(
-            f"{lm.name} was written by `limbeck bake` at temperature {lm.natural_temperature}: its logits are divided "
-            "already, and the learner would divide them again. Train the model that it was baked from."
-        )
 
 
 def _narrowed(heads: Heads, lm: CausalLM) -> Heads:
