@@ -11,6 +11,7 @@ from typing import Any, Literal
 import click
 
 from limbeck import __version__
+from limbeck.cli.export import export
 from limbeck.cli.wire import bake, serve
 from limbeck.errors import ContractError, LimbeckError
 from limbeck.sanitize import printable
@@ -43,6 +44,7 @@ def main() -> None:
     limbeck train recipes/demo.toml rollout.temperature=0.7 steps=100
     limbeck eval recipes/demo.toml --model runs/demo/model
     limbeck view runs/demo              look at it, while it runs or after
+    limbeck export runs/demo OUT --dtype bfloat16
     """
 
 
@@ -172,6 +174,7 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
 
 main.add_command(serve)
 main.add_command(bake)
+main.add_command(export)
 
 
 @main.command()
