@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from limbeck.errors import DataError
 from limbeck.records import Prompt
+from limbeck.tasks.expressions import Number
 from limbeck.tasks.graders import Numeric
-from limbeck.tasks.numbers import Number, UnreadableAnswer, last_number, read_answer
+from limbeck.tasks.numbers import UnreadableAnswer, last_number, read_answer
 
 
 def prompt(answer: str) -> Prompt:
