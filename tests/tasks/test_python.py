@@ -8,7 +8,7 @@ import pytest
 
 from limbeck.config.recipe import parse_recipe
 from limbeck.errors import DataError, RecipeError
-from limbeck.tasks import load_task
+from limbeck.tasks import PythonTask, load_task
 
 from .helpers import build
 
@@ -34,6 +34,9 @@ def empty(build): return Counting(build, count=0)
 def no_grade(build): return SimpleNamespace(train=prompts(build, 1), held_out=prompts(build, 1, start=1))
 def texts(build): return SimpleNamespace(train=["1="], held_out=["2="], grade=None)
 def twice(build): return SimpleNamespace(train=prompts(build, 2), held_out=prompts(build, 1), grade=lambda p, r: 1)
+def strange(build):
+    prompt = Prompt(id="x", token_ids=(1, -1))
+    return SimpleNamespace(train=[prompt], held_out=prompts(build, 1), grade=lambda p, r: 1)
 def surrogate(build):
     prompt = Prompt(id="x", token_ids=(1,), answer="\\ud800")
     return SimpleNamespace(train=[prompt], held_out=prompts(build, 1), grade=lambda p, r: 1)
@@ -67,6 +70,7 @@ def test_a_task_of_ones_own_gets_its_options_and_grades(chat):
         ("no_grade", r"my_tasks:no_grade is SimpleNamespace, which has no 'grade'; expected a task"),
         ("texts", r"my_tasks:texts\.train\[0\] is '1='; expected a limbeck\.records\.Prompt"),
         ("twice", r"my_tasks:twice: the id 'n0' is there twice"),
+        ("strange", r"my_tasks:strange: prompt 'x' has the token id -1"),
         ("surrogate", r"my_tasks:surrogate\.train\[0\]: 'answer' has a lone surrogate"),
     ],
 )
@@ -84,6 +88,14 @@ def test_prompts_that_leave_no_room_are_refused(chat):
     assert load(chat, "Counting", longest_prompt=3).train  # "<bos>0="
     with pytest.raises(DataError, match=r"'n0' has 3 tokens, but at most 2"):
         load(chat, "Counting", longest_prompt=2)
+
+
+def test_token_ids_beyond_the_students_vocabulary_are_refused(chat):
+    task = load(chat, "Counting")
+    largest = max(token for prompt in (*task.train, *task.held_out) for token in prompt.token_ids)
+    assert PythonTask(task, "mine", None, vocabulary=largest + 1).train
+    with pytest.raises(DataError, match=rf"mine: prompt 'n\d' has the token id {largest}.* from 0 to {largest - 1}\."):
+        PythonTask(task, "mine", None, vocabulary=largest)
 
 
 def test_a_grade_that_exits_names_task_and_prompt(chat):
