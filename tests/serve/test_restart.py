@@ -19,7 +19,7 @@ from tests import tiny
 
 
 class Process:
-    """A server of the tiny model at one port. `--alone`: what else is asked must not show in the last bit."""
+    """A server of the tiny model at one port. `--batch-invariant`: what else is asked must not show in the last bit."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -27,7 +27,7 @@ class Process:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "limbeck", "serve", tiny.folder_of("llama-tied"), "--alone", "--port",
+            [sys.executable, "-m", "limbeck", "serve", tiny.folder_of("llama-tied"), "--batch-invariant", "--port",
              str(self.port)],
             stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip

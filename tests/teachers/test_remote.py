@@ -157,7 +157,7 @@ async def test_a_baked_server_is_proven_by_its_probe_file(tmp_path) -> None:
 @both
 async def test_a_server_that_acknowledges_t_and_ignores_it_is_caught_by_the_ratio(kind: str) -> None:
     async with FakeServer(knows_temperature=True, ignores_temperature=True) as server:
-        with pytest.raises(ContractError, match=r"does not score at temperature 0.7.*limbeck bake") as caught:
+        with pytest.raises(ContractError, match=r"(?s)does not score at temperature 0.7.*limbeck bake") as caught:
             await prove(teacher_of(server, kind, temperature_method="native"), 0.7)
         assert [v.probe for v in caught.value.verdicts if not v.ok] == ["method native"]
 
@@ -232,7 +232,7 @@ async def test_replicas_that_differ_are_refused() -> None:
 
 async def test_rescaling_that_cannot_be_certified_is_refused_with_the_remedies() -> None:
     async with FakeServer(scale=0.5) as server:  # flat: twenty tokens say little
-        with pytest.raises(ContractError, match=r"rescale: top 20.*left out.*limbeck serve.*limbeck bake"):
+        with pytest.raises(ContractError, match=r"(?s)rescale: top 20.*left out.*limbeck serve.*limbeck bake"):
             await prove(teacher_of(server, "sglang", top_logprobs=20, max_rescale_dropped=0.05), 2.0)
 
 
