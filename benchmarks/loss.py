@@ -1,10 +1,10 @@
 """Seconds and memory of the distillation loss, forward and backward, against materialised logits.
 
     python benchmarks/loss.py [--quick] [--tokens 4096 --vocabulary 49152 --width 576 --teacher-width 576]
-    python benchmarks/loss.py --large          8192 tokens, 151936 words, width 896: does it fit in 2 GB?
+    python benchmarks/loss.py --large          8192 tokens, a vocabulary of 151936, width 896: does it fit in 2 GB?
     python benchmarks/loss.py --scaling        seconds against tokens and against vocabulary
 
-Each variant runs in a process of its own, round after round in turn (a machine's moods then fall on all
+Each variant runs in a process of its own, round after round in turn (a busy machine then slows all
 alike; only ratios within one run mean anything). A round is one forward and backward pass from hidden
 states to the gradients of hidden states and head, the teacher's logits included. Memory is the process's
 peak resident set during the pass minus what was resident before it, with inputs in place: the weight's
@@ -102,7 +102,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def materialised(inputs: Inputs, args: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
-    """What one writes first: whole `[N, V]` logits and plain autograd."""
+    """What one writes first: all `[N, V]` logits and plain autograd."""
     import torch
 
     def run(count: int) -> dict[str, Any]:
@@ -123,18 +123,17 @@ def materialised(inputs: Inputs, args: argparse.Namespace) -> Callable[[int], di
 def fused(inputs: Inputs, args: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
     import torch
 
-    from limbeck.config.objective import ReverseKLConfig
-    from limbeck.objectives import Dense, Head, Tokens, distillation_loss
+    from limbeck.objectives import Dense, Head, Loss, ReverseKL, Tokens, distillation_loss
 
     _, kind, *rest = args.variant.split("-")
     chunk_mb = int(rest[0].removesuffix("MB")) if kind == "full" else SAMPLED_CHUNK_MB
-    objective = ReverseKLConfig(support=int(rest[0]) if kind == "top" else kind)
+    loss_to_minimise = Loss(ReverseKL(), support=int(rest[0]) if kind == "top" else kind)
     drawn = json.loads(Path(args.sampled).read_text())
     sampled_N, behaviour_N = torch.tensor(drawn["sampled"]), torch.tensor(drawn["behaviour"])
 
     def run(count: int) -> dict[str, Any]:
         loss, measured = distillation_loss(
-            objective,
+            loss_to_minimise,
             TEMPERATURE,
             inputs.hidden_Nd[:count],
             Head(inputs.weight_Vd),
@@ -224,15 +223,15 @@ def compare(args: argparse.Namespace) -> int:
         }
         print(json.dumps(lines[variant]), flush=True)
 
-    whole = lines["materialised"]
+    plain = lines["materialised"]
     norms = {variant: rounds[variant][0]["gradient_norms"] for variant in VARIANTS}
     gradients = all(
         abs(a - b) <= 1e-3 * b for variant in EXACT for a, b in zip(norms[variant], norms["materialised"], strict=True)
     )
     ratios = {
         variant: {
-            "time": round(line["seconds"] / whole["seconds"], 3),
-            "memory": round(line["extra_mb"] / whole["extra_mb"], 4),
+            "time": round(line["seconds"] / plain["seconds"], 3),
+            "memory": round(line["extra_mb"] / plain["extra_mb"], 4),
         }
         for variant, line in lines.items()
         if variant != "materialised"
@@ -247,8 +246,8 @@ def large(args: argparse.Namespace) -> int:
     """Peak memory and time at a vocabulary of 152k, one forward and backward. Values are checked elsewhere."""
     for option, value in LARGE.items():
         setattr(args, option, value)
-    whatever = {"sampled": [0] * args.tokens, "behaviour": [0.0] * args.tokens}
-    Path(args.sampled).write_text(json.dumps(whatever))
+    unused = {"sampled": [0] * args.tokens, "behaviour": [0.0] * args.tokens}
+    Path(args.sampled).write_text(json.dumps(unused))
     result = in_process(args, FULL)
     fits = result["extra_mb"] <= LARGE_BAR_MB
     line = {key: round(result[key], 1) for key in ("seconds", "extra_mb", "peak_mb")}
@@ -281,8 +280,10 @@ def scaling(args: argparse.Namespace) -> int:
         x, y = [math.log(size) for size in sizes], [math.log(seconds[size]) for size in sizes]
         exponent = statistics.linear_regression(x, y).slope
         linear = linear and exponent <= LINEAR
-        told = {str(size): round(value, 4) for size, value in seconds.items()}
-        print(json.dumps({"scaling": what, "seconds": told, "exponent": round(exponent, 3), "bar": LINEAR}), flush=True)
+        rounded = {str(size): round(value, 4) for size, value in seconds.items()}
+        print(
+            json.dumps({"scaling": what, "seconds": rounded, "exponent": round(exponent, 3), "bar": LINEAR}), flush=True
+        )
     return 0 if linear else 1
 
 
@@ -301,8 +302,8 @@ def main() -> int:
     parser.add_argument("--sampled", help=argparse.SUPPRESS)
     args = parser.parse_args()
     small = {"tokens": 512, "vocabulary": 16384, "width": 256, "teacher_width": 256, "repeats": 1}
-    whole = {"tokens": 4096, "vocabulary": 49152, "width": 576, "teacher_width": 576, "repeats": 3}
-    for option, default in (small if args.quick else whole).items():
+    full_size = {"tokens": 4096, "vocabulary": 49152, "width": 576, "teacher_width": 576, "repeats": 3}
+    for option, default in (small if args.quick else full_size).items():
         if getattr(args, option) is None:
             setattr(args, option, default)
 

@@ -36,13 +36,12 @@ import torch
 from torch import Tensor
 
 from limbeck.assemble.run import assemble
-from limbeck.config.objective import ReverseKLConfig
 from limbeck.config.recipe import Recipe, load_recipe
 from limbeck.config.teacher import SGLangTeacherConfig
 from limbeck.demo.run import RECIPE
 from limbeck.learners.batch import make_batch
 from limbeck.models.causal_lm import CausalLM
-from limbeck.objectives import distillation_loss
+from limbeck.objectives import Loss, ReverseKL, distillation_loss
 from limbeck.records import Failure, Rollout, Scored, TeacherScores
 from limbeck.serve.scorer import Asked, Scorer
 from limbeck.teachers.local import LocalTeacher
@@ -120,10 +119,10 @@ def gradient(run: Run, student: CausalLM, samples: Sequence[Scored], support: An
     for micro in batch.micro:
         layout = micro.layout
         hidden_Nd = student.hidden(layout.tokens_BL, layout.positions_BL).flatten(0, 1)[layout.predict_N]
+        one = Loss(ReverseKL(), support=support)
         loss, _ = distillation_loss(
-            ReverseKLConfig(support=support), batch.temperature, hidden_Nd, student.head(), micro.tokens, micro.teacher,
-            batch.global_tokens,
-        )  # fmt: skip
+            one, batch.temperature, hidden_Nd, student.head(), micro.tokens, micro.teacher, batch.global_tokens
+        )
         loss.backward()
     entries = [p.grad.flatten()[::stride] for p in student.model.parameters() if p.grad is not None]
     return torch.cat(entries).double(), int(batch.global_tokens)

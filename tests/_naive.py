@@ -1,4 +1,4 @@
-"""The objectives again, slowly: whole `[tokens, vocabulary]` tensors, loops and plain autograd.
+"""The objectives again, slowly: all `[tokens, vocabulary]` tensors, loops and plain autograd.
 
 Written from the definitions (docs: Notation and mathematics) and from nothing else, to be read next to
 them. Where a gradient is that of the divergence itself, autograd differentiates the divergence; where it
@@ -47,22 +47,22 @@ def naive_loss(
     surrogate = logits_NV.sum() * 0.0
     for t in range(count):
         logp_V, y = logp_NV[t], int(tokens.sampled_N[t])
-        ratio_V = logp_V - logq_NV[t]
-        if objective.reference is not None:
-            assert logref_NV is not None
-            ratio_V = ratio_V + objective.reference.weight * (logp_V - logref_NV[t])
         estimate = torch.zeros((), dtype=logits_NV.dtype)
 
-        if isinstance(objective, ReverseKLConfig) and objective.support != "full":
+        if objective.support != "full":
+            term_V, slope_V = terms(objective, logp_V.detach(), logq_NV[t])
+            if objective.reference is not None:
+                assert logref_NV is not None
+                to_reference_V = objective.reference.weight * (logp_V - logref_NV[t]).detach()
+                term_V, slope_V = term_V + logp_V.detach().exp() * to_reference_V, slope_V + to_reference_V
             support = set() if objective.support == "sampled" else top(logq_NV[t], objective.support)
             for v in support:
-                weighted = (logp_V[v].exp() * ratio_V[v]).detach()
-                estimate = estimate + weighted
-                surrogate = surrogate + weighted * logp_V[v]
+                estimate = estimate + term_V[v]
+                surrogate = surrogate + (logp_V[v].exp() * slope_V[v]).detach() * logp_V[v]
             if y not in support:
-                weighted = (importance(objective, tokens, logp_V, t) * ratio_V[y]).detach()
-                estimate = estimate + weighted
-                surrogate = surrogate + weighted * logp_V[y]
+                weight = importance(objective, tokens, logp_V, t)
+                estimate = estimate + weight * term_V[y] / logp_V[y].detach().exp()
+                surrogate = surrogate + weight * slope_V[y] * logp_V[y]
         else:
             divergence = dense_divergence(objective, logp_V, logq_NV[t])
             if objective.reference is not None:
@@ -101,6 +101,26 @@ def top(logq_V: Tensor, k: int) -> set[int]:
 def kl(logp_V: Tensor, logq_V: Tensor) -> Tensor:
     """sum_v p_v (log p_v - log q_v)."""
     return (logp_V.exp() * (logp_V - logq_V)).sum()
+
+
+def terms(objective: ObjectiveConfig, logp_V: Tensor, logq_V: Tensor) -> tuple[Tensor, Tensor]:
+    """What each token adds to the divergence, and the derivative of that with respect to its p.
+
+    p - q is taken off the reverse KL's terms before they are differentiated: it sums to 0, and takes off the 1.
+    """
+    p_V, q_V = logp_V.exp().requires_grad_(), logq_V.exp()
+    if isinstance(objective, ReverseKLConfig) or (isinstance(objective, JSDConfig) and objective.beta == 1):
+        term_V = p_V * torch.log(p_V / q_V)
+        (slope_V,) = torch.autograd.grad((term_V - p_V + q_V).sum(), p_V)
+        return term_V.detach(), slope_V
+    if isinstance(objective, ForwardKLConfig) or (isinstance(objective, JSDConfig) and objective.beta == 0):
+        term_V = q_V * torch.log(q_V / p_V)
+    else:
+        assert isinstance(objective, JSDConfig)
+        m_V = objective.beta * q_V + (1 - objective.beta) * p_V
+        term_V = objective.beta * q_V * torch.log(q_V / m_V) + (1 - objective.beta) * p_V * torch.log(p_V / m_V)
+    (slope_V,) = torch.autograd.grad(term_V.sum(), p_V)
+    return term_V.detach(), slope_V
 
 
 def dense_divergence(objective: ObjectiveConfig, logp_V: Tensor, logq_V: Tensor) -> Tensor:

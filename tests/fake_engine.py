@@ -47,8 +47,9 @@ class FakeEngine(FakeServer):
         self.other_logprobs = 0.0  # nats
         self.hides_stop = False  # leaves the stop token out of the answer
         self.goes_on = False  # past the stop token
-        self.breaks_off = False  # short of max_tokens, and says it was the length
+        self.breaks_off = False  # short of max_tokens, with the reason 'length'
         self.foreign_token = False  # an id that the student does not have
+        self.hides_tops = False  # lists no most likely tokens
         self.restart_after: int | None = None  # responses, once
 
     def restart(self) -> None:
@@ -107,7 +108,7 @@ class FakeEngine(FakeServer):
                 self.net.get_output_embeddings().weight.mul_(1 + self.spoils_weights)
         return {"success": True}
 
-    # --- what it says ---------------------------------------------------------------------------------
+    # --- what it answers ------------------------------------------------------------------------------
 
     def truth(self, ids: Any, start: int, temperature: float) -> np.ndarray:
         with torch.inference_mode():
@@ -118,52 +119,63 @@ class FakeEngine(FakeServer):
         params = body["sampling_params"]
         if not params["max_new_tokens"]:
             return super()._sglang(body)
-        tokens, logprobs, reason = self._sample(
-            body["input_ids"], params["max_new_tokens"], params["temperature"], params["top_k"] == 1,
-            params["stop_token_ids"], params["sampling_seed"],
+        sampling = Sampling(
+            params["temperature"], params["max_new_tokens"], tuple(params["stop_token_ids"]), params["sampling_seed"],
+            params["top_p"], max(0, params["top_k"]), params["min_p"],
         )  # fmt: skip
+        tokens, logprobs, tops, reason = self._sample(body["input_ids"], sampling, body["top_logprobs_num"])
         entries = [[value, token, None] for value, token in zip(logprobs, tokens, strict=True)]
         meta = {
             "finish_reason": {"type": reason}, "output_token_logprobs": entries, "weight_version": self.version,
             "weight_versions": [{"version": self.version, "start": 0, "end": len(tokens)}],
         }  # fmt: skip
+        if body["top_logprobs_num"] and not self.hides_tops:
+            meta["output_top_logprobs"] = [[[value, token, None] for token, value in row] for row in tops]
         return {"output_ids": tokens, "meta_info": meta}
 
     def _vllm(self, body: dict[str, Any]) -> dict[str, Any]:
         if "prompt_logprobs" in body:
             return super()._vllm(body)
-        tokens, logprobs, reason = self._sample(
-            body["prompt"], body["max_tokens"], body["temperature"] or 1.0, body["temperature"] == 0,
-            body["stop_token_ids"], body["seed"],
+        sampling = Sampling(
+            body["temperature"] or 1.0, body["max_tokens"], tuple(body["stop_token_ids"]), body["seed"],
+            body["top_p"], body["top_k"], body["min_p"], greedy=body["temperature"] == 0,
         )  # fmt: skip
-        return {
-            "choices": [{"token_ids": tokens, "logprobs": {"token_logprobs": logprobs}, "finish_reason": reason}]
-        }  # fmt: skip
+        tokens, logprobs, tops, reason = self._sample(body["prompt"], sampling, body["logprobs"])
+        found: dict[str, Any] = {"token_logprobs": logprobs}
+        if not self.hides_tops:  # the sampled token first, then the K, of which it may be one
+            rows = [[(t, x), *row] for t, x, row in zip(tokens, logprobs, tops, strict=True)]
+            found["top_logprobs"] = [{f"token_id:{token}": value for token, value in row} for row in rows]
+        return {"choices": [{"token_ids": tokens, "logprobs": found, "finish_reason": reason}]}
 
     def _sample(
-        self, prompt: list[int], count: int, temperature: float, greedy: bool, stops: list[int], seed: int
-    ) -> tuple[list[int], list[float], str]:
+        self, prompt: list[int], sampling: Sampling, top: int
+    ) -> tuple[list[int], list[float], list[list[tuple[int, float]]], str]:
+        """Tokens, their log-probs, the `top` most likely at each position, and why it ended."""
         if self.restart_after is not None:
             self.restart_after -= 1
             if self.restart_after < 0:
                 self.restart_after = None
                 self.restart()
-        sampling = Sampling(temperature, count, greedy=greedy)
-        dice, ids, logprobs = np.random.default_rng(seed).random(count), list(prompt), []
-        for step in range(count):
+        uniforms, ids = np.random.default_rng(sampling.seed).random(sampling.max_tokens), list(prompt)
+        logprobs, tops = [], []
+        for uniform in uniforms:
             with torch.inference_mode():
-                logits = self.net(torch.tensor([ids])).logits[:, -1]
-            token, tempered = draw(logits, sampling, torch.tensor([dice[step]]))
-            raw = torch.log_softmax(logits, dim=-1)[0, token[0]]
-            logprobs.append(float(raw if self.raw_logprobs else tempered[0]) - self.other_logprobs)
-            ids.append(int(token[0]))
-            if ids[-1] in stops and not self.goes_on:
+                logits_1V = self.net(torch.tensor([ids])).logits[:, -1]
+            token_1, at_T = draw(logits_1V, sampling, torch.tensor([uniform]))
+            raw_V = torch.log_softmax(logits_1V, dim=-1)[0]
+            value = float(raw_V[token_1[0]] if self.raw_logprobs else at_T[0]) - self.other_logprobs
+            logprobs.append(value)
+            best = raw_V.topk(top)
+            tops.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+            ids.append(int(token_1[0]))
+            if ids[-1] in sampling.stop_ids and not self.goes_on:
                 break
-        tokens, reason = ids[len(prompt) :], "stop" if ids[-1] in stops else "length"
+        tokens, reason = ids[len(prompt) :], "stop" if ids[-1] in sampling.stop_ids else "length"
         if self.hides_stop and reason == "stop":
-            tokens, logprobs = tokens[:-1], logprobs[:-1]
+            tokens, logprobs, tops = tokens[:-1], logprobs[:-1], tops[:-1]
         if self.breaks_off:
-            tokens, logprobs = tokens[: count // 2], logprobs[: count // 2]
+            half = sampling.max_tokens // 2
+            tokens, logprobs, tops = tokens[:half], logprobs[:half], tops[:half]
         if self.foreign_token:
             tokens[0] = self.vocabulary + 3
-        return tokens, logprobs, reason
+        return tokens, logprobs, tops, reason

@@ -4,7 +4,7 @@
         ... server.url ...
 
 Its "model" is a table of logits by the previous token, so every true value is known exactly. Lies change
-what it says; faults change how the bytes travel. Both are switched by attributes, also while it runs.
+its answers; faults change how the bytes travel. Both are switched by attributes, also while it runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import random
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -54,9 +54,8 @@ class FakeServer:
     delay: float = 0.0
     drip: float = 0.0  # seconds between the bytes of every answer
     cut: float = 0.0
-    corrupt: float = 0.0  # a byte becomes any other
-    misprint: float = 0.0  # a digit becomes another digit: still JSON, and still an answer
-    damages: list[Callable[[bytes], bytes]] = field(default_factory=list)  # of the next answers, one each
+    corrupt: float = 0.0  # a byte becomes any other: found where there is a digest
+    garble: float = 0.0  # what comes is no JSON
     fail: float = 0.0
     busy: float = 0.0
     digest: bool = False
@@ -165,21 +164,16 @@ class FakeServer:
         headers: list[str] | None = None,
         faulty: bool = False,
     ) -> bool:
-        length, told = len(body), list(headers or [])
+        length, headers = len(body), list(headers or [])
         if self.digest:
-            told.append(f"limbeck-digest: {zlib.crc32(body):08x}")
+            headers.append(f"limbeck-digest: {zlib.crc32(body):08x}")
         if faulty and self.dice.random() < self.corrupt:
             at = self.dice.randrange(len(body))
             body = body[:at] + bytes([body[at] ^ (1 + self.dice.randrange(255))]) + body[at + 1 :]
-        if faulty and self.damages:
-            body = self.damages.pop(0)(body)
-            length = len(body)
-        if faulty and self.dice.random() < self.misprint:
-            at = self.dice.choice([i for i, byte in enumerate(body) if chr(byte).isdigit()])
-            other = self.dice.choice([digit for digit in b"0123456789" if digit != body[at]])
-            body = body[:at] + bytes([other]) + body[at + 1 :]
+        if faulty and self.dice.random() < self.garble:
+            body = b"!" + body[1:]
         cut = faulty and self.dice.random() < self.cut
-        lines = [f"HTTP/1.1 {status} X", f"content-length: {length}", "content-type: application/json", *told]
+        lines = [f"HTTP/1.1 {status} X", f"content-length: {length}", "content-type: application/json", *headers]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
         for part in (
             [body[i : i + 1] for i in range(len(body))] if self.drip else [body[: len(body) // 2 if cut else None]]
@@ -191,7 +185,7 @@ class FakeServer:
             writer.transport.close()
         return not cut
 
-    # --- what it says ---------------------------------------------------------------------------------
+    # --- what it answers ------------------------------------------------------------------------------
 
     def _scores(self, ids: list[int], start: int, top: int, asked: float | None) -> tuple[list[Any], list[Any]]:
         """[n] (log-prob, id) and [n][K] of the same, from `start` on, with every lie applied."""
@@ -233,6 +227,11 @@ class FakeServer:
         }
         if top:
             meta["input_top_logprobs"] = [None, *([[v, i, None] for v, i in row] for row in tops)]
+        if given := body.get("token_ids_logprob"):
+            used = self.temperature if asked is None or not self.knows_temperature else asked
+            rows = self.truth(ids, start, used)[:, given]
+            lists = [[[float(np.float32(v)), i, None] for v, i in zip(row, given, strict=True)] for row in rows]
+            meta["input_token_ids_logprobs"] = [None, *lists]
         if self.knows_temperature and asked is not None:
             meta["input_logprob_temperature"] = asked
         return {"text": "", "meta_info": meta}

@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from limbeck.assemble.run import assemble, run_path, teacher_as_student
+from limbeck.assemble.site import Given
 from limbeck.config.recipe import Recipe, load_recipe
-from limbeck.protocols import Observer
+from limbeck.protocols import Engine, Learner, Objective, Observer, Task, Teacher
 from limbeck.records import ProbeResult
 from limbeck.trackers import make_trackers
 from limbeck.training.evaluation import Evaluation
 from limbeck.training.evaluation import evaluate as evaluate_run
+from limbeck.training.interruption import Interrupted, StopSignals
+from limbeck.training.loop import keep
 from limbeck.training.loop import train as train_run
-from limbeck.training.run_folder import RunFolder, remove_run
+from limbeck.training.run import Run
+from limbeck.training.run_folder import Checkpoint, RunFolder, remove_run
 
-__all__ = ["Evaluation", "ProbeResult", "TrainResult", "check", "evaluate", "train"]
+__all__ = ["Evaluation", "Interrupted", "ProbeResult", "TrainResult", "check", "evaluate", "train"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,24 @@ def train(
     overrides: Sequence[str] = (),
     *,
     fresh: bool = False,
+    teacher: Teacher | None = None,
+    task: Task | None = None,
+    engine: Engine | None = None,
+    objective: Objective | None = None,
+    learner: Learner | None = None,
     observers: Sequence[Observer] = (),
 ) -> TrainResult:
     """Train by a recipe, going on from the newest checkpoint of the same run if there is one.
 
-    `fresh` removes the run's folder first. Raises `LimbeckError`.
+    `fresh` removes the run's folder first. A part that is given takes the place of the recipe's; give the same again
+    to resume. Works inside a running event loop (a notebook) too.
+
+    Raises `LimbeckError`, and `Interrupted` (a `KeyboardInterrupt`) after SIGINT or SIGTERM, when the last update is
+    in a checkpoint.
     """
     recipe = _recipe(recipe, overrides)
-    return asyncio.run(_train(recipe, fresh, observers))
+    given = Given(teacher, task, engine, objective, learner)
+    return _outside_loops(lambda stop: _train(recipe, fresh, given, observers, stop))
 
 
 def evaluate(
@@ -76,16 +93,16 @@ def evaluate(
         recipe = recipe.model_copy(update={"student": recipe.student.model_copy(update={"model": str(model)})})
     if of == "teacher":
         recipe = teacher_as_student(recipe)
-    with tempfile.TemporaryDirectory() as scratch:
 
-        async def run() -> Evaluation:
+    async def run() -> Evaluation:
+        with tempfile.TemporaryDirectory() as scratch:
             assembled = await assemble(recipe, RunFolder(Path(scratch)))
             try:
                 return await evaluate_run(assembled.run)
             finally:
                 await assembled.run.close()
 
-        return asyncio.run(run())
+    return _outside_loops(lambda stop: asyncio.run(run()))
 
 
 def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[ProbeResult, ...]:
@@ -99,12 +116,12 @@ def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[P
         with tempfile.TemporaryDirectory() as scratch:
             assembled = await assemble(recipe, RunFolder(Path(scratch)))
             await assembled.run.close()
-            return assembled.verdicts
+            return assembled.results
 
-    return asyncio.run(run())
+    return _outside_loops(lambda stop: asyncio.run(run()))
 
 
-async def _train(recipe: Recipe, fresh: bool, observers: Sequence[Observer]) -> TrainResult:
+def _train(recipe: Recipe, fresh: bool, given: Given, observers: Sequence[Observer], stop: StopSignals) -> TrainResult:
     path = run_path(recipe)
     observers = [*observers, *make_trackers(recipe, path)]
     if fresh:
@@ -112,12 +129,8 @@ async def _train(recipe: Recipe, fresh: bool, observers: Sequence[Observer]) -> 
     folder = RunFolder(path)
     checkpoint = folder.open(recipe.to_toml(), recipe.model_dump(mode="json", exclude_none=True))
     try:
-        assembled = await assemble(recipe, folder, checkpoint)
-        assembled.run.observers = observers
-        try:
-            await train_run(assembled.run)
-        finally:
-            await assembled.run.close()
+        with asyncio.Runner() as runner:
+            _run_to_end(runner, recipe, folder, checkpoint, given, observers, stop)
     finally:
         for observer in observers:
             observer.closed()
@@ -128,6 +141,57 @@ async def _train(recipe: Recipe, fresh: bool, observers: Sequence[Observer]) -> 
         tuple(line for line in lines if line["kind"] == "train"),
         tuple(line for line in lines if line["kind"] == "eval"),
     )
+
+
+def _run_to_end(
+    runner: asyncio.Runner,
+    recipe: Recipe,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    given: Given,
+    observers: Sequence[Observer],
+    stop: StopSignals,
+) -> None:
+    """A signal leaves the loop from wherever it is; what was under way is then cancelled, and the update kept."""
+    run: Run | None = None
+    try:
+        run = runner.run(assemble(recipe, folder, checkpoint, given)).run
+        run.observers, run.stop = observers, stop
+        runner.run(train_run(run))
+    except Interrupted as stopped:
+        runner.run(_cancel_others())
+        stopped.folder = folder.path
+        stopped.step = keep(run) if run is not None else checkpoint.step if checkpoint else 0
+        raise
+    finally:
+        if run is not None:
+            runner.run(run.close())
+
+
+async def _cancel_others() -> None:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def _outside_loops(work: Callable[[StopSignals], T]) -> T:
+    """`work` where no event loop runs: here, or, inside one, in a thread of its own that is waited for."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with StopSignals() as stop:
+            return work(stop)
+    stop = StopSignals()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="limbeck") as pool:
+        future = pool.submit(work, stop)
+        while True:
+            try:
+                return future.result()
+            except KeyboardInterrupt:
+                if future.done() or stop.number is not None:
+                    raise
+                stop.request()  # the phase at hand ends first
 
 
 def _recipe(recipe: Recipe | str | Path, overrides: Sequence[str]) -> Recipe:

@@ -5,6 +5,7 @@
     ├── DataError         (ValueError)   a data set, a prompt or a grader is wrong
     ├── ModelError        (ValueError)   a model folder, a tokenizer or an output head is wrong
     ├── ContractError                    the teacher cannot be proven to answer what was asked
+    ├── StalePolicyError                 weights of a version that an update has replaced
     ├── EngineError                      sampling failed and retrying did not help
     ├── TeacherError                     scoring failed and retrying did not help
     ├── NonFiniteError                   a loss or a gradient is NaN or infinite; nothing was updated
@@ -45,6 +46,10 @@ class ContractError(LimbeckError):
     def __init__(self, message: str, verdicts: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.verdicts = tuple(verdicts)
+
+
+class StalePolicyError(LimbeckError):
+    """A policy was read after the update that replaced its weights. Publish again, or keep `policy.hold()`."""
 
 
 class EngineError(LimbeckError):

@@ -1,73 +1,135 @@
-"""The seams of the house. Each takes records and returns records, or a `Failure` per item.
+"""The seams of the house. Each takes records and returns records, or a `Failure` for each item.
 
-A backend is one class in its own folder that satisfies one of these; `assemble.py` is the only
-place that chooses between them. Answers stand in the order of the questions, one each.
+A backend is one class in its own folder that satisfies one of these, and one entry in one table of `assemble/`.
+Your own is a class of yours: see docs/guides/extending.md, and `limbeck.testing` for a fake of each. Answers stand
+in the order of the questions, one each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from limbeck.records import Failure, Floats, Prompt, Rollout, Sampling, Scored, StepReport, TeacherScores, Trace
+from limbeck.records import (
+    Adapter,
+    Context,
+    Episode,
+    Failure,
+    Key,
+    ModelInfo,
+    Prompt,
+    Rollout,
+    Sampled,
+    SampleRequest,
+    Sampling,
+    Scored,
+    ScoreRequest,
+    Scores,
+    Support,
+    View,
+)
+from limbeck.reports import StepReport, Trace
 
 
 class Policy(Protocol):
-    """The student's weights after an update, as an engine may want them."""
+    """A lease on the student's weights of one version.
 
-    @property
-    def version(self) -> int: ...
+    After the next update it raises `StalePolicyError`, unless it came from `hold`.
+    """
 
-    def named_tensors(self) -> Iterator[tuple[str, Any]]:
-        """The weights under their Hugging Face names."""
+    version: int  # updates that had been made
+    info: ModelInfo
+    adapter: Adapter | None  # None: whole weights
+
+    def tensors(self, dtype: str = "float32") -> Iterator[tuple[str, Any]]:
+        """The weights under their Hugging Face names, adapters merged in, one at a time."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face model folder."""
+    def save(self, folder: Path, dtype: str = "float32") -> None:
+        """Write an ordinary Hugging Face model folder, adapters merged in."""
         ...
 
-    def logprobs(self, rollouts: Sequence[Rollout]) -> list[Floats]:
-        """[S] for each rollout: log-prob of every sampled token in the distribution its `sampling` draws from.
+    def hold(self) -> Policy:
+        """A copy that no update reaches."""
+        ...
 
-        Of these weights, so only until the next update where they are shared with the learner.
-        """
+    async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
+        """Log-probs under these weights."""
         ...
 
 
 class Engine(Protocol):
-    """Samples from the student."""
+    """Samples from the student, one unit a call: the same batch whoever decodes it."""
 
-    async def sample(
-        self, prompts: Sequence[Prompt], sampling: Sampling, samples_per_prompt: int = 1
-    ) -> list[Rollout | Failure]:
-        """`samples_per_prompt` answers for each prompt, prompt by prompt.
-
-        The k-th sample of a prompt depends on the weights, `sampling.seed`, the prompt and k
-        only, not on what else is in the batch.
-        """
-        ...
+    max_rows: int | None  # requests in a unit; None: all of a step at once
 
     async def load(self, policy: Policy) -> None:
         """Sample from these weights from now on."""
         ...
 
-    async def close(self) -> None: ...
+    async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+        """A turn for each request.
+
+        What is sampled follows from the weights and the request alone, not from what else is in the unit.
+        """
+        ...
+
+
+class Generate(Protocol):
+    """What an environment asks for the student's turns."""
+
+    sampling: Sampling
+
+    async def __call__(self, context: Context) -> Sampled | Failure:
+        """The student's next turn after `context`."""
+        ...
+
+    def episode(self, reward: float | None = None, turn_rewards: Sequence[float] = ()) -> Episode:
+        """Everything that was sampled so far, as rollouts."""
+        ...
+
+
+class Environment(Protocol):
+    """Decides what comes before, between and after the student's turns. Many run at once."""
+
+    async def run(self, prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure: ...
+
+
+class TeacherView(Protocol):
+    """How a teacher sees a rollout."""
+
+    def see(self, rollout: Rollout, support: Support) -> View | Failure: ...
+
+
+class States(Protocol):
+    """Final hidden states, wherever they are."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(S, d)"""
+        ...
+
+    def fetch(self) -> Any:
+        """The tensor [S, d]."""
+        ...
 
 
 class Teacher(Protocol):
-    """Marks every sampled token, at the temperature it was sampled at."""
+    """Scores tokens, and stamps each answer with the temperature it was computed at."""
 
     name: str
+    info: ModelInfo
+
+    async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]: ...
+
+
+@runtime_checkable
+class HoldsHeads(Protocol):
+    """A teacher that answers with hidden states: the output heads that belong to them, by fingerprint."""
 
     @property
-    def seconds(self) -> Mapping[str, float]:
-        """Of the last `score`, by the name of each teacher that took part; {} for one alone."""
-        ...
-
-    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | Failure]: ...
-
-    async def close(self) -> None: ...
+    def heads(self) -> Mapping[str, Any]: ...
 
 
 class Learner(Protocol):
@@ -94,8 +156,27 @@ class Learner(Protocol):
     def restore(self, folder: Path) -> None: ...
 
 
+class Objective(Protocol):
+    """What is minimised, elementwise over the vocabulary: then any support, chunk and rank can use it.
+
+    With p = softmax(z/T) and q the teacher's, dD/dx = pull - p * pull.sum(-1) for x = z/T.
+    """
+
+    def pull(self, p: Any, logp: Any, logq: Any) -> Any:
+        """p * a; reverse KL: p * (logp - logq)."""
+        ...
+
+    def gain(self, logp: Any, logq: Any) -> Any:
+        """a, of a sampled token outside the support."""
+        ...
+
+    def value(self, p: Any, logp: Any, logq: Any) -> Any:
+        """What is summed over the vocabulary to the divergence."""
+        ...
+
+
 class Task(Protocol):
-    """Prompts to answer, and how to mark an answer."""
+    """Prompts to answer, and how to grade an answer."""
 
     train: Sequence[Prompt]
     held_out: Sequence[Prompt]
@@ -108,7 +189,7 @@ class Task(Protocol):
 class TokenNames(Protocol):
     """How single tokens are shown to people."""
 
-    special_ids: frozenset[int]  # end of sequence, template marks: never part of a plain text
+    special_ids: frozenset[int]  # end of sequence, template tokens: never part of a plain text
 
     def __call__(self, ids: Sequence[int]) -> list[str]:
         """The text of each token on its own."""

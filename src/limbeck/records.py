@@ -1,8 +1,13 @@
-"""The records that travel through a step. Plain data: no torch, no HTTP.
+"""The records that travel through a step. Plain data: no torch, no HTTP, not even for types.
 
-    Prompt -> Rollout -> TeacherScores -> (batch.py) -> StepReport
+    Prompt -> [Environment x Engine] -> Episode of Rollouts -> ScoreRequest -> [Teacher] -> Scores
+           -> Scored -> [Learner] -> StepReport (`reports.py`)
 
-Shape legend: L the whole sequence, S its sampled (trained) tokens, K support size, d hidden width.
+A token sequence with a mask is the currency: whoever wants log-probs asks with a `ScoreRequest`, and the answer
+says at which temperature it *was* computed, not which was wished for.
+
+Shape legend: L the whole sequence, S its trained (or scored) tokens, n tokens of one sampled turn, K support size,
+d hidden width.
 
 Worked example, used in the field comments below: the prompt "12+34=" is six characters, hence six
 tokens; the student answers "46" and the end token, three more.
@@ -10,7 +15,6 @@ tokens; the student answers "46" and the end token, three more.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -21,6 +25,10 @@ import numpy.typing as npt
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
+Finish: TypeAlias = Literal["stop", "length"]
+Support: TypeAlias = (
+    Literal["sampled", "full"] | int | Ints
+)  # K: the scorer's own top; [S, K] given ids, no function of y_t
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,7 @@ class Prompt:
     text: str = ""  # "12+34=" as a person reads it
     answer: str | None = None  # "46"; None where nothing can be graded
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    teacher: str | None = None  # route: which of several teachers marks it
+    teacher: str | None = None  # route: which of several teachers scores it
 
     def __post_init__(self) -> None:
         if not self.token_ids:
@@ -84,93 +92,268 @@ class Sampling:
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
-Finish: TypeAlias = Literal["stop", "length"]
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is sampled. With `Sampling.seed` it is all the randomness there is."""
+
+    prompt_id: str  # "arithmetic-000017"
+    occurrence: int = 0  # 1: the second time that this prompt is in the step
+    sample: int = 0  # 3: the fourth of this prompt's samples
+    turn: int = 0  # 0: the first thing the student says
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One turn to sample after `token_ids`."""
+
+    key: Key
+    token_ids: Ints  # [P] the six of the prompt
+    sampling: Sampling
+    top: int = 0  # report the student's own K most likely ids at each position too
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One turn, as an engine sampled it.
+
+    `top_ids` are the student's by rank, whether or not the sampled token is among them: a support that depends
+    on the sampled token biases the gradient.
+    """
+
+    token_ids: Ints  # [n] "4", "6", end
+    logprobs: Floats  # [n] in the student's whole distribution at T: log mu(y_t) where nothing is cut off
+    finish: Finish  # "length": cut at max_tokens
+    version: int  # how many updates the sampling weights had seen
+    top_ids: Ints | None = None  # [n, K]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One stretch of a rollout: what the student said, or what it was shown."""
+
+    start: int  # 6
+    end: int  # 9: [start, end) of the rollout's token_ids
+    role: Literal["context", "student"]
+    key: Key | None = None  # of a student's turn
+    finish: Finish | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A prompt with one sampled response.
+    """One token sequence that a policy produced (or a data set or a teacher: then `source` says so).
 
     Raises `ValueError` where the shapes do not fit each other.
     """
 
     prompt: Prompt
-    sample: int  # 0: which of the prompt's samples this is
+    key: Key
+    segment: int  # 0: which of its episode's sequences this is
     token_ids: Ints  # [L] the six of the prompt, then "4", "6", end
-    trained: Mask  # [L] False * 6, True * 3: the tokens the student sampled
-    behaviour_logprobs: Floats  # [S] log mu(y_t) of the sampler, at its temperature
-    policy_version: int  # how many updates the sampling weights had seen
-    finish: Finish  # "length": cut at max_tokens
+    trained: Mask  # [L] False * 6, True * 3. No sampled token is trained in two segments
+    logprobs: Floats  # [S] of the trained tokens, see `Sampled`
+    versions: Ints  # [S] how many updates the weights that sampled each had seen
     sampling: Sampling
+    turns: tuple[Turn, ...] = ()
+    top_ids: Ints | None = None  # [S, K] the student's own most likely ids, where they were asked for
+    source: Literal["student", "teacher", "dataset"] = "student"
 
     def __post_init__(self) -> None:
+        where, count = f"rollout of prompt {self.prompt.id!r}", int(self.trained.sum())
         if self.token_ids.shape != self.trained.shape or self.token_ids.ndim != 1:
             raise ValueError(
-                f"rollout of prompt {self.prompt.id!r}: token_ids {self.token_ids.shape} and trained "
-                f"{self.trained.shape} must be the same one-dimensional shape"
+                f"{where}: token_ids {self.token_ids.shape} and trained {self.trained.shape} must be the same "
+                "one-dimensional shape"
             )
-        if self.behaviour_logprobs.shape != (int(self.trained.sum()),):
-            raise ValueError(
-                f"rollout of prompt {self.prompt.id!r}: {int(self.trained.sum())} trained tokens but "
-                f"behaviour_logprobs of shape {self.behaviour_logprobs.shape}"
-            )
+        for name, values in (("logprobs", self.logprobs), ("versions", self.versions)):
+            if values.shape != (count,):
+                raise ValueError(f"{where}: {count} trained tokens but {name} of shape {values.shape}")
+        if self.top_ids is not None and (self.top_ids.ndim != 2 or len(self.top_ids) != count):
+            raise ValueError(f"{where}: {count} trained tokens but top_ids of shape {self.top_ids.shape}")
         if self.trained.size and self.trained[0]:
-            raise ValueError(
-                f"rollout of prompt {self.prompt.id!r}: its first token is marked as trained, but "
-                "nothing precedes it that could predict it"
-            )
+            raise ValueError(f"{where}: its first token is trained, but nothing precedes it that could predict it")
 
     @property
     def response_ids(self) -> Ints:
-        """[S] the sampled tokens, in order."""
+        """[S] the trained tokens, in order."""
         return self.token_ids[self.trained]
+
+    @property
+    def finish(self) -> Finish:
+        """How the student's last turn ended."""
+        return next((turn.finish for turn in reversed(self.turns) if turn.finish is not None), "stop")
+
+
+def single_turn(prompt: Prompt, key: Key, sampled: Sampled, sampling: Sampling) -> Rollout:
+    """The rollout of a prompt with one response."""
+    prefix, count = len(prompt.token_ids), len(sampled.token_ids)
+    return Rollout(
+        prompt=prompt,
+        key=key,
+        segment=0,
+        token_ids=np.concatenate([np.asarray(prompt.token_ids, dtype=np.int64), sampled.token_ids]),
+        trained=np.arange(prefix + count) >= prefix,
+        logprobs=sampled.logprobs,
+        versions=np.full(count, sampled.version, dtype=np.int64),
+        sampling=sampling,
+        turns=(
+            Turn(0, prefix, "context"),
+            Turn(prefix, prefix + count, "student", key, sampled.finish),
+        ),
+        top_ids=sampled.top_ids,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What an environment made of one key: one rollout, or segments that share prefixes."""
+
+    key: Key
+    rollouts: tuple[Rollout, ...]
+    reward: float | None = None  # None: the task's grader decides
+    turn_rewards: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a student is shown before its next turn: tokens put after the exact ids of turn `parent`.
+
+    `parent` None begins a whole new prefix, hence a new segment, and `reason` says why.
+    """
+
+    token_ids: Ints
+    parent: int | None = None  # 0: after what was said in turn 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A question: the log-probs of some tokens of a sequence. `id` names it; no randomness follows from it.
+
+    Raises `ValueError` where the shapes do not fit each other.
+    """
+
+    id: str
+    token_ids: Ints  # [L]
+    scored: Mask  # [L] False * 6, True * 3; scored[0] is False
+    temperature: float  # T that is asked for
+    support: Support = "sampled"
+    teacher: str | None = None  # which of several teachers answers
+
+    def __post_init__(self) -> None:
+        if self.token_ids.shape != self.scored.shape or self.token_ids.ndim != 1:
+            raise ValueError(
+                f"request {self.id!r}: token_ids {self.token_ids.shape} and scored {self.scored.shape} must be the "
+                "same one-dimensional shape"
+            )
+        if self.scored.size and self.scored[0]:
+            raise ValueError(f"request {self.id!r}: nothing precedes its first token that could predict it")
+
+    @property
+    def scored_ids(self) -> Ints:
+        """[S] the tokens to score, in order."""
+        return self.token_ids[self.scored]
+
+    @property
+    def start(self) -> int:
+        """Where the first scored token stands; the length where there is none."""
+        places = np.flatnonzero(self.scored)
+        return int(places[0]) if len(places) else len(self.token_ids)
+
+
+def request_of(
+    ids: npt.ArrayLike, start: int, temperature: float, support: Support = "sampled", id: str = ""
+) -> ScoreRequest:
+    """The question about `ids[start:]`.
+
+    >>> request_of([11, 12, 4, 6], 2, 0.7).scored_ids.tolist()
+    [4, 6]
+    """
+    token_ids = np.asarray(ids, dtype=np.int64)
+    return ScoreRequest(id, token_ids, np.arange(len(token_ids)) >= start, temperature, support)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """The teacher's log-prob of each sampled token, and nothing else."""
+    """The log-prob of each scored token, and nothing else."""
 
-    teacher: str
-    temperature: float
+    scorer: str
+    temperature: float  # stamped by what divided by it
     logprobs: Floats  # [S] log q(y_t)
     error_bound: float = 0.0  # nats; the largest certified error of any value that is trained on
     errors: Floats | None = None  # [S] nats; each position's own bound, None where all are exact
-    known: Mask | None = None  # [S] False where the bound is too wide to train on: NaN stands there. None: all known
+    valid_mask: Mask | None = None  # [S] False where the bound is too wide to train on: NaN is there. None: all valid
 
 
 @dataclass(frozen=True, slots=True)
 class TopKScores:
-    """The teacher's K most likely tokens at each sampled position, and the sampled one."""
+    """K tokens at each scored position, the scorer's most likely or the ones asked for, and the sampled one."""
 
-    teacher: str
-    temperature: float
+    scorer: str
+    temperature: float  # stamped by what divided by it
     ids: Ints  # [S, K]
     logprobs: Floats  # [S, K] log q, normalised over the whole vocabulary
     logprobs_of_sampled: Floats  # [S]
     error_bound: float = 0.0
     errors: Floats | None = None  # [S], see TokenScores
-    known: Mask | None = None  # [S], see TokenScores
+    valid_mask: Mask | None = None  # [S], see TokenScores
 
 
 @dataclass(frozen=True, slots=True)
 class HiddenScores:
-    """The teacher's final hidden states: with its head, the whole distribution at any temperature."""
+    """The scorer's final hidden states: with its head, the whole distribution at any temperature.
 
-    teacher: str
-    temperature: float
-    hidden: Any  # tensor [S, d] at the position that predicts each sampled token
-    head: Any  # `models.head.Head`
-    error_bound: float = 0.0
+    States are not divided by T: whoever has the head does that.
+    """
+
+    scorer: str
+    states: Any  # `protocols.States` [S, d], at the position that predicts each scored token
+    head: str  # fingerprint of the output head that belongs to them
+    natural_temperature: float = 1.0  # of a baked model T, and then the learner refuses it
 
 
-TeacherScores: TypeAlias = TokenScores | TopKScores | HiddenScores
+Scores: TypeAlias = TokenScores | TopKScores | HiddenScores
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a teacher sees a rollout: its request, and which of its tokens belong to which of the student's.
+
+    Tokens of one group say the same text. For the same tokens after the same prompt both are arange(S).
+    """
+
+    request: ScoreRequest
+    student_group: Ints  # [S] -1: not compared, and counted in `left_out`
+    teacher_group: Ints  # [S'] of the request's scored tokens
+    left_out: Mapping[str, int] = field(default_factory=dict)  # {"end_of_turn": 3}: why, and how many
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What one may want to know of a model without holding its weights."""
+
+    name: str
+    vocabulary: int  # rows of the output head that are compared
+    context: int | None = None  # tokens; None where its config does not say
+    stop_ids: tuple[int, ...] = ()
+    dtype: str = "float32"
+    natural_temperature: float = 1.0  # T of a folder that `limbeck bake` wrote
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A low-rank adapter over a base that stays on disk."""
+
+    base: str  # model folder or hub name
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...] | str
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What could not be had, as a value: never a filler in its place."""
 
-    prompt_id: str
+    id: str  # of the prompt or the request
     stage: Literal["sample", "score", "grade"]
     kind: str  # "timeout"
     message: str
@@ -181,8 +364,8 @@ class Scored:
     """A rollout with everything the learner needs to know about it."""
 
     rollout: Rollout
-    scores: TeacherScores
-    reward: float | None = None  # 1.0: the grader's mark, None where there is no grader
+    scores: Scores
+    reward: float | None = None  # 1.0, as graded; None where there is no grader
     advantage: float = 0.0  # the reward, group-normalised; 0 where rewards are not trained on
     reference: HiddenScores | None = None  # the frozen reference policy, for a KL-to-reference term
 
@@ -196,68 +379,3 @@ class ProbeResult:
     expected: str  # "1.4286"
     ok: bool = True
     remedy: str = ""  # what to do about one that failed, a sentence or two
-
-
-@dataclass(frozen=True, slots=True)
-class Top:
-    """The most likely tokens at each sampled position, most likely first."""
-
-    ids: Ints  # [S, K]
-    logprobs: Floats  # [S, K] at the rollout temperature, normalised over the whole vocabulary
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What student and teacher thought at each sampled token, for people to look at.
-
-    At the rollout temperature, under the student's weights as they are. None where the teacher's
-    scores cannot say.
-    """
-
-    student_logprobs: Floats  # [S] log p(y_t)
-    teacher_logprobs: Floats  # [S] log q(y_t)
-    student_entropy: Floats  # [S] nats
-    student_top: Top
-    teacher_entropy: Floats | None = None  # [S]
-    reverse_kl: Floats | None = None  # [S] exact, over the whole vocabulary
-    teacher_top: Top | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A mean over tokens that carries its weight, and how far responses spread around it."""
-
-    total: float
-    count: float
-    spread: float | None = None  # sum over responses of (its total - mean * its count)^2
-
-    @property
-    def value(self) -> float | None:
-        """The mean, or None where nothing was counted."""
-        return self.total / self.count if self.count else None
-
-    @property
-    def standard_error(self) -> float | None:
-        """Clustered by response: tokens of one response are not independent."""
-        return math.sqrt(self.spread) / self.count if self.spread is not None and self.count else None
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one update measured. Keys are the names in `metrics.jsonl`: "reverse_kl/exact"."""
-
-    means: Mapping[str, Mean] = field(default_factory=dict)
-    maxima: Mapping[str, float] = field(default_factory=dict)
-    sums: Mapping[str, float] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    failures: tuple[Failure, ...] = ()
-
-    def values(self) -> dict[str, float]:
-        """Every metric as one flat mapping; a mean's standard error is `NAME/se`."""
-        flat = {}
-        for name, mean in self.means.items():
-            if mean.value is not None:
-                flat[name] = mean.value
-            if mean.standard_error is not None:
-                flat[f"{name}/se"] = mean.standard_error
-        return {**flat, **self.maxima, **self.sums, **{f"seconds/{k}": v for k, v in self.seconds.items()}}

@@ -43,15 +43,15 @@ def test_temperature_one_of_the_baked_is_t_of_the_source(
     source = Path(tiny.save(tmp_path / "source", kind, **changes))
     probe = bake(str(source), temperature, tmp_path / "baked")
     assert set(probe.tensors) == tensors
-    apart = (logprobs(tmp_path / "baked") - logprobs(source, temperature)).abs().max().item()
-    assert apart < 1e-4
+    difference = (logprobs(tmp_path / "baked") - logprobs(source, temperature)).abs().max().item()
+    assert difference < 1e-4
     unbaked = (logprobs(source) - logprobs(source, temperature)).abs().max().item()
     assert unbaked > 0.1  # else the test could not fail
     config = json.loads((tmp_path / "baked" / "config.json").read_text())
     assert config[CONFIG_KEY] == temperature
 
 
-def test_the_baked_tensor_stays_float32_and_the_cost_of_narrowing_is_told(tmp_path: Path) -> None:
+def test_the_baked_tensor_stays_float32_and_the_cost_of_narrowing_is_measured(tmp_path: Path) -> None:
     source = Path(tiny.save(tmp_path / "source"))
     AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
     probe = bake(str(source), 0.7, tmp_path / "baked")
@@ -63,7 +63,7 @@ def test_the_baked_tensor_stays_float32_and_the_cost_of_narrowing_is_told(tmp_pa
     assert halved.errors["bfloat16"]["max"] < 1e-3
 
 
-def test_the_probe_file_holds_what_the_source_says_at_t(tmp_path: Path) -> None:
+def test_the_probe_file_holds_what_the_source_answers_at_t(tmp_path: Path) -> None:
     source = Path(tiny.save(tmp_path / "source"))
     bake(str(source), 0.7, tmp_path / "baked")
     probe = read_probe_file(tmp_path / "baked")

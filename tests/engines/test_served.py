@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,17 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from limbeck.engines.served import ServedEngine
 from limbeck.engines.sglang import SGLangServer
 from limbeck.engines.vllm import VLLMServer
-from limbeck.errors import EngineError
-from limbeck.learners.local import LocalPolicy
+from limbeck.errors import EngineError, RecipeError
 from limbeck.models.causal_lm import CausalLM
-from limbeck.records import Failure, Rollout, Sampling
+from limbeck.records import Failure, Key, Prompt, Sampled, SampleRequest, Sampling, ScoreRequest, Scores
 from limbeck.wire.http import Pool, PoolSettings
 from tests import tiny
+from tests.engines.student import Lease, Student
 from tests.fake_engine import FakeEngine
 
 SAMPLING = Sampling(0.7, max_tokens=8, stop_ids=(1,), seed=3)
@@ -48,58 +48,77 @@ def engine(kind: str, server: FakeEngine, folder: Path, **changes: Any) -> Serve
     return ServedEngine(**{**given, **changes})
 
 
-def stepped(lm: CausalLM, version: int, size: float = 0.02) -> LocalPolicy:
-    """The learner's weights after some update, in place as it makes them."""
-    generator = torch.Generator().manual_seed(version)
-    with torch.no_grad():
-        for parameter in lm.model.parameters():
-            parameter.add_(size * parameter.std() * torch.randn(parameter.shape, generator=generator))
-    return LocalPolicy(version, lm)
+def requests(
+    samples: int = 1, sampling: Sampling = SAMPLING, prompts: Sequence[Prompt] = PROMPTS, top: int = 0
+) -> list[SampleRequest]:
+    return [
+        SampleRequest(Key(prompt.id, sample=k), np.array(prompt.token_ids), sampling, top)
+        for prompt in prompts
+        for k in range(samples)
+    ]
 
 
-def rollouts(answers: Sequence[Rollout | Failure]) -> list[Rollout]:
+async def sample(one: ServedEngine, unit: Sequence[SampleRequest]) -> list[Sampled]:
+    answers = await one.sample(unit)
     failures = [answer for answer in answers if isinstance(answer, Failure)]
     assert not failures, failures
-    return [answer for answer in answers if isinstance(answer, Rollout)]
+    return [answer for answer in answers if isinstance(answer, Sampled)]
 
 
-def truth(lm: CausalLM, rollout: Rollout) -> np.ndarray:
-    """[S] the model's own log-probs at the rollout's temperature, by transformers alone."""
-    with torch.inference_mode():
-        logits = lm.model(torch.tensor([rollout.token_ids.tolist()])).logits[0, :-1].double()
-    logp = torch.log_softmax(logits / rollout.sampling.temperature, dim=-1).numpy()
-    return logp[np.arange(len(logp)), rollout.token_ids[1:]][rollout.trained[1:]]
+def truth(lm: CausalLM, request: SampleRequest, answer: Sampled) -> np.ndarray:
+    """[n] the model's own log-probs in its whole distribution at the request's temperature, by transformers alone."""
+    ids = [*request.token_ids.tolist(), *answer.token_ids.tolist()]
+    of_next_LV = tiny.logprobs(lm.model, ids, request.sampling.temperature).numpy()
+    rows = of_next_LV[len(request.token_ids) - 1 :]
+    return rows[np.arange(len(rows)), answer.token_ids]
 
 
 async def test_it_samples_with_the_weights_it_was_given(kind: str, lm: CausalLM, tmp_path: Path) -> None:
-    async with FakeEngine(tiny.lm_of("llama-tied" if lm.model.config.tie_word_embeddings else "llama").model) as server:
+    """Also where they move in place: the policy of the last load is stale by then, and is not read."""
+    family = "llama-tied" if lm.model.config.tie_word_embeddings else "llama"
+    student, unit = Student(lm), requests(2)
+    async with FakeEngine(tiny.lm_of(family).model) as server:
         one = engine(kind, server, tmp_path)
         for version in range(3):
-            policy = stepped(lm, version) if version else LocalPolicy(0, lm)
-            await one.load(policy)
-            sampled = rollouts(await one.sample(PROMPTS, SAMPLING, 2))
-            assert [(r.prompt.id, r.sample) for r in sampled] == [(p.id, k) for p in PROMPTS for k in range(2)]
-            for rollout in sampled:
-                assert rollout.policy_version == version
-                assert rollout.finish == ("stop" if rollout.token_ids[-1] == 1 else "length")
-                assert len(rollout.response_ids) == 8 or rollout.finish == "stop"
-                np.testing.assert_allclose(rollout.behaviour_logprobs, truth(lm, rollout), atol=1e-4)
-        assert len({tuple(r.token_ids) for r in sampled}) > len(PROMPTS)  # two samples of a prompt have their own dice
-        assert one.tempered
+            await one.load(student.step() if version else student.publish())
+            answers = await sample(one, unit)
+            for request, answer in zip(unit, answers, strict=True):
+                assert answer.version == version
+                assert answer.finish == ("stop" if answer.token_ids[-1] == 1 else "length")
+                assert len(answer.token_ids) == 8 or answer.finish == "stop"
+                assert answer.top_ids is None
+                np.testing.assert_allclose(answer.logprobs, truth(lm, request, answer), atol=1e-4)
+        assert one.logprobs_at_T
         await one.close()
         assert not (tmp_path / "weights").exists()
 
 
-async def test_raw_logprobs_are_found_out_and_recomputed(kind: str, tmp_path: Path) -> None:
+async def test_every_key_has_randomness_of_its_own(tmp_path: Path) -> None:
+    """Samples, occurrences and turns of one prompt differ; the first occurrence samples what it always did."""
     lm = tiny.fresh("llama")
+    keys = [Key("p", sample=k, occurrence=n, turn=t) for k in (0, 1) for n in (0, 1) for t in (0, 1)]
+    unit = [SampleRequest(key, np.array(PROMPTS[2].token_ids), SAMPLING) for key in keys]
+    async with FakeEngine(lm.model) as server:
+        one = engine("sglang", server, tmp_path)
+        await one.load(Student(lm).publish())
+        answers = await sample(one, unit)
+        again = await sample(one, unit[::-1])
+    assert len({tuple(answer.token_ids) for answer in answers}) == len(keys)
+    assert [tuple(a.token_ids) for a in again[::-1]] == [tuple(a.token_ids) for a in answers]
+    seeds = {body["sampling_params"].get("sampling_seed") for body in server.bodies if "sampling_params" in body}
+    assert int.from_bytes(hashlib.blake2b(b"3\x1fp\x1f1", digest_size=4).digest(), "little") >> 1 in seeds
+
+
+async def test_raw_logprobs_are_found_out_and_recomputed(kind: str, tmp_path: Path) -> None:
+    lm, unit = tiny.fresh("llama"), requests()
     async with FakeEngine(lm.model) as server:
         server.raw_logprobs = True
         one = engine(kind, server, tmp_path)
-        await one.load(stepped(lm, 1))
-        assert not one.tempered
-        assert any("recomputed by the learner" in measured for _, measured, _ in one.proofs)
-        for rollout in rollouts(await one.sample(PROMPTS, SAMPLING)):
-            np.testing.assert_allclose(rollout.behaviour_logprobs, truth(lm, rollout), atol=1e-4)
+        await one.load(Student(lm).step())
+        assert not one.logprobs_at_T
+        assert any("recomputed by the learner" in proof.measured for proof in one.proofs)
+        for request, answer in zip(unit, await sample(one, unit), strict=True):
+            np.testing.assert_allclose(answer.logprobs, truth(lm, request, answer), atol=1e-4)
 
 
 async def test_logprobs_that_are_neither_are_refused(kind: str, tmp_path: Path) -> None:
@@ -107,28 +126,84 @@ async def test_logprobs_that_are_neither_are_refused(kind: str, tmp_path: Path) 
     async with FakeEngine(lm.model) as server:
         server.other_logprobs = 0.3
         with pytest.raises(EngineError, match=r"its log-probs of sampled tokens are 0\.3"):
-            await engine(kind, server, tmp_path).load(LocalPolicy(0, lm))
+            await engine(kind, server, tmp_path).load(Student(lm).publish())
 
 
 @pytest.mark.parametrize("changes", [{"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.1}, {"greedy": True}])
-async def test_of_a_cut_distribution_they_are_recomputed(changes: dict[str, Any], tmp_path: Path) -> None:
-    """Greedy: the token's log-prob in the whole distribution. Cut: in what is left."""
+async def test_of_a_cut_distribution_they_are_those_of_the_whole(
+    kind: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whatever the server reports: the mismatch metrics compare them with the learner's whole distribution."""
+    lm = tiny.fresh("llama")
+    unit = requests(sampling=replace(SAMPLING, **changes))
+    async with FakeEngine(lm.model) as server:
+        one = engine(kind, server, tmp_path)
+        await one.load(Student(lm).publish())
+        assert one.logprobs_at_T
+        server.other_logprobs = 0.3
+        for request, answer in zip(unit, await sample(one, unit), strict=True):
+            np.testing.assert_allclose(answer.logprobs, truth(lm, request, answer), atol=1e-4)
+
+
+async def test_the_top_tokens_are_the_students_whatever_was_sampled(kind: str, tmp_path: Path) -> None:
+    lm, unit = tiny.fresh("llama"), requests(8, replace(SAMPLING, temperature=2.0), top=3)
+    async with FakeEngine(lm.model) as server:
+        one = engine(kind, server, tmp_path)
+        await one.load(Student(lm).publish())
+        inside = []
+        for request, answer in zip(unit, await sample(one, unit), strict=True):
+            ids = [*request.token_ids.tolist(), *answer.token_ids.tolist()]
+            rows = tiny.logprobs(lm.model, ids)[len(request.token_ids) - 1 :]
+            assert answer.top_ids is not None
+            np.testing.assert_array_equal(answer.top_ids, rows.topk(3).indices)
+            inside += (answer.top_ids == answer.token_ids[:, None]).any(axis=1).tolist()
+        assert set(inside) == {True, False}
+        server.hides_tops = True
+        (failure, *_) = await one.sample(unit[:1])
+        assert isinstance(failure, Failure)
+        assert "top_logprobs" in failure.message
+
+
+@pytest.mark.parametrize("outside", [-1, tiny.VOCABULARY, 5000])
+async def test_stop_ids_outside_the_vocabulary_are_refused(outside: int, tmp_path: Path) -> None:
+    lm, wrong = tiny.fresh("llama"), replace(SAMPLING, stop_ids=(1, outside))
+    async with FakeEngine(lm.model) as server:
+        with pytest.raises(RecipeError, match=rf"stop ids \[{outside}\] .* expected 0 to 99.*rollout\.stop_ids"):
+            engine("vllm", server, tmp_path, sampling=wrong)
+        one = engine("vllm", server, tmp_path)
+        await one.load(Student(lm).publish())
+        with pytest.raises(RecipeError, match="stop ids"):
+            await one.sample(requests(sampling=wrong))
+
+
+class AtOne(Lease):
+    """Answers at temperature 1, whatever is asked."""
+
+    async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
+        return await super().score([replace(request, temperature=1.0) for request in unit])
+
+
+class Unable(Lease):
+    async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
+        return [Failure(request.id, "score", "memory", "no room") for request in unit]
+
+
+async def test_a_policy_that_answers_at_another_temperature_stops_the_run(tmp_path: Path) -> None:
     lm = tiny.fresh("llama")
     async with FakeEngine(lm.model) as server:
-        one = engine("sglang", server, tmp_path)
-        await one.load(LocalPolicy(0, lm))
-        wide = rollouts(await one.sample(PROMPTS, SAMPLING))
-        cut = LocalPolicy(0, lm).logprobs([replace(r, sampling=replace(SAMPLING, **changes)) for r in wide])
-        for rollout, logprobs in zip(wide, cut, strict=True):
-            expected = truth(lm, rollout)
-            if changes.get("greedy"):
-                np.testing.assert_allclose(logprobs, expected, atol=1e-4)
-            else:
-                assert (logprobs >= expected - 1e-4)[np.isfinite(logprobs)].all()
-                assert not np.allclose(logprobs, expected, atol=1e-3)
-        server.raw_logprobs = True  # whatever the server says of it
-        (greedy, *_) = rollouts(await one.sample(PROMPTS[:1], replace(SAMPLING, greedy=True)))
-        np.testing.assert_allclose(greedy.behaviour_logprobs, truth(lm, greedy), atol=1e-4)
+        with pytest.raises(EngineError, match=r"temperature 0\.7 with TokenScores at temperature 1\.0"):
+            await engine("vllm", server, tmp_path).load(AtOne(Student(lm), 0))
+        with pytest.raises(EngineError, match="no room"):
+            await engine("vllm", server, tmp_path).load(Unable(Student(lm), 0))
+
+
+async def test_a_response_whose_logprobs_cannot_be_recomputed_is_a_failure(tmp_path: Path) -> None:
+    lm, unit = tiny.fresh("llama"), requests(sampling=replace(SAMPLING, top_k=4))
+    async with FakeEngine(lm.model) as server:
+        one = engine("vllm", server, tmp_path)
+        await one.load(Student(lm).publish())
+        one.policy = Unable(Student(lm), 0)
+        assert await one.sample(unit) == [Failure(p.id, "sample", "memory", "no room") for p in PROMPTS]
 
 
 # --- weights ------------------------------------------------------------------------------------------
@@ -137,56 +212,56 @@ async def test_of_a_cut_distribution_they_are_recomputed(changes: dict[str, Any]
 @pytest.mark.parametrize("size", [0.02, 3e-4])
 async def test_an_update_that_is_accepted_and_not_made_stops_the_run(kind: str, size: float, tmp_path: Path) -> None:
     """Also one so small that the old weights are within the tolerance."""
-    lm = tiny.fresh("llama")
-    async with FakeEngine(lm.model) as server:
+    student = Student(tiny.fresh("llama"))
+    async with FakeEngine(student.lm.model) as server:
         one = engine(kind, server, tmp_path, tolerance=0.02 if size > 1e-3 else 1.0)
-        await one.load(LocalPolicy(0, lm))
-        await one.load(stepped(lm, 1, size))
+        await one.load(student.publish())
+        await one.load(student.step(size))
         server.keeps_old_weights = True
         with pytest.raises(EngineError, match=r"update 2 (but does not hold them|but did not change).*Start "):
-            await one.load(stepped(lm, 2, size))
+            await one.load(student.step(size))
 
 
 async def test_weights_that_arrive_spoilt_stop_the_run(kind: str, tmp_path: Path) -> None:
-    lm = tiny.fresh("llama")
-    async with FakeEngine(lm.model) as server:
+    student = Student(tiny.fresh("llama"))
+    async with FakeEngine(student.lm.model) as server:
         one = engine(kind, server, tmp_path)
-        await one.load(LocalPolicy(0, lm))
+        await one.load(student.publish())
         server.spoils_weights = 0.5
         with pytest.raises(
             EngineError, match=r"update 1 but does not hold them: .* nats a token away .*engine\.tolerance"
         ):
-            await one.load(stepped(lm, 1))
+            await one.load(student.step())
 
 
 async def test_a_server_that_takes_no_weights_is_named(kind: str, tmp_path: Path) -> None:
-    lm = tiny.fresh("llama")
-    async with FakeEngine(lm.model) as server:
+    student = Student(tiny.fresh("llama"))
+    async with FakeEngine(student.lm.model) as server:
         server.refuses_weights = True
         with pytest.raises(EngineError, match=rf"{server.url} did not take the weights of update 0.*answered 400"):
-            await engine(kind, server, tmp_path).load(LocalPolicy(0, lm))
+            await engine(kind, server, tmp_path).load(student.publish())
         assert not list((tmp_path / "weights").glob("*"))
 
 
 async def test_after_a_restart_the_weights_are_pushed_again_and_the_step_sampled_anew(
     kind: str, tmp_path: Path
 ) -> None:
-    lm = tiny.fresh("llama")
-    async with FakeEngine(lm.model) as server:
+    student = Student(tiny.fresh("llama"))
+    async with FakeEngine(student.lm.model) as server:
         one = engine(kind, server, tmp_path)
-        await one.load(LocalPolicy(0, lm))
-        await one.load(stepped(lm, 1))
-        calm = rollouts(await one.sample(PROMPTS, SAMPLING, 2))
+        await one.load(student.publish())
+        await one.load(student.step())
+        calm = await sample(one, requests(2))
         server.restart_after = 3
-        disturbed = rollouts(await one.sample(PROMPTS, SAMPLING, 2))
+        disturbed = await sample(one, requests(2))
         assert server.restart_after is None
-        for before, after in zip(calm, disturbed, strict=True):
+        for request, before, after in zip(requests(2), calm, disturbed, strict=True):
             np.testing.assert_array_equal(before.token_ids, after.token_ids)
-            np.testing.assert_allclose(after.behaviour_logprobs, truth(lm, after), atol=1e-4)
+            np.testing.assert_allclose(after.logprobs, truth(student.lm, request, after), atol=1e-4)
 
 
 async def test_a_server_that_loses_them_every_time_stops_the_run(kind: str, tmp_path: Path) -> None:
-    lm = tiny.fresh("llama")
+    student = Student(tiny.fresh("llama"))
 
     class Forgetful(FakeEngine):
         forgets = False
@@ -198,14 +273,14 @@ async def test_a_server_that_loses_them_every_time_stops_the_run(kind: str, tmp_
 
     async with Forgetful(tiny.lm_of("llama").model) as server:
         one = engine(kind, server, tmp_path)
-        await one.load(stepped(lm, 1))
+        await one.load(student.step())
         server.forgets = True
         with pytest.raises(EngineError, match="lost the weights of update 1 4 times"):
-            await one.sample(PROMPTS, SAMPLING)
+            await one.sample(requests())
 
 
 async def test_a_cut_off_update_of_tensors_is_begun_again(tmp_path: Path) -> None:
-    lm = tiny.fresh("llama")
+    student = Student(tiny.fresh("llama"))
 
     class Strict(FakeEngine):
         async def _answer(self, writer: Any, path: str, body: dict[str, Any]) -> bool:
@@ -213,9 +288,9 @@ async def test_a_cut_off_update_of_tensors_is_begun_again(tmp_path: Path) -> Non
                 return await self._send(writer, 400, b'{"success": false, "message": "session is already open"}')
             return await super()._answer(writer, path, body)
 
-    async with Strict(lm.model) as server:
+    async with Strict(student.lm.model) as server:
         server.tensors_open = True
-        await engine("tensors", server, tmp_path).load(LocalPolicy(0, lm))
+        await engine("tensors", server, tmp_path).load(student.publish())
 
 
 # --- answers ------------------------------------------------------------------------------------------
@@ -230,13 +305,13 @@ WRONG = {
 
 @pytest.mark.parametrize("lie", list(WRONG))
 async def test_answers_that_are_not_whole_are_failures(kind: str, lie: str, tmp_path: Path) -> None:
-    lm = tiny.fresh("llama")
-    async with FakeEngine(lm.model) as server:
+    student = Student(tiny.fresh("llama"))
+    async with FakeEngine(student.lm.model) as server:
         one = engine(kind, server, tmp_path)
-        await one.load(LocalPolicy(0, lm))
+        await one.load(student.publish())
         setattr(server, lie, True)
         stops = tuple(range(0, tiny.VOCABULARY, 3)) if lie in ("hides_stop", "goes_on") else ()
-        answers = await one.sample(PROMPTS[:2], replace(SAMPLING, stop_ids=stops), 3)
+        answers = await one.sample(requests(3, replace(SAMPLING, stop_ids=stops), PROMPTS[:2]))
         failures = [answer for answer in answers if isinstance(answer, Failure)]
         assert failures
         assert {failure.stage for failure in failures} == {"sample"}
@@ -246,12 +321,12 @@ async def test_answers_that_are_not_whole_are_failures(kind: str, lie: str, tmp_
 
 
 async def test_a_storm_on_the_wire_does_not_change_the_samples(kind: str, tmp_path: Path) -> None:
-    lm = tiny.fresh("llama")
-    async with FakeEngine(lm.model) as server:
+    student = Student(tiny.fresh("llama"))
+    async with FakeEngine(student.lm.model) as server:
         one = engine(kind, server, tmp_path)
-        await one.load(LocalPolicy(0, lm))
-        calm = rollouts(await one.sample(PROMPTS, SAMPLING, 2))
+        await one.load(student.publish())
+        calm = await sample(one, requests(2))
         server.drop = server.cut = server.fail = server.busy = server.corrupt = 0.15
-        stormy = rollouts(await one.sample(PROMPTS, SAMPLING, 2))
+        stormy = await sample(one, requests(2))
         for before, after in zip(calm, stormy, strict=True):
             np.testing.assert_array_equal(before.token_ids, after.token_ids)

@@ -11,7 +11,7 @@ import torch
 
 from limbeck.config.base import ModelConfig
 from limbeck.contract.bake import bake
-from limbeck.engines.untie import untie_head
+from limbeck.engines.vllm import untie_head
 from limbeck.models.loading import SHIPPED, load_model
 
 from .servers import Server, python_of, running

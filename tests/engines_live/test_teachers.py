@@ -18,12 +18,14 @@ from limbeck import api
 from limbeck.config.base import ModelConfig
 from limbeck.config.recipe import parse_recipe
 from limbeck.config.teacher import SGLangTeacherConfig, VLLMTeacherConfig
-from limbeck.contract.probes import continuations, probe_rollout
+from limbeck.contract.answers import logprobs_of_sampled
+from limbeck.contract.probes import continuations
 from limbeck.contract.remote import prove_remote
 from limbeck.errors import ContractError
 from limbeck.models.loading import load_model
-from limbeck.records import HiddenScores, ProbeResult, TopKScores
-from limbeck.teachers.connect import remote_teacher
+from limbeck.records import HiddenScores, TopKScores, request_of
+from limbeck.teachers.connect import connect
+from limbeck.teachers.remote import Proof, RemoteTeacher
 
 from .conftest import on
 from .servers import Server
@@ -37,16 +39,19 @@ SLACK = 1e-4  # nats: an engine's float32 is not transformers'; both are up to 5
 hot_and_cold = pytest.mark.parametrize("temperature", [0.7, 1.3])
 
 
-async def scored(server: Server, temperature: float, **options: Any) -> tuple[list[ProbeResult], str, list[TopKScores]]:
-    """What was proven, the method, and the scores of TEXTS after four tokens of prompt."""
+async def scored(server: Server, temperature: float, **options: Any) -> tuple[Proof, list[TopKScores]]:
+    """What was proven, and the scores of TEXTS after four tokens of prompt."""
     section = SECTIONS[server.kind](url=server.url, top_logprobs=90, **options)
-    teacher = remote_teacher("t", section, V, V, 5)
-    verdicts = await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature)
-    marked = await teacher.score([probe_rollout(ids[:4], ids[4:], temperature) for ids in TEXTS])
-    await teacher.close()
-    scores = [m for m in marked if isinstance(m, TopKScores)]
+    client = connect("t", section, V, V)
+    try:
+        proof = await prove_remote(client, TEXTS, continuations(TEXTS[-1], V), temperature, support=5)
+        answers = await RemoteTeacher(client, proof).score([request_of(ids, 4, temperature, 5) for ids in TEXTS])
+    finally:
+        await client.close()
+    scores = [answer for answer in answers if isinstance(answer, TopKScores)]
     assert len(scores) == len(TEXTS)
-    return verdicts, teacher.method, scores
+    assert {one.temperature for one in scores} == {temperature}
+    return proof, scores
 
 
 def truth(model: Path, temperature: float) -> list[np.ndarray]:
@@ -57,16 +62,16 @@ def truth(model: Path, temperature: float) -> list[np.ndarray]:
     return [torch.log_softmax(row / temperature, dim=-1).numpy() for row in rows]
 
 
-def worst(marked: list[TopKScores], rows: list[np.ndarray]) -> float:
+def worst(answers: list[TopKScores], rows: list[np.ndarray]) -> float:
     """Largest error in nats, after each value's own certificate is taken off."""
     over = [-1.0]
-    for scores, row, ids in zip(marked, rows, TEXTS, strict=True):
-        known = np.ones(len(row), bool) if scores.known is None else scores.known
-        assert known.mean() > 0.8
+    for scores, row, ids in zip(answers, rows, TEXTS, strict=True):
+        valid = np.ones(len(row), bool) if scores.valid_mask is None else scores.valid_mask
+        assert valid.mean() > 0.8
         certified = np.zeros(len(row)) if scores.errors is None else scores.errors
-        apart = np.abs(scores.logprobs_of_sampled - row[np.arange(len(row)), ids[4:]])
-        tops = np.abs(scores.logprobs - np.take_along_axis(row, scores.ids, axis=1)).max(axis=1)
-        over.append(float((np.maximum(apart, tops) - certified)[known].max(initial=-1.0)))
+        of_sampled = np.abs(scores.logprobs_of_sampled - row[np.arange(len(row)), ids[4:]])
+        of_top = np.abs(scores.logprobs - np.take_along_axis(row, scores.ids, axis=1)).max(axis=1)
+        over.append(float((np.maximum(of_sampled, of_top) - certified)[valid].max(initial=-1.0)))
     return max(over)
 
 
@@ -92,18 +97,18 @@ stock = on("sglang teacher", "vllm teacher")
 async def test_a_stock_server_is_found_out_and_rescaled(
     server: Server, models: dict[str, Path], temperature: float
 ) -> None:
-    verdicts, method, marked = await scored(server, temperature)
-    (native,) = [verdict for verdict in verdicts if verdict.probe == "method native"]
+    proof, answers = await scored(server, temperature)
+    (native,) = [result for result in proof.results if result.probe == "method native"]
     assert "did not acknowledge the scoring temperature" in native.measured
-    assert method == "rescale"
-    assert worst(marked, truth(models["teacher"], temperature)) <= SLACK
+    assert proof.method == "rescale"
+    assert worst(answers, truth(models["teacher"], temperature)) <= SLACK
 
 
 @stock
 async def test_at_temperature_1_a_stock_server_is_taken_as_it_is(server: Server, models: dict[str, Path]) -> None:
-    _, method, marked = await scored(server, 1.0)
-    assert method == "plain"
-    assert worst(marked, truth(models["teacher"], 1.0)) <= SLACK
+    proof, answers = await scored(server, 1.0)
+    assert proof.method == "plain"
+    assert worst(answers, truth(models["teacher"], 1.0)) <= SLACK
 
 
 @stock
@@ -122,16 +127,19 @@ async def test_hidden_states_give_the_whole_distribution(
 ) -> None:
     head = load_model(ModelConfig(model=str(models["teacher"])), torch.device("cpu")).head().detach()
     section = SGLangTeacherConfig(url=server.url, head=str(models["teacher"]))
-    teacher = remote_teacher("t", section, V, V, 0, head)
-    await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature)
-    assert teacher.method == "hidden"
-    marked = await teacher.score([probe_rollout(ids[:4], ids[4:], temperature) for ids in TEXTS])
-    await teacher.close()
-    for scores, row in zip(marked, truth(models["teacher"], temperature), strict=True):
+    heads = {"its": head}
+    client = connect("t", section, V, V)
+    proof = await prove_remote(client, TEXTS, continuations(TEXTS[-1], V), temperature, support="full", heads=heads)
+    assert proof.method == "hidden"
+    requests = [request_of(ids, 4, temperature, "full") for ids in TEXTS]
+    answers = await RemoteTeacher(client, proof).score(requests)
+    await client.close()
+    for scores, request, row in zip(answers, requests, truth(models["teacher"], temperature), strict=True):
         assert isinstance(scores, HiddenScores)
-        logits_SV = scores.head.logits(torch.as_tensor(scores.hidden)).double()
-        ours = torch.log_softmax(logits_SV / temperature, dim=-1).numpy()
-        assert np.abs(ours - row).max() <= SLACK
+        sampled = row[np.arange(len(row)), request.scored_ids]
+        assert np.abs(logprobs_of_sampled(scores, request, heads) - sampled).max() <= SLACK
+        logits_SV = head.logits(scores.states.fetch()).double()
+        assert np.abs(torch.log_softmax(logits_SV / temperature, dim=-1).numpy() - row).max() <= SLACK
 
 
 def baked(temperature: float) -> pytest.MarkDecorator:
@@ -143,9 +151,9 @@ class TestBaked:
 
     async def exact(self, server: Server, models: dict[str, Path], temperature: float) -> None:
         folder = models[f"baked-{temperature}"]
-        _, method, marked = await scored(server, temperature, baked=str(folder))
-        assert method == "baked"
-        assert worst(marked, truth(models["teacher"], temperature)) <= 1e-4
+        proof, answers = await scored(server, temperature, baked=str(folder))
+        assert proof.method == "baked"
+        assert worst(answers, truth(models["teacher"], temperature)) <= 1e-4
 
     async def refused_elsewhere(self, server: Server, models: dict[str, Path], temperature: float) -> None:
         with pytest.raises(ContractError, match="baked for temperature"):

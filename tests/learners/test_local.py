@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.config.learner import LocalLearnerConfig, LoraConfig
+from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig, TaskRewardConfig
-from limbeck.errors import EngineError, ModelError, NonFiniteError
-from limbeck.learners.local import InProcessLearner, learning_rate
+from limbeck.errors import EngineError, NonFiniteError
+from limbeck.learners.local import LocalLearner, learning_rate
 from limbeck.models.causal_lm import CausalLM
 from limbeck.records import Scored
-from tests.helpers import dense_scores, random_samples, tiny_lm
+from tests.helpers import dense_scores, learner_of, random_samples, tiny_lm
 
 LENGTHS = [5, 1, 9, 3, 0, 7, 2, 4]
 
@@ -29,7 +29,7 @@ def updated(
 ) -> dict[str, torch.Tensor]:
     """The weights of a fresh student after `steps` updates over `samples`."""
     lm = tiny_lm(1, dtype)
-    learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2, **section), objective, steps=10, seed=0)  # type: ignore[arg-type]
+    learner = learner_of(lm, tiny_lm(2, dtype), objective=objective, lr=1e-2, **section)
     for _ in range(steps):
         asyncio.run(learner.update(samples))
     return {name: parameter.detach().clone() for name, parameter in lm.model.named_parameters()}
@@ -66,8 +66,7 @@ def test_splits_and_layouts_give_one_update(objective: ObjectiveConfig, layout: 
 def test_budgets_make_the_split_they_are_said_to() -> None:
     samples = random_samples(tiny_lm(2, torch.float64), LENGTHS)
     for layout, budget, count in (("padded", 50, 2), ("packed", 35, 2), ("padded", 1, 7), ("packed", 1, 7)):
-        section = LocalLearnerConfig(micro_batch_tokens=budget, layout=layout)  # type: ignore[arg-type]
-        learner = InProcessLearner(tiny_lm(1), section, ReverseKLConfig(), 1, 0)
+        learner = learner_of(tiny_lm(1), tiny_lm(2, torch.float64), micro_batch_tokens=budget, layout=layout)
         assert len(learner._batch(samples).micro) == count, (layout, budget)
 
 
@@ -85,7 +84,7 @@ def test_update_is_the_gradient_of_the_mean_kl() -> None:
     """One update's gradient against plain autograd through transformers' own logits."""
     teacher, lm = tiny_lm(2, torch.float64), tiny_lm(1, torch.float64)
     samples = random_samples(teacher, LENGTHS)
-    learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2, max_grad_norm=None), ReverseKLConfig(), 10, 0)
+    learner = learner_of(lm, teacher, lr=1e-2, max_grad_norm=None)
     total = torch.zeros((), dtype=torch.float64)
     for sample in samples:
         rollout = sample.rollout
@@ -111,14 +110,14 @@ def test_update_is_the_gradient_of_the_mean_kl() -> None:
 def test_updates_lower_the_kl() -> None:
     teacher, lm = tiny_lm(2), tiny_lm(1)
     samples = random_samples(teacher, LENGTHS)
-    learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2), ReverseKLConfig(), 30, 0)
+    learner = learner_of(lm, teacher, lr=1e-2, steps=30)
     values = [asyncio.run(learner.update(samples)).means["reverse_kl/exact"].value for _ in range(30)]
     assert values[-1] < 0.5 * values[0]
 
 
 def test_same_weights_have_no_kl_and_no_gradient() -> None:
     teacher = tiny_lm(1, torch.float64)
-    learner = InProcessLearner(tiny_lm(1, torch.float64), LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
+    learner = learner_of(tiny_lm(1, torch.float64), teacher)
     report = asyncio.run(learner.update(random_samples(teacher, LENGTHS)))
     assert abs(report.means["reverse_kl/exact"].value) < 1e-14
     assert report.maxima["grad_norm"] < 1e-12
@@ -126,8 +125,9 @@ def test_same_weights_have_no_kl_and_no_gradient() -> None:
 
 def test_measure_changes_nothing_and_agrees_with_update() -> None:
     lm = tiny_lm(1)
-    samples = random_samples(tiny_lm(2), LENGTHS)
-    learner = InProcessLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
+    teacher = tiny_lm(2)
+    samples = random_samples(teacher, LENGTHS)
+    learner = learner_of(lm, teacher, steps=1)
     before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
     measured = asyncio.run(learner.measure(samples))
     same(before, dict(lm.model.named_parameters()), 0.0)
@@ -137,58 +137,20 @@ def test_measure_changes_nothing_and_agrees_with_update() -> None:
         assert mean.value == pytest.approx(report.means[name].value, rel=1e-6), name
 
 
-def test_standard_error_is_clustered_by_response() -> None:
-    """Against the definition: sqrt(sum_i (total_i - mean * n_i)^2) / N."""
-    teacher, lm = tiny_lm(2), tiny_lm(1)
-    samples = random_samples(teacher, [3, 5, 2])
-    learner = InProcessLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
-    mean = asyncio.run(learner.measure(samples)).means["reverse_kl/sampled"]
-    totals, counts = [], []
-    for sample in samples:
-        ids, predict = torch.from_numpy(sample.rollout.token_ids)[None], np.flatnonzero(sample.rollout.trained) - 1
-        chosen = torch.from_numpy(sample.rollout.response_ids)[:, None]
-        logp, logq = (
-            torch.log_softmax(m.model(ids).logits[0, predict] / 0.7, -1).gather(1, chosen) for m in (lm, teacher)
-        )
-        totals.append((logp - logq).sum().item())
-        counts.append(len(predict))
-    overall = sum(totals) / sum(counts)
-    spread = sum((t - overall * n) ** 2 for t, n in zip(totals, counts, strict=True))
-    assert mean.value == pytest.approx(overall, rel=1e-4)
-    assert mean.standard_error == pytest.approx(math.sqrt(spread) / sum(counts), rel=1e-4)
-
-
-def test_dropout_follows_seed_and_step_alone() -> None:
-    samples = random_samples(tiny_lm(2), LENGTHS)
-
-    def weights(noise: int) -> dict[str, torch.Tensor]:
-        lm = tiny_lm(1, dropout=0.3)
-        learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2), ReverseKLConfig(), 10, seed=5)
-        for _ in range(2):
-            torch.manual_seed(noise)  # whatever ran before must not matter
-            asyncio.run(learner.update(samples))
-        return {name: p.detach() for name, p in lm.model.named_parameters()}
-
-    same(weights(1), weights(2), 0.0)
-    without = updated(ReverseKLConfig(), samples, torch.float32)
-    with pytest.raises(AssertionError):
-        same(weights(1), without, 1e-6)
-
-
 def test_a_step_without_tokens_stops() -> None:
-    learner = InProcessLearner(tiny_lm(1), LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
+    learner = learner_of(tiny_lm(1), tiny_lm(2))
     with pytest.raises(EngineError, match="none of the 2 responses has a sampled token"):
         asyncio.run(learner.update(random_samples(tiny_lm(2), [0, 0])))
 
 
 class TestNonFinite:
-    def poisoned(self) -> tuple[InProcessLearner, CausalLM, list[Scored]]:
+    def poisoned(self) -> tuple[LocalLearner, CausalLM, list[Scored]]:
         teacher, lm = tiny_lm(2), tiny_lm(1)
         samples = random_samples(teacher, [4, 3, 5])
         bad = dense_scores(teacher, samples[1].rollout, samples[0].scores.head)
-        bad.hidden[1, 0] = float("nan")
+        bad.states.fetch()[1, 0] = float("nan")
         samples[1] = Scored(samples[1].rollout, bad)
-        return InProcessLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 10, 0), lm, samples
+        return learner_of(lm, teacher), lm, samples
 
     def test_stops_before_the_update_and_names_the_sample(self) -> None:
         learner, lm, samples = self.poisoned()
@@ -208,74 +170,10 @@ class TestNonFinite:
         assert math.isfinite(report.maxima["grad_norm"])
 
 
-def test_adapters_begin_as_the_seed_says_whatever_was_drawn_before() -> None:
-    begun = []
-    for seed, drawn in ((3, 0), (3, 100), (4, 0)):
-        torch.manual_seed(drawn)
-        learner = InProcessLearner(
-            tiny_lm(1), LocalLearnerConfig(lora=LoraConfig(rank=4)), ReverseKLConfig(), steps=1, seed=seed
-        )
-        begun.append({name: parameter.detach().clone() for name, parameter in learner.parameters.items()})
-    same(begun[0], begun[1], 0.0)
-    assert any(not torch.equal(begun[0][name], begun[2][name]) for name in begun[0])
-
-
-class TestLora:
-    section = LocalLearnerConfig(lr=1e-2, lora=LoraConfig(rank=4))
-
-    def test_trains_adapters_only_and_exports_merged_weights(self, tmp_path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        lm, samples = tiny_lm(1), random_samples(tiny_lm(2), LENGTHS)
-        head = lm.model.lm_head.weight.detach().clone()
-        learner = InProcessLearner(lm, self.section, ReverseKLConfig(), 10, 0)
-        assert learner.parameters
-        assert all("lora_" in name for name in learner.parameters)
-        first = asyncio.run(learner.update(samples)).means["reverse_kl/exact"].value
-        for _ in range(9):
-            last = asyncio.run(learner.update(samples)).means["reverse_kl/exact"].value
-        assert last < 0.9 * first
-        assert torch.equal(lm.model.lm_head.weight, head)
-        learner.save(tmp_path)
-        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-        ids = torch.tensor([[3, 4, 5, 6]])
-        assert torch.allclose(plain(ids).logits, lm.model(ids).logits, atol=1e-4)
-        assert not any("lora" in name for name, _ in plain.named_parameters())
-
-    def test_resumes_bitwise(self, tmp_path) -> None:
-        samples = random_samples(tiny_lm(2), LENGTHS)
-
-        def learner() -> InProcessLearner:
-            return InProcessLearner(tiny_lm(1), self.section, ReverseKLConfig(), 10, 0)
-
-        straight = learner()
-        for _ in range(4):
-            asyncio.run(straight.update(samples))
-        half = learner()
-        for _ in range(2):
-            asyncio.run(half.update(samples))
-        half.save(tmp_path)
-        resumed = learner()
-        resumed.restore(tmp_path)
-        for _ in range(2):
-            asyncio.run(resumed.update(samples))
-        same({n: p.detach() for n, p in straight.parameters.items()}, resumed.parameters, 0.0)
-
-    def test_adapters_on_the_head_are_refused_by_name(self) -> None:
-        section = LocalLearnerConfig(lora=LoraConfig(target_modules=("lm_head",)))
-        with pytest.raises(ModelError, match=r"output head.*target_modules"):
-            InProcessLearner(tiny_lm(1), section, ReverseKLConfig(), 1, 0)
-
-    def test_modules_that_are_not_there_are_refused(self) -> None:
-        section = LocalLearnerConfig(lora=LoraConfig(target_modules=("nothing_like_it",)))
-        with pytest.raises(ModelError, match="nothing_like_it"):
-            InProcessLearner(tiny_lm(1), section, ReverseKLConfig(), 1, 0)
-
-
 def test_bfloat16_keeps_float32_weights_and_learns() -> None:
-    lm, samples = tiny_lm(1), random_samples(tiny_lm(2), LENGTHS)
-    learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2, precision="bfloat16"), ReverseKLConfig(), 10, 0)
-    exact = InProcessLearner(tiny_lm(1), LocalLearnerConfig(), ReverseKLConfig(), 10, 0)
+    lm, teacher = tiny_lm(1), tiny_lm(2)
+    samples = random_samples(teacher, LENGTHS)
+    learner, exact = learner_of(lm, teacher, lr=1e-2, precision="bfloat16"), learner_of(tiny_lm(1), teacher)
     rough = asyncio.run(learner.measure(samples)).means["reverse_kl/exact"].value
     assert rough == pytest.approx(asyncio.run(exact.measure(samples)).means["reverse_kl/exact"].value, rel=0.05)
     values = [asyncio.run(learner.update(samples)).means["reverse_kl/exact"].value for _ in range(10)]
@@ -294,11 +192,11 @@ def test_reference_pulls_towards_where_it_began() -> None:
             for s in random_samples(teacher, LENGTHS)
         ]
         objective = ReverseKLConfig(reference=ReferenceConfig(weight=weight) if weight else None)
-        learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-2), objective, 20, 0)
+        learner = learner_of(lm, teacher, initial, objective=objective, steps=20, lr=1e-2)
         for _ in range(20):
             report = asyncio.run(learner.update(samples))
         mine = random_samples(initial, LENGTHS)
-        against = InProcessLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
+        against = learner_of(lm, initial)
         assert ("reverse_kl/reference" in report.means) == bool(weight)
         return asyncio.run(against.measure(mine)).means["reverse_kl/exact"].value
 

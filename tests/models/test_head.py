@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
-from limbeck.objectives import Dense, Head, Tokens, distillation_loss
+from limbeck.objectives import Dense, Head, Tokens
 from tests._naive import naive_loss
-from tests.objectives.helpers import alone, at, close, log_softmax, name, randn
+from tests.objectives.helpers import alone, at, close, distillation_loss, log_softmax, name, randn
 
 N, V, WIDTH, TEACHER_WIDTH, T = 6, 9, 4, 7, 0.7
 

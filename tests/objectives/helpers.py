@@ -18,8 +18,9 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
-from limbeck.objectives import Dense, Head, Measured, Sampled, Target, Tokens, TopK, distillation_loss
+from limbeck.config.objective import ObjectiveConfig
+from limbeck.objectives import Dense, Head, Loss, Measured, Sampled, Target, Tokens, TopK, loss_of
+from limbeck.objectives import distillation_loss as loss_from
 
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
 UNCAPPED = 1e30  # an importance cap no ratio here comes near
@@ -29,6 +30,12 @@ def name(objective: ObjectiveConfig) -> str:
     """A test id: what differs from the default reverse KL."""
     given = objective.model_dump(exclude_defaults=True, exclude={"divergence"})
     return "-".join([objective.divergence, *(f"{key}={value}" for key, value in given.items())])
+
+
+def distillation_loss(objective: ObjectiveConfig | Loss, *args: Any, **options: Any) -> tuple[Tensor, Measured]:
+    """The fused loss of a recipe's table, or of a loss."""
+    loss = objective if isinstance(objective, Loss) else loss_of(objective)
+    return loss_from(loss, *args, **options)
 
 
 def randn(seed: int, *shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -58,7 +65,7 @@ def alone(sampled_N: Tensor, behaviour_N: Tensor, advantage_N: Tensor | None = N
 
 
 def target(support: int | str, logq_NV: Tensor, sampled_N: Tensor) -> Target:
-    """The least a teacher must say for a support, from its log-probs at the rollout temperature."""
+    """The least a teacher must give for a support, from its log-probs at the rollout temperature."""
     if support == "sampled":
         return Sampled(at(logq_NV, sampled_N))
     if support == "full":
@@ -69,7 +76,7 @@ def target(support: int | str, logq_NV: Tensor, sampled_N: Tensor) -> Target:
 
 
 def gradient_of(
-    objective: ObjectiveConfig,
+    objective: ObjectiveConfig | Loss,
     temperature: float,
     logits_NV: Tensor,
     tokens: Tokens,
@@ -86,7 +93,7 @@ def gradient_of(
 
 
 def every_token(
-    objective: ObjectiveConfig,
+    objective: ObjectiveConfig | Loss,
     temperature: float,
     z_V: Tensor,
     u_V: Tensor,
@@ -99,7 +106,7 @@ def every_token(
     """One prefix, every y: [V, V] gradient of each sample (row y), [V] probability of each, measurements.
 
     `mu_V` are log-probs of the sampler (the student's own where absent). With `compact` the teacher
-    says only what the support needs, else its whole distribution.
+    gives only what the support needs, else its whole distribution.
     """
     count = len(z_V)
     logp_V = log_softmax(z_V, temperature)
@@ -107,7 +114,7 @@ def every_token(
     sampled_N = torch.arange(count)
     rows_NV = u_V.expand(count, -1)
     teacher: Target = dense(rows_NV)
-    if compact and isinstance(objective, ReverseKLConfig) and objective.support != "full":
+    if compact and objective.support != "full":
         teacher = target(objective.support, log_softmax(rows_NV, temperature), sampled_N)
     grad_NV, _, measured = gradient_of(
         objective,

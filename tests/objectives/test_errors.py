@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
-from limbeck.objectives import Dense, Sampled, Target, TopK, distillation_loss
+from limbeck.objectives import Dense, Sampled, Target, TopK
 
-from .helpers import alone, at, dense, identity, log_softmax, name, randn, target
+from .helpers import alone, at, dense, distillation_loss, identity, log_softmax, name, randn, target
 
 N, V = 3, 6
 SAMPLED_N = torch.tensor([0, 2, 5])
@@ -83,7 +83,9 @@ def test_reference_and_its_hidden_states_come_together(objective: ObjectiveConfi
         (ReverseKLConfig(support=3), Dense),
         (ReverseKLConfig(), Dense),
         (ForwardKLConfig(), Dense),
+        (ForwardKLConfig(support=3), TopK),
         (JSDConfig(), Dense),
+        (JSDConfig(support="sampled"), Sampled),
     ],
     ids=lambda x: x.__name__ if isinstance(x, type) else name(x),
 )

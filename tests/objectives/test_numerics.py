@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
-from limbeck.objectives import Dense, Head, Sampled, TopK, distillation_loss
+from limbeck.objectives import Dense, Head, Sampled, TopK
 
-from .helpers import alone, at, dense, gradient_of, log_softmax, name, randn
+from .helpers import alone, at, dense, distillation_loss, gradient_of, log_softmax, name, randn
 
 OBJECTIVES: list[ObjectiveConfig] = [
     ReverseKLConfig(),
@@ -32,6 +32,8 @@ OBJECTIVES: list[ObjectiveConfig] = [
     JSDConfig(beta=0.5),
     JSDConfig(beta=0.99),
     JSDConfig(beta=1.0),
+    JSDConfig(beta=0.5, support="sampled"),
+    JSDConfig(beta=0.5, support=2, discount=1.0),
 ]
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=name)
 one = torch.float32

@@ -23,10 +23,21 @@ import torch
 from torch import Tensor
 
 from limbeck.config.objective import ForwardKLConfig, JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig
-from limbeck.objectives import Target, Tokens, distillation_loss
+from limbeck.objectives import Target, Tokens
 from tests._naive import jsd, kl, naive_loss
 
-from .helpers import UNCAPPED, at, close, dense, finite_difference, identity, log_softmax, randn, target
+from .helpers import (
+    UNCAPPED,
+    at,
+    close,
+    dense,
+    distillation_loss,
+    finite_difference,
+    identity,
+    log_softmax,
+    randn,
+    target,
+)
 
 V = 3
 T = 0.7
@@ -91,7 +102,7 @@ def expected_gradient(
     advantage_N = None if reward_B is None else reward_B[w.sequence_N]
     tokens = Tokens(w.sampled_N, w.sequence_N, behaviour_N, advantage_N)
     teacher: Target = dense(u_PV[w.prefix_N])
-    if isinstance(objective, ReverseKLConfig) and objective.support != "full":
+    if objective.support != "full":
         teacher = target(objective.support, log_softmax(u_PV, T)[w.prefix_N], w.sampled_N)
     hidden_NV = z_PV[w.prefix_N].requires_grad_()
     reference = None if ref_PV is None else dense(ref_PV[w.prefix_N])
@@ -197,7 +208,15 @@ def test_j_with_a_reference_and_rewards(w: World, support: int | str) -> None:
 
 @every_world
 @pytest.mark.parametrize(
-    "objective", [ForwardKLConfig(discount=1.0), JSDConfig(beta=0.3, discount=1.0)], ids=["fkl", "jsd"]
+    "objective",
+    [
+        ForwardKLConfig(discount=1.0),
+        JSDConfig(beta=0.3, discount=1.0),
+        ForwardKLConfig(discount=1.0, support=1),
+        JSDConfig(beta=0.3, discount=1.0, support=2),
+        JSDConfig(beta=0.3, discount=1.0, support="sampled"),
+    ],
+    ids=["fkl", "jsd", "fkl-top-1", "jsd-top-2", "jsd-sampled"],
 )
 def test_undiscounted_gradient_of_other_divergences(w: World, objective: ObjectiveConfig) -> None:
     """discount = 1: E_{y~p}[fused gradient] = grad E_{y~p} sum_t divergence_t."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,11 +35,11 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_sample_gets_the_teachers_log_probs_at_the_rollout_temperature(plugin: Any) -> None:
     async with FakeServer(knows_temperature=True) as server:
         samples = [sample(5, reward=0.0), sample(0, reward=0), sample(9, reward=1.0)]
-        told = args(server)
-        rewards = await asyncio.gather(*(plugin.reward_func(told, s) for s in samples))
+        options = args(server)
+        rewards = await asyncio.gather(*(plugin.reward_func(options, s) for s in samples))
         for one, reward in zip(samples, rewards, strict=True):
             one.reward = reward
-        raw, trained = plugin.post_process_rewards(told, samples)
+        raw, trained = plugin.post_process_rewards(options, samples)
         for one in samples:
             start = len(TOKENS) - one.response_length
             rows = server.truth(TOKENS, start, 0.7)
@@ -58,6 +59,16 @@ async def test_a_score_that_cannot_be_had_is_an_error_and_not_a_number() -> None
         await slime.reward_func(args(server), sample(5))
         server.truncates = 1
         with pytest.raises(TeacherError, match="short"):
+            await slime.reward_func(args(server), sample(5))
+
+
+async def test_scores_at_another_temperature_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FakeServer(knows_temperature=True) as server:
+        await slime.reward_func(args(server), sample(5))
+        ((_, task),) = opd._proven.items()
+        teacher = await task
+        teacher.proof = replace(teacher.proof, method="plain", acknowledges=False)
+        with pytest.raises(TeacherError, match=r"scored at temperature 1, expected rollout_temperature = 0\.7"):
             await slime.reward_func(args(server), sample(5))
 
 
@@ -95,11 +106,11 @@ def test_groups_are_those_the_samples_name() -> None:
 
 
 def grade(_: Any, one: Any) -> Any:
-    return one.metadata.get("mark")
+    return one.metadata.get("grade")
 
 
 async def slow_grade(_: Any, one: Any) -> Any:
-    return one.metadata["mark"]
+    return one.metadata["grade"]
 
 
 @pytest.mark.parametrize(
@@ -109,18 +120,18 @@ async def slow_grade(_: Any, one: Any) -> Any:
         (np.float32(0.5), None, 0.5),
         (True, None, 1.0),
         ({"score": 0.25, "acc": 1.0}, "score", 0.25),
-        ({"teacher_log_probs": [], "task_reward": 0.75}, None, 0.75),  # marked before, in a rollout that was cut off
+        ({"teacher_log_probs": [], "task_reward": 0.75}, None, 0.75),  # scored before, in a rollout that was cut off
         ({"teacher_log_probs": [], "task_reward": None}, "score", None),
     ],
 )
 async def test_a_task_reward_is_kept_whatever_it_comes_as(given: Any, key: Any, expected: Any) -> None:
-    told = await slime.reward_func(SimpleNamespace(reward_key=key), sample(0, given))
-    assert told == {"teacher_log_probs": [], "task_reward": expected}
+    result = await slime.reward_func(SimpleNamespace(reward_key=key), sample(0, given))
+    assert result == {"teacher_log_probs": [], "task_reward": expected}
 
 
 async def test_a_task_reward_comes_from_a_function_too(monkeypatch: pytest.MonkeyPatch) -> None:
     one = sample(0)
-    one.metadata["mark"] = 0.5
+    one.metadata["grade"] = 0.5
     for name in ("grade", "slow_grade"):
         monkeypatch.setenv("LIMBECK_TASK_REWARD", f"{__name__}:{name}")
         assert (await miles.reward_func(SimpleNamespace(), one))["task_reward"] == 0.5
@@ -149,8 +160,8 @@ def test_a_batch_in_which_some_have_a_task_reward_is_refused() -> None:
     [{"opd_log_prob_top_k": 16}, {"opd_teacher_urls": ["math=http://x"]}, {"opd_teacher_adapters": ["math=lora"]}],
 )
 async def test_what_only_miless_own_hook_does_is_refused(option: dict[str, Any]) -> None:
-    """Passed over, every sample would be marked by one teacher, and the trainer miss what it reads."""
-    off = dict.fromkeys(opd.NOT_HERE) | {"opd_log_prob_top_k": 0}
+    """Ignored, every sample would be scored by one teacher, and the trainer would miss what it reads."""
+    off = dict.fromkeys(opd.UNSUPPORTED) | {"opd_log_prob_top_k": 0}
     assert (await miles.reward_func(SimpleNamespace(**off), sample(0)))["teacher_log_probs"] == []
     with pytest.raises(RecipeError, match="miles's own hook against `limbeck serve"):
         await miles.reward_func(SimpleNamespace(**(off | option)), sample(0))
@@ -159,15 +170,15 @@ async def test_what_only_miless_own_hook_does_is_refused(option: dict[str, Any])
 async def test_a_sample_that_repeats_one_token_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FakeServer(knows_temperature=True) as server:
         one = SimpleNamespace(tokens=[9] * 12, response_length=4, reward=None)
-        told = await slime.reward_func(args(server), one)
-        np.testing.assert_allclose(told["teacher_log_probs"], server.truth([9] * 12, 8, 0.7)[:, 9], atol=1e-5)
+        result = await slime.reward_func(args(server), one)
+        np.testing.assert_allclose(result["teacher_log_probs"], server.truth([9] * 12, 8, 0.7)[:, 9], atol=1e-5)
 
 
 async def test_vllms_route_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMBECK_TEACHER_KIND", "vllm")
     async with FakeServer(knows_temperature=True) as server:
-        told = SimpleNamespace(rm_url=f"{server.url}/v1/completions", rollout_temperature=0.7)
-        assert len((await slime.reward_func(told, sample(5)))["teacher_log_probs"]) == 5
+        options = SimpleNamespace(rm_url=f"{server.url}/v1/completions", rollout_temperature=0.7)
+        assert len((await slime.reward_func(options, sample(5)))["teacher_log_probs"]) == 5
 
 
 def test_another_hooks_reward_is_refused() -> None:

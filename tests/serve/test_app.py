@@ -18,18 +18,19 @@ import torch
 import uvicorn
 
 from limbeck.config.base import ModelConfig
-from limbeck.config.teacher import LimbeckTeacherConfig, SGLangTeacherConfig, VLLMTeacherConfig
-from limbeck.contract.probes import continuations, logprobs_of_sampled, probe_rollout
-from limbeck.contract.remote import prove_remote
-from limbeck.errors import ContractError, ModelError
+from limbeck.contract.bake import bake
+from limbeck.errors import ModelError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.loading import load_model
+from limbeck.records import ScoreRequest, request_of
+from limbeck.serve import scorer as scorer_module
 from limbeck.serve.app import make_app
+from limbeck.serve.main import fingerprint, serve
 from limbeck.serve.queue import QueueFullError, ScoringQueue
 from limbeck.serve.scorer import Asked, Scorer
 from limbeck.serve.settings import ServeSettings
-from limbeck.teachers.connect import remote_teacher
-from limbeck.wire.score import Question, WireError
+from limbeck.wire import binary
+from limbeck.wire.score import WireError
 from tests import tiny
 
 TEXTS = [tuple(int(i) for i in np.random.default_rng(n).integers(5, 100, 12 + 3 * n)) for n in range(5)]
@@ -138,64 +139,6 @@ async def test_a_text_and_a_list_of_prompts_are_answered_as_sglang_does(lm: Caus
         np.testing.assert_allclose(values, of_tokens(truth(lm, ids, 1.0), ids), atol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-@pytest.mark.parametrize(
-    ("section", "method"),
-    [
-        (LimbeckTeacherConfig(url="http://server"), "native"),
-        (SGLangTeacherConfig(url="http://server"), "native"),
-        (VLLMTeacherConfig(url="http://server"), "native"),
-        (LimbeckTeacherConfig(url="http://server", head="here"), "hidden"),
-        (SGLangTeacherConfig(url="http://server", head="here"), "hidden"),
-    ],
-)
-async def test_our_own_clients_prove_it_and_get_the_truth(
-    lm: CausalLM, section: Any, method: str, temperature: float
-) -> None:
-    head = lm.head() if method == "hidden" else None
-    teacher = remote_teacher("t", section, V, V, 0 if head else 7, head)
-    app = make_app(Scorer(lm), ServeSettings(), "tiny 123")
-    async with app.router.lifespan_context(app):
-        teacher.pool._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
-        verdicts = await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature, lm.tokenizer)
-        assert all(v.ok for v in verdicts)
-        assert teacher.method == method
-        rollouts = [probe_rollout(ids[:4], ids[4:], temperature) for ids in TEXTS]
-        for scores, ids, rollout in zip(await teacher.score(rollouts), TEXTS, rollouts, strict=True):
-            expected = of_tokens(truth(lm, ids, temperature), ids)[3:]
-            np.testing.assert_allclose(logprobs_of_sampled(scores, rollout), expected, atol=2e-5)
-        await teacher.close()
-
-
-async def test_states_under_another_models_head_are_refused(lm: CausalLM, tmp_path: Path) -> None:
-    other = load_model(ModelConfig(model=tiny.save(tmp_path, seed=1)), torch.device("cpu")).head()
-    teacher = remote_teacher("t", SGLangTeacherConfig(url="http://server", head="other"), V, V, 0, other)
-    app = make_app(Scorer(lm), ServeSettings(), "tiny 123")
-    async with app.router.lifespan_context(app):
-        teacher.pool._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
-        with pytest.raises(ContractError, match=r"hidden states under the head of 'other' are .* another model"):
-            await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), 0.7, lm.tokenizer)
-        await teacher.close()
-
-
-@pytest.mark.parametrize("kind", [SGLangTeacherConfig, VLLMTeacherConfig, LimbeckTeacherConfig])
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
-async def test_a_server_with_a_temperature_of_its_own_is_asked_by_name(
-    lm: CausalLM, kind: Any, temperature: float
-) -> None:
-    """As the drop-ins meet it: `limbeck serve --temperature 0.7`, which answers unasked at 0.7."""
-    teacher = remote_teacher("t", kind(url="http://server"), V, V, 5)
-    app = make_app(Scorer(lm), ServeSettings(temperature=0.7), "tiny 123")
-    async with app.router.lifespan_context(app):
-        teacher.pool._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
-        await prove_remote(teacher, TEXTS, continuations(TEXTS[-1], V), temperature)
-        assert teacher.method == "native"
-        (scores,) = await teacher.score([probe_rollout(TEXTS[0][:4], TEXTS[0][4:], temperature)])
-        expected = of_tokens(truth(lm, TEXTS[0], temperature), TEXTS[0])[3:]
-        np.testing.assert_allclose(scores.logprobs_of_sampled, expected, atol=2e-5)
-        await teacher.close()
-
-
 @pytest.mark.parametrize("name", [None, "teacher", "tiny"])
 async def test_a_client_of_vllm_may_name_the_model_as_it_was_loaded(lm: CausalLM, name: str | None) -> None:
     body = {"prompt": list(TEXTS[0]), "max_tokens": 1, "prompt_logprobs": 0, "model": name}
@@ -207,17 +150,88 @@ async def test_a_client_of_vllm_may_name_the_model_as_it_was_loaded(lm: CausalLM
 
 
 async def test_padding_and_company_do_not_change_an_answer(lm: CausalLM) -> None:
-    asked = [Asked(Question(np.array(ids), 1, top_k=3), t) for ids, t in zip(TEXTS, (0.5, 1, 2, 1, 3), strict=True)]
-    together, alone = Scorer(lm).score(asked), Scorer(lm, budget=1, chunk_mb=0).score(asked)
+    asked = [Asked(request_of(ids, 1, t, 3)) for ids, t in zip(TEXTS, (0.5, 1, 2, 1, 3), strict=True)]
+    together, alone = Scorer(lm).score(asked), Scorer(lm, budget=1, chunk_bytes=0).score(asked)
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
         np.testing.assert_array_equal(a.top_ids, b.top_ids)
 
 
+async def test_batch_invariant_answers_are_the_same_to_the_last_bit(lm: CausalLM) -> None:
+    asked = [Asked(request_of(ids, 1, 0.7, 3)) for ids in TEXTS]
+    scorer = Scorer(lm, batch_invariant=True)
+    for one, together in zip(asked, scorer.score(asked), strict=True):
+        (alone,) = scorer.score([one])
+        np.testing.assert_array_equal(alone.logprobs, together.logprobs)
+        np.testing.assert_array_equal(alone.top_logprobs, together.top_logprobs)
+
+
+def test_only_the_scored_tokens_are_answered_for(lm: CausalLM) -> None:
+    """A mask with holes, as of an agent's turns; given ids; states; and a sequence of which nothing is scored."""
+    ids = TEXTS[3]
+    mask = np.arange(len(ids)) % 3 == 1
+    expected = truth(lm, ids, 0.7)[mask[1:]]
+    of_sampled = ScoreRequest("r", np.array(ids), mask, 0.7)
+    given = np.argsort(expected, axis=1)[:, :4].copy()
+    plain, of_given, states, nothing, one_token = Scorer(lm).score(
+        [
+            Asked(of_sampled, listed=(7, 3)),
+            Asked(replace(of_sampled, support=given)),
+            Asked(replace(of_sampled, support="full")),
+            Asked(request_of(ids, len(ids), 0.7, 5)),
+            Asked(request_of(ids[:1], 1, 0.7), hidden=True),
+        ]
+    )
+    np.testing.assert_allclose(plain.logprobs, expected[np.arange(mask.sum()), np.array(ids)[mask]], atol=1e-5)
+    np.testing.assert_allclose(plain.listed, expected[:, [7, 3]], atol=1e-5)
+    np.testing.assert_array_equal(of_given.top_ids, given)
+    np.testing.assert_allclose(of_given.top_logprobs, np.take_along_axis(expected, given, 1), atol=1e-5)
+    assert (plain.temperature, of_given.temperature, states.temperature) == (0.7, 0.7, 1.0)
+    assert (states.logprobs, states.top_ids) == (None, None)
+    with torch.inference_mode():
+        logits = lm.head().logits(torch.from_numpy(states.hidden))
+    np.testing.assert_allclose(torch.log_softmax(logits / 0.7, -1).numpy(), expected, atol=1e-5)
+    assert (nothing.logprobs.shape, nothing.top_ids.shape, nothing.top_logprobs.shape) == ((0,), (0, 5), (0, 5))
+    assert (one_token.logprobs.shape, len(one_token.hidden)) == ((0,), 1)
+
+
+async def test_the_temperature_of_an_answer_is_the_one_that_was_divided_by(
+    lm: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never the one that was asked for: a scorer at fault is found out by every client that reads it."""
+    real = scorer_module.score_hidden
+
+    def at_one(head: Any, hidden: Any, ids: Any, temperature: float, *args: Any, **more: Any) -> Any:
+        return real(head, hidden, ids, 1.0, *args, **more)
+
+    monkeypatch.setattr(scorer_module, "score_hidden", at_one)
+    request = request_of(TEXTS[0], 4, 0.7)
+    async with client(lm) as http:
+        body = {"input_ids": list(TEXTS[0]), "sampling_params": SCORE, "input_logprob_temperature": 0.7}
+        meta = (await http.post("/generate", json=body)).json()["meta_info"]
+        body = {"prompt": list(TEXTS[0]), "max_tokens": 1, "prompt_logprobs": 0, "prompt_logprobs_temperature": 0.7}
+        completion = (await http.post("/v1/completions", json=body)).json()
+        answer = (await http.post(binary.PATH, content=binary.write([request]))).content
+    assert (meta["input_logprob_temperature"], completion["prompt_logprobs_temperature"]) == (1.0, 1.0)
+    with pytest.raises(WireError, match=r"scored at temperature 1\.0, expected 0\.7"):
+        binary.read(answer, [request])
+
+
+def test_a_baked_model_is_refused_with_the_model_to_serve_instead(tmp_path: Path) -> None:
+    """Its own answers are at T, so a client's temperature would divide twice; every probe would pass."""
+    source = tiny.save(tmp_path / "source")
+    bake(source, 0.7, tmp_path / "baked")
+    with pytest.raises(ModelError, match=rf"baked for temperature 0\.7.* divided twice. Serve {source}: it is exact"):
+        serve(str(tmp_path / "baked"), ServeSettings(), port=0)
+    (tmp_path / "baked" / "limbeck_bake.json").unlink()
+    with pytest.raises(ModelError, match="Serve the model it was made of"):
+        serve(str(tmp_path / "baked"), ServeSettings(), port=0)
+
+
 async def test_requests_that_wait_share_a_batch(lm: CausalLM) -> None:
     scorer = Scorer(lm)
     queue = ScoringQueue(scorer.score, 64, 64)
-    asked = [Asked(Question(np.array(TEXTS[0]), 1), 1.0)]
+    asked = [Asked(request_of(TEXTS[0], 1, 1.0))]
     await asyncio.gather(*(queue.score(asked) for _ in range(20)))
     assert queue.batches <= 3
     await queue.close()
@@ -232,7 +246,7 @@ async def test_a_full_queue_says_when_to_come_back_and_closing_answers_what_wait
         return Scorer(lm).score(asked)
 
     queue = ScoringQueue(slow, capacity=2, most=1)
-    asked = [Asked(Question(np.array(TEXTS[0]), 1), 1.0)]
+    asked = [Asked(request_of(TEXTS[0], 1, 1.0))]
     waiting = [asyncio.create_task(queue.score(asked)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(QueueFullError) as full:
@@ -302,7 +316,7 @@ async def test_nothing_is_scored_for_a_client_that_left(lm: CausalLM) -> None:
 
 
 async def waiting_sequences(http: httpx.AsyncClient, count: int) -> None:
-    """Until the server says that so many wait or are being scored."""
+    """Until the server reports that so many wait or are being scored."""
     async with asyncio.timeout(30):
         while f"limbeck_queue_sequences {float(count)}" not in (await http.get("/metrics")).text:
             await asyncio.sleep(0.01)
@@ -318,12 +332,12 @@ class Overflowing(Slow):
         return [replace(r, logprobs=r.logprobs * np.nan) for r in self.real.score(asked)]
 
 
-@pytest.mark.parametrize(("scorer", "says"), [(Broken, "no room for the logits"), (Overflowing, "not finite")])
-async def test_a_fault_of_the_server_is_told_and_counted(lm: CausalLM, scorer: Any, says: str) -> None:
+@pytest.mark.parametrize(("scorer", "message"), [(Broken, "no room for the logits"), (Overflowing, "not finite")])
+async def test_a_fault_of_the_server_is_answered_and_counted(lm: CausalLM, scorer: Any, message: str) -> None:
     async with client(lm, scorer(lm)) as http:
         answer = await http.post("/generate", json=body_of(1))
         assert answer.status_code == 500
-        assert says in answer.json()["error"]["message"]
+        assert message in answer.json()["error"]["message"]
         assert 'limbeck_requests_total{route="generate",status="500"} 1.0' in (await http.get("/metrics")).text
 
 
@@ -331,7 +345,7 @@ SCORE = {"max_new_tokens": 0}
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "says"),
+    ("path", "body", "message"),
     [
         ("/generate", {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 5}}, "only scores"),
         ("/generate", {"input_ids": [1, 2]}, "only scores"),
@@ -340,7 +354,11 @@ SCORE = {"max_new_tokens": 0}
         ("/generate", {"input_ids": [1, -1], "sampling_params": SCORE}, "vocabulary has 100"),
         ("/generate", {"input_ids": [1] * 200, "sampling_params": SCORE}, "more than the 64"),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "top_logprobs_num": 101}, "up to 100"),
-        ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "logprob_start_len": 7}, "start must be"),
+        (
+            "/generate",
+            {"input_ids": [1, 2], "sampling_params": SCORE, "logprob_start_len": 7},
+            "logprob_start_len is 7, expected 0 to 1",
+        ),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "input_logprob_temperature": 0}, "above 0"),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "lora_path": "x"}, "something else"),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "image_data": ["x"]}, "something else"),
@@ -353,12 +371,12 @@ SCORE = {"max_new_tokens": 0}
     ],
 )
 async def test_a_request_that_cannot_be_scored_is_refused_by_name(
-    lm: CausalLM, path: str, body: dict[str, Any], says: str
+    lm: CausalLM, path: str, body: dict[str, Any], message: str
 ) -> None:
     async with client(lm) as http:
         answer = await http.post(path, json=body)
         assert answer.status_code == 400
-        assert says in answer.json()["error"]["message"]
+        assert message in answer.json()["error"]["message"]
         for junk in (b"", b"[1]", b"{", b"\x80\x04K\x01.", b"[" * 100_000):
             assert (await http.post(path, content=junk)).status_code == 400
             assert (await http.post("/limbeck/score", content=junk)).status_code == 400
@@ -431,7 +449,5 @@ def test_no_temperature_is_made_up(flag: Any, scoring: Any, sampling: Any) -> No
 
 
 def test_a_folder_with_other_weights_has_another_fingerprint(tmp_path: Path, lm: CausalLM) -> None:
-    from limbeck.serve.main import fingerprint
-
     other = load_model(ModelConfig(model=str(tiny.save(tmp_path, seed=1))), torch.device("cpu"))
     assert fingerprint(lm) == fingerprint(lm) != fingerprint(other)

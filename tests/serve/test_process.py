@@ -37,7 +37,7 @@ class Served:
     process: subprocess.Popen[str]
     url: str
     folder: str
-    said: list[str]
+    printed: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +59,16 @@ def served(folder: str) -> Iterator[Served]:
         stderr=subprocess.PIPE, text=True, env={**os.environ, "SESAME": "sesame", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stderr is not None
-    said: list[str] = []
+    printed: list[str] = []
     address = None
     for line in process.stderr:
-        said.append(line)
+        printed.append(line)
         if address := re.search(r"http://127\.0\.0\.1:\d+", line):
             break
-    assert address, "".join(said)
+    assert address, "".join(printed)
     stderr = process.stderr
-    threading.Thread(target=lambda: said.extend(stderr), daemon=True).start()
-    yield Served(process, address[0], folder, said)
+    threading.Thread(target=lambda: printed.extend(stderr), daemon=True).start()
+    yield Served(process, address[0], folder, printed)
     process.kill()
     process.wait()
 
@@ -99,8 +99,8 @@ def truth(lm: CausalLM, ids: list[int], temperature: float) -> np.ndarray:
 
 
 def test_it_says_where_it_is_and_who_it_is(served: Served) -> None:
-    assert served.said[0] == f"loading {served.folder}\n"
-    assert "temperature 0.7 unless a request names another" in served.said[-1]
+    assert served.printed[0] == f"loading {served.folder}\n"
+    assert "temperature 0.7 unless a request names another" in served.printed[-1]
     assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
     assert httpx.get(f"{served.url}/metrics").status_code == 401
     assert "limbeck_queue_sequences 0.0" in httpx.get(f"{served.url}/metrics", headers=TOKEN).text
@@ -119,7 +119,7 @@ def test_slimes_and_miless_request_gets_q_at_the_rollout_temperature(served: Ser
 
 def test_limits_are_told(served: Served) -> None:
     assert httpx.post(f"{served.url}/generate", json=score([5, 6])).status_code == 401
-    for body, says in (
+    for body, message in (
         (score([5] * (CONTEXT + 1)), f"more than the {CONTEXT}"),
         (score([5, 6], top_logprobs_num=21), "up to 20"),
         (score([5, 6], pad="x" * 2**20), "longer than 1 MB"),
@@ -127,7 +127,7 @@ def test_limits_are_told(served: Served) -> None:
     ):
         answer = ask(served, body)
         assert answer.status_code == 400
-        assert says in answer.json()["error"]["message"]
+        assert message in answer.json()["error"]["message"]
 
 
 def test_the_contract_is_proven_from_the_command_line(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,4 +177,4 @@ def test_a_full_queue_says_when_to_come_back_and_sigterm_finishes_what_was_taken
     assert served.process.wait(60) in (0, -signal.SIGTERM)
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), 1):
         pass
-    assert not any("Traceback" in line for line in served.said), "".join(served.said)
+    assert not any("Traceback" in line for line in served.printed), "".join(served.printed)

@@ -32,13 +32,13 @@ class Process:
             stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert self.process.stderr is not None
-        said = []
+        printed = []
         for line in self.process.stderr:
-            said.append(line)
+            printed.append(line)
             if address := re.search(r"http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(address[1])
                 return
-        raise AssertionError("".join(said))
+        raise AssertionError("".join(printed))
 
     def kill(self) -> None:
         self.process.kill()

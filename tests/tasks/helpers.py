@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from limbeck.config.factory import Build
 from limbeck.config.task import DatasetTaskConfig, FileTaskConfig
 from limbeck.tasks import load_task
+
+
+def build(tokenizer, seed=0):
+    return Build(recipe=None, info=None, tokenizer=tokenizer, device="cpu", seed=seed, folder=None)
 
 
 def sums(count, start=0, **more):
@@ -12,7 +17,7 @@ def sums(count, start=0, **more):
 
 def load(path, tokenizer, longest_prompt=None, seed=0, **keys):
     keys.setdefault("held_out", 1)
-    return load_task(FileTaskConfig(path=path, **keys), tokenizer, seed, longest_prompt)
+    return load_task(FileTaskConfig(path=path, **keys), build(tokenizer, seed), longest_prompt)
 
 
 def everything(task):
@@ -21,4 +26,4 @@ def everything(task):
 
 def load_dataset_task(tokenizer, name, **keys):
     keys.setdefault("held_out", 1)
-    return load_task(DatasetTaskConfig(name=str(name), **keys), tokenizer, 0, None)
+    return load_task(DatasetTaskConfig(name=str(name), **keys), build(tokenizer), None)

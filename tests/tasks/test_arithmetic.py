@@ -14,6 +14,8 @@ from limbeck.errors import DataError
 from limbeck.tasks import load_task
 from limbeck.tasks.arithmetic import Arithmetic, _prompt, draw_pairs, question, worked_solution
 
+from .helpers import build
+
 operands = st.integers(1, 8).flatmap(lambda digits: st.tuples(st.just(digits), *[st.integers(0, 10**digits - 1)] * 2))
 
 
@@ -93,16 +95,16 @@ def test_more_problems_than_there_are_is_an_error_with_a_remedy():
 
 
 def test_load_task_tokenizes_raw_text_even_where_there_is_a_chat_template(chat):
-    task = load_task(ArithmeticTaskConfig(digits=2, train=3, held_out=2), chat, seed=0, longest_prompt=None)
+    task = load_task(ArithmeticTaskConfig(digits=2, train=3, held_out=2), build(chat), longest_prompt=None)
     assert [chat.decode(p.token_ids) for p in task.train] == [f"<bos>{p.text}" for p in task.train]
     assert task.dropped == 0
 
 
 def test_load_task_refuses_prompts_that_leave_no_room(chat):
     section = ArithmeticTaskConfig(digits=2, train=3, held_out=2)
-    assert load_task(section, chat, seed=0, longest_prompt=7).train  # "<bos>12+34="
+    assert load_task(section, build(chat), longest_prompt=7).train  # "<bos>12+34="
     with pytest.raises(DataError, match=r"'arithmetic-\d\d\+\d\d' has 7 tokens, but at most 6") as caught:
-        load_task(section, chat, seed=0, longest_prompt=6)
+        load_task(section, build(chat), longest_prompt=6)
     assert "rollout.max_tokens" in str(caught.value)
     assert "too_long" not in str(caught.value), "there is no such key in [task] for this kind"
 

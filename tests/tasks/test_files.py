@@ -232,7 +232,7 @@ def test_too_long_prompts_stop_the_run_or_are_dropped_and_counted(write, chat, c
     with caplog.at_level(logging.WARNING, "limbeck"):
         task = load(path, chat, longest_prompt=21, too_long="drop", held_out=3)
     assert (task.dropped, len(task.train), len(task.held_out)) == (2, 1, 3), "dropped before holding out"
-    assert "left out 2 of 6 prompts" in caplog.text
+    assert "dropped 2 of 6 prompts" in caplog.text
     assert load(path, chat, longest_prompt=32).dropped == 0, "exactly as long as allowed is fine"
     assert load(path, chat, longest_prompt=None).dropped == 0
     with pytest.raises(DataError, match=r"all 6 prompts are longer than 5 tokens.*leaves none"):

@@ -11,11 +11,13 @@ from limbeck.config.task import ReasoningGymTaskConfig
 from limbeck.errors import DataError
 from limbeck.tasks import load_task
 
+from .helpers import build
+
 
 def load(tokenizer, name="chain_sum", seed=0, longest_prompt=None, **keys):
     keys.setdefault("train", 20)
     keys.setdefault("held_out", 5)
-    return load_task(ReasoningGymTaskConfig(name=name, **keys), tokenizer, seed, longest_prompt)
+    return load_task(ReasoningGymTaskConfig(name=name, **keys), build(tokenizer, seed), longest_prompt)
 
 
 def test_prompts_go_through_the_chat_template(chat, plain):
@@ -60,7 +62,7 @@ def test_no_question_is_in_both_parts_even_where_there_are_few(chat, caplog):
     assert len(task.held_out) == 50
     assert not held_out & {p.text for p in task.train}
     assert 0 < len(task.train) < 300
-    assert f"left out {300 - len(task.train)} of 300 problems" in caplog.text
+    assert f"dropped {300 - len(task.train)} of 300 problems" in caplog.text
 
 
 def test_nothing_left_to_train_on_is_an_error(chat):

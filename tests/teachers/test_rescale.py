@@ -132,3 +132,39 @@ def test_a_baked_distribution_taken_for_one_at_temperature_one_is_wrong() -> Non
     sharpened = log_softmax(logits, 0.7)
     rescaled = rescale(sharpened[None, :3], sharpened[:1], np.array([True]), 0.7, 4)
     assert abs(rescaled.sampled_S[0] - log_softmax(logits, 0.7)[0]) > rescaled.half_width_S[0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.3, 2.0])
+@pytest.mark.parametrize("k", [1, 3])
+def test_which_positions_are_certain_enough_does_not_depend_on_the_sampled_token(temperature: float, k: int) -> None:
+    """Enumerated over every token that may be sampled. The tail is uneven, so that its tokens tell differently much."""
+    logp = log_softmax(np.array([2.0, 1.5, 1.0, 0.9, 0.3, -0.5, -2.0]))
+    top = np.argsort(-logp)[:k]
+    widths, own = [], []
+    for sampled in range(len(logp)):
+        rescaled = rescale(logp[top][None], logp[[sampled]], np.array([sampled in top]), temperature, len(logp))
+        widths.append(float(rescaled.prefix_width_S[0]))
+        own.append(float(rescaled.half_width_S[0]))
+        assert rescaled.temperature == temperature
+    assert len(set(widths)) == 1
+    assert min(own) < 0.9 * widths[0]  # the sampled token's own certificate is narrower: nothing may be chosen by it
+    assert max(own) <= widths[0] + 1e-5
+
+
+@pytest.mark.parametrize("limit", [0.005, 0.02, 0.1])
+def test_the_expected_gradient_of_chosen_positions_is_that_of_all_samples(limit: float) -> None:
+    """E over y of 1[valid] grad log p(y) is 0 where validity looks at the prefix alone; by the own width it is not."""
+    teacher, student = (
+        log_softmax(np.array([1.2, 1.0, 0.8, 0.2, -0.6])),
+        log_softmax(np.array([0.1, 0.5, 0.2, 0.9, 0.4])),
+    )
+    p, top = np.exp(student), np.argsort(-teacher)[:2]
+    by_prefix, by_own = np.zeros(len(p)), np.zeros(len(p))
+    for y in range(len(p)):
+        rescaled = rescale(teacher[top][None], teacher[[y]], np.array([y in top]), 1.6, len(p))
+        score_y = (np.arange(len(p)) == y) - p  # grad log p(y) w.r.t. the logits
+        by_prefix += p[y] * bool(rescaled.prefix_width_S[0] <= limit) * score_y
+        by_own += p[y] * bool(rescaled.half_width_S[0] <= limit) * score_y
+    np.testing.assert_allclose(by_prefix, 0.0, atol=1e-12)
+    if limit == 0.02:
+        assert np.abs(by_own).max() > 0.01  # what the own width would have done

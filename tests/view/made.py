@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from limbeck.training.rollout_file import write_rollouts
+from limbeck.training.recording import write_rollouts
 
 WORDS = ["The", " answer", " is", " 4", "2", "\n", " so", " we", " add", "<eos>"]
 

@@ -19,8 +19,7 @@ from limbeck import api
 from limbeck.assemble.run import assemble
 from limbeck.config.recipe import parse_recipe
 from limbeck.learners.batch import make_batch
-from limbeck.training.recording import _stride, _thin_out
-from limbeck.training.rollout_file import schema
+from limbeck.training.recording import _stride, _thin_out, schema
 from limbeck.training.run import mark, whole
 from limbeck.training.run_folder import RunFolder
 from tests import finished_run

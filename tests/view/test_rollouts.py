@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from limbeck.errors import RunError
-from limbeck.training.rollout_file import write_rollouts
+from limbeck.training.recording import write_rollouts
 from limbeck.view.disagreement import Disagreement
 from limbeck.view.rollouts import Rollouts, plain
 

@@ -13,76 +13,154 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from limbeck.records import ScoreRequest, request_of
 from limbeck.wire import binary, sglang, vllm
-from limbeck.wire.score import Question, Reply, WireError
+from limbeck.wire.score import Reply, WireError, asked_ids, top_k
 
 V = 40
 
 
 @st.composite
-def questions(draw: st.DrawFn) -> Question:
+def requests(draw: st.DrawFn) -> ScoreRequest:
+    """Any text, with holes in what is scored, the sampled tokens alone or a top K with them."""
     ids = np.array(draw(st.lists(st.integers(0, V - 1), min_size=2, max_size=9)), dtype=np.int64)
-    start = draw(st.integers(1, len(ids)))
-    temperature = draw(st.sampled_from([None, 1.0, 0.7]))
-    return Question(ids, start, temperature, draw(st.integers(0, 6)))
+    scored = np.array([False, *draw(st.lists(st.booleans(), min_size=len(ids) - 1, max_size=len(ids) - 1))])
+    k = draw(st.integers(0, 6))
+    return ScoreRequest("q", ids, scored, draw(st.sampled_from([1.0, 0.7])), k or "sampled")
 
 
-def truth(question: Question) -> np.ndarray:
-    """[n, V] float32 log-probs, a function of the question."""
-    rng = np.random.default_rng(int(question.token_ids.sum()))
-    logits = 3 * rng.standard_normal((len(question.scored_ids), V))
+def truth(request: ScoreRequest) -> np.ndarray:
+    """[n, V] float32 log-probs from the first scored token to the end, a function of the tokens."""
+    rng = np.random.default_rng(int(request.token_ids.sum()))
+    logits = 3 * rng.standard_normal((len(asked_ids(request)), V))
     return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
 
 
-def say_sglang(question: Question) -> Any:
-    rows = truth(question)
-    single = [[float(r[i]), int(i), None] for r, i in zip(rows, question.scored_ids, strict=True)]
-    meta: dict[str, Any] = {
-        "input_token_logprobs": [[None, int(question.token_ids[question.start - 1]), None], *single]
-    }
-    if question.top_k:
-        tops = [[[float(r[i]), int(i), None] for i in np.argsort(-r)[: question.top_k]] for r in rows]
-        meta["input_top_logprobs"] = [None, *tops]
-    if question.temperature is not None:
-        meta["input_logprob_temperature"] = question.temperature
+def say_sglang(request: ScoreRequest, temperature: float | None = None) -> Any:
+    rows = truth(request)
+    single = [[float(r[i]), int(i), None] for r, i in zip(rows, asked_ids(request), strict=True)]
+    meta: dict[str, Any] = {"input_token_logprobs": [[None, int(request.token_ids[request.start - 1]), None], *single]}
+    if k := top_k(request):
+        meta["input_top_logprobs"] = [None, *([[float(r[i]), int(i), None] for i in np.argsort(-r)[:k]] for r in rows)]
+    if isinstance(request.support, np.ndarray):
+        given = request.support[0]
+        meta["input_token_ids_logprobs"] = [None, *([[float(r[i]), int(i), None] for i in given] for r in rows)]
+    if temperature is not None:
+        meta["input_logprob_temperature"] = temperature
     return {"text": "", "meta_info": meta}
 
 
-def say_vllm(question: Question) -> Any:
+def say_vllm(request: ScoreRequest, temperature: float | None = None) -> Any:
     out: list[Any] = [None]
-    prompt = [{str(i): {"logprob": -1.0}} for i in question.token_ids[1 : question.start]]
-    for row, sampled in zip(truth(question), question.scored_ids, strict=True):
-        ids = {int(i) for i in np.argsort(-row)[: question.top_k]} | {int(sampled)}
+    prompt = [{str(i): {"logprob": -1.0}} for i in request.token_ids[1 : request.start]]
+    for row, sampled in zip(truth(request), asked_ids(request), strict=True):
+        ids = {int(i) for i in np.argsort(-row)[: top_k(request)]} | {int(sampled)}
         out.append({str(i): {"logprob": float(row[i]), "rank": 1, "decoded_token": "x"} for i in sorted(ids)})
     answer = {"choices": [{"index": 0, "prompt_logprobs": [*out[:1], *prompt, *out[1:]]}]}
-    return answer | ({} if question.temperature is None else {"prompt_logprobs_temperature": question.temperature})
+    return answer | ({} if temperature is None else {"prompt_logprobs_temperature": temperature})
 
 
-def say_binary(question: Question) -> bytes:
-    rows = truth(question)
-    top = np.argsort(-rows, axis=1)[:, : question.top_k]
-    result = binary.Result(rows[np.arange(len(rows)), question.scored_ids], top, np.take_along_axis(rows, top, axis=1))
-    return binary.write_answer([question], [result], question.temperature or 1.0, "m")
+def say_binary(request: ScoreRequest, temperature: float | None = None) -> bytes:
+    rows = truth(request)
+    top = np.argsort(-rows, axis=1)[:, : top_k(request)]
+    result = binary.Result(rows[np.arange(len(rows)), asked_ids(request)], top, np.take_along_axis(rows, top, axis=1))
+    return binary.write_answer([request], [result], temperature or request.temperature, "m")
 
 
-def assert_is_the_truth(reply: Reply, question: Question) -> None:
-    rows = truth(question)
-    np.testing.assert_array_equal(reply.logprobs, rows[np.arange(len(rows)), question.scored_ids])
-    if question.top_k:
+def assert_is_the_truth(reply: Reply, request: ScoreRequest) -> None:
+    rows = truth(request)[request.scored[request.start :]]
+    np.testing.assert_array_equal(reply.logprobs, rows[np.arange(len(rows)), request.scored_ids])
+    if k := top_k(request):
         assert reply.top_ids is not None
-        np.testing.assert_array_equal(reply.top_logprobs, -np.sort(-rows, axis=1)[:, : question.top_k])
+        np.testing.assert_array_equal(reply.top_logprobs, -np.sort(-rows, axis=1)[:, :k])
         np.testing.assert_array_equal(np.take_along_axis(rows, reply.top_ids, axis=1), reply.top_logprobs)
 
 
-@given(questions())
+@given(requests(), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_an_honest_answer_is_read_exactly(question: Question) -> None:
-    assert_is_the_truth(sglang.read(json.loads(json.dumps(say_sglang(question))), question), question)
-    assert_is_the_truth(vllm.read(json.loads(json.dumps(say_vllm(question))), question), question)
-    assert_is_the_truth(binary.read(say_binary(question), [question])[0], question)
-    (back,) = binary.read_questions(binary.write([question]))
-    np.testing.assert_array_equal(back.token_ids, question.token_ids)
-    assert (back.start, back.temperature, back.top_k) == (question.start, question.temperature, question.top_k)
+def test_an_honest_answer_is_read_exactly(request: ScoreRequest, acknowledges: bool) -> None:
+    t = request.temperature if acknowledges else None
+    for reply in (
+        sglang.read(json.loads(json.dumps(say_sglang(request, t))), request, acknowledges),
+        vllm.read(json.loads(json.dumps(say_vllm(request, t))), request, acknowledges),
+    ):
+        assert_is_the_truth(reply, request)
+        assert reply.temperature == t
+    assert_is_the_truth(binary.read(say_binary(request), [request])[0], request)
+    if request.start < len(request.token_ids):
+        (back,) = binary.read_requests(binary.write([request]), lambda sent: sent or 0.0)
+        np.testing.assert_array_equal(back.token_ids, request.token_ids)
+        assert back.scored.tolist() == [False] * request.start + [True] * len(asked_ids(request))
+        assert (back.temperature, back.support) == (request.temperature, request.support)
+
+
+def test_a_temperature_is_sent_to_those_who_acknowledge_it_and_to_no_one_else() -> None:
+    request = request_of([5, 6, 7], 1, 0.7)
+    for write, key in ((sglang.write, "input_logprob_temperature"), (vllm.write, "prompt_logprobs_temperature")):
+        assert key not in write(request)
+        assert write(request, None, True)[key] == 0.7
+    picked: list[Any] = []
+    for acknowledges in (True, False):
+        binary.read_requests(binary.write([request], acknowledges), lambda sent: picked.append(sent) or 1.0)
+    assert picked == [0.7, None]
+
+
+def given_ids(*rows: list[int]) -> ScoreRequest:
+    return request_of([5, 6, 7, 8], 2, 1.0, np.array(rows))
+
+
+def test_given_ids_are_read_in_their_order_from_sglang() -> None:
+    request = given_ids([9, 7, 3], [9, 7, 3])
+    assert sglang.write(request)["token_ids_logprob"] == [9, 7, 3]
+    answer = say_sglang(request)
+    reply = sglang.read(answer, request)
+    np.testing.assert_array_equal(reply.top_ids, request.support)
+    np.testing.assert_array_equal(reply.top_logprobs, truth(request)[:, [9, 7, 3]])
+    answer["meta_info"]["input_token_ids_logprobs"][1][0][1] = 4
+    with pytest.raises(WireError, match="other tokens than") as caught:
+        sglang.read(answer, request)
+    assert caught.value.kind == "wrong_ids"
+    answer = say_sglang(request)
+    answer["meta_info"]["input_token_ids_logprobs"][1][1][0] -= 0.5  # token 7 is the sampled one there
+    with pytest.raises(WireError, match="two log-probs"):
+        sglang.read(answer, request)
+
+
+@pytest.mark.parametrize(
+    ("write", "request_", "words"),
+    [
+        (sglang.write, given_ids([9, 7], [9, 3]), "one list for all"),
+        (vllm.write, given_ids([9], [9]), "vLLM does not take"),
+        (lambda request: binary.write([request]), given_ids([9], [9]), "`limbeck serve` does not take"),
+        (vllm.write, request_of([5, 6], 1, 1.0, "full"), "vLLM sends no hidden states"),
+    ],
+)
+def test_a_support_that_a_server_has_no_word_for_is_refused_before_it_is_sent(
+    write: Any, request_: ScoreRequest, words: str
+) -> None:
+    with pytest.raises(WireError, match=words) as caught:
+        write(request_)
+    assert caught.value.kind == "unsupported"
+    assert caught.value.final
+
+
+def test_vllms_top_tokens_do_not_depend_on_the_sampled_one() -> None:
+    """Tied at the last place, the sampled token that vLLM adds must not push out the one that is there anyway."""
+    request = request_of([5, 6], 1, 1.0, 2)
+    top = {"3": {"logprob": -1.0, "rank": 1}, "9": {"logprob": -2.0, "rank": 2}}
+    for sent in ({"6": {"logprob": -2.0, "rank": 3}}, {"6": {"logprob": -4.0, "rank": 9}}):
+        answer = {"choices": [{"prompt_logprobs": [None, sent | top]}]}
+        assert vllm.read(answer, request).top_ids.tolist() == [[3, 9]]
+    three = {"choices": [{"prompt_logprobs": [None, sent | top | {"11": {"logprob": -3.0, "rank": 3}}]}]}
+    with pytest.raises(WireError, match="has 3 top tokens, 2 were asked for"):
+        vllm.read(three, request)
+
+
+def test_an_entry_of_another_shape_is_refused() -> None:
+    """A digit that became a comma."""
+    answer = {"meta_info": {"input_token_logprobs": [[None, 5, None], [-1, 6, 25, None]]}}
+    with pytest.raises(WireError, match="expected \\[log-prob, id, text\\]"):
+        sglang.read(answer, request_of([5, 6], 1, 1.0))
 
 
 JUNK = st.one_of(
@@ -109,40 +187,40 @@ def damage(tree: Any, dice: random.Random, junk: Any) -> None:
         return
 
 
-@given(questions(), JUNK, st.integers(0, 2**32))
+@given(requests(), JUNK, st.integers(0, 2**32))
 @settings(max_examples=400, deadline=None)
-def test_a_damaged_answer_is_an_error_or_still_valid(question: Question, junk: Any, seed: int) -> None:
+def test_a_damaged_answer_is_an_error_or_still_valid(request: ScoreRequest, junk: Any, seed: int) -> None:
     """Whatever breaks, it is a `WireError`; what is read has the right shapes, is finite and at most 0."""
     for say, read in ((say_sglang, sglang.read), (say_vllm, vllm.read)):
-        answer = copy.deepcopy(say(question))
+        answer = copy.deepcopy(say(request))
         damage(answer, random.Random(seed), junk)
         try:
-            reply = read(answer, question)
+            reply = read(answer, request)
         except WireError:
             continue
-        n = len(question.scored_ids)
+        n = len(request.scored_ids)
         assert reply.logprobs.shape == (n,)
         assert np.isfinite(reply.logprobs).all()
         assert (reply.logprobs <= 0).all()
-        if question.top_k:
+        if top_k(request):
             assert reply.top_ids is not None
             assert reply.top_logprobs is not None
-            assert reply.top_ids.shape == reply.top_logprobs.shape == (n, question.top_k)
+            assert reply.top_ids.shape == reply.top_logprobs.shape == (n, top_k(request))
 
 
-@given(questions(), st.integers(0, 2**32), st.booleans())
+@given(requests(), st.integers(0, 2**32), st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_damaged_bytes_of_our_own_route_never_pass(question: Question, seed: int, cut: bool) -> None:
-    body, dice = bytearray(say_binary(question)), random.Random(seed)
+def test_damaged_bytes_of_our_own_route_never_pass(request: ScoreRequest, seed: int, cut: bool) -> None:
+    body, dice = bytearray(say_binary(request)), random.Random(seed)
     if cut:
         del body[dice.randrange(len(body)) :]
     else:
         body[dice.randrange(len(body))] ^= 1 + dice.randrange(255)
     with pytest.raises(WireError):
-        binary.read(bytes(body), [question])
+        binary.read(bytes(body), [request])
 
 
-QUESTION = Question(np.array([5, 6, 7, 8]), 2, None, 2)
+REQUEST = request_of([5, 6, 7, 8], 2, 1.0, 2)
 
 
 def set_at(answer: Any, path: list[Any], value: Any) -> Any:
@@ -171,14 +249,13 @@ TOPS = ["meta_info", "input_top_logprobs"]
         ([*TOPS, 1], None, "malformed"),
         ([*TOPS, 1], [[-0.125, 3, None], [-9.0, 3, None]], "inconsistent"),
         ([*TOPS, 1], [[-0.125, 3, None], [-0.25, 4, None]], "inconsistent"),
-        ([*META, 1, 0], -1.1, "malformed"),  # not a float32, as the others are
         (["meta_info"], [], "malformed"),
         (["meta_info", "input_logprob_temperature"], 0.7, "temperature"),
     ],
 )
 def test_each_mistake_of_sglang_has_its_name(path: list[Any], value: Any, kind: str) -> None:
     with pytest.raises(WireError) as caught:
-        sglang.read(set_at(say_sglang(QUESTION), path, value), QUESTION)
+        sglang.read(set_at(say_sglang(REQUEST), path, value), REQUEST)
     assert caught.value.kind == kind
 
 
@@ -202,21 +279,23 @@ ROWS = ["choices", 0, "prompt_logprobs"]
 )
 def test_each_mistake_of_vllm_has_its_name(path: list[Any], value: Any, kind: str) -> None:
     with pytest.raises(WireError) as caught:
-        vllm.read(set_at(say_vllm(QUESTION), path, value), QUESTION)
+        vllm.read(set_at(say_vllm(REQUEST), path, value), REQUEST)
     assert caught.value.kind == kind
 
 
-def test_a_temperature_that_was_asked_for_must_be_acknowledged() -> None:
-    asked = Question(QUESTION.token_ids, 2, 0.7, 0)
+def test_a_temperature_that_was_sent_must_be_acknowledged() -> None:
+    request = request_of([5, 6, 7, 8], 2, 0.7)
     for say, read, key in (
         (say_sglang, sglang.read, ["meta_info", "input_logprob_temperature"]),
         (say_vllm, vllm.read, ["prompt_logprobs_temperature"]),
     ):
-        assert read(say(asked), asked).temperature == 0.7
-        for told, kind in ((None, "unacknowledged"), (1.0, "temperature")):
+        assert read(say(request, 0.7), request, True).temperature == 0.7
+        for reported, kind in ((None, "unacknowledged"), (1.0, "temperature")):
             with pytest.raises(WireError) as caught:
-                read(set_at(say(asked), key, told), asked)
+                read(set_at(say(request), key, reported), request, True)
             assert caught.value.kind == kind
+    with pytest.raises(WireError, match=r"scored at temperature 1\.0, expected 0\.7"):
+        binary.read(say_binary(request, 1.0), [request])
 
 
 @pytest.mark.parametrize(
@@ -225,15 +304,15 @@ def test_a_temperature_that_was_asked_for_must_be_acknowledged() -> None:
      {"sequences": [{"ids": b"abc", "start": 1}]}, {"sequences": [{"ids": b"\0" * 8, "start": 0}]},
      {"sequences": [{"ids": b"\0" * 8, "start": 3}]}],
 )  # fmt: skip
-def test_a_wrong_question_is_refused_by_our_route(change: dict[str, Any]) -> None:
+def test_a_wrong_request_is_refused_by_our_route(change: dict[str, Any]) -> None:
     with pytest.raises(WireError):
-        binary.read_questions(msgpack.packb(msgpack.unpackb(binary.write([QUESTION])) | change))
+        binary.read_requests(msgpack.packb(msgpack.unpackb(binary.write([REQUEST])) | change), lambda sent: sent or 1.0)
     with pytest.raises(WireError):
-        binary.read_questions(b"\xc1 not msgpack")
+        binary.read_requests(b"\xc1 not msgpack", lambda sent: sent or 1.0)
 
 
-def say_states(question: Question, states: Any) -> Any:
-    answer = say_sglang(question)
+def say_states(request: ScoreRequest, states: Any) -> Any:
+    answer = say_sglang(request)
     answer["meta_info"]["hidden_states"] = states
     return answer
 
@@ -241,13 +320,15 @@ def say_states(question: Question, states: Any) -> Any:
 @pytest.mark.parametrize("cached", [0, 1, 2])
 def test_sglangs_states_are_those_that_predict_the_response(cached: int) -> None:
     """Row i is the state at token i; a cached prefix has no rows, the last one predicts nothing that was sent."""
-    asked = Question(np.arange(6), 3, hidden=True)
+    request = request_of(np.arange(6), 3, 1.0, "full")
     at_each = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
-    said = json.loads(json.dumps(say_states(asked, [at_each[cached:].tolist()])))
-    reply = sglang.read(said, asked)
-    assert sglang.write(asked)["sampling_params"]["max_new_tokens"] == 1  # with 0, version 0.5.23 sends no states
+    answer = json.loads(json.dumps(say_states(request, [at_each[cached:].tolist()])))
+    reply = sglang.read(answer, request)
+    assert sglang.write(request)["sampling_params"]["max_new_tokens"] == 1  # with 0, version 0.5.23 sends no states
     np.testing.assert_array_equal(reply.hidden, at_each[2:5])
-    assert_is_the_truth(reply, asked)
+    holes = ScoreRequest("q", np.arange(6), np.array([0, 0, 0, 1, 0, 1], dtype=bool), 1.0, "full")
+    np.testing.assert_array_equal(sglang.read(answer, holes).hidden, at_each[[2, 4]])
+    assert_is_the_truth(reply, request)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +347,7 @@ def test_sglangs_states_are_those_that_predict_the_response(cached: int) -> None
     ],
 )
 def test_states_that_cannot_be_placed_are_refused(states: Any, kind: str) -> None:
-    asked = Question(np.arange(6), 3, hidden=True)
+    request = request_of(np.arange(6), 3, 1.0, "full")
     with pytest.raises(WireError) as caught:
-        sglang.read(say_states(asked, states), asked)
+        sglang.read(say_states(request, states), request)
     assert caught.value.kind == kind

@@ -1,39 +1,41 @@
-"""From a recipe to the parts of a run. The only place that chooses between backends."""
+"""From a recipe to the parts of a run. Each kind of part is one entry in one table, here or in `teachers.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from limbeck.assemble.teachers import open_teachers, prove_teachers
-from limbeck.config.engine import HFEngineConfig, SGLangEngineConfig
+from limbeck.assemble.engines import make_engine
+from limbeck.assemble.site import Given, Site
+from limbeck.assemble.teachers import open_teachers
+from limbeck.config.engine import HFEngineConfig
+from limbeck.config.factory import Build, PythonPartConfig, build_part
 from limbeck.config.recipe import Recipe
 from limbeck.config.student import StudentConfig
 from limbeck.config.teacher import LocalTeacherConfig
-from limbeck.engines.hf import InProcessEngine
+from limbeck.contract.tokenizers import check_same_tokenizer
 from limbeck.engines.served import ServedEngine
-from limbeck.engines.sglang import SGLangServer
-from limbeck.engines.vllm import VLLMServer
-from limbeck.errors import RecipeError
-from limbeck.learners.local import MODEL_FOLDER, InProcessLearner
-from limbeck.models.causal_lm import CausalLM
+from limbeck.environments.single_turn import SingleTurn
+from limbeck.errors import ModelError, RecipeError
+from limbeck.learners.checkpoint import MODEL_FOLDER
+from limbeck.learners.local import LocalLearner
+from limbeck.models.causal_lm import CausalLM, shared_vocabulary, stop_ids_of
+from limbeck.models.head import Head
 from limbeck.models.loading import load_model, resolve
 from limbeck.models.text import Decoder, Names
-from limbeck.protocols import Engine, Task
-from limbeck.records import ProbeResult, Sampling
+from limbeck.objectives import Loss, loss_of
+from limbeck.protocols import Learner
+from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
 from limbeck.teachers.local import LocalTeacher
+from limbeck.teachers.view import SameView
+from limbeck.training.kept_prompts import keep_prompts
 from limbeck.training.run import Run
 from limbeck.training.run_folder import Checkpoint, RunFolder
-from limbeck.wire.http import Pool, PoolSettings
-
-if TYPE_CHECKING:
-    pass
-
-FIXED_TEXT = 64  # tokens of the task's prompts that a served engine is held to
 
 
 @dataclass(frozen=True)
@@ -41,53 +43,94 @@ class Assembled:
     """A run that is ready to start, and what was proven about its teacher."""
 
     run: Run
-    student: CausalLM
-    verdicts: tuple[ProbeResult, ...]
+    results: tuple[ProbeResult, ...]
 
 
-async def assemble(recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | None = None) -> Assembled:
-    """Load everything the recipe names and prove the teacher's contract.
+async def assemble(
+    recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | None = None, given: Given | None = None
+) -> Assembled:
+    """Load everything the recipe names and prove the teacher's contract; `given` are parts the caller made.
 
     Raises `LimbeckError` of one kind or another for anything that cannot work, before any training.
     """
+    resources = AsyncExitStack()
+    try:
+        return await _assemble(recipe, folder, checkpoint, given or Given(), resources)
+    except BaseException:
+        await resources.aclose()
+        raise
+
+
+async def _assemble(
+    recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | None, given: Given, resources: AsyncExitStack
+) -> Assembled:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     device = pick_device(recipe.device)
-    whole_weights = recipe.learner.lora is None
-    source = (
-        StudentConfig(model=str(checkpoint.folder / MODEL_FOLDER)) if checkpoint and whole_weights else recipe.student
-    )
-    student = load_model(source.model_copy(update={"attention": recipe.student.attention}), device)
-    opened = open_teachers(recipe, student, device)
-    task = load_task(recipe.task, student.tokenizer, recipe.seed, _longest_prompt(recipe, student, opened.contexts))
-    verdicts = await prove_teachers(opened, task, recipe, student, folder, checkpoint is not None)
+    student = load_model(_student_source(recipe, checkpoint), device)
+    _refuse_baked_student(student)
+    build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, folder.path)
+    site = Site(recipe, student, device, build, folder, given, resources, resumed=checkpoint is not None)
 
-    learner = InProcessLearner(student, recipe.learner, recipe.objective, recipe.steps, recipe.seed)
+    loss = loss_of(recipe.objective, given.objective, build)
+    teachers = open_teachers(site, loss.support)
+    reference = _reference(site)
+    models = [student, *teachers.models, *([] if reference is None else [reference])]
+    vocabulary = shared_vocabulary(models)
+    for lm in models:
+        lm.vocabulary = vocabulary
+    task = given.task or load_task(recipe.task, build, _longest_prompt(recipe, student, teachers.contexts))
+    keep_prompts(folder, task, recipe, checkpoint)
+    proven = await teachers.prove(site, task)
+    reference_teacher = None if reference is None else LocalTeacher("reference", reference)
+
+    heads = {**proven.heads, **({} if reference_teacher is None else reference_teacher.heads)}
+    learner = _learner(site, loss, heads)
     if checkpoint:
         learner.restore(checkpoint.folder)
-    engine = _engine(recipe, student, learner, task, folder)
+    stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
+    engine = make_engine(site, learner, task, stop_ids)
     await engine.load(await learner.publish())
-    if isinstance(engine, ServedEngine):
-        verdicts += [ProbeResult(*proof) for proof in engine.proofs]
-        folder.write_lines("contract.jsonl", [asdict(verdict) for verdict in verdicts])
+    results = [*proven.results, *(engine.proofs if isinstance(engine, ServedEngine) else ())]
+    folder.write_lines("contract.jsonl", [asdict(result) for result in results])
     run = Run(
         recipe=recipe,
         task=task,
+        environment=SingleTurn(),
         engine=engine,
-        teacher=opened.teacher,
+        teacher=proven.teacher,
+        view=SameView(),
         learner=learner,
         decode=Decoder(student.tokenizer),
         names=Names(student.tokenizer),
-        stop_ids=(*student.stop_ids, *recipe.rollout.stop_ids),
+        stop_ids=stop_ids,
         folder=folder,
+        support=loss.support,
         start=checkpoint.step if checkpoint else 0,
-        reference=_reference(recipe, student.vocabulary, device),
-        min_scored_fraction=opened.min_scored_fraction,
-        same_weights=checkpoint is None
-        and isinstance(recipe.teacher, LocalTeacherConfig)
-        and resolve(recipe.student.model) == resolve(recipe.teacher.model),
+        reference=reference_teacher,
+        min_scored_fraction=teachers.min_scored_fraction,
+        same_weights=checkpoint is None and given.teacher is None and _is_self_taught(recipe),
+        teacher_seconds=proven.seconds,
+        resources=resources,
     )
-    return Assembled(run, student, tuple(verdicts))
+    return Assembled(run, tuple(results))
+
+
+def _student_source(recipe: Recipe, checkpoint: Checkpoint | None) -> StudentConfig:
+    """The model folder that the student's weights come from: with adapters, always the base."""
+    whole_weights = isinstance(recipe.learner, PythonPartConfig) or recipe.learner.lora is None
+    if checkpoint is None or not whole_weights or not (checkpoint.folder / MODEL_FOLDER).is_dir():
+        return recipe.student
+    return recipe.student.model_copy(update={"model": str(checkpoint.folder / MODEL_FOLDER)})
+
+
+def _refuse_baked_student(student: CausalLM) -> None:
+    if student.natural_temperature != 1:
+        raise ModelError(
+            f"student.model = {student.name!r} was written by `limbeck bake` for temperature "
+            f"{student.natural_temperature:g}: its logits are divided already, and the student divides them itself. "
+            "Train the model that it was made of."
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -104,51 +147,49 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _engine(recipe: Recipe, student: CausalLM, learner: InProcessLearner, task: Task, folder: RunFolder) -> Engine:
-    section, rollout = recipe.engine, recipe.rollout
-    if isinstance(section, HFEngineConfig):
-        return InProcessEngine(student, section, learner.autocast)
-    settings = PoolSettings(
-        concurrency=section.max_concurrency,
-        timeout=section.timeout,
-        patience=section.retry_seconds,
-        token_env=section.token_env,
-        table="engine",
-    )
-    ids = [id_ for prompt in task.train[:FIXED_TEXT] for id_ in prompt.token_ids]
-    sampling = Sampling(rollout.temperature, rollout.max_tokens, (*student.stop_ids, *rollout.stop_ids), recipe.seed)
-    return ServedEngine(
-        server=SGLangServer(section.weights) if isinstance(section, SGLangEngineConfig) else VLLMServer(),
-        pool=Pool([section.url], settings),
-        folder=Path(section.weights_folder or folder.path / "weights").resolve(),
-        text=(ids * FIXED_TEXT)[: min(FIXED_TEXT, (student.context or FIXED_TEXT) - 1)],
-        sampling=sampling,
-        vocabulary=student.vocabulary,
-        tolerance=section.tolerance,
-    )
-
-
-def _longest_prompt(recipe: Recipe, student: CausalLM, of_teachers: list[int]) -> int | None:
+def _longest_prompt(recipe: Recipe, student: CausalLM, of_teachers: Sequence[int]) -> int | None:
     contexts = [*of_teachers, *([] if student.context is None else [student.context])]
     if not contexts:
         return None
-    room = min(contexts) - recipe.rollout.max_tokens
-    if room < 1:
+    longest = min(contexts) - recipe.rollout.max_tokens
+    if longest < 1:
         raise RecipeError(
-            f"rollout.max_tokens = {recipe.rollout.max_tokens} leaves no room for a prompt in a context of "
+            f"rollout.max_tokens = {recipe.rollout.max_tokens} leaves no place for a prompt in a context of "
             f"{min(contexts)} tokens. Lower it."
         )
-    return room
+    return longest
 
 
-def _reference(recipe: Recipe, vocabulary: int, device: torch.device) -> LocalTeacher | None:
-    section = recipe.objective.reference
+def _learner(site: Site, loss: Loss, heads: Mapping[str, Head]) -> Learner:
+    section = site.recipe.learner
+    if site.given.learner is not None:
+        return site.given.learner
+    if isinstance(section, PythonPartConfig):
+        learner: Learner = build_part(section, "learner", site.build)
+        return learner
+    return LocalLearner(site.student, section, loss, site.recipe.steps, site.recipe.seed, heads)
+
+
+def _reference(site: Site) -> CausalLM | None:
+    """The frozen policy of a KL-to-reference term, held to the tokenizer of the student like a teacher."""
+    section = site.recipe.objective.reference
     if section is None:
         return None
-    source = recipe.student.model_copy(update={"model": section.model or recipe.student.model})
-    lm = load_model(source, device)
-    lm.vocabulary = vocabulary
-    return LocalTeacher("reference", lm)
+    source = site.recipe.student.model_copy(update={"model": section.model or site.recipe.student.model})
+    lm = load_model(source, site.device)
+    student = site.student
+    check_same_tokenizer(student.name, student.tokenizer, lm.name, lm.tokenizer, same_chat_template=False)
+    if lm.natural_temperature != 1:
+        raise ModelError(
+            f"objective.reference.model = {lm.name!r} was written by `limbeck bake` for temperature "
+            f"{lm.natural_temperature:g}. Name the model that it was made of."
+        )
+    return lm
+
+
+def _is_self_taught(recipe: Recipe) -> bool:
+    teacher = recipe.teacher
+    return isinstance(teacher, LocalTeacherConfig) and resolve(recipe.student.model) == resolve(teacher.model)
 
 
 def run_path(recipe: Recipe) -> Path:

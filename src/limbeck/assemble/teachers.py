@@ -1,162 +1,275 @@
 """From a recipe's teacher table to a teacher, and to the proof that it can be trusted.
 
-Opening comes before the task is loaded (it narrows the vocabulary), proving after it (the probes are made
-of the task's prompts).
+A kind of teacher is one class here and one entry in `KINDS`. Opening comes before the task is loaded (contexts and
+vocabularies bound the prompts), proving after it (the probes are made of the task's prompts).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 
+from limbeck.assemble.site import Site
 from limbeck.config.base import ModelConfig
-from limbeck.config.objective import ReverseKLConfig
-from limbeck.config.recipe import Recipe
-from limbeck.config.teacher import LocalTeacherConfig, RemoteTeacherConfig, RoutedTeacherConfig, StatesTeacherConfig
-from limbeck.contract.probes import check_same_tokenizer, check_tokenizers, continuations, prove, same_weights
+from limbeck.config.factory import build_part
+from limbeck.config.teacher import (
+    LimbeckTeacherConfig,
+    LocalTeacherConfig,
+    PythonTeacherConfig,
+    RemoteTeacherConfig,
+    RoutedTeacherConfig,
+    SGLangTeacherConfig,
+    StatesTeacherConfig,
+    VLLMTeacherConfig,
+)
+from limbeck.contract.natural import refuse_baked
+from limbeck.contract.probes import continuations, prove, same_weights
 from limbeck.contract.remote import prove_remote
+from limbeck.contract.tokenizers import check_same_tokenizer, check_tokenizers
 from limbeck.errors import ContractError
-from limbeck.learners.local import LocalPolicy
+from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_tokenizer, resolve
-from limbeck.protocols import Task, Teacher
-from limbeck.records import ProbeResult
-from limbeck.teachers.connect import remote_teacher
+from limbeck.protocols import HoldsHeads, Task, Teacher
+from limbeck.records import ProbeResult, Support
+from limbeck.teachers.connect import connect
 from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.remote import RemoteTeacher
 from limbeck.teachers.routed import RoutedTeacher
-from limbeck.training.run_folder import RunFolder
 
 PADDING = 512  # output heads are padded to multiples of at most this
 PROBE_PROMPTS = 8
 ONLY = "teacher"  # the name of one that has none
 
 
-@dataclass
-class Opened:
-    """The teachers of a run, by name, and what is known of them before the first prompt."""
+@dataclass(frozen=True)
+class Proven:
+    """Teachers that may be trained on."""
 
-    members: dict[str, Teacher] = field(default_factory=dict)
-    default: str | None = None
-    verdicts: list[ProbeResult] = field(default_factory=list)
-    contexts: list[int] = field(default_factory=list)
-    min_scored_fraction: float = 1.0
+    teacher: Teacher
+    heads: Mapping[str, Head]  # by fingerprint, of those that answer with hidden states
+    results: tuple[ProbeResult, ...]
+    seconds: Callable[[], Mapping[str, float]]  # of the last scoring, by teacher where there are several
+
+
+class Opened(Protocol):
+    """One teacher before its proof."""
+
+    models: Sequence[CausalLM]  # whose vocabulary has to be that of the student
+    context: int | None
+    results: list[ProbeResult]
+    heads: Mapping[str, Head]  # by fingerprint, once it is proven: of hidden states
+
+    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
+        """Adds to `results`. Raises `ContractError`."""
+        ...
+
+    def is_student(self, site: Site) -> bool:
+        """Whether it is, or calls itself, the model that the student begins as."""
+        ...
+
+
+@dataclass
+class OpenTeachers:
+    """The teachers of a run, by name, before the first prompt."""
+
+    members: Mapping[str, Opened]
+    default: str | None
+    routed: bool
+    min_scored_fraction: float
+    support: Support  # what training will ask for
 
     @property
-    def teacher(self) -> Teacher:
-        """The only one, or the router among them."""
-        only = self.members.get(ONLY)
-        return only if only is not None and len(self.members) == 1 else RoutedTeacher(self.members, self.default)
+    def models(self) -> list[CausalLM]:
+        return [lm for member in self.members.values() for lm in member.models]
+
+    @property
+    def contexts(self) -> list[int]:
+        return [member.context for member in self.members.values() if member.context is not None]
+
+    async def prove(self, site: Site, task: Task) -> Proven:
+        """Every teacher's contract. Raises `ContractError`, `DataError`."""
+        teachers: dict[str, Teacher] = {}
+        heads: dict[str, Head] = {}
+        results: list[ProbeResult] = []
+        for name, member in self.members.items():
+            teacher = teachers[name] = await member.prove(site, task, self.support)
+            heads |= member.heads
+            found = list(member.results)
+            if not site.resumed and member.is_student(site):
+                found.append(await self._same_weights(teacher, member, site, task))
+            results += [replace(r, probe=f"{name}: {r.probe}") for r in found] if len(self.members) > 1 else found
+        if not self.routed:
+            return Proven(teachers[ONLY], heads, tuple(results), dict)
+        router = RoutedTeacher(teachers, self.default)
+        router.check_routes([*task.train, *task.held_out])
+        return Proven(router, heads, tuple(results), lambda: router.seconds)
+
+    async def _same_weights(self, teacher: Teacher, member: Opened, site: Site, task: Task) -> ProbeResult:
+        texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
+        temperature = site.recipe.rollout.temperature
+        return await same_weights(teacher, LocalPolicy(site.student), texts, temperature, self.support, member.heads)
 
 
-def open_teachers(recipe: Recipe, student: CausalLM, device: torch.device) -> Opened:
+def open_teachers(site: Site, support: Support) -> OpenTeachers:
     """Load or connect every teacher, and compare tokenizers where there are two to compare."""
-    section = recipe.teacher
-    sections = dict(section.teachers) if isinstance(section, RoutedTeacherConfig) else {ONLY: section}
-    opened = Opened(default=section.default if isinstance(section, RoutedTeacherConfig) else None)
-    for name, member in sections.items():
-        opened.members[name] = (
-            _local(name, member, student, device, opened)
-            if isinstance(member, LocalTeacherConfig)
-            else _remote(name, member, recipe, student, device, opened)
+    section = site.recipe.teacher
+    if site.given.teacher is not None:
+        return OpenTeachers(
+            {ONLY: _Own(site.given.teacher)}, None, routed=False, min_scored_fraction=1.0, support=support
         )
+    routed = isinstance(section, RoutedTeacherConfig)
+    sections = dict(section.teachers) if isinstance(section, RoutedTeacherConfig) else {ONLY: section}
+    members = {name: KINDS[type(member)](name, member, site) for name, member in sections.items()}
     fractions = [s.min_scored_fraction for s in sections.values() if isinstance(s, RemoteTeacherConfig)]
-    opened.min_scored_fraction = max(fractions, default=1.0)
-    return opened
+    default = section.default if isinstance(section, RoutedTeacherConfig) else None
+    return OpenTeachers(members, default, routed, max(fractions, default=1.0), support)
 
 
-async def prove_teachers(
-    opened: Opened, task: Task, recipe: Recipe, student: CausalLM, folder: RunFolder, resumed: bool
-) -> list[ProbeResult]:
-    """Every teacher's contract; the verdicts stay in the run's folder. Raises `ContractError`, `DataError`."""
-    if isinstance(teacher := opened.teacher, RoutedTeacher):
-        teacher.check_routes([*task.train, *task.held_out])
-    verdicts = list(opened.verdicts)
-    temperature = recipe.rollout.temperature
-    for name, member in opened.members.items():
-        if isinstance(member, RemoteTeacher):
-            texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
-            ids = continuations(max(texts, key=len), student.vocabulary)
-            found = await prove_remote(member, texts, ids, temperature, student.tokenizer)
-            _same_as_before(name, member, folder, resumed)
-        else:
-            found = await prove(member, task.train, temperature, student.vocabulary)
-        if not resumed and _is_the_student(name, member, recipe):
-            found.append(await same_weights(member, LocalPolicy(0, student), task.train[:PROBE_PROMPTS], temperature))
-        verdicts += [_of(name, verdict) for verdict in found] if len(opened.members) > 1 else found
-    folder.write_lines("contract.jsonl", [asdict(verdict) for verdict in verdicts])
-    return verdicts
+class _Local:
+    """A model of this process."""
+
+    def __init__(self, name: str, section: LocalTeacherConfig, site: Site) -> None:
+        self.name, self.section = name, section
+        self.lm = load_model(section, site.device)
+        refuse_baked(f"teacher {name}: model", section.model, self.lm.natural_temperature)
+        self.results = [check_tokenizers(site.student, self.lm, section.same_chat_template)]
+        self.models: Sequence[CausalLM] = (self.lm,)
+        self.context = self.lm.context
+        self.heads: Mapping[str, Head] = {}
+
+    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
+        teacher = LocalTeacher(self.name, self.lm)
+        self.heads = teacher.heads
+        self.results += await _prove(teacher, site, task, support)
+        return teacher
+
+    def is_student(self, site: Site) -> bool:
+        return resolve(self.section.model) == resolve(site.recipe.student.model)
 
 
-def _is_the_student(name: str, teacher: Teacher, recipe: Recipe) -> bool:
-    """Whether a teacher is, or says it is, the model that the student begins as."""
-    ours = {recipe.student.model, resolve(recipe.student.model)}
-    if isinstance(teacher, RemoteTeacher):
-        assert teacher.anchor is not None
-        return any(not ours.isdisjoint(said.split()) for said in teacher.anchor.identities.values())
-    sections = recipe.teacher.teachers if isinstance(recipe.teacher, RoutedTeacherConfig) else {ONLY: recipe.teacher}
-    section = sections[name]
-    return isinstance(section, LocalTeacherConfig) and resolve(section.model) in ours
+class _Own:
+    """A teacher of the user's own, made already."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+        self.models: Sequence[CausalLM] = ()
+        self.context = teacher.info.context
+        self.results: list[ProbeResult] = []
+        self.heads: Mapping[str, Head] = teacher.heads if isinstance(teacher, HoldsHeads) else {}
+
+    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
+        self.results += await _prove(self.teacher, site, task, support)
+        return self.teacher
+
+    def is_student(self, site: Site) -> bool:
+        return False
 
 
-def _local(name: str, section: LocalTeacherConfig, student: CausalLM, device: torch.device, opened: Opened) -> Teacher:
-    lm = load_model(section, device)
-    opened.verdicts.append(check_tokenizers(student, lm, section.same_chat_template))
-    if lm.context is not None:
-        opened.contexts.append(lm.context)
-    return LocalTeacher(name, lm)
+async def _prove(teacher: Teacher, site: Site, task: Task, support: Support) -> list[ProbeResult]:
+    """The probes that need only scores."""
+    heads = teacher.heads if isinstance(teacher, HoldsHeads) else {}
+    texts = [prompt.token_ids for prompt in task.train[: 2 * PROBE_PROMPTS]]
+    return await prove(teacher, texts, site.recipe.rollout.temperature, site.student.vocabulary, support, heads)
 
 
-def _remote(
-    name: str, section: RemoteTeacherConfig, recipe: Recipe, student: CausalLM, device: torch.device, opened: Opened
-) -> Teacher:
-    if section.tokenizer is not None:
-        theirs = load_tokenizer(section.tokenizer)
-        check_same_tokenizer(student.name, student.tokenizer, section.tokenizer, theirs, section.same_chat_template)
-        opened.verdicts.append(ProbeResult("tokenizer", f"{section.tokenizer}: {len(theirs)} tokens", "the student's"))
-    head = _head(section, student, device)
-    objective = recipe.objective
-    support = objective.support if isinstance(objective, ReverseKLConfig) and isinstance(objective.support, int) else 0
-    vocabulary = section.vocabulary or -(-student.vocabulary // PADDING) * PADDING + PADDING
-    return remote_teacher(name, section, vocabulary, student.vocabulary, support, head)
+def _own(name: str, section: PythonTeacherConfig, site: Site) -> Opened:
+    return _Own(build_part(section, "teacher", site.build))
 
 
-def _head(section: RemoteTeacherConfig, student: CausalLM, device: torch.device) -> Head | None:
-    """The output head of `teacher.head` alone; both heads are narrowed to the vocabulary they share."""
-    if not isinstance(section, StatesTeacherConfig) or section.head is None:
-        return None
-    lm = load_model(ModelConfig(model=section.head), device)
-    check_tokenizers(student, lm, section.same_chat_template)
-    head = lm.head().detach()
-    return Head(
-        head.weight_Vd.clone(), None if head.bias_V is None else head.bias_V.clone(), head.multiplier, head.softcap
-    )
+@dataclass
+class _Remote:
+    """A server, or replicas of one."""
+
+    name: str
+    section: RemoteTeacherConfig
+    site: Site
+    results: list[ProbeResult] = field(default_factory=list)
+    models: Sequence[CausalLM] = ()
+    context: int | None = None
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    identities: Mapping[str, str] = field(default_factory=dict)
+    head_model: CausalLM | None = None
+
+    def __post_init__(self) -> None:
+        section, student = self.section, self.site.student
+        if section.tokenizer is not None:
+            theirs = load_tokenizer(section.tokenizer)
+            check_same_tokenizer(student.name, student.tokenizer, section.tokenizer, theirs, section.same_chat_template)
+            self.results.append(ProbeResult("tokenizer", f"{section.tokenizer}: {len(theirs)} tokens", "the student's"))
+        if isinstance(section, StatesTeacherConfig) and section.head is not None:
+            lm = load_model(ModelConfig(model=section.head), self.site.device)
+            refuse_baked(f"teacher {self.name}: head", section.head, lm.natural_temperature)
+            check_tokenizers(student, lm, section.same_chat_template)
+            self.head_model, self.models = lm, (lm,)
+
+    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
+        section, student = self.section, site.student
+        vocabulary = section.vocabulary or -(-student.head_rows // PADDING) * PADDING + PADDING
+        client = connect(self.name, section, vocabulary, student.vocabulary)
+        site.resources.push_async_callback(client.close)
+        texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
+        ids = continuations(max(texts, key=len), student.vocabulary)
+        self.heads = self._heads()
+        temperature, tokenizer = site.recipe.rollout.temperature, student.tokenizer
+        proof = await prove_remote(
+            client, texts, ids, temperature, support=support, heads=self.heads or None, tokenizer=tokenizer
+        )
+        teacher = RemoteTeacher(client, proof)
+        self.results += proof.results
+        assert proof.baseline is not None
+        self.identities = proof.baseline.identities
+        _same_as_before(self.name, teacher, site)
+        return teacher
+
+    def is_student(self, site: Site) -> bool:
+        ours = {site.recipe.student.model, resolve(site.recipe.student.model)}
+        return any(not ours.isdisjoint(identity.split()) for identity in self.identities.values())
+
+    def _heads(self) -> Mapping[str, Head]:
+        """The output head of `teacher.head` alone, without the model around it, by its fingerprint."""
+        if self.head_model is None:
+            return {}
+        head, self.head_model = self.head_model.head().detach(), None
+        bias_V = None if head.bias_V is None else head.bias_V.clone()
+        head = replace(head, weight_Vd=head.weight_Vd.clone(), bias_V=bias_V)
+        return {head.fingerprint(): head}
 
 
-def _same_as_before(name: str, teacher: RemoteTeacher, folder: RunFolder, resumed: bool) -> None:
+def _same_as_before(name: str, teacher: RemoteTeacher, site: Site) -> None:
     """A resumed run goes on with the teacher it began with. Raises `ContractError` for another one."""
-    anchor = teacher.anchor
-    assert anchor is not None
-    reply = anchor.replies[teacher.pool.urls[0]]
+    baseline, folder, tolerance = teacher.proof.baseline, site.folder, teacher.client.section.probe_tolerance
+    assert baseline is not None
+    reply = baseline.replies[teacher.client.pool.urls[0]]
     values = reply.logprobs if reply.hidden is None else reply.hidden.mean(axis=1)
-    now = {"method": teacher.method, "ids": anchor.question.token_ids.tolist(), "values": [float(v) for v in values]}
+    now = {
+        "method": teacher.proof.method,
+        "ids": baseline.request.token_ids.tolist(),
+        "values": [float(v) for v in values],
+    }
     path = folder.path / f"teacher-{name}.jsonl"
-    if resumed and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    if site.resumed and path.exists():
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if before["method"] == now["method"] and before["ids"] == now["ids"]:
-            apart = float(np.abs(np.array(before["values"]) - np.array(now["values"])).max(initial=0.0))
-            if apart > teacher.section.probe_tolerance:
+            difference = np.abs(np.array(before["values"]) - np.array(now["values"])).max(initial=0.0)
+            if difference > tolerance:
                 raise ContractError(
-                    f"teacher {name} is another one than this run began with: a fixed text is {apart:.3g} nats away "
-                    f"(at most {teacher.section.probe_tolerance} expected). Start the former server again, or give "
-                    "the run another name=..."
+                    f"teacher {name} is another one than this run began with: a fixed text is {difference:.3g} nats "
+                    f"away (at most {tolerance} expected). Start the former server again, or give the run another "
+                    "name=..."
                 )
     folder.write_lines(path.name, [now])
 
 
-def _of(name: str, verdict: ProbeResult) -> ProbeResult:
-    return ProbeResult(f"{name}: {verdict.probe}", verdict.measured, verdict.expected, verdict.ok)
+KINDS: Mapping[type, Callable[[str, Any, Site], Opened]] = {
+    LocalTeacherConfig: _Local,
+    SGLangTeacherConfig: _Remote,
+    VLLMTeacherConfig: _Remote,
+    LimbeckTeacherConfig: _Remote,
+    PythonTeacherConfig: _own,
+}

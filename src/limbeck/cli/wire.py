@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 AT_LEAST_ONE = click.IntRange(min=1)
+
+
+def _renamed(new: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    """What an option of another name does: an error that gives the new one."""
+
+    def refuse(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+        if given:
+            raise click.UsageError(f"{parameter.opts[0]} is now called {new}.", context)
+
+    return refuse
 
 
 @click.command(short_help="Serve a model as a teacher over HTTP.")
@@ -30,10 +41,10 @@ AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--device", default="auto", show_default=True, help="Such as cuda:0. auto: a GPU if there is one.")
 @click.option(
     "--batch-invariant",
-    "alone",
     is_flag=True,
     help="Score each sequence on its own: slower, and equal to the last bit whatever else is asked.",
 )
+@click.option("--alone", is_flag=True, hidden=True, expose_value=False, callback=_renamed("--batch-invariant"))
 @click.option("--token-env", help="Environment variable that holds the bearer token clients must send.")
 @click.option(
     "--queue",
@@ -48,7 +59,7 @@ AT_LEAST_ONE = click.IntRange(min=1)
     "--max-top-k", type=AT_LEAST_ONE, default=1024, show_default=True, help="Most top log-probs at a position."
 )
 @click.option("--max-length", type=AT_LEAST_ONE, help="Longest sequence in tokens.  [default: the model's context]")
-def serve(model: str, host: str, port: int, dtype: Any, device: str, alone: bool, **limits: Any) -> None:
+def serve(model: str, host: str, port: int, dtype: Any, device: str, batch_invariant: bool, **limits: Any) -> None:
     """Serve MODEL, a folder or hub name, as a teacher over HTTP: exact scores at any temperature.
 
     Answers SGLang's /generate, vLLM's /v1/completions and a binary route of Limbeck's own. Needs the extra `serve`.
@@ -68,7 +79,7 @@ def serve(model: str, host: str, port: int, dtype: Any, device: str, alone: bool
         at = "any temperature" if temperature is None else f"temperature {temperature:g} unless a request names another"
         click.echo(f"serving {model} on {address} at {at}  (Ctrl-C stops)", err=True)
 
-    run(model, ServeSettings(**limits), host, port, dtype, device, alone, ready)
+    run(model, ServeSettings(**limits), host, port, dtype, device, batch_invariant, ready)
 
 
 @click.command(short_help="Write a checkpoint that any stock server scores at T.")

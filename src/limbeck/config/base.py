@@ -24,7 +24,7 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _suggest_for_unknown_keys(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
+        if isinstance(given, Mapping) and cls.model_config.get("extra") == "forbid":
             for key in given:
                 if key not in cls.model_fields:
                     raise ValueError(_unknown_key(str(key), cls))

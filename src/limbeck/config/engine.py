@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, field_validator
 
 from limbeck.config.base import Config, Positive, PositiveInt
+from limbeck.config.factory import PythonPartConfig
 
 
 class HFEngineConfig(Config):
@@ -23,7 +24,7 @@ class HFEngineConfig(Config):
 
 
 class ServedEngineConfig(Config):
-    """A server that is given the student's weights after every update, and held to them."""
+    """A server that gets the student's weights after every update, and is compared with the learner."""
 
     url: str = Field(description="`http://host:port` of a server that was started with the student's model")
     token_env: str | None = Field(None, description="environment variable that holds the bearer token")
@@ -60,7 +61,13 @@ class VLLMEngineConfig(ServedEngineConfig):
     kind: Literal["vllm"] = "vllm"
 
 
-EngineConfig: TypeAlias = Annotated[HFEngineConfig | SGLangEngineConfig | VLLMEngineConfig, Field(discriminator="kind")]
+class PythonEngineConfig(PythonPartConfig):
+    """An engine of your own: the factory returns a `protocols.Engine`."""
+
+
+EngineConfig: TypeAlias = Annotated[
+    HFEngineConfig | SGLangEngineConfig | VLLMEngineConfig | PythonEngineConfig, Field(discriminator="kind")
+]
 
 
 def complete_engine(given: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
 from limbeck.config.base import Config, Count, Fraction, NonNegative, Positive, PositiveInt
+from limbeck.config.factory import PythonPartConfig
 
 
 class LoraConfig(Config):
@@ -14,8 +16,10 @@ class LoraConfig(Config):
 
     rank: PositiveInt = 16
     alpha: Positive = 32.0
-    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
-        "all-linear", description="module names; the output head itself is refused"
+    target_modules: tuple[str, ...] | str = Field(
+        "all-linear",
+        description="ends of module names, or a regular expression for whole ones; the output head, and embeddings "
+        "that are tied to it, are refused",
     )
 
 
@@ -45,4 +49,16 @@ class LocalLearnerConfig(Config):
     lora: LoraConfig | None = None
 
 
-LearnerConfig: TypeAlias = LocalLearnerConfig
+class PythonLearnerConfig(PythonPartConfig):
+    """A learner of your own: the factory returns a `protocols.Learner`."""
+
+
+LearnerConfig: TypeAlias = Annotated[LocalLearnerConfig | PythonLearnerConfig, Field(discriminator="kind")]
+
+
+def complete_learner(given: Any) -> Any:
+    """Kind `local` for a learner table that names none."""
+    learner = given.get("learner") if isinstance(given, Mapping) else None
+    if isinstance(learner, Mapping) and "kind" not in learner:
+        return {**given, "learner": {"kind": "local", **learner}}
+    return given

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from limbeck.config.base import Config, Fraction, Positive, PositiveInt
+from limbeck.config.factory import PythonPartConfig
 
 
 class ReferenceConfig(Config):
@@ -36,20 +37,26 @@ class _ObjectiveConfig(Config):
     task_reward: TaskRewardConfig | None = None
     overlap_k: PositiveInt = Field(8, description="K of the top-K overlap metric")
 
-
-class ReverseKLConfig(_ObjectiveConfig):
-    """KL(p || q), student against teacher: the on-policy distillation loss."""
-
-    divergence: Literal["reverse_kl"] = "reverse_kl"
     support: Literal["sampled", "full"] | PositiveInt = Field(
         "full", description="`sampled`, the teacher's top K, or `full`: same expected gradient, less noise"
     )
 
 
+class ReverseKLConfig(_ObjectiveConfig):
+    """KL(p || q), student against teacher: the on-policy distillation loss."""
+
+    divergence: Literal["reverse_kl"] = "reverse_kl"
+
+
 class ForwardKLConfig(_ObjectiveConfig):
-    """KL(q || p) over the whole vocabulary."""
+    """KL(q || p). Not from the sampled token alone: its gradient there is q/p, which has no bound."""
 
     divergence: Literal["forward_kl"] = "forward_kl"
+
+    @model_validator(mode="after")
+    def _needs_more_than_the_sampled_token(self) -> Self:
+        _refuse_sampled(self, "divergence = 'forward_kl'")
+        return self
 
 
 class JSDConfig(_ObjectiveConfig):
@@ -58,5 +65,27 @@ class JSDConfig(_ObjectiveConfig):
     divergence: Literal["jsd"] = "jsd"
     beta: Fraction = Field(0.5, description="0 is forward KL, 1 is reverse KL, by GKD's convention")
 
+    @model_validator(mode="after")
+    def _needs_more_than_the_sampled_token(self) -> Self:
+        if self.beta == 0:
+            _refuse_sampled(self, "divergence = 'jsd' with beta = 0, the forward KL,")
+        return self
 
-ObjectiveConfig: TypeAlias = Annotated[ReverseKLConfig | ForwardKLConfig | JSDConfig, Field(discriminator="divergence")]
+
+class PythonObjectiveConfig(_ObjectiveConfig, PythonPartConfig):
+    """An objective of your own: the factory returns an object with `pull`, `gain`, `value` (`protocols.Objective`)."""
+
+    divergence: Literal["python"] = "python"
+
+
+ObjectiveConfig: TypeAlias = Annotated[
+    ReverseKLConfig | ForwardKLConfig | JSDConfig | PythonObjectiveConfig, Field(discriminator="divergence")
+]
+
+
+def _refuse_sampled(config: _ObjectiveConfig, what: str) -> None:
+    if config.support == "sampled":
+        raise ValueError(
+            f"{what} cannot have support = 'sampled': its gradient at the sampled token is q/p, which has no bound. "
+            "Set support to a number of the teacher's top tokens, such as 20, or to 'full'."
+        )

@@ -25,7 +25,7 @@ from limbeck.config.base import (
     keys_of,
 )
 from limbeck.config.engine import EngineConfig, HFEngineConfig, complete_engine
-from limbeck.config.learner import LearnerConfig, LocalLearnerConfig
+from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
 from limbeck.config.student import StudentConfig
 from limbeck.config.task import GraderConfig, TaskConfig
@@ -108,17 +108,17 @@ class Recipe(Config):
         """A divergence that is not named is the reverse KL, and a support the teacher can give."""
         if isinstance(given, Mapping) and isinstance(given.get("objective"), Mapping):
             given = {**given, "objective": {"divergence": "reverse_kl", **given["objective"]}}
-        return complete_teacher(complete_engine(given))
+        return complete_teacher(complete_engine(complete_learner(given)))
 
     @model_validator(mode="after")
     def _combinations_that_cannot_work(self) -> Self:
         rollout, objective = self.rollout, self.objective
         _refuse_what_the_teacher_cannot_give(self)
         truncated = rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
-        if truncated and isinstance(objective, ReverseKLConfig) and objective.support != "full":
+        if truncated and objective.support != "full":
             raise ValueError(
                 f"rollout.top_p/top_k/min_p cut the student's distribution, but objective.support = "
-                f"{objective.support!r} estimates a KL from its samples, which would be biased. Set "
+                f"{objective.support!r} estimates a divergence from its samples, which would be biased. Set "
                 "objective.support = 'full', or remove the truncation."
             )
         if truncated and (objective.discount > 0 or objective.task_reward):
@@ -146,12 +146,11 @@ Config.root = Recipe
 def _refuse_what_the_teacher_cannot_give(recipe: Recipe) -> None:
     """A divergence over the whole vocabulary needs hidden states and their head; left-out tokens have no future."""
     objective, teacher = recipe.objective, recipe.teacher
-    full = not isinstance(objective, ReverseKLConfig) or objective.support == "full"
     members = dict(teacher.teachers) if isinstance(teacher, RoutedTeacherConfig) else {"teacher": teacher}
     for name, section in members.items():
         if not isinstance(section, RemoteTeacherConfig):
             continue
-        if full and not (isinstance(section, StatesTeacherConfig) and section.head):
+        if objective.support == "full" and not (isinstance(section, StatesTeacherConfig) and section.head):
             raise ValueError(
                 f"{objective.divergence} is asked for over the whole vocabulary, but {name} ({section.kind}) answers "
                 "with its top log-probs. Set objective.support = 20 (same expected gradient, a little more "
@@ -239,7 +238,7 @@ _TAGS = {
     tag
     for section in (
         *configs_of(TaskConfig), *configs_of(ObjectiveConfig), *configs_of(GraderConfig), *configs_of(TrackerConfig),
-        *configs_of(TeacherConfig), *configs_of(EngineConfig),
+        *configs_of(TeacherConfig), *configs_of(EngineConfig), *configs_of(LearnerConfig),
     )
     for name in ("kind", "divergence")
     if name in section.model_fields

@@ -1,4 +1,4 @@
-"""The task tables of a recipe: where prompts come from, and how answers are marked."""
+"""The task tables of a recipe: where prompts come from, and how responses are graded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from limbeck.config.base import Config, NonNegative, PositiveInt
+from limbeck.config.factory import PythonPartConfig
 
 
 class ExactGraderConfig(Config):
@@ -18,7 +19,11 @@ class ExactGraderConfig(Config):
 
 
 class NumericGraderConfig(Config):
-    """1 where the last number of the response equals the answer within a relative tolerance."""
+    """1 where the last number of the response equals the answer within a relative tolerance.
+
+    An answer is one number: 72, -3/4, 2 1/2, \\frac{3}{4}, 3\\times 10^{5}, $1,234.50, 50%, "72 apples", or "#### 72"
+    after a worked solution. Data with any other answer is refused: take `math_verify`.
+    """
 
     kind: Literal["numeric"] = "numeric"
     tolerance: NonNegative = Field(1e-9, description="relative to the larger of 1 and the answer")
@@ -52,7 +57,7 @@ class PythonGraderConfig(Config):
     """Your own function: `grade(prompt: Prompt, response: str) -> float | None`."""
 
     kind: Literal["python"] = "python"
-    function: str = Field(description="`package.module:function`")
+    function: str = Field(description="`package.module:name`")
 
 
 GraderConfig: TypeAlias = Annotated[
@@ -75,7 +80,8 @@ class ColumnsConfig(Config):
 
     prompt: str = Field("prompt", description="text to continue")
     messages: str = Field("messages", description="chat, through the model's chat template")
-    answer: str = Field("answer", description="what graders compare with")
+    tools: str = Field("tools", description="JSON schemas of tools, for the chat template: a list, or the same as text")
+    answer: str = Field("answer", description="what graders compare with; numbers keep the text of a JSON file")
     id: str = Field("id", description="unique name; the row number where absent")
     teacher: str = Field("teacher", description="route, where there are several teachers")
 
@@ -122,6 +128,11 @@ class ReasoningGymTaskConfig(Config):
     too_long: Literal["error", "drop"] = "error"
 
 
+class PythonTaskConfig(PythonPartConfig):
+    """A task of your own: the factory returns an object with `train`, `held_out` and `grade` (`protocols.Task`)."""
+
+
 TaskConfig: TypeAlias = Annotated[
-    ArithmeticTaskConfig | FileTaskConfig | DatasetTaskConfig | ReasoningGymTaskConfig, Field(discriminator="kind")
+    ArithmeticTaskConfig | FileTaskConfig | DatasetTaskConfig | ReasoningGymTaskConfig | PythonTaskConfig,
+    Field(discriminator="kind"),
 ]

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from limbeck.config.base import Config, Fraction, ModelConfig, Positive, PositiveInt
+from limbeck.config.factory import PythonPartConfig
 
 REMOTE_KINDS = ("sglang", "vllm", "limbeck")
 REMOTE_SUPPORT = 20  # the hybrid estimator's top K where the recipe does not say
@@ -34,7 +35,9 @@ class LocalTeacherConfig(ModelConfig):
     """A teacher in this process: exact at any temperature, on any support."""
 
     kind: Literal["local"] = "local"
-    same_chat_template: bool = Field(True, description="refuse a teacher whose chat template is another")
+    same_chat_template: bool = Field(
+        True, description="refuse a teacher with another chat template than the student, or where only one has any"
+    )
 
 
 class RemoteTeacherConfig(Config):
@@ -43,24 +46,27 @@ class RemoteTeacherConfig(Config):
     url: str | tuple[str, ...] = Field(description="`http://host:port`, or a list of replicas of the same model")
     token_env: str | None = Field(None, description="environment variable that holds the bearer token")
     temperature_method: MethodChoice = Field(
-        "auto", description="how the rollout temperature is had; auto: the first that proves itself"
+        "auto",
+        description="how scores at the rollout temperature are obtained; auto: the first method that proves itself",
     )
     baked: str | None = Field(
         None, description="the folder `limbeck bake` wrote, as far as the probe file in it, that the server holds"
     )
     tokenizer: str | None = Field(None, description="the teacher's tokenizer, to compare with the student's")
-    same_chat_template: bool = Field(True, description="refuse a `tokenizer` whose chat template is another")
+    same_chat_template: bool = Field(
+        True, description="refuse a `tokenizer` with another chat template, or where only one of the two has any"
+    )
     vocabulary: PositiveInt | None = Field(
         None, description="rows of the teacher's output head, or more; absent: the student's and generous padding"
     )
     top_logprobs: PositiveInt = Field(20, description="asked for at each position by `rescale`; at least the support")
-    max_rescale_error: Positive = Field(0.02, description="nats; a position known less well is left out and counted")
-    max_rescale_dropped: Fraction = Field(0.05, description="share of positions that may be left out of a step")
+    max_rescale_error: Positive = Field(0.02, description="nats; a position that is less certain is masked and counted")
+    max_rescale_dropped: Fraction = Field(0.05, description="share of a step's positions that may be masked")
     min_scored_fraction: Fraction = Field(1.0, description="share of responses that must be scored, or the step stops")
     max_concurrency: PositiveInt = Field(32, description="requests under way at once, over all replicas")
     timeout: Positive = Field(120.0, description="seconds for one request")
     retry_seconds: Positive = Field(300.0, description="how long to wait for a server that is away or busy")
-    probe_every: PositiveInt = Field(1, description="steps between looks whether the server is still the same")
+    probe_every: PositiveInt = Field(1, description="steps between probes of whether the server is still the same")
     probe_tolerance: Positive = Field(
         0.02, description="nats a probe may move before the server counts as another; raise it for bfloat16 servers"
     )
@@ -106,13 +112,18 @@ class LimbeckTeacherConfig(StatesTeacherConfig):
     kind: Literal["limbeck"] = "limbeck"
 
 
+class PythonTeacherConfig(PythonPartConfig):
+    """A teacher of your own: the factory returns a `protocols.Teacher`. It is proven like any other."""
+
+
 OneTeacherConfig: TypeAlias = Annotated[
-    LocalTeacherConfig | SGLangTeacherConfig | VLLMTeacherConfig | LimbeckTeacherConfig, Field(discriminator="kind")
+    LocalTeacherConfig | SGLangTeacherConfig | VLLMTeacherConfig | LimbeckTeacherConfig | PythonTeacherConfig,
+    Field(discriminator="kind"),
 ]
 
 
 class RoutedTeacherConfig(Config):
-    """Several teachers by name. A prompt's `teacher` chooses; `default` marks prompts that name none."""
+    """Several teachers by name. A prompt's `teacher` chooses; `default` scores those that name none."""
 
     kind: Literal["routed"] = "routed"
     default: str | None = Field(None, description="absent: every prompt must name its teacher")
@@ -126,7 +137,12 @@ class RoutedTeacherConfig(Config):
 
 
 TeacherConfig: TypeAlias = Annotated[
-    LocalTeacherConfig | SGLangTeacherConfig | VLLMTeacherConfig | LimbeckTeacherConfig | RoutedTeacherConfig,
+    LocalTeacherConfig
+    | SGLangTeacherConfig
+    | VLLMTeacherConfig
+    | LimbeckTeacherConfig
+    | PythonTeacherConfig
+    | RoutedTeacherConfig,
     Field(discriminator="kind"),
 ]
 
@@ -135,22 +151,29 @@ def complete_teacher(given: Any) -> Any:
     """The hybrid estimator for a recipe with a remote teacher that does not choose its support, and
     kind `local` for a teacher without one.
 
-    A server sends the top of its distribution; the top K and the sampled tail have the expected gradient
-    of the whole vocabulary.
+    A server sends the top of its distribution; the top K and the sampled token have together the expected gradient
+    of the whole vocabulary. A teacher of your own is asked for the least that every teacher has, the sampled token.
     """
     if not isinstance(given, Mapping):
         return given
     teacher = given.get("teacher")
     if isinstance(teacher, Mapping) and "kind" not in teacher and "url" not in teacher:
         given = {**given, "teacher": {"kind": "local", **teacher}}
-    if not _is_remote(teacher):
+    support = "sampled" if _is_own(teacher) else REMOTE_SUPPORT if _is_remote(teacher) else None
+    if support is None:
         return given
     objective = given.get("objective", {})
     if not isinstance(objective, Mapping) or "support" in objective:
         return given
     if objective.get("divergence", "reverse_kl") != "reverse_kl":
         return given
-    return {**given, "objective": {"divergence": "reverse_kl", **objective, "support": REMOTE_SUPPORT}}
+    return {**given, "objective": {"divergence": "reverse_kl", **objective, "support": support}}
+
+
+def _is_own(teacher: Any) -> bool:
+    return isinstance(teacher, PythonTeacherConfig) or (
+        isinstance(teacher, Mapping) and teacher.get("kind") == "python"
+    )
 
 
 def _is_remote(teacher: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from limbeck.config.base import Config
+from limbeck.config.factory import PythonPartConfig
 
 
 class TensorBoardTrackerConfig(Config):
@@ -33,6 +34,11 @@ class TrackioTrackerConfig(Config):
     space: str | None = Field(None, description="hub space to log to; this machine where absent")
 
 
+class PythonTrackerConfig(PythonPartConfig):
+    """A tracker of your own: the factory returns a `protocols.Observer`. Nothing is loaded yet when it is called."""
+
+
 TrackerConfig: TypeAlias = Annotated[
-    TensorBoardTrackerConfig | WandbTrackerConfig | TrackioTrackerConfig, Field(discriminator="kind")
+    TensorBoardTrackerConfig | WandbTrackerConfig | TrackioTrackerConfig | PythonTrackerConfig,
+    Field(discriminator="kind"),
 ]

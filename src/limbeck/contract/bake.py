@@ -37,7 +37,7 @@ LONGEST = 64  # tokens of a probe sequence
 CONFIG_KEY = "limbeck_temperature"
 NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 TEXTS = (
-    "The teacher marks every token the student wrote, at the temperature it was written at.",
+    "The teacher scores every token that the student sampled, at the temperature it was sampled at.",
     "def mean(values):\n    total = sum(values)\n    return total / len(values)\n",
     "Q: What is 17 + 25? A: 17 + 25 = 42.",
     "It was late in the year, and the road to the mill had long been under water; nobody came that way.",
@@ -61,7 +61,7 @@ def bake(model: str, temperature: float, out: Path) -> ProbeFile:
     """Write `out`, a copy of the model folder with final norm and head bias divided by `temperature`.
 
     Raises `ModelError` for a soft-capped head, a norm that cannot be found or scaled, a model that was
-    baked before, weights that are not safetensors, and a folder that is already there.
+    baked before, weights that are not safetensors, and a folder that is not empty.
     """
     if not 0 < temperature < float("inf"):
         raise ModelError(f"--temperature must be a finite number above 0, got {temperature}")
@@ -92,6 +92,12 @@ def bake(model: str, temperature: float, out: Path) -> ProbeFile:
     _write(source, out, {name: tensor.detach().float() for name, tensor in tensors.items()}, lm, temperature)
     probe.write(out)
     return probe
+
+
+def baked_temperature(lm: CausalLM) -> float | None:
+    """T of a model that `bake` wrote: its logits are divided by it already. None of any other model."""
+    temperature = getattr(lm.model.config, CONFIG_KEY, None)
+    return None if temperature is None else float(temperature)
 
 
 def _source(model: str) -> Path:
@@ -131,16 +137,16 @@ def _scale(lm: CausalLM, temperature: float, rows: list[list[int]], truth: list[
     of_head = lm.model.get_output_embeddings().bias
     shifts = [bias for bias in (getattr(norm, "bias", None), of_head) if isinstance(bias, Tensor)]
     before = [tensor.detach().clone() for tensor in (weight, *shifts)]
-    worst = {}
+    largest = {}
     for way, edit in WAYS.items():
         with torch.no_grad():
             weight.copy_(edit(before[0].double(), temperature))
             for shift, old in zip(shifts, before[1:], strict=True):
                 shift.copy_(old.double() / temperature)
-        worst[way] = _worst(lm, rows, truth)[1]
-        if worst[way] <= TOLERANCE:
+        largest[way] = _differences(lm, rows, truth)[1]
+        if largest[way] <= TOLERANCE:
             return {names[id(tensor)]: tensor for tensor in (weight, *shifts)}
-    tried = ", ".join(f"{way}: {value:.3g} nats off" for way, value in worst.items())
+    tried = ", ".join(f"{way}: {value:.3g} nats off" for way, value in largest.items())
     raise ModelError(
         f"{lm.name}: scaling its final norm ({type(norm).__name__}) does not divide the logits by {temperature} "
         f"({tried}). Serve it with `limbeck serve`, which is exact at any temperature."
@@ -168,11 +174,12 @@ def _final_norm(lm: CausalLM, row: list[int]) -> nn.Module:
     )
 
 
-def _worst(lm: CausalLM, rows: list[list[int]], truth: list[Tensor]) -> tuple[float, float]:
-    """Mean and largest difference in nats, of tokens that are not hopeless (above e^-20)."""
-    apart = [(_logprobs(lm, row, 1.0) - logp).abs()[logp > -20] for row, logp in zip(rows, truth, strict=True)]
-    joined = torch.cat(apart)
-    return joined.mean().item(), joined.max().item()
+def _differences(lm: CausalLM, rows: list[list[int]], truth: list[Tensor]) -> tuple[float, float]:
+    """Mean and largest difference in nats, over tokens of a log-prob above -20."""
+    differences = torch.cat(
+        [(_logprobs(lm, row, 1.0) - logp).abs()[logp > -20] for row, logp in zip(rows, truth, strict=True)]
+    )
+    return differences.mean().item(), differences.max().item()
 
 
 def _error_of(
@@ -180,7 +187,7 @@ def _error_of(
 ) -> dict[str, float]:
     """What holding the changed tensors in `kind` would cost."""
     with _rounded(tensors, kind):
-        mean, largest = _worst(lm, rows, truth)
+        mean, largest = _differences(lm, rows, truth)
     return {"mean": mean, "max": largest}
 
 

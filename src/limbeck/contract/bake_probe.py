@@ -4,8 +4,7 @@
      "tensors": ["model.norm.weight"], "errors": {"bfloat16": {"mean": 0.011, "max": 0.052}},
      "sequences": [{"ids": [5, 6, 7], "start": 1, "logprobs": [-0.51, -2.3]}]}
 
-`errors` says in nats what holding the baked tensor in a narrower type would cost, measured on these
-very sequences.
+`errors` are the differences in nats that a narrower type of the baked tensor makes, measured on these sequences.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class ProbeSequence:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFile:
-    """What `limbeck bake` says of a checkpoint."""
+    """What `limbeck bake` knows about a checkpoint."""
 
     temperature: float
     source: str

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from limbeck.config.teacher import LimbeckTeacherConfig, SGLangTeacherConfig, StatesTeacherConfig, VLLMTeacherConfig
-from limbeck.contract.probes import PROBE_TEXTS
+from limbeck.config.teacher import StatesTeacherConfig
+from limbeck.contract.answers import Heads
 from limbeck.contract.remote import prove_remote
+from limbeck.contract.tokenizers import PROBE_TEXTS
 from limbeck.errors import RecipeError, TeacherError
 from limbeck.records import ProbeResult
-from limbeck.teachers.connect import remote_teacher
-from limbeck.teachers.remote import RemoteTeacher
+from limbeck.teachers.client import RemoteClient
+from limbeck.teachers.connect import BACKENDS, connect
+from limbeck.teachers.remote import Proof
 from limbeck.wire.score import WireError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SECTIONS = {"sglang": SGLangTeacherConfig, "vllm": VLLMTeacherConfig, "limbeck": LimbeckTeacherConfig}
 SMALLEST_VOCABULARY = 256  # bytes: no model has fewer
 LARGEST_VOCABULARY = 2**19  # more than any model in use: an over-estimate only widens certificates
 CHECK_TEXTS = (
@@ -44,17 +45,17 @@ def check_teacher(
 ) -> tuple[ProbeResult, ...]:
     """`target` is KIND=URL, or KIND=URL,URL for replicas; `options` are keys of the teacher's recipe table.
 
-    Raises `RecipeError` for another form, `ContractError` (with the verdicts) where a probe fails, and
+    Raises `RecipeError` for another form, `ContractError` (with the results) where a probe fails, and
     `TeacherError` for a server that cannot be asked at all.
     """
     kind, equals, urls = target.partition("=")
-    if not equals or kind not in SECTIONS:
-        raise RecipeError(f"--teacher {target!r} is not of the form KIND=URL with KIND one of {', '.join(SECTIONS)}")
+    if not equals or kind not in BACKENDS:
+        raise RecipeError(f"--teacher {target!r} is not of the form KIND=URL with KIND one of {', '.join(BACKENDS)}")
     if not 0 < temperature < float("inf"):
         raise RecipeError(f"--temperature must be a finite number above 0, got {temperature}")
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        section = SECTIONS[kind](url=tuple(urls.split(",")), retry_seconds=retry_seconds, **given)
+        section = BACKENDS[kind].config(url=tuple(urls.split(",")), retry_seconds=retry_seconds, **given)
     except ValidationError as error:
         faults = "; ".join(f"{item['msg'].removeprefix('Value error, ')}" for item in error.errors())
         raise RecipeError(f"--teacher {target!r}: {faults}") from None
@@ -64,7 +65,7 @@ def check_teacher(
 
         ours = load_tokenizer(tokenizer)
     size = _size(section.top_logprobs, vocabulary, None if ours is None else len(ours))
-    head = None
+    heads: Heads = {}
     if isinstance(section, StatesTeacherConfig) and section.head is not None:
         import torch
 
@@ -72,9 +73,10 @@ def check_teacher(
         from limbeck.models.loading import load_model
 
         head = load_model(ModelConfig(model=section.head), torch.device("cpu")).head().detach()
-    teacher = remote_teacher("at the server", section, size, size, min(SUPPORT, size), head)
+        heads = {section.head: head}  # any name does: its states are compared here and go no further
+    client = connect("at the server", section, size, size)
     try:
-        return tuple(asyncio.run(_check(teacher, temperature, ours)))
+        return asyncio.run(_check(client, temperature, min(SUPPORT, size), heads, ours)).results
     except WireError as error:
         raise TeacherError(f"{error}. Is the server up, and of kind {kind}?") from None
 
@@ -94,22 +96,24 @@ def _size(top_logprobs: int, vocabulary: int | None, tokens: int | None) -> int:
 
 
 async def _check(
-    teacher: RemoteTeacher, temperature: float, tokenizer: PreTrainedTokenizerBase | None
-) -> list[ProbeResult]:
+    client: RemoteClient, temperature: float, support: int, heads: Heads, tokenizer: PreTrainedTokenizerBase | None
+) -> Proof:
     try:
-        texts = [tuple(ids) for ids in [await _split(teacher, text, tokenizer) for text in CHECK_TEXTS] if len(ids) > 3]
+        texts = [tuple(ids) for ids in [await _split(client, text, tokenizer) for text in CHECK_TEXTS] if len(ids) > 3]
         tokens = list(dict.fromkeys(token for text in texts for token in text))
-        return await prove_remote(teacher, texts, tokens[:16], temperature, tokenizer)
+        return await prove_remote(
+            client, texts, tokens[:16], temperature, support=support, heads=heads, tokenizer=tokenizer
+        )
     finally:
-        await teacher.close()
+        await client.close()
 
 
-async def _split(teacher: RemoteTeacher, text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+async def _split(client: RemoteClient, text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """Probe tokens: by our tokenizer, else by the server's, else the bytes, which every vocabulary has room for."""
     if tokenizer is not None:
         return list(tokenizer(text).input_ids)
     try:
-        return await teacher.dialect.tokenize(teacher.pool, text)
+        return await client.tokenize(text)
     except WireError as error:
         if error.kind != "refused":
             raise

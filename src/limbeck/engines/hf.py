@@ -1,15 +1,15 @@
 """Engine `hf`: sampling in this process, with the very parameters the learner trains.
 
-A prompt is computed once for all of its samples, finished rows leave the batch, and the log-prob of
-every sampled token is that of the distribution it was drawn from.
+A prefix is computed once for all of its samples, finished rows leave the batch, and the log-prob of every
+sampled token is that of the student's whole distribution at the temperature, whatever top_k, top_p and min_p cut.
 
-Shape legend: P prompts, B rows (responses being decoded), L prompt length, d width, V vocabulary.
+Shape legend: B rows (responses being decoded), T tokens of a response, K top tokens, d width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -25,9 +25,10 @@ from limbeck.models.decode import read
 from limbeck.models.decode_numba import lean_rows
 from limbeck.models.llama import LlamaParts
 from limbeck.models.rows import PlainRows, Prefilled, Rows, prefill
-from limbeck.models.sampling import draw, uniforms
+from limbeck.models.sampling import draw
 from limbeck.protocols import Policy
-from limbeck.records import Failure, Prompt, Rollout, Sampling
+from limbeck.records import Failure, Sampled, SampleRequest, Sampling
+from limbeck.seeding import uniforms
 
 logger = logging.getLogger("limbeck")
 
@@ -39,11 +40,18 @@ SYNC_ELSEWHERE = 16
 
 
 class InProcessEngine:
-    """Samples from `lm`, whose weights it shares: `load` only takes note of their version."""
+    """Samples from `lm`.
 
-    def __init__(self, lm: CausalLM, section: HFEngineConfig, autocast: torch.dtype | None = None) -> None:
-        self.lm, self.max_rows, self.autocast = lm, section.max_rows, autocast
-        self.version = 0
+    With `shared`, its weights are the learner's own and `load` only takes note of the lease; otherwise `load`
+    copies the policy's weights into it.
+    """
+
+    def __init__(
+        self, lm: CausalLM, section: HFEngineConfig, autocast: torch.dtype | None = None, shared: bool = True
+    ) -> None:
+        self.lm, self.autocast, self.shared = lm, autocast, shared
+        self.max_rows: int | None = section.max_rows
+        self.policy: Policy | None = None
         found = "bfloat16 autocast" if autocast else read(lm)
         self.plain = None if isinstance(found, LlamaParts) else found  # why transformers' own pass is run
         self.rows_of: RowsOf = partial(PlainRows, lm)
@@ -53,120 +61,100 @@ class InProcessEngine:
         logger.info("%s decodes %s", lm.name, f"by transformers: {self.plain}" if self.plain else "by the lean loop")
 
     async def load(self, policy: Policy) -> None:
-        self.version = policy.version
+        """Raises `EngineError` for weights of other names or shapes."""
+        if not self.shared:
+            self._copy(policy)
+        self.policy = policy
 
-    async def close(self) -> None:
-        """Nothing to release: the weights are the learner's."""
+    def _copy(self, policy: Policy) -> None:
+        ours = dict(self.lm.model.state_dict())
+        theirs = set()
+        with torch.no_grad():
+            for name, tensor in policy.tensors():
+                if name not in ours or ours[name].shape != tensor.shape:
+                    raise EngineError(
+                        f"engine hf: the policy has a weight {name!r} of shape {tuple(tensor.shape)}, the student "
+                        f"{'none of that name' if name not in ours else f'one of {tuple(ours[name].shape)}'}. The "
+                        "learner must publish the student's own weights under their Hugging Face names."
+                    )
+                ours[name].copy_(tensor)
+                theirs.add(name)
+        tied = {id_.data_ptr() for name, id_ in ours.items() if name in theirs}
+        if missing := [name for name, tensor in ours.items() if tensor.data_ptr() not in tied]:
+            raise EngineError(f"engine hf: the policy has no weight {missing[0]!r}, and {len(missing) - 1} more")
 
-    async def sample(
-        self, prompts: Sequence[Prompt], sampling: Sampling, samples_per_prompt: int = 1
-    ) -> list[Rollout | Failure]:
-        """See `protocols.Engine`. Raises `EngineError` where the model's logits are not finite."""
-        rollouts: list[Rollout | None] = [None] * (len(prompts) * samples_per_prompt)
+    async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+        """See `protocols.Engine`; the requests of a unit share their sampling.
+
+        Raises `EngineError` where the model's logits are not finite, and `StalePolicyError` where the learner has
+        moved on since `load`.
+        """
+        assert self.policy is not None, "an engine samples after `load`"
+        version = self.policy.version
         was_training = self.lm.model.training and self.parts is None  # which run no modules
         if was_training:
             self.lm.model.eval()  # no dropout while sampling
         try:
             with torch.inference_mode(), precision(self.lm, self.autocast):
-                for rows in self._groups(prompts, samples_per_prompt):
-                    for index, rollout in self._decode(prompts, rows, samples_per_prompt, sampling):
-                        rollouts[index] = rollout
+                decoded = _Decoding(self.lm, unit, self.rows_of, self.parts).run()
         finally:
             if was_training:
                 self.lm.model.train()
-        done: list[Rollout | Failure] = [rollout for rollout in rollouts if rollout is not None]
-        assert len(done) == len(rollouts)
-        return done
+        return [_sampled(request, *row, version) for request, row in zip(unit, decoded, strict=True)]
 
-    def _groups(self, prompts: Sequence[Prompt], samples: int) -> Iterator[list[tuple[int, list[int]]]]:
-        """(prompt, its sample numbers) decoded together: at most `max_rows` rows, like lengths together."""
-        group: list[tuple[int, list[int]]] = []
-        room = self.max_rows
-        for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids)):
-            numbers = list(range(samples))
-            while numbers:
-                if room == 0 or (group and len(numbers) > room and samples <= self.max_rows):
-                    yield group
-                    group, room = [], self.max_rows
-                group.append((index, numbers[:room]))
-                numbers, room = numbers[room:], room - len(group[-1][1])
-        if group:
-            yield group
 
-    def _decode(
-        self, prompts: Sequence[Prompt], rows: list[tuple[int, list[int]]], samples: int, sampling: Sampling
-    ) -> Iterator[tuple[int, Rollout]]:
-        """Rollouts of one group, each with its place in the answer."""
-        decoding = _Decoding(
-            self.lm, [prompts[i] for i, _ in rows], [n for _, n in rows], sampling, self.rows_of, self.parts
+def _sampled(
+    request: SampleRequest, tokens: np.ndarray, logprobs: np.ndarray, top_ids: np.ndarray | None, version: int
+) -> Sampled:
+    """Cut a row after its first stop token. Raises `EngineError` for a log-prob that is not finite."""
+    stops = np.flatnonzero(np.isin(tokens, request.sampling.stop_ids))
+    length = int(stops[0]) + 1 if len(stops) else len(tokens)
+    logprobs = logprobs[:length]
+    if not np.isfinite(logprobs).all():
+        raise EngineError(
+            f"sampling prompt {request.key.prompt_id!r}: log-prob {logprobs[~np.isfinite(logprobs)][0]} at policy "
+            f"version {version}. The student's logits are not finite: look at the last steps' gradient norm and lower "
+            "learner.lr."
         )
-        tokens, logprobs = decoding.run()
-        row = 0
-        for index, numbers in rows:
-            for number in numbers:
-                yield (
-                    index * samples + number,
-                    self._rollout(prompts[index], number, tokens[row], logprobs[row], sampling),
-                )
-                row += 1
-
-    def _rollout(
-        self, prompt: Prompt, number: int, tokens: np.ndarray, logprobs: np.ndarray, sampling: Sampling
-    ) -> Rollout:
-        """Cut a row after its first stop token. Raises `EngineError` for a log-prob that is not finite."""
-        stops = np.flatnonzero(np.isin(tokens, sampling.stop_ids))
-        length = int(stops[0]) + 1 if len(stops) else len(tokens)
-        logprobs = logprobs[:length]
-        if not np.isfinite(logprobs).all():
-            raise EngineError(
-                f"sampling prompt {prompt.id!r}: log-prob {logprobs[~np.isfinite(logprobs)][0]} at policy version "
-                f"{self.version}. The student's logits are not finite: look at the last steps' gradient norm "
-                "and lower learner.lr."
-            )
-        prefix = len(prompt.token_ids)
-        return Rollout(
-            prompt=prompt,
-            sample=number,
-            token_ids=np.concatenate([np.asarray(prompt.token_ids, dtype=np.int64), tokens[:length]]),
-            trained=np.arange(prefix + length) >= prefix,
-            behaviour_logprobs=logprobs.astype(np.float32),
-            policy_version=self.version,
-            finish="stop" if len(stops) else "length",
-            sampling=sampling,
-        )
+    return Sampled(
+        token_ids=tokens[:length],
+        logprobs=logprobs.astype(np.float32),
+        finish="stop" if len(stops) else "length",
+        version=version,
+        top_ids=None if top_ids is None else top_ids[:length],
+    )
 
 
 @dataclass
 class _Decoding:
-    """One batch on its way from prompts to responses. Sampled rows stand prompt by prompt."""
+    """One unit on its way from prefixes to responses. Requests of one prefix stand together, and compute it once."""
 
     lm: CausalLM
-    prompts: list[Prompt]
-    numbers: list[list[int]]  # sample numbers of each prompt
-    sampling: Sampling
+    unit: Sequence[SampleRequest]
     rows_of: RowsOf
     parts: LlamaParts | None
 
-    def run(self) -> tuple[np.ndarray, np.ndarray]:
-        """[rows, <= max_tokens] token ids and their log-probs; what follows a stop token is noise."""
-        sampling, device, head = self.sampling, self.lm.device, self.lm.head()
-        hidden_Bd, responses = self._start()
+    def run(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Of each request [<= max_tokens] token ids, log-probs and top ids; what follows a stop token is noise."""
+        sampling, device, head = self._sampling(), self.lm.device, self.lm.head()
+        top = min(max(request.top for request in self.unit), head.vocabulary)
+        hidden_Bd, responses = self._start(sampling.max_tokens)
         rows = len(hidden_Bd)
-        dice_BT = torch.from_numpy(
-            np.stack([
-                uniforms(sampling.seed, prompt.id, number, sampling.max_tokens)
-                for prompt, numbers in zip(self.prompts, self.numbers, strict=True)
-                for number in numbers
-            ])
-        ).to(device)  # fmt: skip
+        uniform_BT = torch.from_numpy(
+            np.stack([uniforms(sampling.seed, request.key, sampling.max_tokens) for request in self.unit])
+        ).to(device)
         stop_ids = torch.tensor(sampling.stop_ids, dtype=torch.int64, device=device)
         sync_every = SYNC_EVERY.get(device.type, SYNC_ELSEWHERE)
         tokens_BT = torch.zeros(rows, sampling.max_tokens, dtype=torch.int64, device=device)
         logprobs_BT = torch.zeros(rows, sampling.max_tokens, device=device)
+        top_BTK = torch.zeros(rows, sampling.max_tokens, top, dtype=torch.int64, device=device)
         row_B = torch.arange(rows, device=device)
         finished_B = torch.zeros(rows, dtype=torch.bool, device=device)
         for step in range(sampling.max_tokens):
-            token_B, logprob_B = draw(head.logits(hidden_Bd), sampling, dice_BT[row_B, step])
+            logits_BV = head.logits(hidden_Bd)
+            if top:
+                top_BTK[row_B, step] = logits_BV.topk(top, dim=-1).indices
+            token_B, logprob_B = draw(logits_BV, sampling, uniform_BT[row_B, step])
             tokens_BT[row_B, step], logprobs_BT[row_B, step] = token_B, logprob_B.float()
             finished_B |= torch.isin(token_B, stop_ids)
             if step + 1 == sampling.max_tokens:
@@ -180,10 +168,27 @@ class _Decoding:
                     row_B, token_B, finished_B = row_B[running], token_B[running], finished_B[running]
                     responses.keep(running)
             hidden_Bd = responses.forward(token_B)
-        return tokens_BT.cpu().numpy(), logprobs_BT.cpu().numpy()
+        tokens, logprobs, tops = tokens_BT.cpu().numpy(), logprobs_BT.cpu().numpy(), top_BTK.cpu().numpy()
+        return [
+            (tokens[row], logprobs[row], tops[row, : len(tokens[row]), : request.top] if request.top else None)
+            for row, request in enumerate(self.unit)
+        ]
 
-    def _start(self) -> tuple[Tensor, Rows]:
-        """Each prompt computed once, its last state repeated for each of its samples: [B, d]."""
-        start = prefill(self.lm, [prompt.token_ids for prompt in self.prompts], self.parts)
-        prompt_B = torch.tensor([p for p, n in enumerate(self.numbers) for _ in n], device=self.lm.device)
-        return start.hidden_Pd[prompt_B], self.rows_of(start, prompt_B, self.sampling.max_tokens)
+    def _sampling(self) -> Sampling:
+        sampling = self.unit[0].sampling
+        if any(request.sampling != sampling for request in self.unit):
+            raise ValueError("the requests of a unit have different sampling settings; give each its own unit")
+        return sampling
+
+    def _start(self, reserve: int) -> tuple[Tensor, Rows]:
+        """Each prefix computed once, its last state repeated for each of its requests: [B, d]."""
+        prefixes: list[tuple[int, ...]] = []
+        owner = []
+        for request in self.unit:
+            ids = tuple(request.token_ids.tolist())
+            if not prefixes or prefixes[-1] != ids:
+                prefixes.append(ids)
+            owner.append(len(prefixes) - 1)
+        start = prefill(self.lm, prefixes, self.parts)
+        prompt_B = torch.tensor(owner, device=self.lm.device)
+        return start.hidden_Pd[prompt_B], self.rows_of(start, prompt_B, reserve)

@@ -1,36 +1,48 @@
 """Engines `sglang` and `vllm`: a server samples, with the learner's weights and nothing else.
 
     load      push the weights; score a fixed text on both sides; the first time, prove the log-probs
-    sample    one request a response, tokens in and tokens out; then look whether the server is still the same
+    sample    one request a response, tokens in and tokens out; then check that the server still holds the weights
 
-A server that dies is waited for. One that comes back holds the weights it was started with: its samples
-are thrown away, whatever they say, the weights are pushed again and the step is sampled anew.
+A server that dies is waited for. One that comes back holds the weights it was started with: all of its samples
+are thrown away, the weights are pushed again and the unit is sampled anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from limbeck.engines.weight_check import Held, apart
-from limbeck.errors import EngineError
+from limbeck.engines.weight_check import WeightSyncCheck, mean_abs_diff
+from limbeck.errors import EngineError, RecipeError
 from limbeck.protocols import Policy
-from limbeck.records import Failure, Floats, Prompt, Rollout, Sampling
+from limbeck.records import (
+    Failure,
+    Floats,
+    Key,
+    ProbeResult,
+    Sampled,
+    SampleRequest,
+    Sampling,
+    ScoreRequest,
+    TokenScores,
+    request_of,
+)
 from limbeck.wire.http import Pool
-from limbeck.wire.sample import Sampled, SampleRequest
-from limbeck.wire.score import Question, Reply, WireError
+from limbeck.wire.sample import SampleReply
+from limbeck.wire.score import Reply, WireError
 
-RESTARTS = 3  # of the server during one step's sampling
-REPEATS = 4  # of the fixed text at the start: alone, then all at once
-PROBES, PROBE_TOKENS = 8, 16  # responses whose log-probs are compared with the learner's at the start
+T = TypeVar("T")
+
+RESTARTS = 3  # of the server while one unit is sampled
+REPEATS = 4  # of the fixed text at the start: one by one, then all at once
+PROBES, PROBE_PROMPT, PROBE_TOKENS = 8, 8, 16  # responses whose log-probs are compared with the learner's
 
 
 class Server(Protocol):
@@ -39,9 +51,11 @@ class Server(Protocol):
     kind: str
     remedy: str  # where weights do not arrive
 
-    async def ask(self, pool: Pool, question: Question, url: str | None = None) -> Reply: ...
+    async def ask(
+        self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
+    ) -> Reply: ...
 
-    async def sample(self, pool: Pool, request: SampleRequest) -> Sampled: ...
+    async def sample(self, pool: Pool, request: SampleRequest, vocabulary: int) -> SampleReply: ...
 
     async def push(self, pool: Pool, policy: Policy, label: str, folder: Path) -> None:
         """Give the server the policy's weights under the name `label`, by way of `folder` where it reads them."""
@@ -51,96 +65,116 @@ class Server(Protocol):
 class ServedEngine:
     """Samples from `server`, asked through `pool`.
 
-    `text` is a fixed text as tokens, `sampling` the run's, `vocabulary` what student and teacher share,
-    `folder` a place for weights that the server sees under the same path. Raises `EngineError` where the
-    server cannot be had or does not hold what it was given.
+    `text` is a fixed text as tokens, `sampling` the run's, `vocabulary` what student and teacher share, `folder` a
+    place for weights that the server sees under the same path. The policy is kept until the next `load`: after a
+    restart of the server its weights are pushed again.
+
+    Raises `EngineError` where the server cannot be had or does not hold what it was given, and `RecipeError` for
+    stop ids that are not in the vocabulary.
     """
+
+    max_rows: int | None = None  # the server makes batches of its own
 
     def __init__(
         self, server: Server, pool: Pool, folder: Path, text: Sequence[int], sampling: Sampling, vocabulary: int,
         tolerance: float,
     ) -> None:  # fmt: skip
+        _check_stop_ids(sampling, vocabulary)
         self.server, self.pool, self.folder, self.vocabulary = server, pool, folder, vocabulary
-        self.question = Question(np.array(text, dtype=np.int64), 1)
+        self.text = request_of(text, 1, 1.0, id="the fixed text")  # at 1, where every server scores
         self.sampling = replace(sampling, top_p=1.0, top_k=0, min_p=0.0)
-        self.held = Held(f"engine {server.kind} at {pool.urls[0]}", tolerance, server.remedy)
+        self.check = WeightSyncCheck(f"engine {server.kind} at {pool.urls[0]}", tolerance, server.remedy)
         self.run, self.label = uuid.uuid4().hex[:8], ""
         self.policy: Policy | None = None
-        self.tempered = False  # whether the server's log-probs are those of the distribution it draws from
-        self.proofs: list[tuple[str, str, str]] = []  # probe, measured, expected
+        self.logprobs_at_T = False  # whether the server's log-probs are those of the distribution it samples from
+        self.proofs: list[ProbeResult] = []
 
     async def load(self, policy: Policy) -> None:
         """Push the weights and make sure of them."""
         first, self.policy = self.policy is None, policy
         await self._push(first)
         if first:
-            await self._prove_logprobs(policy)
+            await self._prove_logprobs()
 
     async def close(self) -> None:
+        self.policy = None
         shutil.rmtree(self.folder, ignore_errors=True)  # a copy of weights that the run keeps elsewhere
         await self.pool.close()
 
-    async def sample(
-        self, prompts: Sequence[Prompt], sampling: Sampling, samples_per_prompt: int = 1
-    ) -> list[Rollout | Failure]:
-        """See `protocols.Engine`. The dice of a response are vLLM's own, by seed; of SGLang's only where it is
-        started with `--enable-deterministic-inference`."""
+    async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+        """See `protocols.Engine`.
+
+        What vLLM samples follows from the seed of a request; what SGLang samples does only where the server was
+        started with `--enable-deterministic-inference`.
+        """
         assert self.policy is not None
-        wanted = [(prompt, number) for prompt in prompts for number in range(samples_per_prompt)]
+        for request in unit:
+            _check_stop_ids(request.sampling, self.vocabulary)
         for _ in range(RESTARTS + 1):
-            found = await asyncio.gather(*(self._one(prompt, number, sampling) for prompt, number in wanted))
-            if await self._still_there(found):
-                return self._with_logprobs(found)
-            self.held.forget()
+            replies = await asyncio.gather(*(self._one(request) for request in unit))
+            if await self._weights_unchanged(replies):
+                return await self._with_logprobs(unit, replies)
+            self.check.forget_movement()
             await self._push()
         raise EngineError(
-            f"{self.held.name} lost the weights of update {self.policy.version} {RESTARTS + 1} times while one step "
+            f"{self.check.name} lost the weights of update {self.policy.version} {RESTARTS + 1} times while one step "
             "was sampled: it restarts again and again, or another run pushes its weights to it. Look at its log."
         )
 
     # --- sampling -------------------------------------------------------------------------------------
 
-    async def _one(self, prompt: Prompt, number: int, sampling: Sampling) -> tuple[Rollout | Failure, str | None]:
-        """A response, and the label of the weights it was sampled with where the server says."""
-        assert self.policy is not None
-        request = SampleRequest(prompt.token_ids, sampling, _seed(sampling, prompt, number), self.vocabulary)
+    async def _one(self, request: SampleRequest) -> SampleReply | Failure:
         try:
-            sampled = await self.server.sample(self.pool, request)
+            return await self.server.sample(self.pool, request, self.vocabulary)
         except WireError as error:
-            message = f"{self.held.name}: {error}"
-            return Failure(prompt.id, "sample", error.kind, message), None
-        prefix, count = len(prompt.token_ids), len(sampled.token_ids)
-        rollout = Rollout(
-            prompt=prompt,
-            sample=number,
-            token_ids=np.concatenate([np.asarray(prompt.token_ids, dtype=np.int64), sampled.token_ids]),
-            trained=np.arange(prefix + count) >= prefix,
-            behaviour_logprobs=sampled.logprobs,
-            policy_version=self.policy.version,
-            finish=sampled.finish,
-            sampling=sampling,
-        )
-        return rollout, sampled.version
+            return Failure(request.key.prompt_id, "sample", error.kind, f"{self.check.name}: {error}")
 
-    async def _still_there(self, found: Sequence[tuple[Rollout | Failure, str | None]]) -> bool:
+    async def _weights_unchanged(self, replies: Sequence[SampleReply | Failure]) -> bool:
         """Whether all were sampled with the weights that were pushed."""
-        if any(version not in (None, self.label) for _, version in found):
-            return False
-        return self.held.still(await self._score())
+        versions = {reply.version for reply in replies if isinstance(reply, SampleReply)}
+        return versions <= {None, self.label} and self.check.is_unchanged(await self._theirs())
 
-    def _with_logprobs(self, found: Sequence[tuple[Rollout | Failure, str | None]]) -> list[Rollout | Failure]:
-        """With log mu of the distribution that was drawn from: the server's where that is proven, else recomputed."""
+    async def _with_logprobs(
+        self, unit: Sequence[SampleRequest], replies: Sequence[SampleReply | Failure]
+    ) -> list[Sampled | Failure]:
+        """With log-probs in the whole distribution at T: the server's where that is proven, else recomputed."""
         assert self.policy is not None
-        answers = [answer for answer, _ in found]
-        doubtful = [
-            i
-            for i, answer in enumerate(answers)
-            if isinstance(answer, Rollout) and not (self.tempered and _plain(answer.sampling))
+        answers: list[Sampled | Failure] = [
+            reply
+            if isinstance(reply, Failure)
+            else Sampled(reply.token_ids, reply.logprobs, reply.finish, self.policy.version, reply.top_ids)
+            for reply in replies
         ]
-        rollouts = [answer for i in doubtful if isinstance(answer := answers[i], Rollout)]
-        for i, rollout, logprobs in zip(doubtful, rollouts, self.policy.logprobs(rollouts), strict=True):
-            answers[i] = replace(rollout, behaviour_logprobs=logprobs)
+        unproven = {
+            i: _question(request, answer)
+            for i, (request, answer) in enumerate(zip(unit, answers, strict=True))
+            if isinstance(answer, Sampled) and not (self.logprobs_at_T and _untruncated(request.sampling))
+        }
+        for i, ours in zip(unproven, await self._ours(list(unproven.values())), strict=True):
+            answer = answers[i]
+            assert isinstance(answer, Sampled)
+            answers[i] = ours if isinstance(ours, Failure) else replace(answer, logprobs=ours)
         return answers
+
+    async def _ours(self, requests: Sequence[ScoreRequest]) -> list[Floats | Failure]:
+        """[S] log-probs by the learner. Raises `EngineError` where it answers something else than was asked."""
+        assert self.policy is not None
+        if not requests:
+            return []
+        found: list[Floats | Failure] = []
+        for request, scores in zip(requests, await self.policy.score(requests), strict=True):
+            if isinstance(scores, Failure):
+                found.append(replace(scores, id=request.id, stage="sample"))
+            elif isinstance(scores, TokenScores) and scores.temperature == request.temperature:
+                found.append(scores.logprobs)
+            else:
+                raise EngineError(
+                    f"the learner's policy answered a request for log-probs of sampled tokens at temperature "
+                    f"{request.temperature:g} with {type(scores).__name__} at temperature "
+                    f"{getattr(scores, 'temperature', 'unknown')}. Its `score` must return TokenScores at the "
+                    "request's temperature."
+                )
+        return found
 
     # --- weights --------------------------------------------------------------------------------------
 
@@ -152,83 +186,86 @@ class ServedEngine:
         try:
             await self.server.push(self.pool, policy, label, folder)
             if first:
-                noise = self.held.measure_noise_floor([await self._score(), *await self._score_together()])
-                self.proofs.append(("engine: noise", f"{noise:.1e} nats a token", "the same text, the same answer"))
+                noise = self.check.measure_noise_floor([await self._theirs(), *await self._theirs_together()])
+                self.proofs.append(
+                    ProbeResult("engine: noise", f"{noise:.1e} nats a token", "the same text, the same answer")
+                )
         except WireError as error:
             raise EngineError(
-                f"{self.held.name} did not take the weights of update {policy.version}: {error}. {self.held.remedy}"
+                f"{self.check.name} did not take the weights of update {policy.version}: {error}. {self.check.remedy}"
             ) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # it has read them
         self.label = label
-        (ours,) = policy.logprobs([self._as_rollout()])
-        distance = self.held.pushed(policy.version, ours, await self._score())
+        (ours,) = await self._ours([self.text])
+        if isinstance(ours, Failure):
+            raise EngineError(f"the learner could not score the fixed text of the weight check: {ours.message}")
+        distance = self.check.check_update(policy.version, ours, await self._theirs())
         if first:
-            self.proofs.append(
-                ("engine: weights", f"{distance:.1e} nats a token off", f"at most {self.held.tolerance}")
-            )
+            measured, expected = f"{distance:.1e} nats a token off", f"at most {self.check.tolerance}"
+            self.proofs.append(ProbeResult("engine: weights", measured, expected))
 
-    async def _score(self) -> Floats:
+    async def _theirs(self) -> Floats:
+        """[n] the server's log-probs of the fixed text."""
         try:
-            return (await self.server.ask(self.pool, self.question)).logprobs
+            return (await self.server.ask(self.pool, self.text)).logprobs
         except WireError as error:
-            raise EngineError(f"{self.held.name} cannot be held to its weights: {error}.") from error
+            raise EngineError(f"the weights of {self.check.name} cannot be checked: {error}.") from error
 
-    async def _score_together(self) -> list[Floats]:
-        return list(await asyncio.gather(*(self._score() for _ in range(REPEATS))))
+    async def _theirs_together(self) -> list[Floats]:
+        return list(await asyncio.gather(*(self._theirs() for _ in range(REPEATS))))
 
-    def _as_rollout(self) -> Rollout:
-        """The fixed text as if sampled at temperature 1, which is what stock servers score at."""
-        ids = self.question.token_ids
-        return Rollout(
-            prompt=Prompt("fixed", (int(ids[0]),)),
-            sample=0,
-            token_ids=ids,
-            trained=np.arange(len(ids)) >= 1,
-            behaviour_logprobs=np.zeros(len(ids) - 1, np.float32),
-            policy_version=0,
-            finish="length",
-            sampling=Sampling(1.0, max_tokens=len(ids)),
-        )
-
-    async def _prove_logprobs(self, policy: Policy) -> None:
-        """Are the log-probs of sampled tokens at the temperature they are sampled at? Sets `tempered`."""
-        temperature = self.sampling.temperature
+    async def _prove_logprobs(self) -> None:
+        """Are the log-probs of sampled tokens at the temperature they are sampled at? Sets `logprobs_at_T`."""
+        temperature, tolerance = self.sampling.temperature, self.check.tolerance
         short = replace(self.sampling, max_tokens=min(PROBE_TOKENS, self.sampling.max_tokens))
-        prompt = Prompt("probe", tuple(self.question.token_ids[:8].tolist()))
-        found = await asyncio.gather(*(self._one(prompt, number, short) for number in range(PROBES)))
-        failures = [answer for answer, _ in found if isinstance(answer, Failure)]
-        if failures:
-            raise EngineError(f"{failures[0].message}.")
-        rollouts = [answer for answer, _ in found if isinstance(answer, Rollout)]
-        theirs = np.concatenate([rollout.behaviour_logprobs for rollout in rollouts])
-        at_one = [replace(rollout, sampling=replace(short, temperature=1.0)) for rollout in rollouts]
-        off = apart(theirs, np.concatenate(policy.logprobs(rollouts)))
-        off_raw = apart(theirs, np.concatenate(policy.logprobs(at_one)))
-        self.tempered = off <= min(off_raw, self.held.tolerance)
-        if not self.tempered and not off_raw <= self.held.tolerance:
+        prompt = self.text.token_ids[:PROBE_PROMPT]
+        unit = [SampleRequest(Key("probe", sample=number), prompt, short) for number in range(PROBES)]
+        replies = [_unwrap(reply) for reply in await asyncio.gather(*(self._one(request) for request in unit))]
+        questions = [_question(request, reply) for request, reply in zip(unit, replies, strict=True)]
+        at_one = [replace(question, temperature=1.0) for question in questions]
+        ours = [_unwrap(logprobs) for logprobs in await self._ours([*questions, *at_one])]
+        theirs = np.concatenate([reply.logprobs for reply in replies])
+        distance = mean_abs_diff(theirs, np.concatenate(ours[:PROBES]))
+        distance_at_one = mean_abs_diff(theirs, np.concatenate(ours[PROBES:]))
+        self.logprobs_at_T = distance <= min(distance_at_one, tolerance)
+        if not self.logprobs_at_T and not distance_at_one <= tolerance:
             raise EngineError(
-                f"{self.held.name}: its log-probs of sampled tokens are {off:.3g} nats a token away from the learner's "
-                f"at temperature {temperature}, and {off_raw:.3g} at temperature 1 (expected at most engine.tolerance "
-                f"= {self.held.tolerance}), though it scores a fixed text as the learner does. Look for a logit "
+                f"{self.check.name}: its log-probs of sampled tokens are {distance:.3g} nats a token away from the "
+                f"learner's at temperature {temperature}, and {distance_at_one:.3g} at temperature 1 (expected at most "
+                f"engine.tolerance = {tolerance}), though it scores a fixed text as the learner does. Look for a logit "
                 "processor, a penalty or a grammar among its options."
             )
-        whose = "the server's" if self.tempered else "recomputed by the learner: the server's are at temperature 1"
-        self.proofs.append(
-            (
-                "engine: log-probs",
-                f"{off:.1e} nats a token off at temperature {temperature:g}, {off_raw:.1e} at 1: {whose}",
-                f"at temperature {temperature:g}",
-            )
+        whose = "the server's" if self.logprobs_at_T else "recomputed by the learner: the server's are at temperature 1"
+        measured = (
+            f"{distance:.1e} nats a token off at temperature {temperature:g}, {distance_at_one:.1e} at 1: {whose}"
         )
+        self.proofs.append(ProbeResult("engine: log-probs", measured, f"at temperature {temperature:g}"))
 
 
-def _plain(sampling: Sampling) -> bool:
-    """A distribution whose log-probs were proven: servers differ in whether they renormalise a cut one."""
+def _question(request: SampleRequest, reply: SampleReply | Sampled) -> ScoreRequest:
+    """What log-probs the response has at the temperature it was sampled at."""
+    ids = np.concatenate([request.token_ids, reply.token_ids])
+    return request_of(ids, len(request.token_ids), request.sampling.temperature, id=request.key.prompt_id)
+
+
+def _untruncated(sampling: Sampling) -> bool:
+    """Whether every token can be sampled: of truncated and greedy sampling, each server reports something else."""
     return not sampling.truncated and not sampling.greedy
 
 
-def _seed(sampling: Sampling, prompt: Prompt, number: int) -> int:
-    """31 bits, which every server takes."""
-    digest = hashlib.blake2b(f"{sampling.seed}\x1f{prompt.id}\x1f{number}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") >> 1
+def _unwrap(answer: T | Failure) -> T:
+    """Raises `EngineError` for a failure."""
+    if isinstance(answer, Failure):
+        raise EngineError(f"{answer.message}.")
+    return answer
+
+
+def _check_stop_ids(sampling: Sampling, vocabulary: int) -> None:
+    """Raises `RecipeError` for ids that are not tokens: no response would end with one, and some servers die of it."""
+    outside = [i for i in sampling.stop_ids if not 0 <= i < vocabulary]
+    if outside:
+        raise RecipeError(
+            f"stop ids {outside} are not in the vocabulary of {vocabulary} that student and teacher share, expected 0 "
+            f"to {vocabulary - 1}. Correct rollout.stop_ids, or eos_token_id in the student's generation_config.json."
+        )

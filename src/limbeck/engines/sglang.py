@@ -20,7 +20,7 @@ from limbeck.wire.score import WireError
 if TYPE_CHECKING:
     import torch
 
-PART = 512 << 20  # bytes of weights in one request
+PART_BYTES = 512 << 20  # bytes of weights in one request
 
 
 class SGLangServer(JsonDialect):
@@ -69,11 +69,11 @@ def _parts(policy: Policy) -> Iterator[list[tuple[str, torch.Tensor]]]:
     """The weights in requests of a bounded size, each tensor with memory of its own."""
     part: list[tuple[str, torch.Tensor]] = []
     size = 0
-    for name, tensor in policy.named_tensors():
-        bytes_ = tensor.numel() * tensor.element_size()
-        if part and size + bytes_ > PART:
+    for name, tensor in policy.tensors():
+        more = tensor.numel() * tensor.element_size()
+        if part and size + more > PART_BYTES:
             yield part
             part, size = [], 0
         part.append((name, tensor.detach().to("cpu", copy=True).contiguous()))
-        size += bytes_
+        size += more
     yield part

@@ -1,27 +1,42 @@
-"""From scored samples to micro-batches: what is compared with what, and what is left out of the loss.
+"""From scored samples to micro-batches: what is compared with what, and what is masked out of the loss.
 
 A teacher may know a position only to within an interval (`teachers/rescale.py`). Where that is too wide,
-`scores.known` is False and the position leaves the trained set: it stays in the sequence, as the prefix of
+`scores.valid_mask` is False and the position leaves the trained set: it stays in the sequence, as the prefix of
 what follows, but has no loss and does not count in the denominator.
 
 Worked example: a rollout "a b | c d e" whose teacher is unsure of d:
 
-    trained  F F T T T      known  T F T       ->   trained  F F T F T,  scores of c and e
+    trained  F F T T T      valid_mask  T F T       ->   trained  F F T F T,  scores of c and e
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.errors import ContractError
+from limbeck.errors import ContractError, EngineError
+from limbeck.models.head import Head
 from limbeck.models.layout import Layout, TokenBatch, lay_out, split
+from limbeck.models.states import LocalStates
 from limbeck.objectives import Dense, Sampled, Target, Tokens, TopK
-from limbeck.records import HiddenScores, Mask, Rollout, Scored, TeacherScores, TokenScores, TopKScores
+from limbeck.records import (
+    HiddenScores,
+    Ints,
+    Mask,
+    Rollout,
+    Scored,
+    ScoreRequest,
+    Scores,
+    TokenScores,
+    TopKScores,
+)
+
+Heads: TypeAlias = Mapping[str, Head]  # by fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,66 +59,135 @@ class Batch:
     temperature: float
 
 
-def make_batch(samples: Sequence[Scored], layout: Layout, budget: int, device: torch.device) -> Batch:
+def make_batch(
+    samples: Sequence[Scored],
+    layout: Layout,
+    budget: int,
+    device: torch.device,
+    heads: Heads | None = None,
+    vocabulary: int | None = None,
+) -> Batch:
     """Split a step into micro-batches that share one kind of target, and collate each.
 
-    Raises `ContractError` where a score's temperature or length is not its rollout's, and
-    `ValueError` where a rollout is greedy or temperatures differ within the step.
+    `heads` are those that hidden states may belong to, and ids at or above `vocabulary` cannot be trained on.
+    Raises `ContractError` for scores that do not belong to their rollout (`_check_scores`), `EngineError` for a
+    sampled id outside the vocabulary, and `ValueError` where a rollout is greedy or temperatures differ within
+    the step.
     """
+    heads = heads or {}
     for sample in samples:
-        _check(sample)
-    samples = [trained_part(sample) for sample in samples]
+        _check_rollout(sample.rollout, vocabulary)
+        for scores in (sample.scores, sample.reference):
+            if scores is not None:
+                _check_scores(sample.rollout, scores, heads, vocabulary)
+    samples = [apply_valid_mask(sample) for sample in samples]
     temperatures = {sample.rollout.sampling.temperature for sample in samples}
     if len(temperatures) != 1:
         raise ValueError(f"one step holds rollouts of one temperature, got {sorted(temperatures)}")
     kinds: dict[object, list[int]] = {}
     for index, sample in enumerate(samples):
         if sample.rollout.trained.any():  # a response of no tokens has nothing to train on
-            kinds.setdefault(_kind(sample.scores), []).append(index)
+            kinds.setdefault(_kind(sample), []).append(index)
+    requests = [request_for(sample.rollout) for sample in samples]
     micro = [
-        _collate([group[i] for i in part], samples, layout, device)
+        _collate([group[i] for i in part], samples, requests, layout, device, heads)
         for group in kinds.values()
-        for part in split([samples[i].rollout for i in group], budget, layout)
+        for part in split([requests[i] for i in group], budget, layout)
     ]
     trained = sum(int(sample.rollout.trained.sum()) for sample in samples)
     return Batch(tuple(micro), trained, temperatures.pop())
 
 
-def _kind(scores: TeacherScores) -> object:
-    """Samples of one micro-batch share a kind of score, and a head where there is one."""
+def request_for(rollout: Rollout) -> ScoreRequest:
+    """What has to be scored to train on a rollout: its trained tokens, at its temperature."""
+    return ScoreRequest(rollout.prompt.id, rollout.token_ids, rollout.trained, rollout.sampling.temperature)
+
+
+def _kind(sample: Scored) -> object:
+    """Samples of one micro-batch share a kind of score, and the heads that it takes."""
+    scores, reference = sample.scores, None if sample.reference is None else sample.reference.head
     if isinstance(scores, HiddenScores):
-        return ("hidden", id(scores.head))
+        return "hidden", scores.head, reference
     if isinstance(scores, TopKScores):
-        return ("top-k", scores.ids.shape[1])
-    return "sampled"
+        return "top-k", scores.ids.shape[1], reference
+    return "sampled", None, reference
 
 
-def _check(sample: Scored) -> None:
-    rollout, scores = sample.rollout, sample.scores
+def _check_rollout(rollout: Rollout, vocabulary: int | None) -> None:
     if rollout.sampling.greedy:
         raise ValueError(f"rollout of prompt {rollout.prompt.id!r} is greedy: only samples can be trained on")
-    for given in (scores, sample.reference):
-        if given is None:
-            continue
-        if given.temperature != rollout.sampling.temperature:
-            raise ContractError(
-                f"teacher {given.teacher!r} scored prompt {rollout.prompt.id!r} at temperature "
-                f"{given.temperature}, but the student sampled it at {rollout.sampling.temperature}. The two "
-                "sides of the KL must be at one temperature."
-            )
-        count = len(given.hidden) if isinstance(given, HiddenScores) else len(_of_sampled(given))
-        if count != int(rollout.trained.sum()):
-            raise ContractError(
-                f"teacher {given.teacher!r} gave {count} scores for the {int(rollout.trained.sum())} sampled "
-                f"tokens of prompt {rollout.prompt.id!r}"
-            )
+    if outside := _outside(rollout.response_ids, vocabulary):
+        raise EngineError(
+            f"the rollout of prompt {rollout.prompt.id!r} has sampled token {outside[0]}, but student and teacher "
+            f"share ids 0 to {_last(vocabulary)} only. The engine must not sample the padded rows of the output head."
+        )
 
 
-def _of_sampled(scores: TokenScores | TopKScores) -> np.ndarray:
-    return scores.logprobs_of_sampled if isinstance(scores, TopKScores) else scores.logprobs
+def _check_scores(rollout: Rollout, scores: Scores, heads: Heads, vocabulary: int | None) -> None:
+    """Raises `ContractError` where a temperature, a head or a number of scores is not what the rollout takes."""
+    where = f"scores of {scores.scorer!r} for prompt {rollout.prompt.id!r}"
+    if isinstance(scores, HiddenScores):
+        _check_hidden(where, scores, heads)
+    elif scores.temperature != rollout.sampling.temperature:
+        raise ContractError(
+            f"{where} were computed at temperature {scores.temperature}, but the student sampled at "
+            f"{rollout.sampling.temperature}. The two sides of the KL must be at one temperature."
+        )
+    given, trained = _count(scores), int(rollout.trained.sum())
+    if given != trained:
+        raise ContractError(f"{where}: {given} scores for {trained} sampled tokens")
+    mask_S = None if isinstance(scores, HiddenScores) else scores.valid_mask
+    if mask_S is not None and mask_S.shape != (trained,):
+        raise ContractError(f"{where}: a valid_mask of shape {mask_S.shape} for {trained} sampled tokens")
+    if isinstance(scores, TopKScores) and (outside := _outside(scores.ids, vocabulary)):
+        raise ContractError(
+            f"{where} name token {outside[0]} among the most likely, but student and teacher share ids 0 to "
+            f"{_last(vocabulary)} only"
+        )
 
 
-def _collate(members: list[int], samples: Sequence[Scored], layout: Layout, device: torch.device) -> MicroBatch:
+def _check_hidden(where: str, scores: HiddenScores, heads: Heads) -> None:
+    if scores.natural_temperature != 1:
+        raise ContractError(
+            f"{where} are hidden states of a model with the natural temperature {scores.natural_temperature} (written "
+            "by `limbeck bake`), expected 1: the learner divides by the rollout's temperature itself, so it would be "
+            "divided twice. Give the model that was baked, or take log-probs with teacher.temperature_method = 'baked'."
+        )
+    if scores.head not in heads:
+        raise ContractError(
+            f"{where} belong to an output head with fingerprint {scores.head}, which the learner does not have. It "
+            f"has {', '.join(heads) or 'none'}. Set teacher.head to the model that the scorer holds."
+        )
+    width = heads[scores.head].weight_Vd.shape[1]
+    if scores.states.shape[1] != width:
+        raise ContractError(f"{where} are {scores.states.shape[1]} wide, but their output head takes {width}")
+
+
+def _outside(ids: Ints, vocabulary: int | None) -> list[int]:
+    """The ids that are not in the vocabulary."""
+    outside: list[int] = [] if vocabulary is None else ids[(ids < 0) | (ids >= vocabulary)].tolist()
+    return outside
+
+
+def _last(vocabulary: int | None) -> int:
+    assert vocabulary is not None
+    return vocabulary - 1
+
+
+def _count(scores: Scores) -> int:
+    if isinstance(scores, HiddenScores):
+        return int(scores.states.shape[0])
+    return len(scores.logprobs_of_sampled if isinstance(scores, TopKScores) else scores.logprobs)
+
+
+def _collate(
+    members: list[int],
+    samples: Sequence[Scored],
+    requests: Sequence[ScoreRequest],
+    layout: Layout,
+    device: torch.device,
+    heads: Heads,
+) -> MicroBatch:
     chosen = [samples[i] for i in members]
     rollouts = [sample.rollout for sample in chosen]
     counts = [int(rollout.trained.sum()) for rollout in rollouts]
@@ -112,24 +196,25 @@ def _collate(members: list[int], samples: Sequence[Scored], layout: Layout, devi
     tokens = Tokens(
         sampled_N=_stack([rollout.response_ids for rollout in rollouts], device),
         sequence_N=_stack([np.repeat(np.arange(len(counts)), counts)], device),
-        behaviour_N=_stack([rollout.behaviour_logprobs for rollout in rollouts], device),
+        behaviour_N=_stack([rollout.logprobs for rollout in rollouts], device),
         advantage_N=_stack([np.repeat(np.asarray(advantages, dtype=np.float32), counts)], device)
         if any(advantages)
         else None,
     )
     return MicroBatch(
-        layout=lay_out(rollouts, layout).to(device),
+        layout=lay_out([requests[i] for i in members], layout).to(device),
         tokens=tokens,
-        teacher=_target([sample.scores for sample in chosen], device),
-        reference=_dense(references, device) if references else None,
+        teacher=_target([sample.scores for sample in chosen], heads, device),
+        reference=_dense(references, heads, device) if references else None,
         members=tuple(members),
     )
 
 
-def _target(scores: Sequence[TeacherScores], device: torch.device) -> Target:
+def _target(scores: Sequence[Scores], heads: Heads, device: torch.device) -> Target:
     """Scores of one kind (see `_kind`) end to end."""
-    if all(isinstance(item, HiddenScores) for item in scores):
-        return _dense([item for item in scores if isinstance(item, HiddenScores)], device)
+    hidden = [item for item in scores if isinstance(item, HiddenScores)]
+    if hidden:
+        return _dense(hidden, heads, device)
     top = [item for item in scores if isinstance(item, TopKScores)]
     if top:
         return TopK(
@@ -140,53 +225,59 @@ def _target(scores: Sequence[TeacherScores], device: torch.device) -> Target:
     return Sampled(_stack([item.logprobs for item in scores if isinstance(item, TokenScores)], device))
 
 
-def _dense(scores: Sequence[HiddenScores], device: torch.device) -> Dense:
-    return Dense(torch.cat([item.hidden.to(device) for item in scores]), scores[0].head)
+def _dense(scores: Sequence[HiddenScores], heads: Heads, device: torch.device) -> Dense:
+    return Dense(torch.cat([item.states.fetch().to(device) for item in scores]), heads[scores[0].head])
 
 
 def _stack(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays)).to(device)
 
 
-def trained_part(sample: Scored) -> Scored:
-    """The sample with only its known positions trained; itself where all are known.
+def apply_valid_mask(sample: Scored) -> Scored:
+    """The sample with only its valid positions trained; itself where all are valid.
 
     Scores, sampler's log-probs and reference are cut to match, so nothing after this needs to know.
     """
     scores = sample.scores
-    known_S = None if isinstance(scores, HiddenScores) else scores.known
-    if known_S is None or known_S.all():
+    mask_S = None if isinstance(scores, HiddenScores) else scores.valid_mask
+    if mask_S is None or mask_S.all():
         return sample
     reference = sample.reference
     return replace(
         sample,
-        rollout=_rollout(sample.rollout, known_S),
-        scores=_scores(scores, known_S),
-        reference=None if reference is None else replace(reference, hidden=_rows(reference, known_S)),
+        rollout=_mask_rollout(sample.rollout, mask_S),
+        scores=_mask_scores(scores, mask_S),
+        reference=None if reference is None else replace(reference, states=_mask_states(reference, mask_S)),
     )
 
 
-def _rollout(rollout: Rollout, known_S: Mask) -> Rollout:
+def _mask_rollout(rollout: Rollout, mask_S: Mask) -> Rollout:
     trained = rollout.trained.copy()
-    trained[trained] = known_S
-    return replace(rollout, trained=trained, behaviour_logprobs=rollout.behaviour_logprobs[known_S])
+    trained[trained] = mask_S
+    return replace(
+        rollout,
+        trained=trained,
+        logprobs=rollout.logprobs[mask_S],
+        versions=rollout.versions[mask_S],
+        top_ids=None if rollout.top_ids is None else rollout.top_ids[mask_S],
+    )
 
 
-def _scores(scores: TeacherScores, known_S: Mask) -> TeacherScores:
+def _mask_scores(scores: Scores, mask_S: Mask) -> Scores:
     assert not isinstance(scores, HiddenScores)
-    errors = None if scores.errors is None else scores.errors[known_S]
+    errors = None if scores.errors is None else scores.errors[mask_S]
     if isinstance(scores, TokenScores):
-        return replace(scores, logprobs=scores.logprobs[known_S], errors=errors, known=None)
+        return replace(scores, logprobs=scores.logprobs[mask_S], errors=errors, valid_mask=None)
     return replace(
         scores,
-        ids=scores.ids[known_S],
-        logprobs=scores.logprobs[known_S],
-        logprobs_of_sampled=scores.logprobs_of_sampled[known_S],
+        ids=scores.ids[mask_S],
+        logprobs=scores.logprobs[mask_S],
+        logprobs_of_sampled=scores.logprobs_of_sampled[mask_S],
         errors=errors,
-        known=None,
+        valid_mask=None,
     )
 
 
-def _rows(reference: HiddenScores, known_S: Mask) -> torch.Tensor:
-    hidden: torch.Tensor = reference.hidden
-    return hidden[torch.from_numpy(known_S).to(hidden.device)]
+def _mask_states(reference: HiddenScores, mask_S: Mask) -> LocalStates:
+    tensor_Sd: Tensor = reference.states.fetch()
+    return LocalStates(tensor_Sd[torch.from_numpy(mask_S).to(tensor_Sd.device)])

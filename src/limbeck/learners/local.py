@@ -1,101 +1,95 @@
 """Learner `local`: AdamW in this process, whole weights or low-rank adapters.
 
 The update is a sum over all trained tokens of the step over their global count, so it does not
-depend on how the step is split, padded or packed. Randomness (dropout) follows from seed and step,
-so a resumed run needs no generator state.
+depend on how the step is split, padded or packed. Nothing in it is random: dropout and its like are
+off, for the student must be the distribution that was sampled from. So a resumed run needs no generator state.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from limbeck.config.learner import LocalLearnerConfig, LoraConfig
+from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ObjectiveConfig
-from limbeck.errors import EngineError, ModelError, NonFiniteError, RunError
-from limbeck.learners.batch import Batch, MicroBatch, make_batch
+from limbeck.errors import ContractError, EngineError, ModelError, NonFiniteError, RunError
+from limbeck.learners.adapters import LoraAdapters, add_adapters, refuse_adapters_of_others
+from limbeck.learners.batch import Batch, Heads, MicroBatch, make_batch
+from limbeck.learners.checkpoint import ADAPTER_FOLDER, MODEL_FOLDER, STATE_FILE, restore_state, save_state
+from limbeck.learners.noise import turn_off_training_noise
+from limbeck.learners.policy import Lease, LocalPolicy
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
 from limbeck.models.causal_lm import CausalLM, precision
 from limbeck.models.equivalence import prove_packing, share_prompts
-from limbeck.models.layout import Layout, lay_out, plan
+from limbeck.models.layout import Layout
 from limbeck.models.llama import speed_up
-from limbeck.models.truncation import truncate
-from limbeck.objectives import Measured, distillation_loss
-from limbeck.records import Floats, Mean, Rollout, Scored, StepReport, Trace
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+from limbeck.objectives import Loss, Measured, distillation_loss, loss_of
+from limbeck.records import Scored
+from limbeck.reports import Mean, StepReport, Trace
 
 logger = logging.getLogger("limbeck")
 
-ROWS = 256  # of logits alive at once where log-probs are recomputed
-STATE_FILE = "learner.safetensors"
-MODEL_FOLDER = "model"
 
+class LocalLearner:
+    """Trains `lm` for `steps` steps. `version` counts the updates made.
 
-class InProcessLearner:
-    """Trains `lm` for `steps` steps. `version` counts the updates made."""
+    `heads`, by fingerprint, are the output heads that hidden states of teachers and reference belong to.
+    """
 
     def __init__(
-        self, lm: CausalLM, section: LocalLearnerConfig, objective: ObjectiveConfig, steps: int, seed: int
+        self,
+        lm: CausalLM,
+        config: LocalLearnerConfig,
+        objective: ObjectiveConfig | Loss,
+        steps: int,
+        seed: int,
+        heads: Heads | None = None,
     ) -> None:
-        self.lm, self.section, self.objective, self.steps, self.seed = lm, section, objective, steps, seed
+        refuse_adapters_of_others(lm)
+        self.lm, self.config, self.steps, self.seed = lm, config, steps, seed
+        self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
+        self.heads = _narrowed(heads or {}, lm)
         self.version = 0
-        self.layout = _layout(lm, section)
-        self.autocast = torch.bfloat16 if section.precision == "bfloat16" else None
-        if section.gradient_checkpointing:
+        self.layout = _layout(lm, config)
+        self.autocast = torch.bfloat16 if config.precision == "bfloat16" else None
+        if config.gradient_checkpointing:
             lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         torch.manual_seed(seed)  # what adapters begin as
-        self.adapters = _add_adapters(lm, section.lora) if section.lora else None
+        self.adapters: LoraAdapters | None = add_adapters(lm, config.lora) if config.lora else None
+        turn_off_training_noise(lm)
         if self.layout != "packed" and self.autocast is None:
-            speed_up(lm, section.gradient_checkpointing)
+            speed_up(lm, config.gradient_checkpointing)
         self.parameters = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
-        matrices = [p for p in self.parameters.values() if p.ndim >= 2]
-        vectors = [p for p in self.parameters.values() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": section.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=section.lr,
-            betas=section.betas,
-            fused=True,
-        )
+        self.optimizer = _optimizer(list(self.parameters.values()), config)
+        self._lease = Lease(self.version)
 
     async def update(self, samples: Sequence[Scored]) -> StepReport:
         """One optimizer step. Raises `NonFiniteError` before a step that would spoil the weights."""
         clock = time.perf_counter()
         batch = self._batch(samples)
-        torch.manual_seed(hash((self.seed, self.version)))
         if not self.lm.model.training:  # a walk over all modules
             self.lm.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        measures = TokenMetrics(len(samples), self.lm.device)
+        metrics = self._metrics(samples)
         for micro in batch.micro:
-            loss, measured = self._loss(batch, micro)
+            loss, measured = self._loss(batch, micro, self._hidden(micro))
             loss.backward()  # type: ignore[no-untyped-call]
-            measures.add(micro, measured)
+            metrics.add(micro, measured)
         backward_done = time.perf_counter()
-        limit = self.section.max_grad_norm or math.inf
+        limit = self.config.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
-        self._stop_if_not_finite(samples, measures, norm)
-        lr = learning_rate(self.section, self.version, self.steps)
+        self._stop_if_not_finite(samples, metrics, norm)
+        lr = learning_rate(self.config, self.version, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self._replace_lease(self.version + 1)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.version += 1
@@ -103,18 +97,18 @@ class InProcessLearner:
             "update/backward": backward_done - clock,
             "update/optimizer": time.perf_counter() - backward_done,
         }
-        maxima = {**measures.maxima(), "grad_norm": norm, "lr": lr}
-        return StepReport(_means(measures, samples), maxima, {"tokens/trained": batch.global_tokens}, seconds)
+        maxima = {**metrics.maxima(), "grad_norm": norm, "lr": lr}
+        return StepReport(_means(metrics, samples), maxima, {"tokens/trained": batch.global_tokens}, seconds)
 
     async def measure(self, samples: Sequence[Scored]) -> StepReport:
         """The metrics of `update`, without a gradient or an update."""
         batch = self._batch(samples)
         self.lm.model.eval()
-        measures = TokenMetrics(len(samples), self.lm.device)
+        metrics = self._metrics(samples)
         with torch.no_grad():
             for micro in batch.micro:
-                measures.add(micro, self._loss(batch, micro)[1])
-        return StepReport(_means(measures, samples), measures.maxima(), {"tokens/measured": batch.global_tokens})
+                metrics.add(micro, self._loss(batch, micro, self._hidden(micro))[1])
+        return StepReport(_means(metrics, samples), metrics.maxima(), {"tokens/measured": batch.global_tokens})
 
     async def trace(self, samples: Sequence[Scored], top: int) -> list[Trace]:
         """See `protocols.Learner`. A pass of its own, so that a step pays for recorded samples only."""
@@ -124,47 +118,61 @@ class InProcessLearner:
         with torch.no_grad():
             for micro in batch.micro:
                 hidden_Nd = self._hidden(micro)
-                traced = trace_micro_batch(hidden_Nd, self.lm.head(), micro, batch.temperature, top)
+                measured = self._loss(batch, micro, hidden_Nd)[1]
+                traced = trace_micro_batch(hidden_Nd, self.lm.head(), micro, measured, batch.temperature, top)
                 traces |= dict(zip(micro.members, traced, strict=True))
         return [traces[index] for index in range(len(samples))]
 
     async def publish(self) -> LocalPolicy:
-        return LocalPolicy(self.version, self.lm, self.adapters, self.section.micro_batch_tokens, self.autocast)
+        """A lease on the weights as they are. The next update ends it."""
+        return LocalPolicy(
+            self.lm,
+            self.version,
+            self.adapters,
+            budget=self.config.micro_batch_tokens,
+            autocast=self.autocast,
+            lease=self._lease,
+        )
 
     def save(self, folder: Path) -> None:
-        """`model/`, an ordinary Hugging Face folder, and `learner.safetensors`, what resuming needs."""
-        LocalPolicy(self.version, self.lm, self.adapters).save(folder / MODEL_FOLDER)
-        state: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"optimizer/{key}/{name}"] = value.detach().cpu().contiguous()
-            if self.section.lora:
-                state[f"adapter/{name}"] = parameter.detach().cpu().contiguous()
-        save_file(state, folder / STATE_FILE, metadata={"version": str(self.version)})
+        """A checkpoint: `model/` (with LoRA `adapter/` in its place) and `learner.safetensors`. See `checkpoint`."""
+        policy = LocalPolicy(self.lm, self.version, self.adapters)
+        if self.adapters is None:
+            policy.save(folder / MODEL_FOLDER)
+        else:
+            policy.save_adapter(folder / ADAPTER_FOLDER)
+        save_state(folder / STATE_FILE, self.version, self.optimizer, self.parameters.items(), self._weights().items())
 
     def restore(self, folder: Path) -> None:
-        """Take up optimizer state and adapters of `save`. Whole weights are loaded with the model.
+        """Take up what `save` wrote. Whole weights are loaded with the model, from the checkpoint's `model/`.
 
-        Raises `RunError` where the file is not of this student.
+        Raises `RunError` naming the file that is missing or of something else.
         """
-        path = folder / STATE_FILE
-        with safe_open(path, framework="pt") as file:
-            self.version = int(file.metadata()["version"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        for full_name, value in state.items():
-            kind, _, rest = full_name.partition("/")
-            key, _, name = rest.partition("/") if kind == "optimizer" else ("", "", rest)
-            if name not in self.parameters:
-                raise RunError(f"{path} has state for a weight {name!r} that the student does not train")
-            parameter = self.parameters[name]
-            if kind == "adapter":
-                parameter.data.copy_(value)
-            else:
-                self.optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        wanted, other = (MODEL_FOLDER, ADAPTER_FOLDER) if self.adapters is None else (ADAPTER_FOLDER, MODEL_FOLDER)
+        if not (folder / wanted).is_dir():
+            found = f" It has {other}/: was it written with another learner.lora?" if (folder / other).is_dir() else ""
+            raise RunError(f"{folder} is not a checkpoint of this student: it has no {wanted}/.{found}")
+        self.version = restore_state(folder / STATE_FILE, self.optimizer, self.parameters, self._weights())
+        if self.adapters is not None:
+            self.adapters.load(folder / ADAPTER_FOLDER)
+        self._replace_lease(self.version)
+
+    def _weights(self) -> dict[str, torch.nn.Parameter]:
+        """Parameters that are not in `adapter/`: all, or those of the base."""
+        mine = {} if self.adapters is None else self.parameters
+        return {name: parameter for name, parameter in self.lm.model.named_parameters() if name not in mine}
+
+    def _replace_lease(self, version: int) -> None:
+        """End the lease of every policy that was published so far: the weights are about to be those of `version`."""
+        self._lease.replaced_by = version
+        self._lease = Lease(version)
+
+    def _metrics(self, samples: Sequence[Scored]) -> TokenMetrics:
+        return TokenMetrics([sample.rollout.prompt.id for sample in samples], self.lm.device)
 
     def _batch(self, samples: Sequence[Scored]) -> Batch:
-        section = self.section
-        batch = make_batch(samples, self.layout, section.micro_batch_tokens, self.lm.device)
+        config, lm = self.config, self.lm
+        batch = make_batch(samples, self.layout, config.micro_batch_tokens, lm.device, self.heads, lm.vocabulary)
         if batch.global_tokens == 0:
             raise EngineError(
                 f"none of the {len(samples)} responses has a sampled token, so there is nothing to learn from. "
@@ -172,17 +180,17 @@ class InProcessLearner:
             )
         return batch
 
-    def _loss(self, batch: Batch, micro: MicroBatch) -> tuple[Tensor, Measured]:
+    def _loss(self, batch: Batch, micro: MicroBatch, hidden_Nd: Tensor) -> tuple[Tensor, Measured]:
         return distillation_loss(
-            self.objective,
+            self.loss,
             batch.temperature,
-            self._hidden(micro),
+            hidden_Nd,
             self.lm.head(),
             micro.tokens,
             micro.teacher,
             batch.global_tokens,
             micro.reference,
-            self.section.loss_chunk_mb * 2**20,
+            self.config.loss_chunk_mb * 2**20,
         )
 
     def _hidden(self, micro: MicroBatch) -> Tensor:
@@ -191,10 +199,10 @@ class InProcessLearner:
         with precision(self.lm, self.autocast):
             return self.lm.states(layout.tokens_BL, layout.positions_BL, layout.predict_N, layout.tree)
 
-    def _stop_if_not_finite(self, samples: Sequence[Scored], measures: TokenMetrics, norm: float) -> None:
+    def _stop_if_not_finite(self, samples: Sequence[Scored], metrics: TokenMetrics, norm: float) -> None:
         if math.isfinite(norm):
             return
-        offenders = measures.non_finite()
+        offenders = metrics.non_finite()
         self.optimizer.zero_grad(set_to_none=True)
         names = ", ".join(samples[i].rollout.prompt.id for i in offenders[:5]) or "none of the losses"
         raise NonFiniteError(
@@ -205,100 +213,54 @@ class InProcessLearner:
         )
 
 
-@dataclass(frozen=True)
-class LocalPolicy:
-    """The student's weights as they are now, adapters merged in."""
-
-    version: int
-    lm: CausalLM
-    adapters: PeftModel | None = None
-    budget: int = 8192  # tokens of one forward pass
-    autocast: torch.dtype | None = None
-
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self._merged().state_dict().items()
-
-    def save(self, folder: Path) -> None:
-        self._merged().save_pretrained(folder)
-        self.lm.tokenizer.save_pretrained(folder)
-
-    def logprobs(self, rollouts: Sequence[Rollout]) -> list[Floats]:
-        found: list[Floats] = [np.zeros(0, np.float32)] * len(rollouts)
-        was_training = self.lm.model.training
-        self.lm.model.eval()
-        with torch.inference_mode(), precision(self.lm, self.autocast):
-            for part in plan([len(rollout.token_ids) for rollout in rollouts], self.budget, "padded"):
-                batch = lay_out([rollouts[i] for i in part], "padded").to(self.lm.device)
-                hidden_Nd = self.lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N)
-                counts = [int(rollouts[i].trained.sum()) for i in part]
-                for i, hidden_Sd in zip(part, torch.split(hidden_Nd, counts), strict=True):
-                    found[i] = self._sampled(hidden_Sd, rollouts[i])
-        self.lm.model.train(was_training)
-        return found
-
-    def _sampled(self, hidden_Sd: Tensor, rollout: Rollout) -> Floats:
-        """[S] log-probs of a rollout's sampled tokens, some rows of the vocabulary at a time."""
-        head, sampling, values = self.lm.head(), rollout.sampling, []
-        ids_S = torch.from_numpy(rollout.response_ids).to(hidden_Sd.device)
-        for hidden_Cd, ids_C in zip(torch.split(hidden_Sd, ROWS), torch.split(ids_S, ROWS), strict=True):
-            logp_CV = torch.log_softmax(head.logits(hidden_Cd).float() / sampling.temperature, dim=-1)
-            logp_CV = truncate(logp_CV, sampling) if sampling.truncated else logp_CV
-            values.append(logp_CV.gather(1, ids_C[:, None])[:, 0].cpu().numpy())
-        return np.concatenate(values) if values else np.zeros(0, np.float32)
-
-    def _merged(self) -> PreTrainedModel:
-        """A copy where there are adapters: merging and unmerging in place would move the weights."""
-        if self.adapters is None:
-            return self.lm.model
-        merged: PreTrainedModel = copy.deepcopy(self.adapters).merge_and_unload()
-        return merged
+def _means(metrics: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
+    return metrics.means() | metrics.by_teacher([sample.scores.scorer for sample in samples])
 
 
-def _means(measures: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
-    return measures.means() | measures.by_teacher([sample.scores.teacher for sample in samples])
+def _narrowed(heads: Heads, lm: CausalLM) -> Heads:
+    """Heads over the student's vocabulary. Raises `ContractError` for one that has not all of it."""
+    for fingerprint, head in heads.items():
+        if head.vocabulary < lm.vocabulary:
+            raise ContractError(
+                f"the output head {fingerprint} has {head.vocabulary} tokens, but {lm.name} is compared over "
+                f"{lm.vocabulary}. Student and teacher must share their vocabulary."
+            )
+    return {fingerprint: head.narrow(lm.vocabulary) for fingerprint, head in heads.items()}
 
 
-def learning_rate(section: LocalLearnerConfig, step: int, steps: int) -> float:
+def _optimizer(parameters: Sequence[torch.nn.Parameter], config: LocalLearnerConfig) -> torch.optim.AdamW:
+    """Weight decay is for matrices alone."""
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        fused=True,
+    )
+
+
+def learning_rate(config: LocalLearnerConfig, step: int, steps: int) -> float:
     """The rate of update `step` (from 0): linear warm-up, then the schedule down to 0 at `steps`."""
-    warmup = section.warmup_steps
+    warmup = config.warmup_steps
     if step < warmup:
-        return section.lr * (step + 1) / warmup
+        return config.lr * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
-    factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[section.schedule]
-    return section.lr * factor
+    factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
+    return config.lr * factor
 
 
-def _layout(lm: CausalLM, section: LocalLearnerConfig) -> Layout:
+def _layout(lm: CausalLM, config: LocalLearnerConfig) -> Layout:
     """The layout asked for, proven for this model. Raises `ModelError` where it cannot have it."""
-    if section.layout == "packed":
+    if config.layout == "packed":
         prove_packing(lm)
-    if section.layout in ("padded", "packed"):
-        return section.layout
+    if config.layout in ("padded", "packed"):
+        return config.layout
     why = share_prompts(lm)
     if why is None:
         return "tree"
-    if section.layout == "tree":
+    if config.layout == "tree":
         raise ModelError(f"{lm.name} cannot share prompts among their samples: {why}. Set learner.layout = 'padded'.")
     logger.info("%s: each sample's prompt is computed anew, for the model cannot share it: %s", lm.name, why)
     return "padded"
-
-
-def _add_adapters(lm: CausalLM, lora: LoraConfig) -> PeftModel:
-    """Put LoRA layers into the model; only they train.
-
-    Raises `ModelError` without `peft`, for modules that are not there, and for adapters on the head.
-    """
-    try:
-        import peft
-    except ImportError:
-        raise ModelError("learner.lora needs peft: pip install 'limbeck[lora]'") from None
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0
-    )
-    try:
-        adapters = peft.get_peft_model(lm.model, config)
-    except ValueError as error:
-        raise ModelError(f"learner.lora.target_modules = {lora.target_modules!r} for {lm.name}: {error}") from error
-    lm.head()
-    return adapters

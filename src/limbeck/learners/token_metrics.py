@@ -1,6 +1,6 @@
 """Per-token numbers of a step's micro-batches, summed where they are and read once at the end.
 
-Shape legend: N tokens of a micro-batch, R responses of the step.
+Shape legend: N tokens of a micro-batch, R responses of the step, P prompts of the step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.learners.batch import MicroBatch
 from limbeck.objectives import Measured
-from limbeck.records import Mean
+from limbeck.reports import Mean
 
 BATCH_NAMES = {
     "reverse_kl/exact": "reverse_kl",
@@ -26,10 +26,17 @@ KL_NAMES = ("reverse_kl/sampled", "reverse_kl/exact")
 
 
 class TokenMetrics:
-    """Collects `Measured` of every micro-batch of a step of `responses` responses."""
+    """Collects `Measured` of every micro-batch of a step.
 
-    def __init__(self, responses: int, device: torch.device) -> None:
-        self.responses, self.device = responses, device
+    `prompt_ids` [R] say which prompt each response is to: responses to one prompt are not independent, so
+    standard errors are over prompts.
+    """
+
+    def __init__(self, prompt_ids: Sequence[str], device: torch.device) -> None:
+        self.responses, self.device = len(prompt_ids), device
+        places = {prompt_id: place for place, prompt_id in enumerate(dict.fromkeys(prompt_ids))}
+        self.prompts = len(places)
+        self.prompt_R = torch.tensor([places[one] for one in prompt_ids], dtype=torch.int64, device=device)
         self.totals_R: dict[str, Tensor] = {}
         self.counts_R: dict[str, Tensor] = {}
         self.importance_max = torch.zeros((), device=device, dtype=torch.float64)
@@ -66,14 +73,14 @@ class TokenMetrics:
         return [] if total_R is None else torch.nonzero(~torch.isfinite(total_R))[:, 0].tolist()
 
     def means(self) -> dict[str, Mean]:
-        """Every mean of the step, with its spread over responses where that says something."""
+        """Every mean of the step, with its spread over prompts where that says something."""
         means = {}
         for name, total_R in self.totals_R.items():
-            count_R = self.counts_R[name]
-            total, count = total_R.sum(), count_R.sum()
-            spread = (total_R - total / count * count_R).square().sum()
-            total_, count_, spread_ = torch.stack([total, count, spread]).tolist()
-            means[name] = Mean(total_, count_, spread_ if name.startswith("reverse_kl") else None)
+            if name.startswith("reverse_kl"):
+                means[name] = self._clustered(total_R, self.counts_R[name])
+            else:
+                total, count = torch.stack([total_R.sum(), self.counts_R[name].sum()]).tolist()
+                means[name] = Mean(total, count)
         if "importance/square" in means:
             square = means.pop("importance/square")
             mean = means["importance/mean"]
@@ -81,19 +88,27 @@ class TokenMetrics:
             means["importance/effective_share"] = Mean(share * mean.count, mean.count)
         return means
 
+    def _clustered(self, total_R: Tensor, count_R: Tensor) -> Mean:
+        """The mean over tokens, and the spread of prompts around it."""
+        total_P, count_P = (
+            torch.zeros(self.prompts, device=self.device, dtype=torch.float64).index_add_(0, self.prompt_R, values_R)
+            for values_R in (total_R, count_R)
+        )
+        total, count = total_R.sum(), count_R.sum()
+        spread = (total_P - total / count * count_P).square().sum()
+        total_, count_, spread_ = torch.stack([total, count, spread]).tolist()
+        return Mean(total_, count_, spread_, clusters=int((count_P > 0).sum()))
+
     def by_teacher(self, names: Sequence[str]) -> dict[str, Mean]:
-        """`teacher/NAME/reverse_kl/...` where several teachers marked the step. `names` [R]: who marked each."""
+        """`teacher/NAME/reverse_kl/...` where several teachers scored the step. `names` [R]: who scored each."""
         several = sorted(set(names))
         means = {}
         for name in several if len(several) > 1 else ():
             mine_R = torch.tensor([one == name for one in names], device=self.device)
             for key in KL_NAMES:
-                if key not in self.totals_R:
-                    continue
-                total, count = torch.stack(
-                    [self.totals_R[key][mine_R].sum(), self.counts_R[key][mine_R].sum()]
-                ).tolist()
-                means[f"teacher/{name}/{key}"] = Mean(total, count)
+                if key in self.totals_R:
+                    parts = (torch.where(mine_R, store[key], 0.0) for store in (self.totals_R, self.counts_R))
+                    means[f"teacher/{name}/{key}"] = self._clustered(*parts)
         return means
 
     def maxima(self) -> dict[str, float]:

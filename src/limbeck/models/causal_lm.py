@@ -11,9 +11,11 @@ that does something else is refused by name rather than trained wrongly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -22,10 +24,12 @@ from torch import Tensor, nn
 from limbeck.errors import ModelError
 from limbeck.models.head import Head
 from limbeck.models.prefix_tree import Tree
+from limbeck.records import ModelInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BAKED_TEMPERATURE = "limbeck_temperature"  # in config.json, of a folder that `limbeck bake` wrote
 Passes: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tree | None], Tensor]  # see `CausalLM.states` and `llama`
 
 
@@ -36,7 +40,7 @@ class CausalLM:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    vocabulary: int  # tokens the head is used over: narrowed to what student and teacher share
+    vocabulary: int  # rows of the head that are used: up to the tokenizer's largest id, see `shared_vocabulary`
     passes: Passes | None = field(default=None, init=False)  # a faster way to `states`, proven for this very `model`
 
     @property
@@ -46,22 +50,60 @@ class CausalLM:
 
     @property
     def context(self) -> int | None:
-        """Longest sequence the model was made for, None where its config does not say."""
-        longest = getattr(text_config(self.model), "max_position_embeddings", None)
-        return None if longest is None else int(longest)
+        """Longest sequence the model is run on, None where its config does not say.
+
+        Less than the model was made for where longer sequences change the positions of their neighbours in a batch.
+        """
+        config = text_config(self.model)
+        longest = getattr(config, "max_position_embeddings", None)
+        limits = [int(n) for n in (longest, frequencies_change_at(config)) if n is not None]
+        return min(limits, default=None)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """End-of-sequence tokens of the generation config, else of the tokenizer."""
-        generation = getattr(self.model, "generation_config", None)
-        ids = getattr(generation, "eos_token_id", None)
-        ids = self.tokenizer.eos_token_id if ids is None else ids
-        if ids is None:
-            raise ModelError(
-                f"{self.name} has no end-of-sequence token in its generation config or tokenizer, so no "
-                "answer would ever end. Set eos_token_id there, or rollout.stop_ids in the recipe."
+        """End-of-sequence tokens of the generation config and of the tokenizer, each once; empty where neither has one.
+
+        Only those that can be sampled: see `stop_ids_note` for the others, and `stop_ids_of` for those of a recipe.
+        """
+        named = (*self._generation_stop_ids, *_as_ids(self.tokenizer.eos_token_id))
+        return tuple(dict.fromkeys(id_ for id_ in named if 0 <= id_ < self.vocabulary))
+
+    @property
+    def stop_ids_note(self) -> str | None:
+        """What a user should know about where responses end: None where generation config and tokenizer agree."""
+        generation, tokenizer = self._generation_stop_ids, _as_ids(self.tokenizer.eos_token_id)
+        notes = []
+        if generation and not set(tokenizer) <= set(generation):
+            notes.append(
+                f"the generation config ends at {self._named(generation)}, the tokenizer at {self._named(tokenizer)}; "
+                "responses stop at either"
             )
-        return (ids,) if isinstance(ids, int) else tuple(ids)
+        if lost := [id_ for id_ in (*generation, *tokenizer) if not 0 <= id_ < self.vocabulary]:
+            notes.append(
+                f"the end-of-sequence tokens {lost} are outside the vocabulary of {self.vocabulary} and never sampled"
+            )
+        return f"{self.name}: {'; '.join(notes)}" if notes else None
+
+    @property
+    def _generation_stop_ids(self) -> tuple[int, ...]:
+        return _as_ids(getattr(getattr(self.model, "generation_config", None), "eos_token_id", None))
+
+    def _named(self, ids: Sequence[int]) -> str:
+        return " or ".join(f"{self.tokenizer.convert_ids_to_tokens(id_)!r} ({id_})" for id_ in ids)
+
+    @property
+    def natural_temperature(self) -> float:
+        """The temperature at which the model's own logits are distributed: 1, or that of a `limbeck bake`.
+
+        Raises `ModelError` for a value that is no temperature.
+        """
+        found = getattr(self.model.config, BAKED_TEMPERATURE, 1.0)
+        if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
+            raise ModelError(
+                f"{self.name}: {BAKED_TEMPERATURE} = {found!r} in its config.json, expected a finite number above 0, "
+                "as `limbeck bake` writes it. Bake the model again."
+            )
+        return float(found)
 
     def hidden(
         self, tokens_BL: Tensor, positions_BL: Tensor | None = None, tree: Tree | None = None, **kwargs: Any
@@ -98,6 +140,16 @@ class CausalLM:
             )
         return layer
 
+    @property
+    def head_rows(self) -> int:
+        """Rows of the head as it is stored, the padding above `vocabulary` included."""
+        return self.head_layer().weight.shape[0]
+
+    def info(self) -> ModelInfo:
+        """The facts, for whoever does not need the weights."""
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        return ModelInfo(self.name, self.vocabulary, self.context, self.stop_ids, dtype, self.natural_temperature)
+
     def head(self) -> Head:
         """The output head over the shared vocabulary, sharing the model's parameters."""
         layer, config = self.head_layer(), text_config(self.model)
@@ -112,6 +164,78 @@ class CausalLM:
 def precision(lm: CausalLM, autocast: torch.dtype | None) -> AbstractContextManager[object]:
     """What the model computes in."""
     return nullcontext() if autocast is None else torch.autocast(lm.device.type, autocast)
+
+
+def shared_vocabulary(lms: Sequence[CausalLM]) -> int:
+    """The rows that models of one tokenizer are sampled and compared over. Changes nothing."""
+    return min(lm.vocabulary for lm in lms)
+
+
+def stop_ids_of(lm: CausalLM, extra: Sequence[int] = ()) -> tuple[int, ...]:
+    """The stop tokens of a model and those of a recipe (`rollout.stop_ids`), each once.
+
+    Raises `ModelError` where there is none, and for an id of the recipe that cannot be sampled.
+    """
+    if outside := [id_ for id_ in extra if not 0 <= id_ < lm.vocabulary]:
+        raise ModelError(
+            f"rollout.stop_ids has {outside}, expected ids from 0 to {lm.vocabulary - 1} of {lm.name}. "
+            "Take them from its tokenizer.json."
+        )
+    found = tuple(dict.fromkeys((*lm.stop_ids, *extra)))
+    if not found:
+        raise ModelError(
+            f"{lm.name} has no end-of-sequence token in its generation config or tokenizer, so no "
+            "response would ever end. Set eos_token_id there, or rollout.stop_ids in the recipe."
+        )
+    return found
+
+
+def turn_off_training_noise(lm: CausalLM) -> None:
+    """Make training mode compute what evaluation mode does: no dropout, no dropped layers, no noise in a router.
+
+    On-policy, the learner must see the distribution that was sampled from. Modules stay in evaluation mode for good;
+    training mode only reaches the layers that transformers would checkpoint, for it checkpoints in no other.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in lm.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, float) and any(noise in name for noise in ("drop", "jitter")):
+                setattr(layer, name, 0.0)
+    training = lm.model.training
+    lm.model.train = partial(_train_quietly, lm.model)
+    lm.model.train(training)
+
+
+def _train_quietly(model: PreTrainedModel, mode: bool = True) -> PreTrainedModel:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for module in model.modules():
+        module.training = mode and (module is model or isinstance(module, GradientCheckpointingLayer))
+    return model
+
+
+def frequencies_change_at(config: Any) -> int | None:
+    """The length above which the longest sequence of a batch changes the rotary frequencies of all, None without one.
+
+    "longrope" (the Phi-3 family) has one set of frequencies up to this length and another above it. ("dynamic" changes
+    above `max_position_embeddings` alone.)
+    """
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, Mapping)]  # one for each kind of layer
+    limits = [
+        found.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        for found in nested or [parameters]
+        if found.get("rope_type", found.get("type")) == "longrope"
+    ]
+    return min((int(limit) for limit in limits if limit), default=None)
+
+
+def _as_ids(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def text_config(model: PreTrainedModel) -> Any:

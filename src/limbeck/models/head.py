@@ -5,12 +5,14 @@ Shape legend: N tokens, C tokens of one chunk, V vocabulary, d hidden width.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 FEW = 64  # rows, of decoding
+HASHED_BYTES = 64 * 2**20  # of a head that are copied at a time while it is hashed
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,23 @@ class Head:
             return self
         bias_V = None if self.bias_V is None else self.bias_V[:vocabulary]
         return replace(self, weight_Vd=self.weight_Vd[:vocabulary], bias_V=bias_V)
+
+    def fingerprint(self) -> str:
+        """Names this very head: hidden states travel with it, and whoever has the head knows it by it.
+
+        Reads every byte (a gigabyte a second): keep it.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in (self.weight_Vd, self.bias_V):
+            if tensor is None:
+                digest.update(b"none")
+                continue
+            digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+            rows = max(1, HASHED_BYTES // max(1, tensor[:1].nbytes))
+            for part in torch.split(tensor.detach(), rows):
+                digest.update(memoryview(part.cpu().contiguous().view(torch.uint8).numpy()))
+        digest.update(f"{float(self.multiplier)!r} {self.softcap!r}".encode())
+        return digest.hexdigest()
 
     def detach(self) -> Head:
         return replace(

@@ -5,6 +5,7 @@ lm = load_model(section, torch.device("cpu"))
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,17 @@ import torch
 
 from limbeck.config.base import ModelConfig
 from limbeck.errors import ModelError
-from limbeck.models.causal_lm import CausalLM, first_line, text_config
+from limbeck.models.causal_lm import CausalLM, first_line, frequencies_change_at, text_config
 from limbeck.models.equivalence import prove_head
+from limbeck.models.text import highest_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger("limbeck")
+
 SHIPPED = Path(__file__).parent.parent / "demo"
+ADAPTER = "adapter_config.json"
 UNSUPPORTED_LAYERS = ("linear_attention", "mamba", "conv", "recurrent")
 
 
@@ -29,10 +34,12 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
     and for an architecture whose logits are not `Head`'s.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()  # the run has its own display
+    disable_progress_bar()  # the run has its own display
     path = resolve(section.model)
+    if (Path(path) / ADAPTER).is_file():  # transformers would put its layers into the model
+        raise _adapter_in(section.model)
     tokenizer = load_tokenizer(section.model)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -50,8 +57,15 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
                 f"{section.model}: the checkpoint has no usable value for {len(keys)} weights ({kind}), such "
                 f"as {keys[0]!r}. They would start at random: use a complete checkpoint."
             )
+    if getattr(model, "_hf_peft_config_loaded", False):  # a hub repository has no folder to look into before
+        raise _adapter_in(section.model)
     lm = CausalLM(section.model, model.to(device), tokenizer, vocabulary=0)
-    lm.vocabulary = lm.head_layer().weight.shape[0]
+    lm.vocabulary = _vocabulary(lm)
+    if (limit := frequencies_change_at(text_config(model))) is not None and limit == lm.context:
+        logger.info(
+            "%s: sequences of at most %d tokens: above that the rotary frequencies follow the longest sequence of a "
+            "batch, so that a response would depend on its neighbours", lm.name, limit,
+        )  # fmt: skip
     _check_attention(lm)
     _check_finite(lm)
     prove_head(lm)
@@ -93,11 +107,33 @@ def resolve(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            if (folder / ADAPTER).is_file():
+                raise _adapter_in(name)
             raise ModelError(f"{name!r} is not a model folder: it has no config.json.")
         return str(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"no model folder at {name!r}. Give a folder with config.json, or a hub name.")
     return name
+
+
+def _adapter_in(name: str) -> ModelError:
+    return ModelError(
+        f"{name!r} holds an adapter ({ADAPTER}), expected a whole model. Merge it into its model with "
+        f"peft's merge_and_unload() and save the result, or remove {ADAPTER} to use a model beside it as it is."
+    )
+
+
+def _vocabulary(lm: CausalLM) -> int:
+    """Rows of the head up to the tokenizer's largest id: what is above has no token and must not be sampled."""
+    rows, needed = lm.head_rows, highest_id(lm.tokenizer) + 1
+    if rows < needed:
+        raise ModelError(
+            f"{lm.name}: its tokenizer has ids up to {needed - 1}, but its output head only {rows} rows. Resize it "
+            "with model.resize_token_embeddings(len(tokenizer)), or use the tokenizer that the model was trained with."
+        )
+    if rows > needed:
+        logger.info("%s: %d of the %d rows of its head have no token and are left out", lm.name, rows - needed, rows)
+    return needed
 
 
 def _attention(section: ModelConfig, path: str) -> str | None:

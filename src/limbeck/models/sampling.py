@@ -1,16 +1,12 @@
-"""Drawing a token from logits, with the exact log-prob it was drawn with.
+"""Drawing a token from logits, with its exact log-prob.
 
-The randomness of a row is its own: uniform numbers that follow from the seed, the prompt's id and
-the sample's number, so a response does not depend on what else is in the batch.
+The randomness of a row is its own (`seeding.uniforms`), so a response does not depend on what else is in the batch.
 
 Shape legend: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,23 +16,18 @@ from limbeck.records import Sampling
 BLOCK = 256
 
 
-def uniforms(seed: int, prompt_id: str, sample: int, count: int) -> np.ndarray:
-    """[count] float64 in [0, 1): the dice of one response."""
-    digest = hashlib.blake2b(f"{seed}\x1f{prompt_id}\x1f{sample}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
-
-
 def draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-    """[B] token ids and [B] log-probs under the distribution they were drawn from.
+    """[B] token ids and [B] log-probs in the whole distribution at the temperature.
 
-    With truncation (top_k, top_p, min_p) that distribution is renormalised over what is kept. Greedy
-    takes the most likely token and gives its log-prob at the temperature.
+    top_k, top_p and min_p decide what may be drawn and leave the log-probs alone, so that they compare with
+    everyone else's. Greedy takes the most likely token.
     """
     p_BV = logits_BV / sampling.temperature
-    if sampling.truncated:
-        p_BV = truncate(torch.log_softmax(p_BV, dim=-1), sampling)
+    cut_BV = truncate(torch.log_softmax(p_BV, dim=-1), sampling).exp_() if sampling.truncated else None
     p_BV.sub_(p_BV.amax(dim=-1, keepdim=True)).exp_()  # up to a factor, which spares passes over the vocabulary
-    token_B = logits_BV.argmax(dim=-1) if sampling.greedy else inverse_cdf(p_BV, uniform_B)
+    token_B = (
+        logits_BV.argmax(dim=-1) if sampling.greedy else inverse_cdf(p_BV if cut_BV is None else cut_BV, uniform_B)
+    )
     logp_B = (p_BV.gather(1, token_B[:, None])[:, 0] / p_BV.sum(dim=-1)).log()
     return token_B, logp_B
 

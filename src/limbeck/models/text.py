@@ -12,6 +12,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def highest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id of the tokenizer: rows of an output head above it are padding."""
+    ids: dict[str, int] = tokenizer.get_vocab()
+    return max(ids.values())
+
+
+def ids_without_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[int]:
+    """Ids below `vocabulary` that the tokenizer has no token for."""
+    return sorted(set(range(vocabulary)).difference(tokenizer.get_vocab().values()))
+
+
+def vocabulary_note(name: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> str | None:
+    """Says that some ids which can be sampled decode to nothing; None where each has a token."""
+    holes = ids_without_token(tokenizer, vocabulary)
+    if not holes:
+        return None
+    return (
+        f"{name}: its tokenizer has no token for {len(holes)} of the ids below {vocabulary}, such as {holes[0]}. They "
+        "can be sampled, and decode to no text"
+    )
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Token ids to the text a grader sees: special tokens left out."""

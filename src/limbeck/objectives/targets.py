@@ -1,4 +1,4 @@
-"""What the loss is given of the teacher and of the sampled tokens, and what it measures on the way.
+"""What the loss receives of the teacher and of the sampled tokens, and what it measures on the way.
 
 Shape legend: N tokens, K support size, d hidden width.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
-from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
-from limbeck.models.head import Head
+from limbeck.models.head import Head, at_least_float32
+from limbeck.objectives.loss import Loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +25,15 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class TopK:
-    """The teacher's K most likely tokens and the sampled one, already at temperature T."""
+    """The teacher's log-probs of K listed tokens and of the sampled one, already at temperature T.
+
+    Whose list it is does not matter: the teacher's top K, or the student's by rank when it sampled. It must be a
+    function of the prefix only, of K different tokens: a list to which the sampled token was added biases the gradient.
+    """
 
     ids_NK: Tensor
     logprobs_NK: Tensor
-    logprobs_N: Tensor
+    logprobs_N: Tensor  # of the sampled token, listed or not
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +70,38 @@ class Measured:
     reference_kl: Tensor | None = None
 
 
-def check_target(objective: ObjectiveConfig, teacher: Target, reference: Dense | None) -> None:
-    """A target must carry at least what the objective's support asks for."""
-    wanted = objective.support if isinstance(objective, ReverseKLConfig) else "full"
+def empty_measurements(hidden_Nd: Tensor, teacher: Target, reference: Dense | None) -> Measured:
+    """Memory for what can be measured of these targets."""
+    like = at_least_float32(hidden_Nd[:0])
+
+    def empty() -> Tensor:
+        return torch.empty(len(hidden_Nd), dtype=like.dtype, device=like.device)
+
+    dense = isinstance(teacher, Dense)
+    return Measured(
+        student_logprob=empty(),
+        teacher_logprob=empty(),
+        student_entropy=empty(),
+        objective=empty(),
+        teacher_entropy=empty() if dense else None,
+        reverse_kl=empty() if dense else None,
+        overlap=empty() if dense else None,
+        reference_kl=empty() if reference else None,
+    )
+
+
+def check_target(loss: Loss, teacher: Target, reference: Dense | None) -> None:
+    """A target must carry at least what the loss's support asks for. Raises `ValueError`."""
+    wanted = loss.support
     if wanted == "full" and not isinstance(teacher, Dense):
         raise ValueError(
-            f"{objective.divergence} on the whole vocabulary needs the teacher's hidden states and head, "
-            f"but the teacher gave {type(teacher).__name__}. Use a teacher that serves hidden states, or "
+            f"{loss.name or type(loss.objective).__name__} on the whole vocabulary needs the teacher's hidden states "
+            f"and head, but the teacher gave {type(teacher).__name__}. Use a teacher that serves hidden states, or "
             "objective.support = 'sampled' or a top-K."
         )
     if isinstance(wanted, int) and not isinstance(teacher, Dense | TopK):
         raise ValueError(f"objective.support = {wanted} needs the teacher's top-K, but it gave the sampled token only")
     if isinstance(wanted, int) and isinstance(teacher, TopK) and teacher.ids_NK.shape[1] != wanted:
         raise ValueError(f"objective.support = {wanted}, but the teacher gave its top {teacher.ids_NK.shape[1]}")
-    if (objective.reference is None) != (reference is None):
+    if (loss.reference_weight > 0) != (reference is not None):
         raise ValueError("objective.reference and the reference's hidden states must be given together")

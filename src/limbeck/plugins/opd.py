@@ -29,32 +29,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck.contract.check import LARGEST_VOCABULARY, SECTIONS
+from limbeck.contract.check import LARGEST_VOCABULARY
 from limbeck.contract.remote import prove_remote
 from limbeck.errors import DataError, RecipeError, TeacherError
-from limbeck.records import Failure, Prompt, Rollout, Sampling, TokenScores
-from limbeck.teachers.connect import remote_teacher
+from limbeck.records import Failure, TokenScores, request_of
+from limbeck.teachers.connect import BACKENDS, connect
 from limbeck.teachers.remote import RemoteTeacher
 
 if TYPE_CHECKING:
     import torch
 
-LEAST_TOKENS = 8  # a shorter sample makes no probe
+MIN_TOKENS = 8  # of a probe; a shorter sample is repeated
 SCORES = "teacher_log_probs"
 TASK = "task_reward"
 NORMALISED = ("grpo", "gspo", "reinforce_plus_plus_baseline")
-SMALLEST_DEVIATION = 1e-6
+MIN_DEVIATION = 1e-6
 SMALL_IDS = range(8)  # tokens of every vocabulary, for the probes of a sample that repeats itself
 ROUTES = ("/generate", "/v1/completions", "/limbeck/score")
 # Options of miles under which its trainer reads something else than `teacher_log_probs` of the server at `rm_url`.
-NOT_HERE = ("opd_log_prob_top_k", "opd_teacher_urls", "opd_teacher_adapters")
+UNSUPPORTED = ("opd_log_prob_top_k", "opd_teacher_urls", "opd_teacher_adapters")
 
 _proven: dict[tuple[Any, ...], asyncio.Task[RemoteTeacher]] = {}
 
 
 async def reward_func(args: Any, sample: Any, **kwargs: Any) -> dict[str, Any]:
     """Score one sample. Raises `LimbeckError` where its score cannot be had: a filler would be trained on."""
-    for name in NOT_HERE:
+    for name in UNSUPPORTED:
         if given := getattr(args, name, None):
             raise RecipeError(
                 f"{name} = {given!r} is not for this hook, which gives one teacher's log-probs of sampled tokens. "
@@ -68,25 +68,33 @@ async def reward_func(args: Any, sample: Any, **kwargs: Any) -> dict[str, Any]:
     if not 0 < length < len(tokens):
         raise DataError(f"a sample has {len(tokens)} tokens and a response of {length}; its prompt is missing")
     teacher = await _teacher(args, tokens)
-    (scores,) = await teacher.score([_rollout(tokens, length, _temperature(args))])
+    request = request_of(tokens, len(tokens) - length, _temperature(args), id="a sample")
+    (scores,) = await teacher.score([request])
     if isinstance(scores, Failure):
         raise TeacherError(f"{scores.kind}: {scores.message}")
     assert isinstance(scores, TokenScores)
+    if scores.temperature != request.temperature:
+        raise TeacherError(
+            f"teacher {teacher.name} scored at temperature {scores.temperature:g}, expected rollout_temperature = "
+            f"{request.temperature:g}. Serve the model with `limbeck serve`, which is exact at any temperature."
+        )
     return {SCORES: scores.logprobs.tolist(), TASK: task_reward}
 
 
 def post_process_rewards(args: Any, samples: Sequence[Any], **kwargs: Any) -> tuple[list[float], list[float]]:
     """Give each sample its `teacher_log_probs`, and return task rewards: raw, and as the trainer wants them.
 
-    Without a task reward both are zeros: the signal is the distillation term alone.
+    Without a task reward both are zeros: the distillation term is the only signal.
     """
     rewards: list[float | None] = []
     for sample in samples:
-        told = sample.reward
-        if not isinstance(told, dict) or SCORES not in told:
-            raise DataError(f"a sample's reward is {type(told).__name__}, expected what limbeck's reward_func returned")
-        sample.teacher_log_probs = _as_tensor(told[SCORES], int(sample.response_length))
-        rewards.append(told[TASK])
+        found = sample.reward
+        if not isinstance(found, dict) or SCORES not in found:
+            raise DataError(
+                f"a sample's reward is {type(found).__name__}, expected what limbeck's reward_func returned"
+            )
+        sample.teacher_log_probs = _as_tensor(found[SCORES], int(sample.response_length))
+        rewards.append(found[TASK])
     graded = [reward for reward in rewards if reward is not None]
     if graded and len(graded) < len(rewards):
         raise DataError(f"{len(graded)} of {len(rewards)} samples have a task reward: it must be all of them, or none")
@@ -113,16 +121,16 @@ def _normalised(args: Any, samples: Sequence[Any], raw: list[float]) -> list[flo
         mine = groups == group
         values[mine] -= values[mine].mean()
         if by_deviation and mine.sum() > 1:
-            values[mine] /= values[mine].std(ddof=1) + SMALLEST_DEVIATION
+            values[mine] /= values[mine].std(ddof=1) + MIN_DEVIATION
     normalised: list[float] = values.tolist()
     return normalised
 
 
 def _groups(args: Any, samples: Sequence[Any]) -> list[int]:
-    """Which samples answer one prompt: as they say, else by their places."""
-    told = [getattr(sample, "group_index", None) for sample in samples]
-    if None not in told:
-        return [int(group) for group in told if group is not None]
+    """Which samples answer one prompt: by their `group_index`, else by their order."""
+    named = [getattr(sample, "group_index", None) for sample in samples]
+    if None not in named:
+        return [int(group) for group in named if group is not None]
     size = int(args.n_samples_per_prompt)
     if len(samples) % size:
         raise DataError(
@@ -132,10 +140,10 @@ def _groups(args: Any, samples: Sequence[Any]) -> list[int]:
 
 
 async def _task_reward(args: Any, sample: Any) -> float | None:
-    """What the sample already has, else what LIMBECK_TASK_REWARD says, else None."""
+    """What the sample already has, else what LIMBECK_TASK_REWARD returns, else None."""
     given, key = sample.reward, getattr(args, "reward_key", None)
     if isinstance(given, dict):
-        if SCORES in given:  # this hook has marked it before
+        if SCORES in given:  # this hook has scored it before
             key = TASK
         if key not in given:
             raise DataError(f"a sample's reward is {given!r}. Name the task reward in it by --reward-key.")
@@ -165,33 +173,36 @@ def _number(value: Any, what: str) -> float:
 
 
 async def _teacher(args: Any, tokens: list[int]) -> RemoteTeacher:
-    """The proven teacher of this server and temperature; proven once, by whichever sample comes first."""
+    """The proven teacher of this server and temperature; proven once, by the first sample that comes."""
     loop = asyncio.get_running_loop()
     key = (loop, args.rm_url, _temperature(args))  # its connections live on this loop
     task = _proven.get(key)
     if task is None or (task.done() and (task.cancelled() or task.exception())):
-        if len(tokens) < LEAST_TOKENS:
-            tokens = (tokens * LEAST_TOKENS)[:LEAST_TOKENS]
+        if len(tokens) < MIN_TOKENS:
+            tokens = (tokens * MIN_TOKENS)[:MIN_TOKENS]
         task = _proven[key] = loop.create_task(_prove(args, tokens))
     return await asyncio.shield(task)
 
 
 async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
     kind = os.environ.get("LIMBECK_TEACHER_KIND", "sglang")
-    if kind not in SECTIONS:
-        raise RecipeError(f"LIMBECK_TEACHER_KIND = {kind!r}, expected one of {', '.join(SECTIONS)}")
-    options = {
+    if kind not in BACKENDS:
+        raise RecipeError(f"LIMBECK_TEACHER_KIND = {kind!r}, expected one of {', '.join(BACKENDS)}")
+    options: dict[str, Any] = {
         "baked": os.environ.get("LIMBECK_BAKED"),
         "token_env": os.environ.get("LIMBECK_TOKEN_ENV"),
         "retry_seconds": float(os.environ.get("LIMBECK_RETRY_SECONDS", "300")),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    # A sample here has no way to leave a position out, so none may be uncertain.
-    section = SECTIONS[kind](url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
-    teacher = remote_teacher("teacher", section, LARGEST_VOCABULARY, section.top_logprobs, 0)
+    # These trainers cannot mask a position, so none may be uncertain.
+    section = BACKENDS[kind].config(url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
+    client = connect("teacher", section, LARGEST_VOCABULARY, section.top_logprobs)
     ids = list(dict.fromkeys([*tokens, *SMALL_IDS]))[:16]
-    await prove_remote(teacher, [tuple(tokens)], ids, _temperature(args))
-    return teacher
+    try:
+        return RemoteTeacher(client, await prove_remote(client, [tokens], ids, _temperature(args)))
+    except BaseException:
+        await client.close()
+        raise
 
 
 def _base(url: str) -> str:
@@ -205,17 +216,3 @@ def _temperature(args: Any) -> float:
     if not temperature > 0:
         raise RecipeError(f"rollout_temperature is {temperature}: at 0 the student has no distribution to distil into")
     return temperature
-
-
-def _rollout(tokens: list[int], length: int, temperature: float) -> Rollout:
-    start = len(tokens) - length
-    return Rollout(
-        prompt=Prompt("sample", tuple(tokens[:start])),
-        sample=0,
-        token_ids=np.array(tokens, dtype=np.int64),
-        trained=np.arange(len(tokens)) >= start,
-        behaviour_logprobs=np.zeros(length, np.float32),  # not read by a teacher
-        policy_version=0,
-        finish="stop",
-        sampling=Sampling(temperature, length),
-    )

@@ -34,7 +34,7 @@ from limbeck.serve.scorer import Asked, Scorer
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire import binary
 from limbeck.wire.http import DIGEST_HEADER
-from limbeck.wire.score import Question, WireError
+from limbeck.wire.score import WireError
 
 T = TypeVar("T")
 
@@ -64,42 +64,40 @@ class _Server:
         ids: list[int] = self.scorer.lm.tokenizer(text).input_ids
         return ids
 
-    async def score(self, questions: list[Question], temperature: float, logprobs: bool = True) -> list[binary.Result]:
+    async def score(self, asked: list[Asked]) -> list[binary.Result]:
         vocabulary, context = self.scorer.head.vocabulary, self.scorer.lm.context
-        for question in questions:
-            self.settings.check(question, vocabulary, context)
-        if len(questions) > self.settings.queue:
-            raise WireError("refused", f"{len(questions)} sequences in one request, this server's queue holds "
+        for one in asked:
+            self.settings.check(one, vocabulary, context)
+        if len(asked) > self.settings.queue:
+            raise WireError("refused", f"{len(asked)} sequences in one request, this server's queue holds "
                             f"{self.settings.queue}: send fewer at a time")  # fmt: skip
         assert self.queue is not None
-        results = await self.queue.score([Asked(q, temperature, logprobs) for q in questions])
+        results = await self.queue.score(asked)
         for values in (part for result in results for part in (result.logprobs, result.hidden)):
             if values is not None and not np.isfinite(values).all():
                 raise ArithmeticError("a score is not finite: the model's weights or their dtype are at fault")
         return results
 
     async def sglang(self, body: bytes) -> tuple[Any, int]:
-        request = _json(body)
-        questions, temperature = schemas.read_sglang(request, self.tokenize, self.settings)
-        results = await self.score(questions, temperature)
-        given = request.get("input_ids")
-        many = schemas.is_many(request.get("text") if given is None else given)
-        return schemas.write_sglang(questions, results, temperature, many), _tokens(questions)
+        fields = _json(body)
+        asked = schemas.read_sglang(fields, self.tokenize, self.settings)
+        given = fields.get("input_ids")
+        many = schemas.is_many(fields.get("text") if given is None else given)
+        return schemas.write_sglang(asked, await self.score(asked), many), _tokens(asked)
 
     async def vllm(self, body: bytes) -> tuple[Any, int]:
-        request = _json(body)
-        schemas.check_model(request.get("model"), (self.settings.name, self.identity.rpartition(" ")[0]))
-        questions, temperature = schemas.read_vllm(request, self.tokenize, self.settings)
-        results = await self.score(questions, temperature)
-        return schemas.write_vllm(questions, results, temperature, self.settings.name), _tokens(questions)
+        fields = _json(body)
+        schemas.check_model(fields.get("model"), (self.settings.name, self.identity.rpartition(" ")[0]))
+        asked = schemas.read_vllm(fields, self.tokenize, self.settings)
+        return schemas.write_vllm(asked, await self.score(asked), self.settings.name), _tokens(asked)
 
     async def binary(self, body: bytes) -> tuple[bytes, int]:
-        questions = binary.read_questions(body)
-        if not questions:
-            raise WireError("refused", "the question has no sequences")
-        temperature = self.settings.pick_temperature(questions[0].temperature, None)
-        results = await self.score(questions, temperature, logprobs=not questions[0].hidden)
-        return binary.write_answer(questions, results, temperature, self.identity), _tokens(questions)
+        requests = binary.read_requests(body, lambda sent: self.settings.pick_temperature(sent, None))
+        if not requests:
+            raise WireError("refused", "the request has no sequences")
+        asked = [Asked(request) for request in requests]
+        results = await self.score(asked)
+        return binary.write_answer(requests, results, results[0].temperature, self.identity), _tokens(asked)
 
 
 def make_app(scorer: Scorer, settings: ServeSettings, identity: str) -> FastAPI:
@@ -112,7 +110,7 @@ def make_app(scorer: Scorer, settings: ServeSettings, identity: str) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.queue = ScoringQueue(scorer.score, settings.queue, settings.batch)
         yield
-        await server.queue.close()  # what waits is answered before the process ends
+        await server.queue.close()  # requests that wait are answered before the process ends
 
     app = FastAPI(title="limbeck serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -154,7 +152,7 @@ def make_app(scorer: Scorer, settings: ServeSettings, identity: str) -> FastAPI:
 
 
 def _add_facts(app: FastAPI, server: _Server, token: str | None, metrics: _Metrics) -> None:
-    """The routes that only tell."""
+    """The routes that score nothing."""
     settings = server.settings
 
     @app.get("/health")
@@ -211,7 +209,7 @@ async def _respond(
         return _problem(503, "the server is shutting down"), 0
     except ClientDisconnect:
         return _problem(499, "the client went away"), 0
-    except Exception as error:  # a fault of the model's or our own: told, logged and counted like any other answer
+    except Exception as error:  # a fault of the model or of ours: answered, logged and counted like any other
         _log.exception("a request could not be answered")
         return _problem(500, f"scoring failed: {type(error).__name__}: {error}"), 0
     if isinstance(answer, bytes):
@@ -283,7 +281,7 @@ def _problem(status: int, message: str) -> Response:
 
 
 def _json_response(value: Any) -> Response:
-    """NaN cannot be written: a score that is not finite must not leave the house."""
+    """Raises `ValueError` for NaN: a score that is not finite is never sent."""
     data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
     return _with_digest(Response(data, media_type="application/json"))
 
@@ -293,5 +291,5 @@ def _with_digest(response: Response) -> Response:
     return response
 
 
-def _tokens(questions: list[Question]) -> int:
-    return sum(len(question.token_ids) for question in questions)
+def _tokens(asked: list[Asked]) -> int:
+    return sum(len(one.request.token_ids) for one in asked)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from limbeck.config.base import ModelConfig
+from limbeck.contract.bake import baked_temperature
+from limbeck.contract.bake_probe import FILE, read_probe_file
 from limbeck.errors import ModelError, RecipeError
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.loading import load_model
+from limbeck.models.loading import load_model, resolve
 from limbeck.serve.scorer import Scorer
 from limbeck.serve.settings import ServeSettings
 
@@ -27,12 +30,13 @@ def serve(
     port: int = 30000,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "auto",
-    alone: bool = False,
+    batch_invariant: bool = False,
     ready: Callable[[str], Any] = print,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish what waits. `ready` gets the address once requests are taken.
 
-    Port 0 takes a free one. Raises `ModelError`, and `RecipeError` for an address that cannot be listened at.
+    Port 0 takes a free one. Raises `ModelError`, also for a model that `limbeck bake` wrote, and `RecipeError` for an
+    address that cannot be listened at.
     """
     try:
         import uvicorn
@@ -47,15 +51,34 @@ def serve(
             if self.started:
                 ready(address)
 
-    listener = _listen(host, port)  # a port that is taken is told before the model is loaded
+    listener = _listen(host, port)  # a port that is taken is refused before the model is loaded
     with listener:
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         lm = load_model(ModelConfig(model=model, dtype=dtype), torch.device(where))
-        app = make_app(Scorer(lm, alone=alone), settings, f"{model} {fingerprint(lm)}")
+        refuse_baked(lm)
+        app = make_app(Scorer(lm, batch_invariant=batch_invariant), settings, f"{model} {fingerprint(lm)}")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
         Server(config).run(sockets=[listener])
+
+
+def refuse_baked(lm: CausalLM) -> None:
+    """Raises `ModelError` for a model whose own answers are at another temperature than 1.
+
+    A client's temperature would divide its logits a second time, and no probe of the contract would show it: the
+    ratio test compares the server with itself.
+    """
+    temperature = baked_temperature(lm)
+    if temperature is None:
+        return
+    folder, source = Path(resolve(lm.name)), "the model it was made of"
+    if (folder / FILE).is_file():
+        source = read_probe_file(folder).source
+    raise ModelError(
+        f"{lm.name} was baked for temperature {temperature:g}, for servers that know no scoring temperature. Under "
+        f"`limbeck serve` its logits would be divided twice. Serve {source}: it is exact at any temperature."
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

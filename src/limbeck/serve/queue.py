@@ -1,7 +1,7 @@
 """Requests wait in a bounded queue and are scored together: what came while the model was busy is one batch.
 
     queue = ScoringQueue(scorer.score, capacity=256, most=64)
-    results = await queue.score([Asked(...)])        # QueueFull when there is no room
+    results = await queue.score([Asked(...)])        # QueueFullError when there is no room
 
 No timer: a lone request is scored at once, and a hundred that arrive during a forward pass share the next.
 """
@@ -82,24 +82,24 @@ class ScoringQueue:
                 await self._wake.wait()
                 continue
             group = self._take()
-            questions = [asked for item in group for asked in item.asked]
+            asked = [one for item in group for one in item.asked]
             start = loop.time()
             try:
-                results = await loop.run_in_executor(self._thread, self._score, questions)
-            except Exception as error:  # one bad batch must not end the worker; each asker is told
+                results = await loop.run_in_executor(self._thread, self._score, asked)
+            except Exception as error:  # one bad batch must not end the worker; each client gets the error
                 for item in group:
                     if not item.answer.done():
                         item.answer.set_exception(error)
                 continue
             self.batches += 1
-            self.seconds_a_sequence = (loop.time() - start) / max(1, len(questions))
+            self.seconds_a_sequence = (loop.time() - start) / max(1, len(asked))
             for item in group:
                 mine, results = results[: len(item.asked)], results[len(item.asked) :]
                 if not item.answer.done():
                     item.answer.set_result(mine)
 
     def _take(self) -> list[_Waiting]:
-        """The next batch; requests whose asker has gone away are passed over."""
+        """The next batch; requests whose client has gone away are left out."""
         group: list[_Waiting] = []
         count = 0
         while self._waiting and (not group or count + len(self._waiting[0].asked) <= self.most):

@@ -1,10 +1,11 @@
 """Requests and answers in SGLang's and vLLM's schemas, for clients that were written for those servers.
 
-    questions, temperature = read_sglang(body, tokenize, settings)
-    answer = write_sglang(questions, results, temperature)
+    asked = read_sglang(body, tokenize, settings)
+    answer = write_sglang(asked, scorer.score(asked), many=False)
 
-Only scoring is served: a request that asks for more than one new token is refused, because a server that
-answered it with nothing would be worse.
+Only scoring is served: a request for new tokens is refused rather than answered with none.
+
+Shape legend: S scored tokens, J listed tokens, K top tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.records import request_of
+from limbeck.serve.scorer import Asked
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire.binary import Result
-from limbeck.wire.score import Question, WireError, integer, number
+from limbeck.wire.score import WireError, integer, number, top_k
 
-# Fields of SGLang's that change what is scored, or what must be in the answer. Others change how, and are passed over.
+# Fields of SGLang's that change what is scored, or what must be in the answer. Others change how, and are ignored.
 OTHER_MODEL = (
     "lora_path", "image_data", "video_data", "audio_data", "input_embeds", "session_params", "custom_logit_processor",
     "token_ids_logprob_positions",
@@ -28,13 +31,13 @@ OTHER_MODEL = (
 Tokenize = Callable[[str], list[int]]
 
 
-def read_sglang(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSettings) -> tuple[list[Question], float]:
-    """Questions of a `/generate` body, and the temperature of all. Raises `WireError`."""
+def read_sglang(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSettings) -> list[Asked]:
+    """What a `/generate` body asks for. Raises `WireError`."""
     sampling = body.get("sampling_params") or {}
     if not isinstance(sampling, Mapping):
         raise WireError("refused", "sampling_params must be one object: this server scores, and scores all alike")
     if body.get("stream"):
-        raise WireError("refused", "stream is not supported: a score comes whole")
+        raise WireError("refused", "stream is not supported: scores come all at once")
     for name in OTHER_MODEL:
         if body.get(name):
             raise WireError("refused", f"{name} is not supported: without it the score would be of something else")
@@ -42,7 +45,7 @@ def read_sglang(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSett
     rows = _rows(body.get("text") if given is None else given, tokenize, "input_ids or text")
     start = body.get("logprob_start_len")
     first = 0 if start is None else integer(start, "logprob_start_len")
-    top_k = integer(body.get("top_logprobs_num") or 0, "top_logprobs_num")
+    k = integer(body.get("top_logprobs_num") or 0, "top_logprobs_num")
     hidden = body.get("return_hidden_states", False)
     if type(hidden) is not bool:
         raise WireError("refused", f"return_hidden_states is {hidden!r}, expected true or false")
@@ -51,41 +54,43 @@ def read_sglang(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSett
     listed = body.get("token_ids_logprob") or []
     if not isinstance(listed, list) or not all(type(i) is int for i in listed):
         raise WireError("refused", "token_ids_logprob must be one list of token ids")
-    questions = []
+    temperature = settings.pick_temperature(
+        _optional(body, "input_logprob_temperature"), _optional(sampling, "temperature")
+    )
+    asked = []
     for ids in rows:
         # SGLang's -1 means "from the last token": nothing of the input is scored.
         begin = len(ids) - 1 if first < 0 else first
-        questions.append(Question(ids, begin + 1, top_k=top_k, hidden=hidden, listed=tuple(listed)))
-    return questions, settings.pick_temperature(
-        _optional(body, "input_logprob_temperature"), _optional(sampling, "temperature")
-    )
+        if begin >= len(ids):
+            raise WireError("refused", f"logprob_start_len is {begin}, expected 0 to {len(ids) - 1}, the last token")
+        asked.append(Asked(request_of(ids, begin + 1, temperature, k or "sampled"), tuple(listed), hidden))
+    return asked
 
 
-def write_sglang(questions: Sequence[Question], results: Sequence[Result], temperature: float, many: bool) -> Any:
-    """One object, or a list where the request held a list."""
+def write_sglang(asked: Sequence[Asked], results: Sequence[Result], many: bool) -> Any:
+    """One object, or a list where the body held a list."""
     answers = []
-    for question, result in zip(questions, results, strict=True):
+    for one, result in zip(asked, results, strict=True):
+        request = one.request
         meta: dict[str, Any] = {
             "id": uuid.uuid4().hex,
             "finish_reason": {"type": "length", "length": 0},
-            "prompt_tokens": len(question.token_ids),
+            "prompt_tokens": len(request.token_ids),
             "completion_tokens": 0,
             "cached_tokens": 0,
-            "input_logprob_temperature": temperature,
+            "input_logprob_temperature": result.temperature,
         }
         assert result.logprobs is not None
-        before = int(question.token_ids[question.start - 1])
-        values = _pairs(result.logprobs, question.scored_ids)
+        before = int(request.token_ids[request.start - 1])
+        values = _pairs(result.logprobs, request.scored_ids)
         meta["input_token_logprobs"] = [[None, before, None], *([value, i, None] for value, i in values)]
         meta["output_token_logprobs"] = []
-        if question.top_k:
+        if top_k(request):
             meta["input_top_logprobs"] = [None, *_tops(result)]
             meta["output_top_logprobs"] = []
-        if question.listed:
+        if one.listed:
             assert result.listed is not None
-            rows = [
-                [[value, i, None] for value, i in zip(r, question.listed, strict=True)] for r in result.listed.tolist()
-            ]
+            rows = [[[value, i, None] for value, i in zip(r, one.listed, strict=True)] for r in result.listed.tolist()]
             meta["input_token_ids_logprobs"] = [None, *rows]
             meta["output_token_ids_logprobs"] = []
         if result.hidden is not None:
@@ -94,18 +99,19 @@ def write_sglang(questions: Sequence[Question], results: Sequence[Result], tempe
     return answers if many else answers[0]
 
 
-def read_vllm(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSettings) -> tuple[list[Question], float]:
-    """Questions of a `/v1/completions` body, and the temperature of all. Raises `WireError`."""
+def read_vllm(body: Mapping[str, Any], tokenize: Tokenize, settings: ServeSettings) -> list[Asked]:
+    """What a `/v1/completions` body asks for. Raises `WireError`."""
     _only_scores(body.get("max_tokens", 16), "max_tokens", most=1)
     if body.get("stream"):
-        raise WireError("refused", "stream is not supported: a score comes whole")
+        raise WireError("refused", "stream is not supported: scores come all at once")
     if body.get("prompt_logprobs") is None:
         raise WireError("refused", "prompt_logprobs is missing: this server scores prompts, it does not complete them")
-    top_k = integer(body["prompt_logprobs"], "prompt_logprobs")
-    questions = [Question(ids, 1, top_k=top_k) for ids in _rows(body.get("prompt"), tokenize, "prompt")]
-    return questions, settings.pick_temperature(
+    k = integer(body["prompt_logprobs"], "prompt_logprobs")
+    temperature = settings.pick_temperature(
         _optional(body, "prompt_logprobs_temperature"), _optional(body, "temperature")
     )
+    rows = _rows(body.get("prompt"), tokenize, "prompt")
+    return [Asked(request_of(ids, 1, temperature, k or "sampled")) for ids in rows]
 
 
 def check_model(asked: Any, names: Sequence[str]) -> None:
@@ -114,15 +120,16 @@ def check_model(asked: Any, names: Sequence[str]) -> None:
         raise WireError("refused", f"the model {asked!r} is not served here: there is {' or '.join(map(repr, names))}")
 
 
-def write_vllm(questions: Sequence[Question], results: Sequence[Result], temperature: float, model: str) -> Any:
+def write_vllm(asked: Sequence[Asked], results: Sequence[Result], model: str) -> Any:
     """A text completion of no text, with `prompt_logprobs`."""
     choices, total = [], 0
-    for index, (question, result) in enumerate(zip(questions, results, strict=True)):
+    for index, (one, result) in enumerate(zip(asked, results, strict=True)):
+        request = one.request
         assert result.logprobs is not None
-        total += len(question.token_ids)
-        tops = _tops(result) if question.top_k else [[] for _ in question.scored_ids]
+        total += len(request.token_ids)
+        tops = _tops(result) if top_k(request) else [[] for _ in request.scored_ids]
         rows: list[Any] = [None]
-        for (value, sampled), top in zip(_pairs(result.logprobs, question.scored_ids), tops, strict=True):
+        for (value, sampled), top in zip(_pairs(result.logprobs, request.scored_ids), tops, strict=True):
             entries = {str(i): _entry(x, rank) for rank, (x, i, _) in enumerate(top, start=1)}
             entries.setdefault(str(sampled), _entry(value, None))
             rows.append(entries)
@@ -136,7 +143,7 @@ def write_vllm(questions: Sequence[Question], results: Sequence[Result], tempera
         "model": model,
         "choices": choices,
         "usage": {"prompt_tokens": total, "completion_tokens": 0, "total_tokens": total},
-        "prompt_logprobs_temperature": temperature,
+        "prompt_logprobs_temperature": results[0].temperature,  # one field for all, which were asked at one
     }
 
 

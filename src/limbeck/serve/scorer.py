@@ -1,103 +1,107 @@
-"""From questions to results: one forward pass over a batch, logits chunk by chunk, at each question's temperature.
+"""From requests to results: one forward pass over a batch, logits chunk by chunk, at each request's temperature.
 
     scorer = Scorer(lm)
-    results = scorer.score([Asked(question, temperature=0.7), ...])
+    results = scorer.score([Asked(request_of(ids, start, temperature=0.7, support=20)), ...])
 
-Log-probs are computed in float32 at the response positions alone; a `[tokens, vocabulary]` tensor is never
-stored whole.
-
-Shape legend: B rows, L row length, n scored positions of a question, m = n + 1, C positions of a chunk, V vocabulary,
-K top tokens, d hidden width.
+Shape legend: S scored tokens of a request, J listed tokens, K top tokens, N scored tokens of a batch, d hidden width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.layout import plan
+from limbeck.models.layout import lay_out, split
+from limbeck.models.scoring import CHUNK_BYTES, ChunkedScores, Support, score_hidden
+from limbeck.records import ScoreRequest
 from limbeck.wire.binary import Result
-from limbeck.wire.score import Question
+from limbeck.wire.score import wants_states
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question and the temperature it is to be scored at."""
+    """A request, and what SGLang's schema lets a client ask for beside it.
 
-    question: Question
-    temperature: float
-    logprobs: bool = True  # False: hidden states alone, where the question wants them
+    The request's support: "sampled"; K for the most likely too; ids [S, K] for those; "full" for hidden states alone.
+    """
+
+    request: ScoreRequest
+    listed: tuple[int, ...] = ()  # tokens whose log-probs are wanted at every position
+    hidden: bool = False  # the final states too, with that of the last token, which predicts nothing
 
 
 class Scorer:
-    """A frozen model. `budget` bounds the tokens of a forward pass, `chunk_mb` the logits alive at once.
+    """A frozen model. `budget` bounds the tokens of a forward pass, `chunk_bytes` the logits alive at once.
 
-    With `alone` every sequence is computed by itself, so an answer does not depend on what else was
-    asked: a little slower, and the same to the last bit every time.
+    With `batch_invariant` every sequence is computed by itself, so an answer does not depend on what else was asked:
+    a little slower, and the same to the last bit every time.
     """
 
-    def __init__(self, lm: CausalLM, budget: int = 8192, chunk_mb: int = 48, alone: bool = False) -> None:
-        self.lm, self.budget, self.chunk_mb, self.alone = lm, budget, chunk_mb, alone
+    def __init__(
+        self, lm: CausalLM, budget: int = 8192, chunk_bytes: int = CHUNK_BYTES, batch_invariant: bool = False
+    ) -> None:
+        self.lm, self.budget, self.chunk_bytes, self.batch_invariant = lm, budget, chunk_bytes, batch_invariant
         lm.model.eval().requires_grad_(False)
         self.head = lm.head()
 
     def score(self, asked: Sequence[Asked]) -> list[Result]:
-        """A result for each question, in order."""
-        results: list[Result | None] = [None] * len(asked)
-        lengths = [len(item.question.token_ids) for item in asked]
-        parts = [[i] for i in range(len(asked))] if self.alone else plan(lengths, self.budget, "padded")
+        """A result for each, in order."""
+        requests = [_with_last_state(one.request) if one.hidden else one.request for one in asked]
+        alone = [[i] for i in range(len(asked))]
+        results: dict[int, Result] = {}
         with torch.inference_mode():
-            for part in parts:
-                hidden_BLd = self._forward([asked[i].question.token_ids for i in part])
-                for row, index in enumerate(part):
-                    start, end = asked[index].question.start, lengths[index]
-                    results[index] = self._result(asked[index], hidden_BLd[row, start - 1 : end])
-        done = [result for result in results if result is not None]
-        assert len(done) == len(asked)
-        return done
+            for part in alone if self.batch_invariant else split(requests, self.budget, "padded"):
+                batch = lay_out([requests[i] for i in part], "padded").to(self.lm.device)
+                hidden_Nd = self.lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N)
+                counts = [len(requests[i].scored_ids) for i in part]
+                for i, hidden_Sd in zip(part, torch.split(hidden_Nd, counts), strict=True):
+                    results[i] = self._result(asked[i], hidden_Sd)
+        return [results[i] for i in range(len(asked))]
 
-    def _forward(self, rows: Sequence[np.ndarray]) -> Tensor:
-        """Rows are filled to the right: under causal attention what comes after cannot reach a token."""
-        width = max(len(row) for row in rows)
-        tokens_BL = torch.zeros(len(rows), width, dtype=torch.int64)
-        for number, row in enumerate(rows):
-            tokens_BL[number, : len(row)] = torch.from_numpy(row)
-        device = self.lm.device
-        positions_BL = torch.arange(width, device=device).expand(len(rows), -1)
-        return self.lm.hidden(tokens_BL.to(device), positions_BL)
-
-    def _result(self, item: Asked, hidden_md: Tensor) -> Result:
-        """`hidden_md` [n + 1, d] begins before the first scored position and ends at the last token."""
-        question = item.question
-        hidden = hidden_md.float().cpu().numpy() if question.hidden else None
-        if not item.logprobs:
+    def _result(self, asked: Asked, hidden_Sd: Tensor) -> Result:
+        """`hidden_Sd` has one row more where the state of the last token is wanted."""
+        request = asked.request
+        hidden = _numpy(hidden_Sd) if asked.hidden or wants_states(request) else None
+        if wants_states(request):
             return Result(None, hidden=hidden)
-        hidden_nd = hidden_md[:-1]
-        sampled_n = torch.from_numpy(question.scored_ids.copy()).to(hidden_nd.device)
-        rows = max(1, self.chunk_mb * 2**20 // (4 * self.head.vocabulary))
-        listed_J = torch.tensor(question.listed, dtype=torch.int64, device=hidden_nd.device)
-        of_sampled, ids, values, listed = [], [], [], []
-        for start in range(0, len(sampled_n), rows):
-            c = slice(start, start + rows)
-            logp_CV = torch.log_softmax(self.head.logits(hidden_nd[c]) / item.temperature, dim=-1)
-            of_sampled.append(logp_CV.gather(1, sampled_n[c, None])[:, 0])
-            top = logp_CV.topk(question.top_k, dim=1)
-            ids.append(top.indices)
-            values.append(top.values)
-            listed.append(logp_CV[:, listed_J])
-        if not of_sampled:
-            empty = np.zeros((0, question.top_k), np.float32)
-            none = np.zeros((0, len(question.listed)), np.float32)
-            return Result(np.zeros(0, np.float32), empty.astype(np.int64), empty, hidden, none)
+        hidden_Sd = hidden_Sd[: len(request.scored_ids)]
+        scores = self._score(request, hidden_Sd, _support(request))
+        listed = self._score(request, hidden_Sd, torch.tensor(asked.listed)) if asked.listed else None
         return Result(
-            torch.cat(of_sampled).float().cpu().numpy(),
-            torch.cat(ids).cpu().numpy(),
-            torch.cat(values).float().cpu().numpy(),
+            _numpy(scores.logprobs_S),
+            None if scores.top_ids_SK is None else scores.top_ids_SK.cpu().numpy(),
+            None if scores.top_logprobs_SK is None else _numpy(scores.top_logprobs_SK),
             hidden,
-            torch.cat(listed).float().cpu().numpy(),
+            None if listed is None or listed.top_logprobs_SK is None else _numpy(listed.top_logprobs_SK),
+            temperature=scores.temperature,
         )
+
+    def _score(self, request: ScoreRequest, hidden_Sd: Tensor, support: Support) -> ChunkedScores:
+        ids_S = torch.from_numpy(request.scored_ids).to(hidden_Sd.device)
+        return score_hidden(self.head, hidden_Sd, ids_S, request.temperature, support, chunk_bytes=self.chunk_bytes)
+
+
+def _support(request: ScoreRequest) -> Support:
+    if isinstance(request.support, np.ndarray):
+        return torch.from_numpy(request.support)
+    return request.support if isinstance(request.support, int) else "sampled"
+
+
+def _with_last_state(request: ScoreRequest) -> ScoreRequest:
+    """The same with a token more, which stands for what comes after the last one. It is not fed to the model."""
+    return replace(
+        request,
+        token_ids=np.append(request.token_ids, 0),
+        scored=np.append(request.scored, True),
+        support="sampled",
+    )
+
+
+def _numpy(values: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return values.float().cpu().numpy()

@@ -1,10 +1,11 @@
-"""What `limbeck serve` may be told, and what a request may ask. No torch, no HTTP."""
+"""The options of `limbeck serve`, and what a request may ask. No HTTP."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from limbeck.wire.score import Question, WireError
+from limbeck.serve.scorer import Asked
+from limbeck.wire.score import WireError, top_k
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,9 @@ class ServeSettings:
         """The scoring field; else the operator's choice; else the request's own, or 1 where it has none.
 
         Stock servers never looked at the sampling temperature of a scoring request, so clients put 0 or 1 there
-        and mean nothing by it (slime, miles: 0). Any other number is meant. Raises `WireError` (kind refused) for
+        and mean nothing by it (slime, miles: 0). Any other number is a wish. Raises `WireError` (kind refused) for
         what is not a temperature, for two that contradict each other, and where there is only a 0 to go by:
-        answered at 1, it would be the bias that nobody notices.
+        answered at 1, it would be a bias that no metric shows.
         """
         if scoring is not None:
             if not 0 < scoring < float("inf"):
@@ -54,20 +55,19 @@ class ServeSettings:
             )
         return 1.0 if sampling is None else sampling
 
-    def check(self, question: Question, vocabulary: int, context: int | None) -> None:
-        """Raises `WireError` (kind refused) for a question beyond the limits."""
-        ids, longest = question.token_ids, self.max_length or context
-        if len(ids) < 1 or not 1 <= question.start <= len(ids):
-            raise WireError("refused", f"{len(ids)} tokens scored from {question.start}; start must be 1 to the length")
+    def check(self, asked: Asked, vocabulary: int, context: int | None) -> None:
+        """Raises `WireError` (kind refused) for a request beyond the limits."""
+        ids, longest = asked.request.token_ids, self.max_length or context
+        if len(ids) < 1:
+            raise WireError("refused", "a sequence has no tokens")
         if longest is not None and len(ids) > longest:
             raise WireError("refused", f"{len(ids)} tokens, more than the {longest} this server takes")
-        lowest, highest = min(int(ids.min()), *question.listed, 0), max(int(ids.max()), *question.listed, 0)
+        lowest, highest = min(int(ids.min()), *asked.listed, 0), max(int(ids.max()), *asked.listed, 0)
         if not (lowest >= 0 and highest < vocabulary):
             raise WireError(
                 "refused",
                 f"token ids are {lowest} to {highest}, but the vocabulary has {vocabulary}: another tokenizer?",
             )
-        if not 0 <= question.top_k <= min(vocabulary, self.max_top_k):
-            raise WireError(
-                "refused", f"top {question.top_k} asked for, this server gives up to {min(vocabulary, self.max_top_k)}"
-            )
+        k, most = top_k(asked.request), min(vocabulary, self.max_top_k)
+        if not 0 <= k <= most:
+            raise WireError("refused", f"top {k} asked for, this server gives up to {most}")

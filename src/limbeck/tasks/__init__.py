@@ -1,69 +1,87 @@
-"""Tasks: prompts to answer, and how to mark an answer.
+"""Tasks: prompts to answer, and how to grade a response.
 
-    task = load_task(recipe.task, tokenizer, seed=0, longest_prompt=256 - 32)
+    task = load_task(recipe.task, build, longest_prompt=256 - 32)
     task.train[0].text                            "347+586="
     task.grade(task.train[0], "...;0933")         1.0
 
-Every task has `train`, `held_out`, `grade` and `dropped`, the number of prompts left out because
+Every task has `train`, `held_out`, `grade` and `dropped`, the number of prompts dropped because
 they were too long. Importing this package imports neither torch nor any optional package.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from collections.abc import Callable
+from typing import Any
 
 from limbeck import protocols
-from limbeck.config import task as config_tasks
+from limbeck.config import task as config
+from limbeck.config.factory import Build, build_part
 from limbeck.tasks.arithmetic import Arithmetic
-from limbeck.tasks.files import Rows, of_dataset, of_file
+from limbeck.tasks.digest import digest_of_prompts, digests_of_prompts, first_changed_prompt
+from limbeck.tasks.files import Rows
 from limbeck.tasks.graders import Exact, Grader, Numeric, PythonFunction, Regex
 from limbeck.tasks.math_verify import MathVerify
 from limbeck.tasks.prompts import Encoder, fit
+from limbeck.tasks.python import PythonTask
 from limbeck.tasks.reasoning_gym import ReasoningGym
+from limbeck.tasks.sources import of_dataset, of_file
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-__all__ = ["load_task"]
+__all__ = ["PythonTask", "digest_of_prompts", "digests_of_prompts", "first_changed_prompt", "load_task"]
 
 
-def load_task(
-    section: config_tasks.TaskConfig, tokenizer: PreTrainedTokenizerBase, seed: int, longest_prompt: int | None
-) -> protocols.Task:
+def load_task(section: config.TaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
     """The task a recipe's `[task]` table asks for.
 
     `longest_prompt` is in tokens: the context length minus `rollout.max_tokens`, or None for no
     limit. Raises `DataError` for everything that is wrong with the data, the grader or a prompt,
     and where an optional package is missing.
     """
-    if isinstance(section, config_tasks.ArithmeticTaskConfig):
-        arithmetic = Arithmetic(section, Encoder(tokenizer, chat=False).text, seed)
-        fit([*arithmetic.train, *arithmetic.held_out], longest_prompt, too_long="error", may_drop=False)
-        return arithmetic
-    encoder = Encoder(tokenizer, section.chat, section.system)
-    if isinstance(section, config_tasks.ReasoningGymTaskConfig):
-        return ReasoningGym(section, encoder, seed, longest_prompt)
-    if isinstance(section, config_tasks.FileTaskConfig):
-        source, held_out_source = of_file(section)
-    elif isinstance(section, config_tasks.DatasetTaskConfig):
-        source, held_out_source = of_dataset(section)
-    else:
-        assert_never(section)
-    grader = _grader(section.grader)
-    return Rows(section, source, held_out_source, encoder, grader, seed, longest_prompt)
+    return LOADERS[type(section)](section, build, longest_prompt)
 
 
-def _grader(section: config_tasks.GraderConfig | None) -> Grader | None:
-    if section is None:
-        return None
-    if isinstance(section, config_tasks.ExactGraderConfig):
-        return Exact(section.ignore_case)
-    if isinstance(section, config_tasks.NumericGraderConfig):
-        return Numeric(section.tolerance)
-    if isinstance(section, config_tasks.RegexGraderConfig):
-        return Regex(section.pattern, section.ignore_case)
-    if isinstance(section, config_tasks.MathVerifyGraderConfig):
-        return MathVerify()
-    if isinstance(section, config_tasks.PythonGraderConfig):
-        return PythonFunction(section.function)
-    assert_never(section)
+def _arithmetic(section: config.ArithmeticTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
+    task = Arithmetic(section, Encoder(build.tokenizer, chat=False).text, build.seed)
+    fit([*task.train, *task.held_out], longest_prompt, too_long="error", may_drop=False)
+    return task
+
+
+def _file(section: config.FileTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
+    encoder = Encoder(build.tokenizer, section.chat, section.system)
+    return Rows(section, *of_file(section), encoder, load_grader(section.grader), build.seed, longest_prompt)
+
+
+def _dataset(section: config.DatasetTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
+    encoder = Encoder(build.tokenizer, section.chat, section.system)
+    return Rows(section, *of_dataset(section), encoder, load_grader(section.grader), build.seed, longest_prompt)
+
+
+def _reasoning_gym(section: config.ReasoningGymTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
+    encoder = Encoder(build.tokenizer, section.chat, section.system)
+    return ReasoningGym(section, encoder, build.seed, longest_prompt)
+
+
+def _python(section: config.PythonTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
+    return PythonTask(build_part(section, "task", build), section.factory, longest_prompt)
+
+
+LOADERS: dict[type, Callable[[Any, Build, int | None], protocols.Task]] = {
+    config.ArithmeticTaskConfig: _arithmetic,
+    config.FileTaskConfig: _file,
+    config.DatasetTaskConfig: _dataset,
+    config.ReasoningGymTaskConfig: _reasoning_gym,
+    config.PythonTaskConfig: _python,
+}
+
+
+def load_grader(section: config.GraderConfig | None) -> Grader | None:
+    """The grader a recipe's `[task.grader]` table asks for. Raises `DataError`, and `RecipeError` for a wrong name."""
+    return None if section is None else GRADERS[type(section)](section)
+
+
+GRADERS: dict[type, Callable[[Any], Grader]] = {
+    config.ExactGraderConfig: lambda section: Exact(section.ignore_case),
+    config.NumericGraderConfig: lambda section: Numeric(section.tolerance),
+    config.RegexGraderConfig: lambda section: Regex(section.pattern, section.ignore_case),
+    config.MathVerifyGraderConfig: lambda section: MathVerify(),
+    config.PythonGraderConfig: lambda section: PythonFunction(section.function),
+}

@@ -9,7 +9,6 @@ loaded, so that a data set that can never be graded stops the run before it star
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections import deque
@@ -18,12 +17,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
+from limbeck.config.factory import resolve_factory
 from limbeck.errors import DataError
 from limbeck.records import Prompt
+from limbeck.tasks.numbers import Number, UnreadableAnswer, last_number, read_answer
 
 
 class Grader(Protocol):
-    """Marks a response to a prompt."""
+    """Grades a response to a prompt."""
 
     def __call__(self, prompt: Prompt, response: str) -> float | None: ...
 
@@ -56,10 +57,11 @@ class Exact:
 
 @dataclass(frozen=True)
 class Numeric:
-    """Right where the last number of the response is the last number of the answer.
+    r"""Right where the last number of the response is the number that the answer is.
 
-    The answer may therefore be worked out, as in GSM8K ("... 48/2 = 24 ... #### 72"). Numbers are
-    compared exactly, as fractions: |response - answer| <= tolerance * max(1, |answer|).
+    The answer may be worked out, as in GSM8K ("... 48/2 = 24 ... #### 72"), or stand in a `\boxed{}`. Both sides are
+    read by `limbeck.tasks.numbers` and compared exactly, as fractions: |response - answer| <= tolerance *
+    max(1, |answer|). With a percent sign on one side only, 50% is equal to 50 and to 0.5.
     """
 
     tolerance: float = 1e-9
@@ -70,60 +72,37 @@ class Numeric:
         expected, found = self._expected(prompt), last_number(response)
         if found is None:
             return 0.0
-        scale = max(Fraction(1), abs(expected))
+        one_percent = found.percent != expected.percent
+        pairs = [(found.value, expected.value)]
+        if one_percent:
+            pairs.append(
+                (found.value, expected.value / 100) if expected.percent else (found.value / 100, expected.value)
+            )
+        return float(any(self._close(*pair) for pair in pairs))
+
+    def _close(self, found: Fraction, expected: Fraction) -> bool:
         tolerance = Fraction(str(self.tolerance))  # 0.01 as it is written, not its nearest float
-        return float(abs(found - expected) <= tolerance * scale)
+        return abs(found - expected) <= tolerance * max(Fraction(1), abs(expected))
 
     def check(self, prompt: Prompt) -> None:
         check_has_answer(prompt)
         self._expected(prompt)
 
-    def _expected(self, prompt: Prompt) -> Fraction:
-        expected = last_number(prompt.answer or "")
-        if expected is None:
+    def _expected(self, prompt: Prompt) -> Number:
+        try:
+            return read_answer(prompt.answer or "")
+        except UnreadableAnswer as error:
             raise DataError(
-                f"prompt {prompt.id!r}: the answer {prompt.answer!r} does not end in a finite number, and "
-                'task.grader.kind = "numeric" compares numbers. Correct it, or take another grader.'
-            )
-        return expected
+                f"prompt {prompt.id!r}: the answer {_shortened(prompt.answer)} is not one number that "
+                f'task.grader.kind = "numeric" can read: {error}. Write it as one (72, -3/4, 2 1/2, \\frac{{3}}{{4}}, '
+                '3\\times 10^{5}; "#### 72" after a worked solution), or take task.grader.kind = "math_verify", which '
+                "compares expressions."
+            ) from None
 
 
-# A digit right after a letter, `_` or `^` belongs to a name or a unit (x2, m^2), and a sign right after
-# an operand is an operator (7-3, (a)-3). A comma groups thousands only before exactly three digits.
-_NUMBER = re.compile(
-    r"""
-    (?<![0-9A-Za-z_^])
-    (?P<sign> (?<![)\]}]) [-+\u2212] )?
-    [$\u20ac\u00a3]?
-    (?P<digits> (?: [0-9]{1,3} (?:,[0-9]{3})+ (?![0-9]) | [0-9]+ ) (?:\.[0-9]+)? | (?<!\.) \.[0-9]+ )
-    (?: [eE] (?P<exponent> [-+]?[0-9]+ ) )?
-    (?: / (?P<denominator> [0-9]+ (?:\.[0-9]+)? ) )?
-    """,
-    re.VERBOSE,
-)
-_LONGEST = 400  # digits, and powers of ten: about the range of a float. Hostile text ends here
-
-
-def last_number(text: str) -> Fraction | None:
-    """The last number of a text, exactly; None where there is none or it is not finite.
-
-    Reads 7, -7, +7, .5, 1,234.5, 1{,}234, $1,234.50, -$5, 1.5e-3 and 3/4. A decimal comma is not read: "3,14"
-    ends in 14. A number of more than 400 digits, beyond 1e400 or over zero counts as not finite.
-    """
-    last = deque(_NUMBER.finditer(text.replace("{,}", ",")), maxlen=1)
-    if not last:
-        return None
-    sign, digits, exponent, denominator = last[0].group("sign", "digits", "exponent", "denominator")
-    if max(len(digits), len(exponent or ""), len(denominator or "")) > _LONGEST:
-        return None
-    if abs(int(exponent or 0)) > _LONGEST:
-        return None
-    value = Fraction(digits.replace(",", "")) * Fraction(10) ** int(exponent or 0)
-    if denominator is not None:
-        if not Fraction(denominator):
-            return None
-        value /= Fraction(denominator)
-    return -value if sign in ("-", "\u2212") else value
+def _shortened(text: str | None) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 200 else f"{shown[:197]}..."
 
 
 @dataclass(frozen=True)
@@ -152,58 +131,42 @@ def _same(found: str, answer: str, ignore_case: bool) -> float:
     return float(found == answer)
 
 
+def checked_reward(name: str, function: Callable[[Prompt, str], Any], prompt: Prompt, response: str) -> float | None:
+    """What `function` returns, which may be any finite number, or None where the prompt cannot be graded.
+
+    Raises `DataError` naming it and the prompt for anything else, and where it raises. `exit()` counts as raising: a
+    grader does not end the run. Ctrl-C still does.
+    """
+    try:
+        result = function(prompt, response)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise DataError(f"the grader {name} raised {type(error).__name__} on prompt {prompt.id!r}: {error}") from error
+    if result is None:
+        return None
+    # bool and int are what `-> float` admits for a type checker too.
+    if not isinstance(result, float | int) or not math.isfinite(result):
+        raise DataError(
+            f"the grader {name} returned {result!r} ({type(result).__name__}) on prompt "
+            f"{prompt.id!r}; expected a finite float, or None where the prompt cannot be graded."
+        )
+    return float(result)
+
+
 class PythonFunction:
     """Your own `package.module:function`, called as `function(prompt, response)`.
 
-    Raises `DataError` where it cannot be found, and on a call where it raises or returns anything
+    Raises `RecipeError` where it cannot be found, and `DataError` on a call where it raises or returns anything
     but a finite number or None. It decides for itself what a missing answer means.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.function = _resolve(name)
+        self.function = resolve_factory(name, "task.grader.function")
 
     def __call__(self, prompt: Prompt, response: str) -> float | None:
-        try:
-            result = self.function(prompt, response)
-        except Exception as error:
-            raise DataError(
-                f"the grader {self.name} raised {type(error).__name__} on prompt {prompt.id!r}: {error}"
-            ) from error
-        if result is None:
-            return None
-        # bool and int are what `-> float` admits for a type checker too.
-        if not isinstance(result, float | int) or not math.isfinite(result):
-            raise DataError(
-                f"the grader {self.name} returned {result!r} ({type(result).__name__}) on prompt "
-                f"{prompt.id!r}; expected a finite float, or None where the prompt cannot be graded."
-            )
-        return float(result)
+        return checked_reward(self.name, self.function, prompt, response)
 
     def check(self, prompt: Prompt) -> None:
         """Only the function knows what it needs."""
-
-
-def _resolve(name: str) -> Callable[[Prompt, str], Any]:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise DataError(
-            f"task.grader.function = {name!r} is not of the form package.module:function, such as my_graders:grade"
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise DataError(
-            f"task.grader.function = {name!r}: cannot import {module_name!r} ({error}). Install it, or put "
-            "its folder on the path, such as PYTHONPATH=. limbeck train ..."
-        ) from error
-    except Exception as error:
-        raise DataError(
-            f"task.grader.function = {name!r}: importing {module_name!r} raised {type(error).__name__}: {error}"
-        ) from error
-    if not hasattr(module, attribute):
-        raise DataError(f"task.grader.function = {name!r}: {module_name!r} has no {attribute!r}")
-    function = getattr(module, attribute)
-    if not callable(function):
-        raise DataError(f"task.grader.function = {name!r} is {function!r}; expected a function of (prompt, response)")
-    return function  # type: ignore[no-any-return]  # callable() narrows Any to an unknown signature

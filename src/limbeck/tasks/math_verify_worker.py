@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
+from decimal import Decimal
 from typing import Any
 
 
@@ -46,8 +48,11 @@ def _reply(answer: str, response: str) -> dict[str, Any]:
 
 
 def _as_latex(answer: str) -> str:
+    # As a number with an exponent, 1e-05 would be read as e minus 5.
+    if re.fullmatch(r"\s*[-+]?[0-9]*\.?[0-9]+[eE][-+]?[0-9]{1,3}\s*", answer):
+        return rf"\boxed{{{Decimal(answer):f}}}"
     # Outside of a LaTeX environment the package looks for numbers only: of a bare "2x+1" or "2\sqrt{3}"
-    # it would read the 2, and mark every other 2 as right.
+    # it would read the 2, and take every other 2 for right.
     if any(opening in answer for opening in ("$", r"\boxed", r"\(", r"\[")):
         return answer
     return rf"\boxed{{{answer}}}"

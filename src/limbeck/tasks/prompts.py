@@ -14,14 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.errors import DataError
+from limbeck.models.chat import Message, chat_ids, name_of
 from limbeck.records import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("limbeck")
-
-Message = Mapping[str, Any]  # {"role": "user", "content": "12+34="}
 
 
 class Encoder:
@@ -35,29 +34,36 @@ class Encoder:
         self.has_template = bool(tokenizer.chat_template)
         self.chat = chat and self.has_template
         self.system = system
+        self._shows_tools: bool | None = None  # unknown until the first prompt with tools
         if system is not None and not self.has_template:
             raise DataError(
                 f"task.system = {system!r} needs a chat template, and the tokenizer "
-                f"{_name(tokenizer)} has none. Remove task.system, or take a model with a chat template."
+                f"{name_of(tokenizer)} has none. Remove task.system, or take a model with a chat template."
             )
+        check_unicode("task.system", system)
 
-    def text(self, text: str) -> list[int]:
+    def text(self, text: str, tools: Sequence[Message] | None = None) -> list[int]:
         """One user message where chat is on and there is a template, else raw text."""
         if self.chat:
-            return self.messages([{"role": "user", "content": text}])
+            return self.messages([{"role": "user", "content": text}], tools)
         if self.system is not None:
             raise DataError(
                 f"task.system = {self.system!r} needs a chat to stand in, but task.chat = false. "
                 "Set task.chat = true, or remove task.system."
             )
-        self._check_encodable(text)
+        if tools:
+            raise DataError(
+                "the row has tools, which a chat template writes into the prompt, but this prompt is raw text. Give "
+                "messages, take a model with a chat template and task.chat = true, or point task.columns.tools at a "
+                "column that is not there."
+            )
         return [int(token) for token in self.tokenizer(text)["input_ids"]]
 
-    def messages(self, messages: Sequence[Message]) -> list[int]:
+    def messages(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
         """A chat, up to and including the header of the answer that is wanted."""
         if not self.has_template:
             raise DataError(
-                f"messages need a chat template, and the tokenizer {_name(self.tokenizer)} has none. "
+                f"messages need a chat template, and the tokenizer {name_of(self.tokenizer)} has none. "
                 "Give a `prompt` column of plain text, or take a model with a chat template."
             )
         if self.system is not None:
@@ -67,33 +73,38 @@ class Encoder:
                     f"{self.system!r} would put a second one before it. Remove one of the two."
                 )
             messages = [{"role": "system", "content": self.system}, *messages]
-        for message in messages:
-            self._check_encodable(message["content"])
-        try:
-            ids = self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        ids = chat_ids(self.tokenizer, messages, tools)
+        if tools and self._shows_tools is None:
+            self._shows_tools = ids != chat_ids(self.tokenizer, messages)
+        if tools and not self._shows_tools:
+            raise DataError(
+                f"the row has tools, but the chat template of {name_of(self.tokenizer)} does not show them to the "
+                "model. Take a model whose template does, or point task.columns.tools at a column that is not there."
             )
-        except Exception as error:  # templates raise what they like, mostly jinja2's TemplateError
-            raise DataError(
-                f"the chat template of {_name(self.tokenizer)} refuses these messages "
-                f"({type(error).__name__}: {error}). Their roles are "
-                f"{[message['role'] for message in messages]}."
-            ) from error
-        return [int(token) for token in ids]
-
-    def _check_encodable(self, text: str) -> None:
-        # JSON can spell half of a surrogate pair, which no tokenizer can read.
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"the text has a lone surrogate {text[error.start]!r} at character {error.start}, which is "
-                "not a Unicode character. Repair the row, or remove it."
-            ) from error
+        return ids
 
 
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return repr(tokenizer.name_or_path or type(tokenizer).__name__)
+def check_unicode(name: str, value: Any) -> None:
+    """Raises `DataError` for a lone surrogate anywhere in a text, or in the texts of a list or table.
+
+    JSON can spell half of a surrogate pair. No tokenizer can read it, and no file or request can hold it.
+    """
+    pending = [(name, value)]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += [(f"a key of {name}", key) for key in value]
+            pending += [(f"{name}.{key!s}", part) for key, part in value.items()]
+        elif isinstance(value, list | tuple):
+            pending += [(f"{name}[{index}]", part) for index, part in enumerate(value)]
+        elif isinstance(value, str):
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{name!a} has a lone surrogate {value[error.start]!r} at character {error.start}, which is not a "
+                    "Unicode character. Repair the row, or remove it."
+                ) from None
 
 
 def fit(
@@ -128,7 +139,7 @@ def fit(
             f'task.too_long = "drop" leaves none. {remedies}.'
         )
     logger.warning(
-        "left out %d of %d prompts longer than %d tokens (the first is %r, of %d)",
+        "dropped %d of %d prompts longer than %d tokens (the first is %r, of %d)",
         len(prompts) - len(kept), len(prompts), longest, worst.id, len(worst.token_ids),
     )  # fmt: skip
     return kept

@@ -1,37 +1,39 @@
-"""From a recipe table to a teacher that is connected and not yet proven. Imports no torch."""
+"""Which servers there are, and how each is asked. A backend is one entry in `BACKENDS`. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from limbeck.config.teacher import RemoteTeacherConfig
-from limbeck.teachers.limbeck import limbeck_dialect
-from limbeck.teachers.remote import RemoteTeacher
-from limbeck.teachers.sglang import sglang_dialect
-from limbeck.teachers.vllm import vllm_dialect
-from limbeck.wire.dialects import Dialect
+from limbeck.config.teacher import LimbeckTeacherConfig, RemoteTeacherConfig, SGLangTeacherConfig, VLLMTeacherConfig
+from limbeck.teachers.client import RemoteClient
+from limbeck.wire import sglang, vllm
+from limbeck.wire.dialects import BinaryDialect, Dialect, JsonDialect
 from limbeck.wire.http import Pool, PoolSettings
 
-if TYPE_CHECKING:
-    from limbeck.models.head import Head
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A kind of server: its table in a recipe, and what it speaks."""
+
+    config: type[RemoteTeacherConfig]
+    dialect: Callable[[], Dialect]
 
 
-def remote_teacher(
-    name: str, section: RemoteTeacherConfig, vocabulary: int, largest_k: int, support: int, head: Head | None = None
-) -> RemoteTeacher:
-    """A connected but unproven teacher."""
-    dialects: dict[str, Dialect] = {
-        "sglang": sglang_dialect(),
-        "vllm": vllm_dialect(),
-        "limbeck": limbeck_dialect(),
-    }
+BACKENDS: Mapping[str, Backend] = {
+    "sglang": Backend(SGLangTeacherConfig, lambda: JsonDialect("sglang", sglang)),
+    "vllm": Backend(VLLMTeacherConfig, lambda: JsonDialect("vllm", vllm, names_model=True)),
+    "limbeck": Backend(LimbeckTeacherConfig, BinaryDialect),
+}
+
+
+def connect(name: str, section: RemoteTeacherConfig, vocabulary: int, largest_k: int) -> RemoteClient:
+    """A client for the servers of a recipe's table, of which nothing is proven yet. See `RemoteClient`."""
     settings = PoolSettings(
         concurrency=section.max_concurrency,
         timeout=section.timeout,
         patience=section.retry_seconds,
         token_env=section.token_env,
     )
-    kind = str(getattr(section, "kind"))  # noqa: B009 (each table has one, their base has none)
-    return RemoteTeacher(
-        name, section, dialects[kind], Pool(section.urls, settings), vocabulary, largest_k, support, head
-    )
+    (backend,) = (backend for backend in BACKENDS.values() if type(section) is backend.config)
+    return RemoteClient(name, section, backend.dialect(), Pool(section.urls, settings), vocabulary, largest_k)

@@ -3,6 +3,7 @@
     rescaled = rescale(top_SK, sampled_S, inside_S, temperature=0.7, vocabulary=32000)
     rescaled.sampled_S      midpoint of the interval that holds log q_T(y)
     rescaled.half_width_S   nats: how far the truth can be from any midpoint of that position
+    rescaled.prefix_width_S the same without what is known of the sampled token: what a selection may look at
 
 With b = 1/T and pi the distribution at temperature 1,
 
@@ -20,6 +21,10 @@ which bound it from below and above for b > 1, from above and below for b < 1. T
 reached by a real tail; `rho c^(b-1)`, its usual short form, is looser by the last, partial token. A
 sampled token outside the top K whose own log-prob is known leaves the tail: its mass is no longer
 unknown and M is one less.
+
+That knowledge narrows the interval only where such a token was sampled. Were positions chosen by the narrowed
+width, whether a position is trained on would depend on the sampled token, and the expected gradient would be biased.
+So there are two widths: each value's own, and the position's, which follows from the prefix alone.
 
 A log-prob that a server sends is rounded. Each is taken as an interval (`ROUNDING`), and rho, c and Z
 are bounded over all of them, so the certificate holds for what the server computed, not only for what
@@ -61,9 +66,11 @@ class NotADistributionError(ValueError):
 class Rescaled:
     """Midpoints at temperature T. The truth is within `half_width_S` of every entry of its position."""
 
+    temperature: float  # what the log-probs were divided by: T, for those at temperature 1
     top_SK: Floats
     sampled_S: Floats
     half_width_S: Floats
+    prefix_width_S: Floats  # of the top entries, had the sampled token's log-prob not been known
 
 
 def rescale(
@@ -97,8 +104,21 @@ def rescale(
     error_top_SK = b * _rounding(top_SK, rounding) + np.abs(exact_top_SK - rounded_top_SK)
     error_sampled_S = b * _rounding(sampled_S, rounding) + np.abs(exact_sampled_S - rounded_sampled_S)
     half_width_S = slack_S + np.maximum(error_top_SK.max(axis=1), error_sampled_S) + OUTWARD
-    upwards_S = np.nextafter(half_width_S.astype(np.float32), np.float32(np.inf))  # not below the float64 one
-    return Rescaled(rounded_top_SK, rounded_sampled_S, upwards_S)
+    prefix_width_S = _prefix_width(top_SK, b, vocabulary, rounding)
+    return Rescaled(temperature, rounded_top_SK, rounded_sampled_S, _upwards(half_width_S), _upwards(prefix_width_S))
+
+
+def _prefix_width(top_SK: Doubles, b: float, vocabulary: int, rounding: float) -> Doubles:
+    """[S] half the interval of log Z, and the rounding of the top entries: no word of the sampled token."""
+    none_S = np.zeros(len(top_SK), dtype=bool)
+    low_S, high_S = _log_normaliser(top_SK, top_SK[:, 0], none_S, b, vocabulary, rounding)
+    half_width_S: Doubles = (high_S - low_S) / 2 + b * _rounding(top_SK, rounding).max(axis=1) + OUTWARD
+    return half_width_S
+
+
+def _upwards(width_S: Doubles) -> Floats:
+    """Not below the float64 width."""
+    return np.nextafter(width_S.astype(np.float32), np.float32(np.inf))
 
 
 def _rounding(logprobs: Doubles, rounding: float) -> Doubles:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from limbeck.records import Mean, Rollout
+from limbeck.records import Rollout
+from limbeck.reports import Mean
+from limbeck.seeding import derive_seed
+from limbeck.training.collect import collect
 from limbeck.training.intervals import RewardSummary, summarise_rewards
-from limbeck.training.prompt_order import derive_seed
-from limbeck.training.run import Run, mark, whole
+from limbeck.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -59,24 +61,21 @@ class Evaluation:
 
 
 async def evaluate(run: Run) -> Evaluation:
-    """Evaluate on the first `eval.prompts` held-out prompts, with the same dice every time."""
+    """Evaluate on the first `eval.prompts` held-out prompts, with the same randomness every time."""
     section, start = run.recipe.eval, time.perf_counter()
     prompts = run.task.held_out[: section.prompts]
     sampling = run.sampling(derive_seed(run.recipe.seed, "evaluation"))
-    rollouts = whole(await run.engine.sample(prompts, sampling, section.samples_per_prompt))
-    rewards = [run.task.grade(rollout.prompt, run.decode(rollout.response_ids)) for rollout in rollouts]
-    means = dict((await run.learner.measure(await mark(run, rollouts, rewards))).means)
-    if section.greedy:
-        rollouts = whole(await run.engine.sample(prompts, run.sampling(sampling.seed, greedy=True), 1))
-    answers = tuple(_answer(run, rollout) for rollout in rollouts)
+    graded = await collect(run, prompts, sampling, section.samples_per_prompt)
+    means = dict((await run.learner.measure(graded.samples)).means)
+    if section.greedy:  # the KL above is on samples all the same
+        graded = await collect(run, prompts, run.sampling(sampling.seed, greedy=True), scored=False)
+    answers = tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards))
     return _summarise(answers, len(prompts), section.greedy, means, time.perf_counter() - start)
 
 
-def _answer(run: Run, rollout: Rollout) -> Answer:
-    response = run.decode(rollout.response_ids)
+def _answer(rollout: Rollout, text: str, reward: float | None) -> Answer:
     prompt = rollout.prompt
-    reward = run.task.grade(prompt, response)
-    return Answer(prompt.id, prompt.text, response, reward, len(rollout.response_ids), rollout.finish)
+    return Answer(prompt.id, prompt.text, text, reward, len(rollout.response_ids), rollout.finish)
 
 
 def _summarise(

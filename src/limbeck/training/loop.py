@@ -1,4 +1,4 @@
-"""The whole of training, on one screen: sample, grade, score, update, publish.
+"""The whole of training, on one screen: collect, update, publish.
 
 Everything random follows from (recipe.seed, step), so a run that is stopped anywhere and resumed
 from its last checkpoint makes the same updates as one that was not.
@@ -7,101 +7,137 @@ from its last checkpoint makes the same updates as one that was not.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from limbeck.errors import LimbeckError, NonFiniteError
-from limbeck.records import Prompt, StepReport
+from limbeck.records import Prompt, Scored
+from limbeck.reports import StepReport
+from limbeck.seeding import derive_seed
 from limbeck.training.alarms import Alarms
+from limbeck.training.collect import Collected, collect
 from limbeck.training.evaluation import evaluate
 from limbeck.training.metrics import describe, describe_scores, speeds
-from limbeck.training.prompt_order import PromptOrder, derive_seed
+from limbeck.training.prompt_order import PromptOrder
 from limbeck.training.recording import is_recorded, record
-from limbeck.training.run import Run, mark, whole
+from limbeck.training.run import Run
 
 
 async def train(run: Run) -> None:
-    """Make the updates after `run.start` up to `recipe.steps`, evaluating and saving on the way."""
-    recipe, checkpoint = run.recipe, run.recipe.checkpoint
-    order = PromptOrder(run.task.train, recipe.rollout.prompts_per_step, recipe.seed)
-    alarms = Alarms(run.same_weights, (line for line in run.folder.lines() if line["kind"] == "train"))
+    """Make the updates after `run.start` up to `recipe.steps`, evaluating and saving on the way.
+
+    A run that stops for an error keeps the last update in a checkpoint, however rare checkpoints are.
+    """
+    run.step = run.made = run.start
     for observer in run.observers:
-        observer.started(run.start, recipe.steps)
-    if run.start == 0:
-        await log_evaluation(run, 0)
-    for step in range(run.start + 1, recipe.steps + 1):
-        report = await one_step(run, order.at(step - 1), step)
-        line = {"step": step, "kind": "train", **report.values()}
-        run.log({**line, "alarms": alarms.check(line)})
-        last = step == recipe.steps
-        if last or (recipe.eval.every and step % recipe.eval.every == 0):
-            await log_evaluation(run, step)
-        if last or (checkpoint.every and step % checkpoint.every == 0):
-            with run.phase(step, "save"):
-                run.folder.save(step, run.learner.save, checkpoint.keep_last)
-    run.folder.replace("model", (await run.learner.publish()).save)
-
-
-async def one_step(run: Run, prompts: Sequence[Prompt], step: int) -> StepReport:
-    """One update from fresh samples of `prompts`."""
-    run.seconds = {}
-    start = time.perf_counter()
-    with _kept(run, step - 1):
-        with run.phase(step, "sample"):
-            sampling = run.sampling(derive_seed(run.recipe.seed, "step", step))
-            rollouts = whole(await run.engine.sample(prompts, sampling, run.recipe.rollout.samples_per_prompt))
-        with run.phase(step, "grade"):
-            rewards = [run.task.grade(rollout.prompt, run.decode(rollout.response_ids)) for rollout in rollouts]
-        with run.phase(step, "score"):
-            samples = await mark(run, rollouts, rewards)
-    if is_recorded(run, step):
-        with run.phase(step, "record"):
-            await record(run, step, samples)
-    with run.phase(step, "update"):
-        try:
-            report = await run.learner.update(samples)
-        except NonFiniteError as error:
-            _save_offenders(run, step, error)
-            raise
-    with run.phase(step, "publish"):
-        await run.engine.load(await run.learner.publish())
-    seconds = {**report.seconds, **run.seconds, "step": time.perf_counter() - start}
-    told = {**describe(rollouts, rewards), **describe_scores(samples, len(rollouts))}
-    sums = {**report.sums, **told, **speeds(seconds, rollouts)}
-    return StepReport(report.means, report.maxima, sums, seconds)
-
-
-async def log_evaluation(run: Run, step: int) -> None:
-    """Evaluate, and keep the numbers in `metrics.jsonl` and the answers in `evaluations/`."""
-    with run.phase(step, "evaluate"):
-        evaluation = await evaluate(run)
-    run.folder.write_lines(f"evaluations/step-{step:06d}.jsonl", [asdict(answer) for answer in evaluation.answers])
-    run.log({"step": step, "kind": "eval", **evaluation.values()})
-
-
-@contextmanager
-def _kept(run: Run, step: int) -> Iterator[None]:
-    """What fails here, a server as a rule, costs no more than the step at hand, however rare checkpoints are."""
+        observer.started(run.start, run.recipe.steps)
     try:
-        yield
+        await _train(run)
+    except NonFiniteError:
+        raise  # its samples are kept; the step before led here
     except LimbeckError:
-        newest = run.folder.newest()
-        if step > (newest.step if newest else 0):
-            run.folder.save(step, run.learner.save, run.recipe.checkpoint.keep_last)
+        keep(run)
         raise
 
 
-def _save_offenders(run: Run, step: int, error: NonFiniteError) -> None:
+def keep(run: Run) -> int:
+    """A checkpoint of the last update, where there is none; how many updates the newest one holds."""
+    newest = run.folder.newest()
+    saved = newest.step if newest else 0
+    if run.made > saved:
+        run.folder.save(run.made, run.learner.save, run.recipe.checkpoint.keep_last)
+    return max(run.made, saved)
+
+
+async def _train(run: Run) -> None:
+    recipe, checkpoint = run.recipe, run.recipe.checkpoint
+    order = PromptOrder(run.task.train, recipe.rollout.prompts_per_step, recipe.seed)
+    lines = run.folder.lines()
+    alarms = Alarms(run.same_weights, (line for line in lines if line["kind"] == "train"))
+    if _is_evaluated(run, run.start) and not any(
+        line["kind"] == "eval" and line["step"] == run.start for line in lines
+    ):
+        await log_evaluation(run)  # the first, or one that a stop cut off
+    for step in range(run.start + 1, recipe.steps + 1):
+        await one_step(run, order.at(step - 1), step, alarms)
+        if _is_evaluated(run, step):
+            await log_evaluation(run)
+        if step == recipe.steps or (checkpoint.every and step % checkpoint.every == 0):
+            with run.stop.hold(), run.phase("save"):
+                run.folder.save(step, run.learner.save, checkpoint.keep_last)
+    policy = await run.learner.publish()
+    run.folder.replace("model", policy.save)
+
+
+def _is_evaluated(run: Run, step: int) -> bool:
+    every = run.recipe.eval.every
+    return step in (0, run.recipe.steps) or bool(every and step % every == 0)
+
+
+async def one_step(run: Run, prompts: Sequence[Prompt], step: int, alarms: Alarms) -> None:
+    """One update from fresh samples of `prompts`, and its line of metrics."""
+    run.step, run.seconds = step, {}
+    start = time.perf_counter()
+    sampling = run.sampling(derive_seed(run.recipe.seed, "step", step))
+    collected = await collect(run, prompts, sampling, run.recipe.rollout.samples_per_prompt)
+    if is_recorded(run, step):
+        with run.phase("record"):
+            await record(run, step, collected.samples)
+    try:
+        with run.stop.hold(), run.phase("update"):
+            report = await _update(run, collected.samples)
+            run.made = step
+        with run.phase("publish"):
+            await run.engine.load(await run.learner.publish())
+    finally:  # an update that was made has its line, whatever happens to its weights on the way to the engine
+        if run.made == step:
+            with run.stop.hold():
+                line = _line(run, report, collected, {**run.seconds, "step": time.perf_counter() - start})
+                run.log({**line, "alarms": alarms.check(line)})
+
+
+async def _update(run: Run, samples: Sequence[Scored]) -> StepReport:
+    try:
+        return await run.learner.update(samples)
+    except NonFiniteError as error:
+        _save_offenders(run, error)
+        raise
+
+
+def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[str, float]) -> dict[str, Any]:
+    """What `metrics.jsonl` has of a step."""
+    teachers = {f"score/{name}": seconds for name, seconds in run.teacher_seconds().items()}
+    seconds = {**report.seconds, **teachers, **phases}
+    counted = {
+        **describe(collected.rollouts, collected.rewards),
+        **describe_scores(collected.samples, len(collected.rollouts)),
+    }
+    sums = {**report.sums, **counted, **speeds(seconds, collected.rollouts)}
+    values = StepReport(report.means, report.maxima, sums, seconds).values()
+    return {"step": run.step, "kind": "train", **values}
+
+
+async def log_evaluation(run: Run) -> None:
+    """Evaluate, and keep the numbers in `metrics.jsonl` and the answers in `evaluations/`."""
+    with run.phase("evaluate"):
+        evaluation = await evaluate(run)
+    rows = [asdict(answer) for answer in evaluation.answers]
+    with run.stop.hold():
+        run.folder.write_lines(f"evaluations/step-{run.step:06d}.jsonl", rows)
+        run.log({"step": run.step, "kind": "eval", **evaluation.values()})
+
+
+def _save_offenders(run: Run, error: NonFiniteError) -> None:
     rows = [
         {
             "prompt_id": sample.rollout.prompt.id,
             "token_ids": sample.rollout.token_ids.tolist(),
             "response": run.decode(sample.rollout.response_ids),
-            "behaviour_logprobs": [str(value) for value in sample.rollout.behaviour_logprobs],
+            "logprobs": [str(value) for value in sample.rollout.logprobs],
             "advantage": sample.advantage,
         }
         for sample in error.samples
     ]
-    path = run.folder.write_lines(f"non_finite/step-{step:06d}.jsonl", rows)
+    path = run.folder.write_lines(f"non_finite/step-{run.step:06d}.jsonl", rows)
     error.args = (f"{error} They are in {path}.",)

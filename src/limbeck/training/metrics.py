@@ -31,35 +31,35 @@ def describe(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> di
 def describe_scores(samples: Sequence[Scored], asked: int) -> dict[str, float]:
     """What of the teachers' answers could be used, and how certain it is. `asked` counts the rollouts.
 
-    Empty for an exact teacher that answered everything: then there is nothing to tell.
+    Empty for an exact teacher that answered everything: then there is nothing to report.
     """
     numbers: dict[str, float] = {}
     if len(samples) < asked:
         numbers["teacher/samples_lost"] = float(asked - len(samples))
     certified = [s for s in samples if not isinstance(s.scores, HiddenScores) and s.scores.errors is not None]
     if certified:
-        errors, known = _certificates(certified)
-        numbers["teacher/tokens_left_out"] = float((~known).sum())
-        numbers["teacher/error_bound/mean"] = float(errors[known].mean()) if known.any() else 0.0
-        numbers["teacher/error_bound/max"] = float(errors[known].max()) if known.any() else 0.0
-    names = [sample.scores.teacher for sample in samples]
+        errors, valid = _certificates(certified)
+        numbers["teacher/tokens_left_out"] = float((~valid).sum())
+        numbers["teacher/error_bound/mean"] = float(errors[valid].mean()) if valid.any() else 0.0
+        numbers["teacher/error_bound/max"] = float(errors[valid].max()) if valid.any() else 0.0
+    names = [sample.scores.scorer for sample in samples]
     for name in sorted(set(names)) if len(set(names)) > 1 else ():
         numbers[f"teacher/{name}/samples"] = float(names.count(name))
-        if mine := [s for s in certified if s.scores.teacher == name]:
+        if mine := [s for s in certified if s.scores.scorer == name]:
             numbers[f"teacher/{name}/left_out"] = float((~_certificates(mine)[1]).mean())
     return numbers
 
 
 def _certificates(samples: Sequence[Scored]) -> tuple[Floats, Mask]:
-    """Bounds in nats, and whether each position is known well enough, of samples end to end."""
-    errors, known = [], []
+    """Bounds in nats, and whether each position is certain enough, of samples end to end."""
+    errors, valid = [], []
     for sample in samples:
         scores = sample.scores
         assert not isinstance(scores, HiddenScores)
         assert scores.errors is not None
         errors.append(scores.errors)
-        known.append(np.ones(len(scores.errors), bool) if scores.known is None else scores.known)
-    return np.concatenate(errors), np.concatenate(known)
+        valid.append(np.ones(len(scores.errors), bool) if scores.valid_mask is None else scores.valid_mask)
+    return np.concatenate(errors), np.concatenate(valid)
 
 
 def repeated_share(tokens: Ints) -> float:
@@ -71,11 +71,11 @@ def repeated_share(tokens: Ints) -> float:
 def speeds(seconds: Mapping[str, float], rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Tokens a second by phase (whole sequences where the phase computes them) and the teacher's share."""
     sampled = sum(len(rollout.response_ids) for rollout in rollouts)
-    whole = sum(len(rollout.token_ids) for rollout in rollouts)
+    total = sum(len(rollout.token_ids) for rollout in rollouts)
     return {
         "tokens_per_second/sample": sampled / seconds["sample"],
-        "tokens_per_second/score": whole / seconds["score"],
-        "tokens_per_second/update": whole / seconds["update"],
+        "tokens_per_second/score": total / seconds["score"],
+        "tokens_per_second/update": total / seconds["update"],
         "tokens_per_second/step": sampled / seconds["step"],
         "teacher_share": seconds["score"] / seconds["step"],
     }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from limbeck.records import Prompt
+from limbeck.seeding import derive_seed
 
 
 class PromptOrder:
@@ -28,9 +28,3 @@ class PromptOrder:
             generator = np.random.default_rng(derive_seed(self.seed, "epoch", epoch))
             self._epoch, self._shuffled = epoch, generator.permutation(len(self.prompts))
         return self.prompts[int(self._shuffled[place])]
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

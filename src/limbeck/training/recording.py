@@ -1,28 +1,41 @@
 """Rollouts for people to look at: `rollouts/step-000010.parquet`, one row a rollout.
 
 At a recorded step, a few of the step's own rollouts are kept (`source` "train") and a few held-out
-prompts are sampled with the same dice every time ("watch"), so that one sees the student change.
+prompts are sampled with the same randomness every time ("watch"), so that one sees the student change.
 All numbers are of the policy that sampled, before the step's update, at the rollout temperature.
 
 A file is there whole or not at all. When all of them outgrow `record.max_mb`, every second recorded
 step is dropped and no longer recorded from then on, again and again, so they stay evenly spread.
+
+List columns of the prompt are as long as the prompt; all others have one entry a token of the response, null
+where the student did not sample that token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from limbeck.learners.batch import trained_part
+from limbeck.errors import LimbeckError
+from limbeck.learners.batch import apply_valid_mask
 from limbeck.protocols import TokenNames
-from limbeck.records import Floats, Scored, TeacherScores, Top, Trace
-from limbeck.training.prompt_order import derive_seed
-from limbeck.training.rollout_file import write_rollouts
-from limbeck.training.run import Run, whole
+from limbeck.records import Floats, Scored
+from limbeck.reports import Top, Trace
+from limbeck.seeding import derive_seed
+from limbeck.training.collect import collect
+from limbeck.training.run import Run
 from limbeck.training.run_folder import recorded_step
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger("limbeck")
+
+FORMAT = 1  # in the files' metadata as `limbeck_rollouts`
 Source: TypeAlias = Literal["train", "watch"]
 
 
@@ -35,11 +48,21 @@ def is_recorded(run: Run, step: int) -> bool:
 
 
 async def record(run: Run, step: int, samples: Sequence[Scored]) -> None:
-    """Write what is kept of this step, and thin out the steps before where it is too much."""
+    """Write what is kept of this step, and thin out the steps before where it is too much.
+
+    What cannot be recorded is a warning: a run does not end for what people look at.
+    """
+    try:
+        await _record(run, step, samples)
+    except LimbeckError as error:
+        logger.warning("the rollouts of step %d are not recorded: %s", step, error)
+
+
+async def _record(run: Run, step: int, samples: Sequence[Scored]) -> None:
     section = run.recipe.record
     chosen: list[tuple[Source, Scored]] = [("train", sample) for sample in _spread(samples, section.rollouts_per_step)]
     chosen += [("watch", sample) for sample in await _watched(run)]
-    chosen = [(source, sample) for source, sample in chosen if trained_part(sample).rollout.trained.any()]
+    chosen = [(source, sample) for source, sample in chosen if apply_valid_mask(sample).rollout.trained.any()]
     if not chosen:
         return
     traces = await run.learner.trace([sample for _, sample in chosen], section.top)
@@ -49,16 +72,16 @@ async def record(run: Run, step: int, samples: Sequence[Scored]) -> None:
 
 
 async def _watched(run: Run) -> list[Scored]:
-    """The same held-out prompts with the same dice at every recorded step."""
+    """The same held-out prompts with the same randomness at every recorded step."""
     prompts = run.task.held_out[: run.recipe.record.watch]
     if not prompts:
         return []
-    rollouts = whole(await run.engine.sample(prompts, run.sampling(derive_seed(run.recipe.seed, "watch"))))
-    scores: list[TeacherScores] = whole(await run.teacher.score(rollouts))
-    return [
-        Scored(rollout, score, run.task.grade(rollout.prompt, run.decode(rollout.response_ids)))
-        for rollout, score in zip(rollouts, scores, strict=True)
-    ]
+    sampling = run.sampling(derive_seed(run.recipe.seed, "watch"))
+    try:
+        return (await collect(run, prompts, sampling)).samples
+    except LimbeckError as error:
+        logger.warning("the watched prompts of step %d are not recorded: %s", run.step, error)
+        return []
 
 
 def _spread(samples: Sequence[Scored], count: int) -> list[Scored]:
@@ -88,14 +111,14 @@ def _thin_out(run: Run) -> None:
 
 
 def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> dict[str, Any]:
-    rollout, prompt = trained_part(sample).rollout, sample.rollout.prompt  # a left-out token has no numbers
+    rollout, prompt = apply_valid_mask(sample).rollout, sample.rollout.prompt  # a masked token has no numbers
     assert run.names is not None
     ids, response = rollout.token_ids, slice(len(prompt.token_ids), None)
     mask = rollout.trained[response]
     numbers = {
         "student_logprob": trace.student_logprobs,
         "teacher_logprob": trace.teacher_logprobs,
-        "behaviour_logprob": rollout.behaviour_logprobs,
+        "behaviour_logprob": rollout.logprobs,
         "reverse_kl": trace.reverse_kl,
         "student_entropy": trace.student_entropy,
         "teacher_entropy": trace.teacher_entropy,
@@ -107,9 +130,9 @@ def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> d
         "source": source,
         "prompt_id": prompt.id,
         "task": prompt.task,
-        "teacher": sample.scores.teacher,
-        "sample": rollout.sample,
-        "policy_version": rollout.policy_version,
+        "teacher": sample.scores.scorer,
+        "sample": rollout.key.sample,
+        "policy_version": int(rollout.versions.min()),
         "temperature": rollout.sampling.temperature,
         "prompt_text": prompt.text or "".join(run.names(prompt.token_ids)),
         "answer": prompt.answer,
@@ -155,3 +178,39 @@ def _top_columns(side: str, top: Top | None, mask: np.ndarray, names: TokenNames
         f"{side}_top_tokens": [names(row) for row in ids],
         f"{side}_top_logprobs": logprobs,
     }
+
+
+def schema() -> pa.Schema:
+    """The columns of a file, in order; docs/reference/files.md says what each means."""
+    import pyarrow as pa
+
+    text, integer, real = pa.string(), pa.int32(), pa.float32()
+    one_each: list[tuple[str, pa.DataType]] = [
+        ("step", integer), ("source", text), ("prompt_id", text), ("task", text), ("teacher", text),
+        ("sample", integer), ("policy_version", integer), ("temperature", pa.float64()),
+        ("prompt_text", text), ("answer", text), ("response_text", text), ("finish", text),
+        ("reward", pa.float64()), ("advantage", pa.float64()), ("sampled_tokens", integer),
+        ("log_ratio_mean", real), ("reverse_kl_mean", real), ("kl_max", real),
+    ]  # fmt: skip
+    per_token: list[tuple[str, pa.DataType]] = [
+        ("prompt_ids", integer), ("prompt_tokens", text), ("token_ids", integer), ("tokens", text),
+        ("special", pa.bool_()), ("trained", pa.bool_()), ("student_logprob", real), ("teacher_logprob", real),
+        ("behaviour_logprob", real), ("reverse_kl", real), ("student_entropy", real), ("teacher_entropy", real),
+    ]  # fmt: skip
+    tops = [
+        (f"{side}_top_{what}", pa.list_(kind))
+        for side in ("student", "teacher")
+        for what, kind in (("ids", integer), ("tokens", text), ("logprobs", real))
+    ]
+    return pa.schema(
+        one_each + [(name, pa.list_(kind)) for name, kind in per_token + tops],
+        metadata={"limbeck_rollouts": str(FORMAT)},
+    )
+
+
+def write_rollouts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """One file of `rows`, each a mapping of all columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), path, compression="zstd")

@@ -1,7 +1,7 @@
-"""What travels between Limbeck and a server: questions, answers, and the three dialects they are put in.
+"""What travels between Limbeck and a server: requests, replies, and the three dialects they are put in.
 
-question.py   a question, a validated reply, and everything an answer can have wrong with it
-sample.py     a response to be sampled, and the validated answer
+score.py      a validated reply, and everything an answer can have wrong with it
+sample.py     a validated sampled turn
 sglang.py     /generate                    JSON
 vllm.py       /v1/completions              JSON
 binary.py     /limbeck/score               msgpack, ours: exact floats, hidden states, a digest

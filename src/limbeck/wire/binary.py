@@ -1,13 +1,13 @@
 """Limbeck's own route, `/limbeck/score`: msgpack, exact float32, hidden states, a digest. No pickle.
 
-    question  {"format": 1, "temperature": 0.7, "top_k": 20, "hidden": false,
+    request   {"format": 1, "temperature": 0.7, "top_k": 20, "hidden": false,
                "sequences": [{"ids": <int32 bytes>, "start": 6}]}
     answer    {"digest": <crc32 of "body">, "body": <msgpack of what follows>}
               {"format": 1, "model": "...", "temperature": 0.7,
                "sequences": [{"ids": <int32 bytes>, "logprobs": <float32>, "top_ids": <int32>,
                               "top_logprobs": <float32>, "hidden": <float32>}]}
 
-Arrays are little-endian and row-major; their shapes follow from the question. With `hidden` there are
+Arrays are little-endian and row-major; their shapes follow from the request. With `hidden` there are
 no log-probs: the asker holds the head, and takes them from the states. A digest that does not fit is an
 answer that was damaged on the way, and is asked for again.
 
@@ -18,7 +18,7 @@ Bytes a position: 8 for the sampled token, 8 more for each top token, 4 d for hi
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +26,22 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from limbeck.records import ScoreRequest, request_of
 from limbeck.wire.score import (
-    Question,
     Reply,
     WireError,
+    asked_ids,
     check_ids,
     check_logprobs,
     check_temperature,
+    kept,
     member,
     number,
+    refuse_given_ids,
     sequence,
+    top_k,
     top_reply,
+    wants_states,
 )
 
 PATH = "/limbeck/score"
@@ -53,60 +58,69 @@ class Result:
     top_ids: npt.NDArray[np.int64] | None = None
     top_logprobs: npt.NDArray[np.float32] | None = None
     hidden: npt.NDArray[np.float32] | None = None
-    listed: npt.NDArray[np.float32] | None = None  # [n, J] of `Question.listed`; SGLang's schema alone has them
+    listed: npt.NDArray[np.float32] | None = None  # [n, J] of ids that SGLang's schema alone lets a client give
+    temperature: float = 1.0  # what the logits were divided by; states are not divided
 
 
-def write(questions: Sequence[Question]) -> bytes:
-    """The request body of questions that share temperature, top K and kind."""
-    first = questions[0]
+def write(requests: Sequence[ScoreRequest], acknowledges: bool = True) -> bytes:
+    """The body of requests that share temperature and support. Raises `WireError` for given ids.
+
+    Without `acknowledges` no temperature is sent, and the server answers at the one it was started with.
+    """
+    first = requests[0]
+    for request in requests:
+        refuse_given_ids(request, "`limbeck serve`")
     return _pack(
         {
             "format": FORMAT,
-            "temperature": first.temperature,
-            "top_k": first.top_k,
-            "hidden": first.hidden,
-            "sequences": [{"ids": _bytes(q.token_ids, "<i4"), "start": q.start} for q in questions],
+            "temperature": first.temperature if acknowledges else None,
+            "top_k": top_k(first),
+            "hidden": wants_states(first),
+            "sequences": [{"ids": _bytes(r.token_ids, "<i4"), "start": r.start} for r in requests],
         }
     )
 
 
-def read_questions(body: bytes) -> list[Question]:
-    """What a client asks. Raises `WireError`; sizes are for the server to limit."""
-    told = _unpack(body)
-    if member(told, "format", "the question") != FORMAT:
-        raise WireError("malformed", f"the question has format {told['format']!r}, expected {FORMAT}")
-    temperature = told.get("temperature")
-    top_k, hidden = told.get("top_k", 0), told.get("hidden", False)
-    if type(top_k) is not int or top_k < 0 or type(hidden) is not bool:
-        raise WireError("malformed", f"top_k is {top_k!r} and hidden {hidden!r}, expected a count and a boolean")
-    questions = []
-    for item in sequence(member(told, "sequences", "the question"), "sequences"):
+def read_requests(body: bytes, pick: Callable[[float | None], float]) -> list[ScoreRequest]:
+    """What a client asks, at the temperature that `pick` makes of the one it sent (None: it sent none).
+
+    Raises `WireError`; sizes are for the server to limit.
+    """
+    given = _unpack(body)
+    if member(given, "format", "the request") != FORMAT:
+        raise WireError("malformed", f"the request has format {given['format']!r}, expected {FORMAT}")
+    sent = given.get("temperature")
+    k, hidden = given.get("top_k", 0), given.get("hidden", False)
+    if type(k) is not int or k < 0 or type(hidden) is not bool:
+        raise WireError("malformed", f"top_k is {k!r} and hidden {hidden!r}, expected a count and a boolean")
+    temperature = pick(None if sent is None else number(sent, "temperature"))
+    requests: list[ScoreRequest] = []
+    for item in sequence(member(given, "sequences", "the request"), "sequences"):
         ids = _array(member(item, "ids", "a sequence"), "<i4", "ids").astype(np.int64)
         start = member(item, "start", "a sequence")
         if type(start) is not int or not 1 <= start <= len(ids):
             raise WireError("malformed", f"start is {start!r}, expected 1 to the length of {len(ids)}")
-        asked = None if temperature is None else number(temperature, "temperature")
-        questions.append(Question(ids, start, asked, top_k, hidden))
-    return questions
+        requests.append(request_of(ids, start, temperature, "full" if hidden else k or "sampled", str(len(requests))))
+    return requests
 
 
-def write_answer(questions: Sequence[Question], results: Sequence[Result], temperature: float, model: str) -> bytes:
-    """The answer to `questions`, in their order."""
+def write_answer(requests: Sequence[ScoreRequest], results: Sequence[Result], temperature: float, model: str) -> bytes:
+    """The answer to `requests`, in their order; `temperature` is the one that the results were computed at."""
     rows = []
-    for question, result in zip(questions, results, strict=True):
-        row = {"ids": _bytes(question.scored_ids, "<i4")}
+    for request, result in zip(requests, results, strict=True):
+        row = {"ids": _bytes(asked_ids(request), "<i4")}
         for name, kind in (("logprobs", "<f4"), ("top_ids", "<i4"), ("top_logprobs", "<f4"), ("hidden", "<f4")):
             values = getattr(result, name)
             if values is not None:
-                values = values[: len(question.scored_ids)]
+                values = values[: len(asked_ids(request))]
                 row[name] = _bytes(values, kind)
         rows.append(row)
     body = _pack({"format": FORMAT, "model": model, "temperature": temperature, "sequences": rows})
     return _pack({"digest": zlib.crc32(body), "body": body})
 
 
-def read(body: bytes, questions: Sequence[Question]) -> list[Reply]:
-    """Replies to `questions`. Raises `WireError` for anything else."""
+def read(body: bytes, requests: Sequence[ScoreRequest], acknowledges: bool = True) -> list[Reply]:
+    """Replies to `requests`. Raises `WireError` for anything else."""
     envelope = _unpack(body)
     packed = member(envelope, "body")
     if not isinstance(packed, bytes) or zlib.crc32(packed) != member(envelope, "digest"):
@@ -115,30 +129,33 @@ def read(body: bytes, questions: Sequence[Question]) -> list[Reply]:
     if member(answer, "format") != FORMAT:
         raise WireError("malformed", f"the answer has format {answer['format']!r}, expected {FORMAT}")
     rows = sequence(member(answer, "sequences"), "sequences")
-    if len(rows) != len(questions):
-        raise WireError("short", f"the answer has {len(rows)} sequences, {len(questions)} were asked for")
-    return [_reply(row, question, answer.get("temperature")) for row, question in zip(rows, questions, strict=True)]
+    if len(rows) != len(requests):
+        raise WireError("short", f"the answer has {len(rows)} sequences, {len(requests)} were asked for")
+    return [
+        _reply(row, request, answer.get("temperature"), acknowledges)
+        for row, request in zip(rows, requests, strict=True)
+    ]
 
 
-def _reply(row: Any, question: Question, temperature: Any) -> Reply:
-    count = len(question.scored_ids)
-    acknowledged = check_temperature(question, temperature)
-    check_ids(question, _shaped(member(row, "ids"), "<i4", "ids", count).tolist())
-    if question.hidden:
+def _reply(row: Any, request: ScoreRequest, temperature: Any, acknowledges: bool) -> Reply:
+    count, keep = len(asked_ids(request)), kept(request)
+    reported = check_temperature(request, temperature, acknowledges)
+    check_ids(request, _shaped(member(row, "ids"), "<i4", "ids", count).tolist())
+    if wants_states(request):
         states = _array(member(row, "hidden"), "<f4", "hidden")
         if count and (len(states) == 0 or len(states) % count):
             raise WireError("short", f"the answer has {len(states)} numbers of hidden states for {count} positions")
         if not np.isfinite(states).all():
             raise WireError("not_finite", "the answer has hidden states that are not finite")
         states = states.reshape(count, -1) if count else states.reshape(0, 0)
-        return Reply(np.zeros(0, np.float32), hidden=states, temperature=acknowledged)
+        return Reply(np.zeros(0, np.float32), hidden=states[keep], temperature=reported)
     logprobs_n = check_logprobs(_shaped(member(row, "logprobs"), "<f4", "logprobs", count))
-    if not question.top_k:
-        return Reply(logprobs_n.astype(np.float32), temperature=acknowledged)
-    k = question.top_k
+    k = top_k(request)
+    if not k:
+        return Reply(logprobs_n.astype(np.float32)[keep], temperature=reported)
     ids = _shaped(member(row, "top_ids"), "<i4", "top_ids", count * k).reshape(count, k).astype(np.int64)
     values = _shaped(member(row, "top_logprobs"), "<f4", "top_logprobs", count * k).reshape(count, k)
-    return top_reply(question, logprobs_n, ids, values, acknowledged)
+    return top_reply(request, logprobs_n, ids, values, reported)
 
 
 def _shaped(data: Any, kind: str, what: str, count: int) -> npt.NDArray[Any]:

@@ -1,7 +1,7 @@
 """How each kind of server is asked: one method a need of the teacher, each over the pooled client.
 
-dialect = JsonDialect(sglang)
-reply = await dialect.ask(pool, question)          # Reply, or WireError
+dialect = JsonDialect("sglang", sglang)
+reply = await dialect.ask(pool, request)          # Reply, or WireError
 """
 
 from __future__ import annotations
@@ -10,19 +10,28 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from limbeck.records import SampleRequest, ScoreRequest
 from limbeck.wire import binary, vllm
 from limbeck.wire.http import Pool
-from limbeck.wire.sample import Sampled, SampleRequest
-from limbeck.wire.score import Question, Reply, WireError
+from limbeck.wire.sample import SampleReply
+from limbeck.wire.score import Reply, WireError
 
 
 class Dialect(Protocol):
     """What scoring needs of a server, whatever it speaks."""
 
     kind: str
-    exact: bool  # whether it always takes a scoring temperature, and can answer with hidden states
+    acknowledges: bool  # whether every server of this kind takes a scoring temperature
 
-    async def ask(self, pool: Pool, question: Question, url: str | None = None) -> Reply: ...
+    async def ask(
+        self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
+    ) -> Reply:
+        """The reply of any replica, or of the one at `url`. Raises `WireError`.
+
+        With `acknowledges` the request's temperature is sent, and the server must name it in its answer; without,
+        none is sent, and an answer that names one all the same must name the request's.
+        """
+        ...
 
     async def identity(self, pool: Pool, url: str) -> str:
         """The model behind one replica, as far as the server tells."""
@@ -36,10 +45,10 @@ class JsonSchema(Protocol):
 
     PATH: str
     IDENTITY_PATH: str
-    write: Callable[[Question, str | None], dict[str, Any]]
-    read: Callable[[Any, Question], Reply]
+    write: Callable[[ScoreRequest, str | None, bool], dict[str, Any]]
+    read: Callable[[Any, ScoreRequest, bool], Reply]
     write_sample: Callable[[SampleRequest, str | None], dict[str, Any]]
-    read_sample: Callable[[Any, SampleRequest], Sampled]
+    read_sample: Callable[[Any, SampleRequest, int], SampleReply]
     read_identity: Callable[[Any], str]
     write_tokenize: Callable[[str, str | None], tuple[str, dict[str, Any]]]
     read_tokenize: Callable[[Any], list[int]]
@@ -48,19 +57,26 @@ class JsonSchema(Protocol):
 class JsonDialect:
     """A server that speaks JSON by one of the schemas. `names_model`: requests must name the model."""
 
-    exact = False
+    acknowledges = False
 
     def __init__(self, kind: str, schema: Any, names_model: bool = False) -> None:
         self.kind, self.schema, self.names_model = kind, schema, names_model
         self._model: str | None = None
 
-    async def ask(self, pool: Pool, question: Question, url: str | None = None) -> Reply:
-        body = _dump(self.schema.write(question, await self._name(pool)))
-        return await pool.post(self.schema.PATH, body, lambda data: self.schema.read(_load(data), question), url=url)
+    async def ask(
+        self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
+    ) -> Reply:
+        body = _dump(self.schema.write(request, await self._name(pool), acknowledges))
+        return await pool.post(
+            self.schema.PATH, body, lambda data: self.schema.read(_load(data), request, acknowledges), url=url
+        )
 
-    async def sample(self, pool: Pool, request: SampleRequest) -> Sampled:
+    async def sample(self, pool: Pool, request: SampleRequest, vocabulary: int) -> SampleReply:
+        """One turn; ids from `vocabulary` on are refused."""
         body = _dump(self.schema.write_sample(request, await self._name(pool)))
-        return await pool.post(self.schema.PATH, body, lambda data: self.schema.read_sample(_load(data), request))
+        return await pool.post(
+            self.schema.PATH, body, lambda data: self.schema.read_sample(_load(data), request, vocabulary)
+        )
 
     async def tell(self, pool: Pool, path: str, body: Mapping[str, Any]) -> Any:
         """The answer to a command, such as new weights; None where it is empty. Raises `WireError`."""
@@ -82,13 +98,15 @@ class JsonDialect:
 class BinaryDialect:
     """`limbeck serve`, by its own route; identity and tokenisation by vLLM's schema, which it speaks too."""
 
-    kind, exact = "limbeck", True
+    kind, acknowledges = "limbeck", True
 
-    async def ask(self, pool: Pool, question: Question, url: str | None = None) -> Reply:
+    async def ask(
+        self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
+    ) -> Reply:
         return await pool.post(
             binary.PATH,
-            binary.write([question]),
-            lambda data: binary.read(data, [question])[0],
+            binary.write([request], acknowledges),
+            lambda data: binary.read(data, [request], acknowledges)[0],
             media=binary.MEDIA_TYPE,
             url=url,
         )

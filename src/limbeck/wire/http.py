@@ -1,15 +1,15 @@
-"""One pooled HTTP client for a scoring server and its replicas: bounded, patient, and never satisfied with half.
+"""One pooled HTTP client for a scoring server and its replicas: bounded, patient, strict about answers.
 
     pool = Pool(["http://a:30000", "http://b:30000"], PoolSettings(concurrency=32))
-    reply = await pool.post("/generate", json_body, lambda body: sglang.read(json.loads(body), question))
+    reply = await pool.post("/generate", json_body, lambda body: sglang.read(json.loads(body), request))
 
 Parsing runs inside the retry: an answer that does not parse is as good as none. A replica that is away
 rests for a moment while the others are asked. What is worth waiting for (no connection, 429, 5xx) is
 tried until `patience` seconds have passed, with growing waits or a server's own Retry-After; an answer that is
 wrong a few times, a refusal twice, at once. Waiting does not use up tries, and is jittered.
 
-Some damage cannot be seen in the answer it is done to. Where a server sends no digest and an answer was wrong
-until it was asked for again, the pool is `doubtful` from then on: who must be sure asks everything twice.
+Damage on the way shows where a server sends a digest (`limbeck serve`) or the connection is https. Plain HTTP has no
+checksum: a changed digit in a stock server's JSON can be another valid number.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DIGEST_HEADER = "limbeck-digest"  # crc32 of the body in hex, where the server s
 REST = 1.0  # seconds a replica is passed over after it was away
 SHOWN = 300  # characters of a server's error text
 PINNED_TRIES = 3  # of one replica of several that is away
-TELL_EVERY = 30.0  # seconds between words about a server that is waited for
+LOG_EVERY = 30.0  # seconds between log lines about a server that is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class PoolSettings:
     concurrency: int = 32
     timeout: float = 120.0
     patience: float = 300.0
-    tries: int = 10  # of an answer that is wrong: a server that lies does so again, a wire does not
+    tries: int = 10  # of an answer that is wrong: what the server does wrong it does again, damage on the way does not
     first_wait: float = 0.2
     longest_wait: float = 20.0
     token_env: str | None = None
@@ -79,10 +79,9 @@ class Pool:
         )
         self._places = asyncio.Semaphore(settings.concurrency)
         self._turn = itertools.count()
-        self.doubtful = False  # whether an answer without a digest was damaged on the way
         self._signing: set[str] = set()  # urls whose answers carry a digest
         self._resting: dict[str, float] = {}  # url -> when it may be asked again
-        self._told = -TELL_EVERY  # when it was last said that a server is waited for
+        self._logged = -LOG_EVERY  # when the last of them was written
         self._gave_up = -1.0  # when one request's patience ran out: those it waited with need not lose theirs too
 
     async def post(
@@ -120,14 +119,11 @@ class Pool:
                 self.counts.retries += attempt.retry_state.attempt_number > 1
                 try:
                     async with self._places:
-                        answer = await ask(at)
+                        return await ask(at)
                 except WireError as error:
                     if error.kind in AWAY:
                         self._resting[at] = time.monotonic() + REST
                     raise
-                if tries.wrong:
-                    self.doubt(at)
-                return answer
         raise AssertionError("a retry ends with an answer or an error")
 
     def waits(self, error: WireError, since: float, began: float) -> bool:
@@ -135,16 +131,10 @@ class Pool:
         now = time.monotonic()
         if now - since >= self.settings.patience:
             self._gave_up = now
-        elif now - self._told >= TELL_EVERY:
-            self._told = now
+        elif now - self._logged >= LOG_EVERY:
+            self._logged = now
             _log.warning("%s; trying again for up to %g s", error, self.settings.patience)
         return began > self._gave_up
-
-    def doubt(self, whose: str) -> None:
-        """An answer was wrong that the server may not have meant. Servers that sign what they say stay trusted."""
-        if not self.doubtful and not self._signing.issuperset(self.urls):
-            _log.warning("%s: an answer was damaged on the way, so every answer is asked for twice from now on", whose)
-            self.doubtful = True
 
     def _next(self) -> str:
         """The replica whose turn it is, passing over those that rest while another does not."""
@@ -160,7 +150,7 @@ class Pool:
         self.counts.bytes_sent += len(body or b"")
         headers = {"content-type": media} if media else {}
         try:
-            async with asyncio.timeout(self.settings.timeout):  # of the whole answer: httpx's own is between bytes
+            async with asyncio.timeout(self.settings.timeout):  # of the complete answer: httpx's own is between bytes
                 response = await self._client.request(method, address, content=body, headers=headers)
         except (httpx.TimeoutException, TimeoutError) as error:
             raise WireError(
@@ -200,11 +190,6 @@ class _Tries:
         self._longer = wait_random_exponential(multiplier=self.settings.first_wait, max=self.settings.longest_wait)
         self._shortly = wait_random(0, self.settings.first_wait)
 
-    @property
-    def wrong(self) -> list[str]:
-        """Kinds of the answers that were had and could not be used."""
-        return [kind for kind in self.kinds if kind not in AWAY]
-
     def waiting(self, state: RetryCallState) -> float:
         error = _error(state)
         if error.kind not in AWAY:
@@ -237,18 +222,20 @@ def _check_status(response: httpx.Response, address: str, table: str) -> None:
     if code == 200:
         return
     text = response.content[: 4 * SHOWN].decode("utf-8", "replace").strip()[:SHOWN]
-    said = f"{address} answered {code}: {text}"
+    message = f"{address} answered {code}: {text}"
     if code in (429, 503):
-        raise WireError("busy", said, _retry_after(response.headers))
+        raise WireError("busy", message, _retry_after(response.headers))
     if code in (408, 425) or code >= 500:
-        raise WireError("server", said)
+        raise WireError("server", message)
     if not 300 <= code < 500:
-        raise WireError("malformed", said)
+        raise WireError("malformed", message)
     if code in (401, 403):
-        raise WireError("refused", f"{said}. Give the server's token in a variable and name it in {table}.token_env.")
+        raise WireError(
+            "refused", f"{message}. Give the server's token in a variable and name it in {table}.token_env."
+        )
     if code in (404, 405):
-        raise WireError("refused", f"{said}. It has no such route: look at the address and at the kind of server")
-    raise WireError("refused", said)
+        raise WireError("refused", f"{message}. It has no such route: look at the address and at the kind of server")
+    raise WireError("refused", message)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -1,25 +1,30 @@
-"""A question to a scoring server, and the validated reply. Every dialect parses into `make_reply`.
+"""What scoring servers are asked, and the validated reply. Every dialect parses into `make_reply`.
 
-    Question(ids, start=6, temperature=0.7, top_k=20)  ->  Reply(logprobs[n], top_ids[n, 20], ...)
+    request_of(ids, start=6, temperature=0.7, support=20)  ->  Reply(logprobs[S], top_ids[S, 20], ...)
 
-Worked example: the sequence "12+34=" + "46" + end has nine tokens and `start` 6; the reply has the
-log-probs of the last three. `temperature` None asks a server as it is (stock servers: temperature 1);
-a number asks for a scoring temperature, which the server must acknowledge.
+Worked example: the sequence "12+34=" + "46" + end has nine tokens, of which the last three are scored, and the
+reply has their three log-probs. A server answers from the first scored token to the end; where the mask has
+holes, what stands in them is checked like the rest and dropped.
+
+A server that is known to take a scoring temperature (`acknowledges`) is sent it and must name it in its answer.
+Any other server is sent none, and answers at its own: stock servers at temperature 1.
 
     WireError kinds            retried    meaning
     unreachable, timeout       yes        no connection, no answer in time, cut off
     busy                       yes        429, 503
     server                     yes        another 5xx
     refused                    once       4xx: the request itself is wrong (or the bearer token)
-    unacknowledged             once       no word of the scoring temperature that was asked for
-    unfit                      no         a sampled response that is whole, and not what was asked for
+    unacknowledged             once       a scoring temperature was sent and is not in the answer
+    unsupported                no         this kind of server cannot answer such a request; nothing was sent
+    unfit                      no         a sampled response that is complete, and not what was asked for
     malformed, short           yes        not the schema; fewer entries than positions; a wrong digest
     not_finite, clamped        yes        NaN or infinity; a floor such as -9999 in place of minus infinity
     inconsistent               yes        top tokens contradict the sampled one, or are not log-probs
     wrong_ids                  yes        the echoed token ids are not those that were sent
     temperature                yes        a scoring temperature that is not the one asked for
 
-Shape legend: n scored positions (from `start` to the end), K top tokens, d hidden width.
+Shape legend: L sequence, n tokens from the first scored one to the end, S scored tokens, K tokens a position,
+d hidden width.
 """
 
 from __future__ import annotations
@@ -31,20 +36,19 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from limbeck.records import Floats, Ints
+from limbeck.records import Floats, Ints, Mask, ScoreRequest
 
 Kind: TypeAlias = Literal[
     "unreachable", "timeout", "busy", "server", "refused", "malformed", "short", "not_finite", "clamped",
-    "inconsistent", "wrong_ids", "temperature", "unacknowledged", "unfit",
+    "inconsistent", "wrong_ids", "temperature", "unacknowledged", "unsupported", "unfit",
 ]  # fmt: skip
-FINAL = ("unfit",)  # asking until something else comes would change what is sampled from
-REFUSALS = ("refused", "unacknowledged")  # the same again, unless one damaged byte made a refusal of an answer
+FINAL = ("unfit", "unsupported")  # asking until something else comes would change what is sampled from
+REFUSALS = ("refused", "unacknowledged")  # tried once more: a server that is starting may refuse what it later takes
 AWAY = ("unreachable", "timeout", "busy", "server")  # worth waiting for; anything else is worth a few tries
 
 CLAMP = -9000.0  # vLLM writes -9999 for minus infinity; no float32 log-softmax comes near
 ABOVE_ZERO = 1e-4  # nats: a rounded log-prob of a certain token
 AGREEMENT = 1e-3  # nats: one token's log-prob in two places of one answer
-COARSE = 1024  # multiples of one part in so many are short in decimal too, and say nothing of how a number was printed
 
 
 class WireError(Exception):
@@ -60,78 +64,132 @@ class WireError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What to score."""
-
-    token_ids: Ints  # [L]
-    start: int  # first scored position, at least 1
-    temperature: float | None = None  # None: as the server is
-    top_k: int = 0
-    hidden: bool = False
-    listed: tuple[int, ...] = ()  # tokens wanted at every position, whatever their rank; `limbeck serve` alone
-    expected_temperature: float = 1.0  # of an answer that names its temperature without being asked
-
-    @property
-    def scored_ids(self) -> Ints:
-        """[n] the tokens to score."""
-        return self.token_ids[self.start :]
-
-
-@dataclass(frozen=True, slots=True)
 class Reply:
-    """A validated answer. Top tokens are sorted, the most likely first."""
+    """A validated answer. A server's own top tokens are sorted, the most likely first; given ids stay as given."""
 
-    logprobs: Floats  # [n]
-    top_ids: Ints | None = None  # [n, K]
-    top_logprobs: Floats | None = None  # [n, K]
-    hidden: Floats | None = None  # [n, d]
-    temperature: float | None = None  # as acknowledged; None: the server does not say
+    logprobs: Floats  # [S]; empty where only hidden states were sent
+    top_ids: Ints | None = None  # [S, K]
+    top_logprobs: Floats | None = None  # [S, K]
+    hidden: Floats | None = None  # [S, d]
+    temperature: float | None = None  # as the server reported it; None: it reported none
+
+
+def top_k(request: ScoreRequest) -> int:
+    """How many of its own most likely tokens a server is asked for."""
+    return request.support if isinstance(request.support, int) else 0
+
+
+def given_ids(request: ScoreRequest) -> list[int]:
+    """The one list of ids that is asked about at every position; empty where none is given.
+
+    Raises `WireError` where positions have different lists: servers take one list a sequence.
+    """
+    support = request.support
+    if not isinstance(support, np.ndarray) or not len(support):
+        return []
+    if (support != support[0]).any():
+        raise WireError(
+            "unsupported",
+            f"request {request.id!r} gives other ids at each position, but servers take one list for all. Use a "
+            "teacher in this process, or the teacher's own top K",
+        )
+    ids: list[int] = support[0].tolist()
+    return ids
+
+
+def wants_states(request: ScoreRequest) -> bool:
+    """Whether the answer is final hidden states: with its head, they are the distribution over all tokens."""
+    return isinstance(request.support, str) and request.support == "full"
+
+
+def refuse_given_ids(request: ScoreRequest, server: str) -> None:
+    """Raises `WireError` for a server that cannot be asked about tokens that are neither sampled nor its own top."""
+    if isinstance(request.support, np.ndarray):
+        raise WireError(
+            "unsupported",
+            f"request {request.id!r} gives the ids to score, which {server} does not take. Use its own top K "
+            "(objective.support = K), a SGLang server, or a teacher in this process",
+        )
+
+
+def refuse_states(request: ScoreRequest, server: str) -> None:
+    """Raises `WireError` for a server that sends no hidden states."""
+    if wants_states(request):
+        raise WireError(
+            "unsupported",
+            f"request {request.id!r} asks for the whole vocabulary, but {server} sends no hidden states. Use a top K "
+            "(objective.support = K), or `limbeck serve` with teacher.head",
+        )
+
+
+def asked_ids(request: ScoreRequest) -> Ints:
+    """[n] the tokens that a server answers about."""
+    return request.token_ids[request.start :]
+
+
+def kept(request: ScoreRequest) -> Mask:
+    """[n] which of them were asked for."""
+    return request.scored[request.start :]
 
 
 def make_reply(
-    question: Question,
+    request: ScoreRequest,
     ids: Sequence[Any],
     logprobs: Sequence[Any],
     tops: Sequence[Sequence[tuple[Any, Any]]] | None = None,
     temperature: Any = None,
+    *,
+    acknowledges: bool = False,
 ) -> Reply:
     """Validate what a dialect took out of an answer: `ids` and `logprobs` [n], `tops` [n][K] of (id, log-prob).
 
-    Raises `WireError`.
+    `tops` are the given ids where the request gives them. Raises `WireError`.
     """
-    count = len(question.scored_ids)
+    count = len(asked_ids(request))
     for what, values in (("token ids", ids), ("log-probs", logprobs), ("lists of top tokens", tops)):
         if values is not None and len(values) != count:
             raise WireError("short", f"the answer has {len(values)} {what} for {count} positions")
-    check_ids(question, [integer(value, "token id") for value in ids])
+    check_ids(request, [integer(value, "token id") for value in ids])
     logprobs_n = check_logprobs(np.array([number(value, "log-prob") for value in logprobs], dtype=np.float64))
-    acknowledged = check_temperature(question, temperature)
-    if not question.top_k:
-        check_digits(logprobs_n)
-        return Reply(logprobs_n.astype(np.float32), temperature=acknowledged)
+    reported = check_temperature(request, temperature, acknowledges)
+    given, k = given_ids(request), top_k(request)
+    if not given and not k:
+        return Reply(logprobs_n.astype(np.float32)[kept(request)], temperature=reported)
     if tops is None:
-        raise WireError("short", f"the answer has no top tokens, {question.top_k} a position were asked for")
-    top_ids, top_logprobs = _rectangle(tops, question.top_k)
-    check_digits(np.append(logprobs_n, top_logprobs))
-    return top_reply(question, logprobs_n, top_ids, top_logprobs, acknowledged)
+        raise WireError("short", f"the answer has no top tokens, {k or len(given)} a position were asked for")
+    top_ids, top_logprobs = _rectangle(tops, k or len(given))
+    return top_reply(request, logprobs_n, top_ids, top_logprobs, reported)
 
 
 def top_reply(
-    question: Question, logprobs_n: npt.NDArray[Any], top_ids: Ints, top_logprobs: npt.NDArray[Any],
+    request: ScoreRequest, logprobs_n: npt.NDArray[Any], top_ids: Ints, top_logprobs: npt.NDArray[Any],
     temperature: float | None,
 ) -> Reply:  # fmt: skip
-    """A reply with sorted top tokens that do not contradict the sampled one. Raises `WireError`."""
+    """A reply whose top tokens, sorted, do not contradict the sampled one. Raises `WireError`."""
     check_logprobs(top_logprobs)
-    order = np.argsort(-top_logprobs, axis=1, kind="stable")
-    top_ids = np.take_along_axis(top_ids, order, axis=1)
-    top_logprobs = np.take_along_axis(top_logprobs, order, axis=1)
-    _check_tops(question, logprobs_n, top_ids, top_logprobs)
-    return Reply(logprobs_n.astype(np.float32), top_ids, top_logprobs.astype(np.float32), temperature=temperature)
+    if given := given_ids(request):
+        if (top_ids != np.array(given)).any():
+            raise WireError(
+                "wrong_ids", f"the answer has log-probs of other tokens than {given[:12]}, which were given"
+            )
+        _check_sampled(request, logprobs_n, top_ids, top_logprobs)
+    else:
+        order = np.argsort(-top_logprobs, axis=1, kind="stable")
+        top_ids = np.take_along_axis(top_ids, order, axis=1)
+        top_logprobs = np.take_along_axis(top_logprobs, order, axis=1)
+        _check_tops(request, logprobs_n, top_ids, top_logprobs)
+    keep = kept(request)
+    return Reply(
+        logprobs_n.astype(np.float32)[keep],
+        top_ids[keep],
+        top_logprobs.astype(np.float32)[keep],
+        temperature=temperature,
+    )
 
 
-def check_ids(question: Question, ids: Sequence[int]) -> None:
+def check_ids(request: ScoreRequest, ids: Sequence[int]) -> None:
     """The echoed ids must be those that were sent. Raises `WireError`."""
-    sent = question.scored_ids.tolist()
+    sent = asked_ids(request).tolist()
     for position, (ours, theirs) in enumerate(zip(sent, ids, strict=True)):
         if ours != theirs:
             raise WireError(
@@ -157,37 +215,19 @@ def check_logprobs(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return capped
 
 
-def check_digits(values: npt.NDArray[Any]) -> None:
-    """The one checksum that JSON has: a float32 printed in full is a float32 again when it is read.
-
-    A changed digit leaves a number between two float32, except some in the places of tenths and above. Where
-    most numbers of an answer are float32 and one is not, that one was damaged; where they are not, the server
-    rounds what it prints, and nothing can be said. Raises `WireError`.
-    """
-    with np.errstate(over="ignore"):  # too large for a float32 is none
-        single = values.astype(np.float32) == values
-    telling = single & (values * COARSE != np.floor(values * COARSE))
-    if not single.all() and telling.sum() > (~single).sum():
-        raise WireError(
-            "malformed", f"the answer has a number {values[~single].flat[0]!r} with other digits than a float32 has, "
-            "as the rest of it has: it was damaged on the way"
-        )  # fmt: skip
-
-
-def check_temperature(question: Question, told: Any) -> float | None:
-    """The acknowledged temperature must be the one asked for. Raises `WireError`."""
-    if told is None:
-        if question.temperature is not None:
+def check_temperature(request: ScoreRequest, reported: Any, acknowledges: bool) -> float | None:
+    """What the server reported, which must be what was asked for. Raises `WireError`."""
+    if reported is None:
+        if acknowledges:
             raise WireError(
                 "unacknowledged",
-                f"the server did not acknowledge the scoring temperature {question.temperature}: like every stock "
+                f"the server did not acknowledge the scoring temperature {request.temperature}: like every stock "
                 "server it does not know the field, and answered at temperature 1",
             )
         return None
-    given = number(told, "temperature")
-    wanted = question.expected_temperature if question.temperature is None else question.temperature
-    if given != wanted:
-        raise WireError("temperature", f"the server scored at temperature {given}, expected {wanted}")
+    given = number(reported, "temperature")
+    if given != request.temperature:
+        raise WireError("temperature", f"the server scored at temperature {given}, expected {request.temperature}")
     return given
 
 
@@ -202,9 +242,9 @@ def _rectangle(tops: Sequence[Sequence[tuple[Any, Any]]], k: int) -> tuple[Ints,
 
 
 def _check_tops(
-    question: Question, logprobs_n: npt.NDArray[Any], top_ids: Ints, top_logprobs: npt.NDArray[Any]
+    request: ScoreRequest, logprobs_n: npt.NDArray[Any], top_ids: Ints, top_logprobs: npt.NDArray[Any]
 ) -> None:
-    """Distinct ids; the sampled token has one log-prob, and is not above the last one when it is not among them."""
+    """Distinct ids; the sampled token is not above the last of them when it is not among them."""
     distinct = np.sort(top_ids, axis=1)
     if (distinct[:, 1:] == distinct[:, :-1]).any() or (top_ids < 0).any():
         raise WireError(
@@ -212,15 +252,24 @@ def _check_tops(
         )
     if len(top_ids) and (np.exp(top_logprobs.astype(np.float64)).sum(axis=1) > 1 + AGREEMENT).any():
         raise WireError("inconsistent", "the top tokens of a position have probabilities that sum to more than 1")
-    found = top_ids == question.scored_ids[:, None]
-    apart = np.abs(np.where(found, top_logprobs, logprobs_n[:, None]) - logprobs_n[:, None])
-    if (apart > AGREEMENT).any():
-        raise WireError(
-            "inconsistent", f"one token has two log-probs, {apart.max():.3g} nats apart, as sampled and as top token"
-        )
+    found = _check_sampled(request, logprobs_n, top_ids, top_logprobs)
     outside = ~found.any(axis=1) & (logprobs_n > top_logprobs.min(axis=1, initial=0.0) + AGREEMENT)
     if top_ids.shape[1] and outside.any():
         raise WireError("inconsistent", "a sampled token is more likely than the least of the top tokens, but not one")
+
+
+def _check_sampled(
+    request: ScoreRequest, logprobs_n: npt.NDArray[Any], top_ids: Ints, top_logprobs: npt.NDArray[Any]
+) -> Mask:
+    """[n, K] where the sampled token is among the others: there it has one log-prob."""
+    found: Mask = top_ids == asked_ids(request)[:, None]
+    difference = np.abs(np.where(found, top_logprobs, logprobs_n[:, None]) - logprobs_n[:, None])
+    if (difference > AGREEMENT).any():
+        raise WireError(
+            "inconsistent",
+            f"one token has two log-probs, {difference.max():.3g} nats apart, as sampled and as top token",
+        )
+    return found
 
 
 def member(value: Any, key: str, of: str = "the answer") -> Any:

@@ -7,6 +7,9 @@
        "input_token_logprobs": [[null, 6, null], [-0.51, 7, null]],
        "input_top_logprobs": [null, [[-0.51, 7, null], [-1.2, 9, null]]]}}
 
+Tokens of one's own choice, the same at every position, go in as `token_ids_logprob` and come back in
+`input_token_ids_logprobs`, in their order.
+
 The first entry is a placeholder: with `logprob_start_len` s, values begin at token s + 1, so a response
 that begins at p is asked for with s = p - 1. Stock servers answer at temperature 1 whatever
 `sampling_params` says; `input_logprob_temperature` is the field of builds that can do better, and they
@@ -33,36 +36,55 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.records import Floats
-from limbeck.wire.sample import Sampled, SampleRequest, make_sampled
-from limbeck.wire.score import Question, Reply, WireError, check_digits, integer, make_reply, member, sequence
+from limbeck.records import Floats, SampleRequest, ScoreRequest
+from limbeck.seeding import served_seed
+from limbeck.wire.sample import SampleReply, make_sample_reply
+from limbeck.wire.score import (
+    Reply,
+    WireError,
+    asked_ids,
+    given_ids,
+    integer,
+    kept,
+    make_reply,
+    member,
+    sequence,
+    top_k,
+    wants_states,
+)
 
 PATH = "/generate"
 IDENTITY_PATH = "/get_model_info"
 HEALTH_PATH = "/health"
 
 
-def write(question: Question, model: str | None = None) -> dict[str, Any]:
-    """The request body."""
+def write(request: ScoreRequest, model: str | None = None, acknowledges: bool = False) -> dict[str, Any]:
+    """The request body. Raises `WireError` for given ids that differ from position to position."""
+    states = wants_states(request)
     body: dict[str, Any] = {
-        "input_ids": question.token_ids.tolist(),
-        "sampling_params": {"max_new_tokens": int(question.hidden), "temperature": question.temperature or 1.0},
+        "input_ids": request.token_ids.tolist(),
+        "sampling_params": {
+            "max_new_tokens": int(states),
+            "temperature": request.temperature if acknowledges else 1.0,
+        },
         "return_logprob": True,
-        "logprob_start_len": question.start - 1,
-        "top_logprobs_num": question.top_k,
+        "logprob_start_len": request.start - 1,
+        "top_logprobs_num": top_k(request),
     }
-    if question.temperature is not None:
-        body["input_logprob_temperature"] = question.temperature
-    if question.hidden:
+    if acknowledges:
+        body["input_logprob_temperature"] = request.temperature
+    if given := given_ids(request):
+        body["token_ids_logprob"] = given
+    if states:
         body["return_hidden_states"] = True
     return body
 
 
-def read(answer: Any, question: Question) -> Reply:
-    """Raises `WireError` for anything that is not a whole answer to this question."""
+def read(answer: Any, request: ScoreRequest, acknowledges: bool = False) -> Reply:
+    """Raises `WireError` for anything that is not a complete answer to this request."""
     meta = member(answer, "meta_info")
     entries = [_triple(entry) for entry in sequence(member(meta, "input_token_logprobs", "meta_info"), "log-probs")]
-    expected = len(question.scored_ids) + 1
+    expected = len(asked_ids(request)) + 1
     if len(entries) != expected:
         raise WireError(
             "short", f"meta_info.input_token_logprobs has {len(entries)} entries, expected {expected}: a placeholder "
@@ -71,34 +93,40 @@ def read(answer: Any, question: Question) -> Reply:
     if entries[0][0] is not None:
         raise WireError("malformed", "the first of meta_info.input_token_logprobs has a value, expected a placeholder")
     tops = None
-    if question.top_k:
-        rows = sequence(member(meta, "input_top_logprobs", "meta_info"), "top log-probs")
-        if len(rows) != expected or rows[0] is not None:
-            raise WireError(
-                "short", f"meta_info.input_top_logprobs has {len(rows)} rows, expected null and {expected - 1}"
-            )
-        tops = [[(i, value) for value, i in map(_triple, sequence(row, "top log-probs"))] for row in rows[1:]]
+    if top_k(request):
+        tops = _lists(meta, "input_top_logprobs", expected)
+    elif given_ids(request):
+        tops = _lists(meta, "input_token_ids_logprobs", expected)
     reply = make_reply(
-        question,
-        ids=_unclipped([i for _, i in entries[1:]], question),
+        request,
+        ids=_unclipped([i for _, i in entries[1:]], request),
         logprobs=[value for value, _ in entries[1:]],
         tops=tops,
         temperature=meta.get("input_logprob_temperature"),
+        acknowledges=acknowledges,
     )
-    return replace(reply, hidden=_states(meta, question)) if question.hidden else reply
+    return replace(reply, hidden=_states(meta, request)) if wants_states(request) else reply
 
 
-def _states(meta: Any, question: Question) -> Floats:
-    """[n, d] the states that predict the scored tokens: the last n + 1 rows without the last."""
+def _lists(meta: Any, name: str, expected: int) -> list[list[tuple[Any, Any]]]:
+    """[n][K] of (id, log-prob), without the placeholder in front."""
+    rows = sequence(member(meta, name, "meta_info"), name)
+    if len(rows) != expected or rows[0] is not None:
+        raise WireError("short", f"meta_info.{name} has {len(rows)} rows, expected null and {expected - 1}")
+    return [[(i, value) for value, i in map(_triple, sequence(row, name))] for row in rows[1:]]
+
+
+def _states(meta: Any, request: ScoreRequest) -> Floats:
+    """[S, d] the states that predict the scored tokens, from the last n + 1 rows without the last."""
     rows: list[Any] = []
     for block in sequence(member(meta, "hidden_states", "meta_info"), "hidden_states"):
         block = sequence(block, "a block of hidden_states")
         rows.extend(block if block and isinstance(block[0], list) else [block])
-    needed = len(question.scored_ids) + 1
-    if not needed <= len(rows) <= len(question.token_ids):
+    needed = len(asked_ids(request)) + 1
+    if not needed <= len(rows) <= len(request.token_ids):
         raise WireError(
             "short",
-            f"hidden_states has {len(rows)} rows for {len(question.token_ids)} tokens, of which {needed} are needed. A "
+            f"hidden_states has {len(rows)} rows for {len(request.token_ids)} tokens, of which {needed} are needed. A "
             "server that computes a prompt in chunks keeps the last one's: start it with --chunked-prefill-size -1",
         )
     width = len(sequence(rows[0], "a row of hidden_states"))
@@ -110,15 +138,14 @@ def _states(meta: Any, question: Question) -> Floats:
         raise WireError("malformed", f"hidden_states holds something else than numbers: {error}") from None
     if not np.isfinite(states).all():
         raise WireError("not_finite", "the answer has hidden states that are not finite")
-    check_digits(states)
-    return states.astype(np.float32)
+    return states.astype(np.float32)[kept(request)]
 
 
-def _unclipped(echoed: list[Any], question: Question) -> list[Any]:
-    """The echo, with 0 taken for the largest id there is in the question: the server refuses ids it does not have,
+def _unclipped(echoed: list[Any], request: ScoreRequest) -> list[Any]:
+    """The echo, with 0 taken for the largest id there is in the request: the server refuses ids it does not have,
     so that one can only be the last of its vocabulary, or the answer is wrong in another place too."""
-    largest = int(question.token_ids.max())
-    sent = question.scored_ids.tolist()
+    largest = int(request.token_ids.max())
+    sent = asked_ids(request).tolist()
     if len(echoed) != len(sent) or any(i == largest for i in echoed):
         return echoed
     return [s if e == 0 and s == largest else e for e, s in zip(echoed, sent, strict=True)]
@@ -156,7 +183,7 @@ def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, 
     """
     sampling = request.sampling
     return {
-        "input_ids": list(request.prompt_ids),
+        "input_ids": request.token_ids.tolist(),
         "sampling_params": {
             "max_new_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
@@ -168,14 +195,15 @@ def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, 
             "presence_penalty": 0.0,
             "repetition_penalty": 1.0,
             "skip_special_tokens": False,
-            "sampling_seed": request.seed,
+            "sampling_seed": served_seed(sampling.seed, request.key),
         },
         "return_logprob": True,
+        "top_logprobs_num": request.top,
     }
 
 
-def read_sample(answer: Any, request: SampleRequest) -> Sampled:
-    """Raises `WireError` for anything that is not a whole response."""
+def read_sample(answer: Any, request: SampleRequest, vocabulary: int) -> SampleReply:
+    """Raises `WireError` for anything that is not a complete response."""
     meta = member(answer, "meta_info")
     ids = sequence(member(answer, "output_ids"), "output_ids")
     entries = [_triple(entry) for entry in sequence(member(meta, "output_token_logprobs", "meta_info"), "log-probs")]
@@ -186,6 +214,9 @@ def read_sample(answer: Any, request: SampleRequest) -> Sampled:
     spans = {str(member(span, "version", "a weight version")) for span in meta.get("weight_versions") or []}
     if version is not None and spans - {str(version)}:
         raise WireError("server", f"the weights changed while a response was sampled: {sorted(spans)}")
-    return make_sampled(
-        request, ids, [value for value, _ in entries], reason, None if version is None else str(version)
-    )
+    tops = None
+    if request.top:
+        rows = sequence(member(meta, "output_top_logprobs", "meta_info"), "top log-probs")
+        tops = [[(i, value) for value, i in map(_triple, sequence(row, "top log-probs"))] for row in rows]
+    version = None if version is None else str(version)
+    return make_sample_reply(request, vocabulary, ids, [value for value, _ in entries], reason, version, tops)

@@ -16,44 +16,65 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from limbeck.wire.sample import Sampled, SampleRequest, make_sampled
-from limbeck.wire.score import Question, Reply, WireError, integer, make_reply, member, number, sequence
+from limbeck.records import SampleRequest, ScoreRequest
+from limbeck.seeding import served_seed
+from limbeck.wire.sample import SampleReply, make_sample_reply
+from limbeck.wire.score import (
+    Reply,
+    WireError,
+    asked_ids,
+    integer,
+    make_reply,
+    member,
+    number,
+    refuse_given_ids,
+    refuse_states,
+    sequence,
+    top_k,
+)
 
 PATH = "/v1/completions"
 IDENTITY_PATH = "/v1/models"
 HEALTH_PATH = "/health"
+ID_PREFIX = "token_id:"
 
 
-def write(question: Question, model: str | None = None) -> dict[str, Any]:
-    """The request body. One token is generated and thrown away: stock servers take no `max_tokens` of 0 here."""
+def write(request: ScoreRequest, model: str | None = None, acknowledges: bool = False) -> dict[str, Any]:
+    """The request body. Raises `WireError` for a support that this schema has no word for.
+
+    One token is generated and thrown away: stock servers take no `max_tokens` of 0 here.
+    """
+    refuse_given_ids(request, "vLLM")
+    refuse_states(request, "vLLM")
     body: dict[str, Any] = {
-        "prompt": question.token_ids.tolist(),
+        "prompt": request.token_ids.tolist(),
         "max_tokens": 1,
-        "temperature": question.temperature or 1.0,
-        "prompt_logprobs": question.top_k,
+        "temperature": request.temperature if acknowledges else 1.0,
+        "prompt_logprobs": top_k(request),
     }
     if model is not None:
         body["model"] = model
-    if question.temperature is not None:
-        body["prompt_logprobs_temperature"] = question.temperature
+    if acknowledges:
+        body["prompt_logprobs_temperature"] = request.temperature
     return body
 
 
-def read(answer: Any, question: Question) -> Reply:
-    """Raises `WireError` for anything that is not a whole answer to this question."""
+def read(answer: Any, request: ScoreRequest, acknowledges: bool = False) -> Reply:
+    """Raises `WireError` for anything that is not a complete answer to this request."""
     choices = sequence(member(answer, "choices"), "choices")
     if len(choices) != 1:
         raise WireError("malformed", f"the answer has {len(choices)} choices, expected 1")
     rows = sequence(member(choices[0], "prompt_logprobs", "choices[0]"), "prompt_logprobs")
-    length = len(question.token_ids)
+    length = len(request.token_ids)
     if len(rows) != length:
         raise WireError("short", f"prompt_logprobs has {len(rows)} entries for a prompt of {length} tokens")
     if rows[0] is not None:
         raise WireError("malformed", "the first of prompt_logprobs has a value, expected null: nothing precedes it")
+    k = top_k(request)
     ids, logprobs, tops = [], [], []
-    for position, row in enumerate(rows[question.start :]):
+    for position, (row, token) in enumerate(zip(rows[request.start :], asked_ids(request), strict=True)):
         entries = _entries(row, position)
-        sent = int(question.scored_ids[position])
+        sent = int(token)
         if sent not in entries:
             raise WireError(
                 "wrong_ids",
@@ -62,8 +83,10 @@ def read(answer: Any, question: Question) -> Reply:
             )
         ids.append(sent)
         logprobs.append(entries[sent])
-        tops.append(sorted(entries.items(), key=lambda item: -item[1])[: question.top_k])
-    return make_reply(question, ids, logprobs, tops if question.top_k else None, _temperature(answer))
+        if len(entries) > k:  # the sent token beside the K: kept, a tie at the last place would depend on it
+            del entries[sent]
+        tops.append(list(entries.items()))
+    return make_reply(request, ids, logprobs, tops if k else None, _temperature(answer), acknowledges=acknowledges)
 
 
 def _entries(row: Any, position: int) -> dict[int, float]:
@@ -113,7 +136,7 @@ def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, 
     """The request body for one response. Everything that the model's generation config might set is set."""
     sampling = request.sampling
     body: dict[str, Any] = {
-        "prompt": list(request.prompt_ids),
+        "prompt": request.token_ids.tolist(),
         "max_tokens": sampling.max_tokens,
         "temperature": 0.0 if sampling.greedy else sampling.temperature,
         "top_p": 1.0 if sampling.greedy else sampling.top_p,
@@ -124,21 +147,39 @@ def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, 
         "frequency_penalty": 0.0,
         "presence_penalty": 0.0,
         "repetition_penalty": 1.0,
-        "seed": request.seed,
-        "logprobs": 0,
+        "seed": served_seed(sampling.seed, request.key),
+        "logprobs": request.top,
         "return_token_ids": True,
+        "return_tokens_as_token_ids": True,  # the names of top tokens: two ids may have one text
     }
     return body | ({"model": model} if model else {})
 
 
-def read_sample(answer: Any, request: SampleRequest) -> Sampled:
-    """Raises `WireError` for anything that is not a whole response."""
+def read_sample(answer: Any, request: SampleRequest, vocabulary: int) -> SampleReply:
+    """Raises `WireError` for anything that is not a complete response."""
     choices = sequence(member(answer, "choices"), "choices")
     if len(choices) != 1:
         raise WireError("malformed", f"the answer has {len(choices)} choices, expected 1")
     choice = choices[0]
     ids = sequence(member(choice, "token_ids", "choices[0]"), "token_ids")
-    logprobs = sequence(
-        member(member(choice, "logprobs", "choices[0]"), "token_logprobs", "logprobs"), "token_logprobs"
-    )
-    return make_sampled(request, ids, logprobs, member(choice, "finish_reason", "choices[0]"))
+    found = member(choice, "logprobs", "choices[0]")
+    logprobs = sequence(member(found, "token_logprobs", "logprobs"), "token_logprobs")
+    reason = member(choice, "finish_reason", "choices[0]")
+    tops = _top_tokens(found) if request.top else None
+    return make_sample_reply(request, vocabulary, ids, logprobs, reason, tops=tops)
+
+
+def _top_tokens(logprobs: Any) -> list[list[tuple[int, Any]]]:
+    """[n][K or K + 1] of (id, log-prob): the sampled token is added to the K where it is not one of them."""
+    tops = []
+    for row in sequence(member(logprobs, "top_logprobs", "logprobs"), "top_logprobs"):
+        if not isinstance(row, Mapping):
+            raise WireError("malformed", f"an entry of top_logprobs is {row!r}, expected an object")
+        entries = []
+        for key, value in row.items():
+            id_ = key.removeprefix(ID_PREFIX)
+            if id_ == key or not (id_.isascii() and id_.isdigit()):
+                raise WireError("malformed", f"a top token is named {key!r}, expected '{ID_PREFIX}' and a number")
+            entries.append((int(id_), value))
+        tops.append(entries)
+    return tops

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from limbeck.engines.untie import untie_head
+from limbeck.engines.vllm import untie_head
 from limbeck.errors import ModelError
 from tests import tiny
 

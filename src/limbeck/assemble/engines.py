@@ -1,0 +1,82 @@
+"""From a recipe's engine table to the engine: one entry in `ENGINES` a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from limbeck.assemble.site import Site
+from limbeck.config.engine import (
+    HFEngineConfig,
+    PythonEngineConfig,
+    ServedEngineConfig,
+    SGLangEngineConfig,
+    VLLMEngineConfig,
+)
+from limbeck.config.factory import build_part
+from limbeck.engines.hf import InProcessEngine
+from limbeck.engines.served import ServedEngine, Server
+from limbeck.engines.sglang import SGLangServer
+from limbeck.engines.vllm import VLLMServer
+from limbeck.learners.local import LocalLearner
+from limbeck.protocols import Engine, Learner, Task
+from limbeck.records import Sampling
+from limbeck.wire.http import Pool, PoolSettings
+
+FIXED_TEXT = 64  # tokens of the task's prompts by which a served engine's weights are compared
+
+
+def make_engine(site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
+    """The engine the caller gave, or the one of the recipe's table."""
+    if site.given.engine is not None:
+        return site.given.engine
+    section = site.recipe.engine
+    return ENGINES[type(section)](section, site, learner, task, stop_ids)
+
+
+def _hf(section: HFEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
+    if isinstance(learner, LocalLearner) and learner.lm is site.student:
+        return InProcessEngine(site.student, section, learner.autocast)
+    return InProcessEngine(site.student, section, shared=False)
+
+
+def _served(server: Callable[[Any], Server]) -> Callable[..., Engine]:
+    def make(
+        section: ServedEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]
+    ) -> Engine:
+        settings = PoolSettings(
+            concurrency=section.max_concurrency,
+            timeout=section.timeout,
+            patience=section.retry_seconds,
+            token_env=section.token_env,
+            table="engine",
+        )
+        rollout, student = site.recipe.rollout, site.student
+        ids = [id_ for prompt in task.train[:FIXED_TEXT] for id_ in prompt.token_ids]
+        engine = ServedEngine(
+            server=server(section),
+            pool=Pool([section.url], settings),
+            folder=Path(section.weights_folder or site.folder.path / "weights").resolve(),
+            text=(ids * FIXED_TEXT)[: min(FIXED_TEXT, (student.context or FIXED_TEXT) - 1)],
+            sampling=Sampling(rollout.temperature, rollout.max_tokens, stop_ids, site.recipe.seed),
+            vocabulary=student.vocabulary,
+            tolerance=section.tolerance,
+        )
+        site.resources.push_async_callback(engine.close)
+        return engine
+
+    return make
+
+
+def _python(section: PythonEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
+    engine: Engine = build_part(section, "engine", site.build)
+    return engine
+
+
+ENGINES: Mapping[type, Callable[..., Engine]] = {
+    HFEngineConfig: _hf,
+    SGLangEngineConfig: _served(lambda section: SGLangServer(section.weights)),
+    VLLMEngineConfig: _served(lambda section: VLLMServer()),
+    PythonEngineConfig: _python,
+}

@@ -1,0 +1,148 @@
+"""Two models of one tokenizer: the same map, the same splitting, the same end, the same chat template.
+
+Nothing is changed by comparing. Which vocabulary two models are compared over is for the caller to derive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import ContractError
+from limbeck.records import ProbeResult
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from limbeck.models.causal_lm import CausalLM
+
+PROBE_TEXTS = (
+    "Hello, world! 12+34=46",
+    "  leading spaces,\ttabs\nand lines",
+    "naïve café — 東京 🙂",
+    "<|im_end|></s>",
+)
+CHAT = ({"role": "user", "content": "Hi"},)
+WITH_SYSTEM = ({"role": "system", "content": "Be brief."}, *CHAT)  # for templates that raise without one
+ACCEPT = "teacher.same_chat_template = false"
+SHOWN = 200  # characters of a rendered template
+ONE_FAMILY = "Distillation compares them token by token: choose models of one tokenizer family."
+
+
+def check_tokenizers(
+    student: CausalLM,
+    other: CausalLM,
+    same_chat_template: bool = True,
+    role: str = "teacher",
+    accept: str = ACCEPT,
+) -> ProbeResult:
+    """Compare the tokenizers and heads of two loaded models; see `check_same_tokenizer`.
+
+    Embedding tables padded to different sizes over one tokenizer are fine: both distributions are taken over the
+    smaller table.
+    """
+    check_same_tokenizer(student.name, student.tokenizer, other.name, other.tokenizer, same_chat_template, role, accept)
+    vocab = student.tokenizer.get_vocab()
+    shared, needed = min(student.vocabulary, other.vocabulary), max(vocab.values()) + 1
+    if shared < needed:
+        raise _refusal(
+            f"the tokenizer has ids up to {needed - 1}, but an output head has only {shared} rows.",
+            "Resize it with model.resize_token_embeddings(len(tokenizer)).",
+            f"{shared} rows",
+            f"{needed} or more",
+        )
+    sizes = f"{student.vocabulary} and {other.vocabulary} rows"
+    return ProbeResult("tokenizer", f"{len(vocab)} tokens, {sizes}", f"one map; compared over {shared}")
+
+
+def check_same_tokenizer(
+    student: str,
+    ours: PreTrainedTokenizerBase,
+    other: str,
+    theirs: PreTrainedTokenizerBase,
+    same_chat_template: bool = True,
+    role: str = "teacher",
+    accept: str = ACCEPT,
+) -> ProbeResult:
+    """Map, splitting, end and, unless the user decided otherwise, chat template.
+
+    `role` is what `other` is for, such as "reference", and `accept` the setting with which a user accepts another
+    chat template; empty where there is none. Raises `ContractError`.
+    """
+    pair = f"student {student} and {role} {other}"
+    ours_map, theirs_map = ours.get_vocab(), theirs.get_vocab()
+    if ours_map != theirs_map:
+        differing = sorted(t for t in {*ours_map, *theirs_map} if ours_map.get(t) != theirs_map.get(t))
+        token = differing[0]
+        raise _refusal(
+            f"{pair} have different vocabularies: {len(differing)} tokens differ, such as {token!r} (id "
+            f"{ours_map.get(token)} against {theirs_map.get(token)}).",
+            ONE_FAMILY,
+            f"{len(differing)} tokens differ",
+            "one map of tokens to ids",
+        )
+    for text in PROBE_TEXTS:
+        if ours(text).input_ids != theirs(text).input_ids:
+            raise _refusal(
+                f"{pair} share a vocabulary but split {text!r} differently: {ours(text).input_ids[:12]} against "
+                f"{theirs(text).input_ids[:12]}.",
+                ONE_FAMILY,
+                f"{text!r} is split differently",
+                "one splitting",
+            )
+    if ours.eos_token_id != theirs.eos_token_id:
+        raise _refusal(
+            f"the student ends with token {ours.eos_token!r} ({ours.eos_token_id}), the {role} with "
+            f"{theirs.eos_token!r} ({theirs.eos_token_id}): the {role} would score every ending as wrong.",
+            "Give both the same eos_token in tokenizer_config.json.",
+            f"ends {ours.eos_token!r} and {theirs.eos_token!r}",
+            "one end token",
+        )
+    if same_chat_template:
+        _check_templates(f"student {student}", ours, f"{role} {other}", theirs, role, accept)
+    return ProbeResult("tokenizer", f"{other}: {len(theirs_map)} tokens", "the student's")
+
+
+def _check_templates(
+    student: str, ours: PreTrainedTokenizerBase, other: str, theirs: PreTrainedTokenizerBase, role: str, accept: str
+) -> None:
+    """Both render the same, or neither exists. Raises `ContractError`."""
+    or_accept = f", or accept the difference with {accept}." if accept else "."
+    if not ours.chat_template and not theirs.chat_template:
+        return
+    for chat in (CHAT, WITH_SYSTEM):
+        rendered = {name: _render(tokenizer, chat) for name, tokenizer in ((student, ours), (other, theirs))}
+        errors = {name: result for name, result in rendered.items() if isinstance(result, Exception)}
+        if len(errors) == len(rendered) and chat is not WITH_SYSTEM:
+            continue  # both want a system message, perhaps
+        for name, error in errors.items():
+            raise _refusal(
+                f"the chat template of {name} cannot be rendered: {type(error).__name__}: {error}.",
+                f"Correct it in the model's folder{or_accept}",
+                "a template that raises",
+                "one that renders a user's message",
+            )
+        if rendered[student] != rendered[other]:
+            shown = {name: "none" if text is None else repr(str(text)[:SHOWN]) for name, text in rendered.items()}
+            raise _refusal(
+                f"{student} and {other} have different chat templates: {shown[student]} against {shown[other]}. The "
+                f"{role} would score answers to prompts in a form that it was not made for.",
+                f"Give both one template{or_accept}",
+                "two chat templates" if None not in rendered.values() else "one chat template for two models",
+                "one for both, or none",
+            )
+        return
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]]) -> Any:
+    """The text; None without a template; or what the template raised: it is a program, and may raise anything."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
+    except Exception as error:
+        return error
+
+
+def _refusal(problem: str, remedy: str, measured: str, expected: str) -> ContractError:
+    return ContractError(f"{problem} {remedy}", [ProbeResult("tokenizer", measured, expected, ok=False, remedy=remedy)])

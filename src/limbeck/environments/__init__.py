@@ -1,0 +1,1 @@
+"""Environments decide what comes before, between and after the student's turns."""

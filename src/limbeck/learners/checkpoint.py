@@ -1,0 +1,89 @@
+"""What resuming a learner takes beside its weights: the optimizer's state, and a proof that the weights belong to it.
+
+    model/                 whole weights: an ordinary Hugging Face folder
+    adapter/               with LoRA, in its place: the adapter in peft's format
+    learner.safetensors    version, optimizer state, the first values of every weight that is not in adapter/
+
+Weights are loaded with the model. A few values of each are kept beside the optimizer's state, so that a state is
+never taken up for other weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from limbeck.errors import RunError
+from limbeck.models.causal_lm import first_line
+
+MODEL_FOLDER, ADAPTER_FOLDER, STATE_FILE = "model", "adapter", "learner.safetensors"
+OPTIMIZER, FIRST = "optimizer/", "first_values/"  # of names in the state file
+FIRST_VALUES = 8
+
+Named: TypeAlias = Iterable[tuple[str, nn.Parameter]]
+
+
+def save_state(path: Path, version: int, optimizer: torch.optim.Optimizer, trained: Named, weights: Named) -> None:
+    """Optimizer state of the parameters `trained`, and the first values of `weights`."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in trained:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            state[f"{OPTIMIZER}{key}/{name}"] = value.detach().cpu().contiguous()
+    state |= {f"{FIRST}{name}": _first_values(parameter) for name, parameter in weights}
+    save_file(state, path, metadata={"version": str(version)})
+
+
+def restore_state(
+    path: Path, optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]
+) -> int:
+    """Take up what `save_state` wrote; the version it is of. Raises `RunError` where it is of something else."""
+    version, state = _read(path)
+    kept = {name.removeprefix(FIRST): value for name, value in state.items() if name.startswith(FIRST)}
+    _check_weights(path, kept, weights)
+    for full_name, value in state.items():
+        if not full_name.startswith(OPTIMIZER):
+            continue
+        key, _, name = full_name.removeprefix(OPTIMIZER).partition("/")
+        if name not in trained:
+            raise RunError(f"{path} has state for a weight {name!r} that the student does not train")
+        parameter = trained[name]
+        if key != "step" and value.shape != parameter.shape:
+            raise RunError(
+                f"{path} has {key!r} of {name!r} in shape {list(value.shape)}, expected {list(parameter.shape)}"
+            )
+        optimizer.state[parameter][key] = value.to(parameter.device)
+    return version
+
+
+def _check_weights(path: Path, kept: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    if odd := sorted(kept.keys() ^ weights.keys()):
+        raise RunError(f"{path} is of a student with other weights: {odd[0]!r} is in one of them only")
+    for name, value in kept.items():
+        if not torch.equal(value, _first_values(weights[name])):
+            raise RunError(
+                f"{path} belongs to other weights than the student's: {name!r} differs. Load the student from the "
+                f"checkpoint's {MODEL_FOLDER}/, or, with learner.lora, from the base that the run began with."
+            )
+
+
+def _first_values(tensor: Tensor) -> Tensor:
+    return tensor.detach().flatten()[:FIRST_VALUES].cpu().clone()
+
+
+def _read(path: Path) -> tuple[int, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot read the learner's state {path}: {first_line(error)}") from error
+    try:
+        return int(metadata["version"]), state
+    except (KeyError, ValueError):
+        raise RunError(f"{path} does not say how many updates it is of: it is not a learner's state") from None

@@ -1,0 +1,234 @@
+"""A published policy: a lease on the student's weights of one version.
+
+    policy = await learner.publish()
+    policy.save(folder, "bfloat16")      adapters merged in, tensor by tensor
+    kept = policy.hold()                 a copy that no update reaches; with LoRA of the adapter alone
+
+Nothing is copied to publish. The learner's next update ends the lease: from then on reading raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import ModelError, StalePolicyError
+from limbeck.learners.adapters import LoraAdapters
+from limbeck.learners.saving import write_model
+from limbeck.models.causal_lm import CausalLM, precision
+from limbeck.models.layout import lay_out, plan
+from limbeck.models.scoring import score_hidden
+from limbeck.models.states import LocalStates
+from limbeck.records import (
+    Adapter,
+    Failure,
+    HiddenScores,
+    Ints,
+    ModelInfo,
+    ScoreRequest,
+    Scores,
+    TokenScores,
+    TopKScores,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCORER = "student"
+
+
+@dataclass(eq=False)
+class Lease:
+    """Whether the weights are still those of the version that was published."""
+
+    version: int
+    replaced_by: int | None = None
+
+    def check(self) -> None:
+        """Raises `StalePolicyError` once it has ended."""
+        if self.replaced_by is not None:
+            raise StalePolicyError(
+                f"the policy of version {self.version} was read after its weights became those of version "
+                f"{self.replaced_by}. Publish again, or take policy.hold() before the update."
+            )
+
+
+class LocalPolicy:
+    """The student's weights in this process. Without a `lease` nobody changes them.
+
+    `budget` bounds the tokens of one forward pass of `score`. `held` are values of some parameters that stand in
+    for the model's own.
+    """
+
+    def __init__(
+        self,
+        lm: CausalLM,
+        version: int = 0,
+        adapters: LoraAdapters | None = None,
+        *,
+        budget: int = 8192,
+        autocast: torch.dtype | None = None,
+        lease: Lease | None = None,
+        held: Mapping[nn.Parameter, Tensor] | None = None,
+    ) -> None:
+        self.lm, self.version, self.adapters, self.budget, self.autocast = lm, version, adapters, budget, autocast
+        self.info = model_info(lm)
+        self.adapter: Adapter | None = None if adapters is None else adapters.record
+        self._lease = lease or Lease(version)
+        self._held = dict(held or {})
+        self._fingerprint: str | None = None  # of the head, once it was asked for
+
+    def tensors(self, dtype: str = "float32") -> Iterator[tuple[str, Tensor]]:
+        """The weights under their Hugging Face names, adapters merged in, one at a time.
+
+        A model whose files hold its tensors in another arrangement, such as an expert at a time, comes all at once.
+        Raises `StalePolicyError`.
+        """
+        target = torch_dtype(dtype)
+        merged = self._merged(target)
+        if getattr(self.lm.model, "_weight_conversions", None):
+            from transformers.core_model_loading import revert_weight_conversion
+
+            merged = iter(revert_weight_conversion(self.lm.model, dict(merged)).items())
+        yield from merged
+
+    def _merged(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        iterator = _state(self.lm) if self.adapters is None else self.adapters.merged()
+        while True:
+            self._lease.check()
+            with self._in_place():  # for one tensor, and never while somebody else runs
+                found = next(iterator, None)
+            if found is None:
+                return
+            name, tensor = found
+            yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    def save(self, folder: Path, dtype: str = "float32") -> None:
+        """An ordinary Hugging Face model folder with its tokenizer, adapters merged in. Raises `StalePolicyError`."""
+        self._lease.check()
+        write_model(self.lm, self.tensors(dtype), folder, torch_dtype(dtype))
+
+    def save_adapter(self, folder: Path, dtype: str = "float32") -> None:
+        """The adapter alone, in peft's format. Raises `StalePolicyError`, and `ModelError` where there is none."""
+        self._lease.check()
+        if self.adapters is None:
+            raise ModelError(f"{self.lm.name} is trained in its whole weights: it has no adapter to save.")
+        with self._in_place():
+            self.adapters.save(folder, torch_dtype(dtype))
+
+    def hold(self) -> LocalPolicy:
+        """A copy that no update reaches. Raises `StalePolicyError`."""
+        self._lease.check()
+        parameters = self.adapters.parameters() if self.adapters else list(self.lm.model.parameters())
+        with self._in_place():
+            held = {parameter: parameter.detach().clone() for parameter in parameters}
+        return LocalPolicy(self.lm, self.version, self.adapters, budget=self.budget, autocast=self.autocast, held=held)
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """The held values where the live ones lie, which come back untouched. Nothing is copied."""
+        live = {parameter: parameter.data for parameter in self._held}
+        try:
+            for parameter, value in self._held.items():
+                parameter.data = value
+            yield
+        finally:
+            for parameter, value in live.items():
+                parameter.data = value
+
+    async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
+        """Log-probs under these weights, each at its request's temperature. Raises `StalePolicyError`.
+
+        What a request cannot be given for is a `Failure`: ids that the model does not have, more tokens than its
+        context.
+        """
+        self._lease.check()
+        answers: list[Scores | Failure | None] = [self._refusal(request) for request in unit]
+        asked = [i for i, answer in enumerate(answers) if answer is None]
+        was_training = self.lm.model.training
+        self.lm.model.eval()
+        try:
+            with self._in_place(), torch.inference_mode(), precision(self.lm, self.autocast):
+                for part in plan([len(unit[i].token_ids) for i in asked], self.budget, "padded"):
+                    places = [asked[i] for i in part]
+                    for i, scores in zip(places, self._score_batch([unit[i] for i in places]), strict=True):
+                        answers[i] = scores
+        finally:
+            self.lm.model.train(was_training)
+        return [answer for answer in answers if answer is not None]
+
+    def _refusal(self, request: ScoreRequest) -> Failure | None:
+        ids, context, rows = request.token_ids, self.info.context, self.info.vocabulary
+        known = self.lm.model.get_input_embeddings().weight.shape[0]
+        if len(ids) == 0 or ids.min() < 0 or ids.max() >= known:
+            why = f"its {len(ids)} token ids are not all from 0 to {known - 1}"
+        elif request.scored_ids.size and request.scored_ids.max() >= rows:
+            why = f"it asks for token {request.scored_ids.max()}, but the output head has {rows}"
+        elif not isinstance(request.support, str) and (odd := _odd_support(request.support, rows)):
+            why = f"it asks for {odd}, but the output head has {rows} tokens"
+        elif context is not None and len(ids) > context:
+            why = f"it has {len(ids)} tokens, but the model's context is {context}"
+        else:
+            return None
+        return Failure(request.id, "score", "bad_request", f"{self.lm.name} cannot score {request.id!r}: {why}.")
+
+    def _score_batch(self, requests: Sequence[ScoreRequest]) -> Iterator[Scores]:
+        batch = lay_out(requests, "padded").to(self.lm.device)
+        hidden_Nd = self.lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N)
+        counts = [int(request.scored.sum()) for request in requests]
+        for request, hidden_Sd in zip(requests, torch.split(hidden_Nd, counts), strict=True):
+            yield self._answer(request, hidden_Sd)
+
+    def _answer(self, request: ScoreRequest, hidden_Sd: Tensor) -> Scores:
+        head, support = self.lm.head(), request.support
+        if isinstance(support, str) and support == "full":
+            self._fingerprint = self._fingerprint or head.fingerprint()
+            return HiddenScores(SCORER, LocalStates(hidden_Sd), self._fingerprint, self.info.natural_temperature)
+        ids_S = torch.from_numpy(request.scored_ids).to(hidden_Sd.device)
+        given = torch.from_numpy(support) if isinstance(support, np.ndarray) else support
+        scored = score_hidden(head, hidden_Sd, ids_S, request.temperature, given)
+        logprobs_S = scored.logprobs_S.float().cpu().numpy()
+        if scored.top_ids_SK is None or scored.top_logprobs_SK is None:
+            return TokenScores(SCORER, scored.temperature, logprobs_S)
+        return TopKScores(
+            SCORER,
+            scored.temperature,
+            scored.top_ids_SK.cpu().numpy(),
+            scored.top_logprobs_SK.float().cpu().numpy(),
+            logprobs_S,
+        )
+
+
+def _odd_support(support: int | Ints, rows: int) -> str | None:
+    """What of a support the head does not have."""
+    if isinstance(support, int):
+        return None if 1 <= support <= rows else f"the top {support}"
+    outside = support[(support < 0) | (support >= rows)]
+    return f"token {outside[0]}" if outside.size else None
+
+
+def _state(lm: CausalLM) -> Iterator[tuple[str, Tensor]]:
+    yield from lm.model.state_dict().items()  # asked for at the first tensor, with the held values in place
+
+
+def model_info(lm: CausalLM) -> ModelInfo:
+    """What one may want to know of a loaded model."""
+    return ModelInfo(
+        name=lm.name,
+        vocabulary=lm.vocabulary,
+        context=lm.context,
+        stop_ids=lm.stop_ids,
+        dtype=str(next(lm.model.parameters()).dtype).removeprefix("torch."),
+        natural_temperature=float(getattr(lm.model.config, "limbeck_temperature", 1.0)),
+    )
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Raises `ModelError` for a dtype that no weights are written in."""
+    if name not in DTYPES:
+        raise ModelError(f"weights cannot be written as {name!r}, expected one of {', '.join(DTYPES)}.")
+    return DTYPES[name]

@@ -1,0 +1,208 @@
+"""Where rows come from: JSONL and Parquet files, and Hugging Face data sets.
+
+    source, held_out_source = of_file(section)
+    next(iter(source.rows)).values          {"prompt": "12+34=", "answer": 46}
+
+Numbers become text here, where it is known how the file spells them: JSON's are kept to the character (0.00001, 72.0,
+1e-05). Parquet and data sets hold binary numbers: the shortest digits that give the same number, without an exponent,
+and without ".0" where the whole column holds whole numbers (as pandas makes of integers with gaps).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from limbeck.config.task import DatasetTaskConfig, FileTaskConfig
+from limbeck.errors import DataError
+from limbeck.tasks import optional
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, and where it stands."""
+
+    where: str  # "sums.jsonl line 17"
+    default_id: str  # "sums-000017": where the row has no id of its own
+    values: Mapping[str, Any]  # {"prompt": "12+34=", "answer": 46}
+    spell: Callable[[str], str]  # the text of the number in a column: spell("answer") is "46"
+    nulls_are_absent: bool = False  # Arrow's tables inside a row have the keys of every row
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that are still to be read, once."""
+
+    name: str  # "sums.jsonl", "openai/gsm8k[train]"
+    task: str  # "sums", "gsm8k": becomes `Prompt.task`
+    rows: Iterable[Row]
+
+
+def shortened(value: Any) -> str:
+    """A value and its type, for a message."""
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
+
+
+def of_file(section: FileTaskConfig) -> tuple[Source, Source | None]:
+    """`path` and, where there is one, `held_out_path`."""
+    path, held_out_path = Path(section.path), section.held_out_path
+    answer = section.columns.answer
+    source = Source(str(path), path.stem, file_rows(path, path.stem, answer))
+    if held_out_path is None:
+        return source, None
+    if Path(held_out_path).resolve() == path.resolve():
+        raise DataError(
+            f"task.path and task.held_out_path are both {section.path!r}. Remove task.held_out_path to hold "
+            "out rows of it."
+        )
+    held_out = file_rows(Path(held_out_path), f"{path.stem}-held-out", answer)
+    return source, Source(held_out_path, path.stem, held_out)
+
+
+def file_rows(path: Path, prefix: str, answer: str) -> Iterator[Row]:
+    """The rows of a JSONL file, numbered by line from 1, or a Parquet file, numbered from 0."""
+    readers = {".jsonl": _jsonl, ".parquet": _parquet}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"cannot read {path}: expected a file named *.jsonl or *.parquet")
+    if not path.is_file():
+        raise DataError(f"there is no file {path} (task.path and task.held_out_path start at {Path.cwd()})")
+    return readers[path.suffix.lower()](path, prefix, answer)
+
+
+def _jsonl(path: Path, prefix: str, _answer: str) -> Iterator[Row]:
+    # Bytes, so that a line ends at "\n" only (text may hold U+2028) and a wrong byte has a line number.
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path} line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                values = json.loads(text)
+            except (ValueError, RecursionError) as error:  # both UnicodeDecodeError and JSONDecodeError
+                raise DataError(f"{where} is not JSON in UTF-8: {error}") from error
+            if not isinstance(values, dict):
+                raise DataError(f"{where} is {shortened(values)}; expected an object of columns")
+            yield Row(where, f"{prefix}-{number:06d}", values, partial(_as_json_spells_it, text))
+
+
+def _as_json_spells_it(line: str, column: str) -> str:
+    return str(json.loads(line, parse_int=str, parse_float=str)[column])
+
+
+def _parquet(path: Path, prefix: str, answer: str) -> Iterator[Row]:
+    parquet = optional.load("pyarrow.parquet", "data")
+    errors = optional.load("pyarrow", "data").ArrowException
+    try:
+        with parquet.ParquetFile(path) as file:
+            floats = answer in file.schema_arrow.names and str(file.schema_arrow.field(answer).type) in FLOATS
+            column = file.read(columns=[answer]).column(answer) if floats else None
+            spelling = Spelling() if column is None else Spelling.of(FLOATS[str(column.type)], column.to_pylist())
+            rows = (values for batch in file.iter_batches() for values in batch.to_pylist())
+            for number, values in enumerate(rows):
+                yield Row(
+                    f"{path} row {number}", f"{prefix}-{number:06d}", values, partial(spelling.of_column, values), True
+                )
+    except (errors, OSError) as error:
+        raise DataError(f"{path} is not a Parquet file that can be read: {error}") from error
+
+
+FLOATS: dict[str, type[np.floating[Any]]] = {  # Arrow's names and those of `datasets`
+    **dict.fromkeys(("halffloat", "float16"), np.float16),
+    **dict.fromkeys(("float", "float32"), np.float32),
+    **dict.fromkeys(("double", "float64"), np.float64),
+}
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How the numbers of one column of binary numbers become text."""
+
+    type: type[np.floating[Any]] = np.float64
+    whole: bool = False  # no number of the column has a fraction: 72.0 is an integer beside nulls
+
+    @classmethod
+    def of(cls, type_: type[np.floating[Any]], values: Iterable[Any]) -> Spelling:
+        return cls(type_, all(value is None or not math.isfinite(value) or value == int(value) for value in values))
+
+    def of_column(self, values: Mapping[str, Any], column: str) -> str:
+        value = values[column]
+        if isinstance(value, int):
+            return str(value)
+        if isinstance(value, Decimal):
+            return format(value, "f")
+        return np.format_float_positional(self.type(value), unique=True, trim="-" if self.whole else "0")
+
+
+def of_dataset(section: DatasetTaskConfig) -> tuple[Source, Source | None]:
+    """`split` and, where there is one, `held_out_split`."""
+    if section.held_out_split == section.split:
+        raise DataError(
+            f"task.split and task.held_out_split are both {section.split!r}. Remove task.held_out_split to "
+            "hold out rows of it."
+        )
+    task = section.name.rstrip("/").rpartition("/")[2]
+    source = _split(section, section.split, task, prefix=task)
+    if section.held_out_split is None:
+        return source, None
+    return source, _split(section, section.held_out_split, task, prefix=f"{task}-held-out")
+
+
+def _split(section: DatasetTaskConfig, split: str, task: str, prefix: str) -> Source:
+    """One split, its rows numbered from 0."""
+    data = _saved(section, split) if Path(section.name).is_dir() else _from_hub(section, split)
+    name = f"{section.name}[{split}]"
+    return Source(name, task, _dataset_rows(data, name, prefix, section.columns.answer))
+
+
+def _dataset_rows(data: Any, name: str, prefix: str, answer: str) -> Iterator[Row]:
+    kind = getattr(data.features.get(answer), "dtype", None)  # only a plain column has one
+    spelling = Spelling.of(FLOATS[kind], data[answer]) if kind in FLOATS else Spelling()
+    for number, values in enumerate(data):
+        where, default_id = f"{name} row {number}", f"{prefix}-{number:06d}"
+        yield Row(where, default_id, values, partial(spelling.of_column, values), nulls_are_absent=True)
+
+
+def _saved(section: DatasetTaskConfig, split: str) -> Any:
+    datasets = optional.load("datasets", "data")
+    if section.config is not None:
+        raise DataError(
+            f"task.config = {section.config!r} is for data sets of the hub, but {section.name} is a folder "
+            "here. Remove task.config."
+        )
+    try:
+        data: Any = datasets.load_from_disk(section.name)
+    except Exception as error:  # FileNotFoundError, or whatever a damaged file leads to
+        raise DataError(
+            f"{section.name} is a folder, but not one written by save_to_disk ({type(error).__name__}: "
+            f'{error}). For JSONL or Parquet files take task.kind = "file".'
+        ) from error
+    splits = list(data) if isinstance(data, datasets.DatasetDict) else []
+    if split in splits:
+        data = data[split]
+    elif splits or section.held_out_split is not None or split != "train":
+        raise DataError(
+            f"{section.name} has no split {split!r}; it has {', '.join(map(repr, splits)) or 'no splits'}. "
+            "Correct task.split and task.held_out_split, or remove them."
+        )
+    return data
+
+
+def _from_hub(section: DatasetTaskConfig, split: str) -> Any:
+    datasets = optional.load("datasets", "data")
+    try:
+        return datasets.load_dataset(section.name, section.config, split=split)
+    except Exception as error:  # a dozen of types: hub, network, builder, split
+        raise DataError(
+            f"cannot load the data set {section.name!r}, config {section.config!r}, split {split!r} "
+            f"({type(error).__name__}: {error}). Check the names; a local folder must exist at {Path.cwd()}."
+        ) from error

@@ -1,0 +1,55 @@
+"""A client of a scoring server and its replicas, within limits. It concludes nothing: `contract/remote.py` does."""
+
+from __future__ import annotations
+
+from limbeck.config.teacher import RemoteTeacherConfig
+from limbeck.errors import ContractError, RecipeError
+from limbeck.records import ScoreRequest
+from limbeck.wire.dialects import Dialect
+from limbeck.wire.http import Pool
+from limbeck.wire.score import Reply, top_k
+
+
+class RemoteClient:
+    """Asks `pool` in `dialect`.
+
+    `vocabulary` is the number of tokens the server's distribution has, or more; `largest_k` that number, or less: a K
+    above it kills some servers, and a token from there on the student does not have.
+    """
+
+    def __init__(
+        self, name: str, section: RemoteTeacherConfig, dialect: Dialect, pool: Pool, vocabulary: int, largest_k: int
+    ) -> None:
+        self.name, self.section, self.dialect, self.pool = name, section, dialect, pool
+        self.vocabulary, self.largest_k = vocabulary, largest_k
+
+    async def ask(self, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False) -> Reply:
+        """One reply, see `Dialect.ask`.
+
+        Raises `WireError`; `RecipeError` for a K that some servers do not survive; `ContractError` for a token
+        beyond `vocabulary`, on which every certificate rests.
+        """
+        if top_k(request) > self.largest_k:
+            raise RecipeError(
+                f"teacher {self.name}: top {top_k(request)} of a vocabulary of {self.largest_k}. Lower "
+                "objective.support or teacher.top_logprobs."
+            )
+        reply = await self.dialect.ask(self.pool, request, url, acknowledges=acknowledges)
+        highest = -1 if reply.top_ids is None else int(reply.top_ids.max(initial=-1))
+        if highest >= self.vocabulary:
+            raise ContractError(
+                f"teacher {self.name} answers with token {highest}, but its vocabulary is given as {self.vocabulary}. "
+                "Set teacher.vocabulary to the rows of its output head, or more."
+            )
+        return reply
+
+    async def identity(self, url: str) -> str:
+        """The model behind one replica, as far as the server tells. Raises `WireError`."""
+        return await self.dialect.identity(self.pool, url)
+
+    async def tokenize(self, text: str) -> list[int]:
+        """How the server splits `text`. Raises `WireError`."""
+        return await self.dialect.tokenize(self.pool, text)
+
+    async def close(self) -> None:
+        await self.pool.close()

@@ -1,0 +1,20 @@
+"""How a teacher sees a rollout: `same`, the very tokens after the very prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from limbeck.records import Rollout, ScoreRequest, Support, View
+
+
+class SameView:
+    """Every trained token is a group of its own, on both sides."""
+
+    def see(self, rollout: Rollout, support: Support) -> View:
+        key = rollout.key
+        name = f"{key.prompt_id}/{key.occurrence}/{key.sample}/{rollout.segment}"
+        request = ScoreRequest(
+            name, rollout.token_ids, rollout.trained, rollout.sampling.temperature, support, rollout.prompt.teacher
+        )
+        each_S = np.arange(int(rollout.trained.sum()))
+        return View(request, each_S, each_S)

@@ -1,0 +1,26 @@
+"""Fakes of every seam, for tests of your own parts: small, exact, and honest about the temperature.
+
+    teacher = BigramTeacher(log_probs_at_one)         scores by a table, at any temperature
+    engine = BigramEngine(log_probs_at_one)           samples from a table, reproducibly
+    limbeck.train(recipe, teacher=teacher, engine=engine, task=FakeTask({...}), observers=[Recorder()])
+
+None of them imports torch. `docs/guides/extending.md` shows them at work.
+"""
+
+from limbeck.testing.engine import BigramEngine
+from limbeck.testing.learner import CountingLearner, FixedPolicy
+from limbeck.testing.objective import PlainReverseKL
+from limbeck.testing.observer import Recorder
+from limbeck.testing.task import FakeTask
+from limbeck.testing.teacher import BigramTeacher, random_bigrams
+
+__all__ = [
+    "BigramEngine",
+    "BigramTeacher",
+    "CountingLearner",
+    "FakeTask",
+    "FixedPolicy",
+    "PlainReverseKL",
+    "Recorder",
+    "random_bigrams",
+]

@@ -1,0 +1,83 @@
+"""The first SIGINT or SIGTERM ends a run in order, the second ends it at once.
+
+    with StopSignals() as stop:
+        ...                       # here the signal raises `Interrupted` wherever the program is
+        with stop.hold():
+            ...                   # what is done here is finished first
+
+Sampling, scoring and everything else that can be made again is abandoned; an update and what belongs to it is held.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop. `step` updates are in the newest checkpoint of `folder`; 0: nothing to keep."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number, self.step = number, 0
+        self.folder: Path | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """130 for SIGINT, 143 for SIGTERM, as shells have it."""
+        return 128 + self.number
+
+
+class StopSignals:
+    """Handles both signals while it is open, in the main thread; elsewhere `request` has to be called."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._held = 0
+        self._raised = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """A signal that comes meanwhile is answered at the end."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+        self.check()
+
+    def check(self) -> None:
+        """Raises `Interrupted`, once, where a stop was asked for and nothing is held."""
+        if self.number is not None and not self._held and not self._raised:
+            self._raised = True
+            raise Interrupted(self.number)
+
+    def request(self, number: int = signal.SIGINT) -> None:
+        """Ask for a stop from another thread: it comes at the next `check`."""
+        self.number = number
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.number = number
+        self.check()

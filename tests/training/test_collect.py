@@ -1,0 +1,154 @@
+"""One function samples, grades and scores: waves, occurrences, failures, environments of several turns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from limbeck.config.recipe import parse_recipe
+from limbeck.environments.single_turn import SingleTurn
+from limbeck.errors import EngineError, LimbeckError, TeacherError
+from limbeck.protocols import Generate
+from limbeck.records import Context, Episode, Failure, Key, Prompt, Sampled, SampleRequest, ScoreRequest, Scores
+from limbeck.seeding import served_seed, uniforms
+from limbeck.teachers.view import SameView
+from limbeck.testing import BigramEngine, BigramTeacher, CountingLearner, FakeTask, random_bigrams
+from limbeck.training.collect import collect
+from limbeck.training.run import Run
+from limbeck.training.run_folder import RunFolder
+
+V = 12
+TABLE = random_bigrams(V)
+PROMPTS = {f"p{number}": [1, number % V, 3] for number in range(6)}
+
+
+def run_of(tmp_path: Path, **more: Any) -> Run:
+    recipe = parse_recipe(
+        {
+            "student": {"model": "demo:student"}, "teacher": {"kind": "python", "factory": "a:b"},
+            "task": {"kind": "python", "factory": "a:b"}, "rollout": {"temperature": 0.7, "max_tokens": 6},
+        }
+    )  # fmt: skip
+    parts = {
+        "task": FakeTask(PROMPTS), "environment": SingleTurn(), "engine": BigramEngine(TABLE, max_rows=4),
+        "teacher": BigramTeacher(random_bigrams(V, 1)), "view": SameView(), "learner": CountingLearner(TABLE),
+        "decode": lambda ids: " ".join(map(str, ids)), "stop_ids": (0,), "support": "sampled",
+    }  # fmt: skip
+    return Run(recipe=recipe, folder=RunFolder(tmp_path), **{**parts, **more})
+
+
+async def test_samples_are_in_order_graded_and_scored_at_the_sampling_temperature(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    found = await collect(run, run.task.train, run.sampling(3), samples_per_prompt=2)
+    assert [r.key for r in found.rollouts] == [Key(p.id, 0, k) for p in run.task.train for k in range(2)]
+    assert all(sample.scores.temperature == 0.7 for sample in found.samples)  # type: ignore[union-attr]
+    assert [s.reward for s in found.samples] == found.rewards == [1.0] * 10
+    assert max(len(unit) for unit in run.engine.units) == 4  # type: ignore[attr-defined]
+
+
+async def test_a_prompt_that_comes_twice_gets_other_samples_the_second_time(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    prompt = run.task.train[0]
+    found = await collect(run, [prompt, prompt, prompt], run.sampling(3), samples_per_prompt=2)
+    responses = {tuple(r.response_ids.tolist()) for r in found.rollouts}
+    assert [r.key.occurrence for r in found.rollouts] == [0, 0, 1, 1, 2, 2]
+    assert len(responses) >= 5
+
+
+def test_the_first_occurrence_draws_what_it_always_drew() -> None:
+    """The very bits of runs made before prompts could occur twice."""
+    import hashlib
+
+    key = int.from_bytes(hashlib.blake2b(b"7\x1fp\x1f2", digest_size=16).digest(), "little")
+    before = np.random.Generator(np.random.Philox(key=key)).random(5)
+    np.testing.assert_array_equal(uniforms(7, Key("p", 0, 2), 5), before)
+    digest = hashlib.blake2b(b"7\x1fp\x1f2", digest_size=4).digest()
+    assert served_seed(7, Key("p", 0, 2)) == int.from_bytes(digest, "little") >> 1
+    draws = [uniforms(7, Key("p", o, 2, t), 5).tobytes() for o, t in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    assert len(set(draws)) == 4
+
+
+async def test_what_a_prompt_gets_does_not_depend_on_its_company(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    together = await collect(run, run.task.train, run.sampling(3), 2)
+    alone = await collect(run, run.task.train[2:3], run.sampling(3), 2)
+    for one, other in zip(together.rollouts[4:6], alone.rollouts, strict=True):
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+
+
+class Talk:
+    """As many turns as the prompt's second token says, with a context of one token between them."""
+
+    async def run(self, prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
+        answer = await generate(Context(np.asarray(prompt.token_ids)))
+        for turn in range(prompt.token_ids[1]):
+            await asyncio.sleep(0.001 * (prompt.token_ids[1] % 3))  # tools take their time
+            answer = await generate(Context(np.array([5]), parent=turn))
+        return answer if isinstance(answer, Failure) else generate.episode(reward=0.25)
+
+
+async def test_turns_of_many_sessions_are_decoded_in_waves_that_follow_from_the_requests(tmp_path: Path) -> None:
+    def shape(engine: BigramEngine) -> list[list[tuple[str, int]]]:
+        return [sorted((r.key.prompt_id, r.key.turn) for r in unit) for unit in engine.units]
+
+    engines = [BigramEngine(TABLE, max_rows=None) for _ in range(2)]
+    for engine in engines:
+        run = run_of(tmp_path, environment=Talk(), engine=engine)
+        found = await collect(run, run.task.train, run.sampling(3))
+    assert shape(engines[0]) == shape(engines[1])
+    assert [len(unit) for unit in engines[0].units] == [5, 5, 4, 3, 2, 1]  # p1 ... p5 have 2 ... 6 turns
+    assert [len([t for t in r.turns if t.role == "student"]) for r in found.rollouts] == [2, 3, 4, 5, 6]
+    assert found.rewards == [0.25] * 5
+    assert run.task.graded == []  # type: ignore[attr-defined]
+
+
+async def test_an_engine_that_fails_fails_the_whole_wave_once(tmp_path: Path) -> None:
+    class Broken(BigramEngine):
+        async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+            raise EngineError("the engine is broken")
+
+    run = run_of(tmp_path, engine=Broken(TABLE))
+    with pytest.raises(EngineError, match="broken"):
+        await collect(run, run.task.train, run.sampling(3))
+
+
+async def test_failures_of_sampling_are_named_and_never_filled_in(tmp_path: Path) -> None:
+    class Partial(BigramEngine):
+        async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+            answers = await super().sample(unit)
+            return [Failure(unit[0].key.prompt_id, "sample", "timeout", "no answer"), *answers[1:]]
+
+    run = run_of(tmp_path, engine=Partial(TABLE, max_rows=None))
+    with pytest.raises(LimbeckError, match="1 of 5 prompts failed to sample, the first 'p1': timeout: no answer"):
+        await collect(run, run.task.train, run.sampling(3))
+
+
+class Forgetful(BigramTeacher):
+    async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
+        answers = await super().score(unit)
+        return [Failure(unit[0].id, "score", "timeout", "no answer"), *answers[1:]]
+
+
+async def test_what_could_not_be_scored_is_left_out_up_to_the_recipes_share(tmp_path: Path) -> None:
+    run = run_of(tmp_path, teacher=Forgetful(TABLE), min_scored_fraction=0.8)
+    found = await collect(run, run.task.train, run.sampling(3))
+    assert [sample.rollout.prompt.id for sample in found.samples] == ["p2", "p3", "p4", "p5"]
+    assert len(found.rollouts) == 5
+    run.min_scored_fraction = 0.9
+    with pytest.raises(TeacherError, match="1 of 5 responses could not be scored"):
+        await collect(run, run.task.train, run.sampling(3))
+
+
+async def test_a_teacher_that_answers_too_little_is_named(tmp_path: Path) -> None:
+    class Short(BigramTeacher):
+        async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
+            return (await super().score(unit))[:-1]
+
+    run = run_of(tmp_path, teacher=Short(TABLE))
+    with pytest.raises(TeacherError, match="gave 4 answers to 5 requests"):
+        await collect(run, run.task.train, run.sampling(3))
