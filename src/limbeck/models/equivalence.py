@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,7 @@ from limbeck.models.causal_lm import CausalLM, first_line, text_config
 from limbeck.models.prefix_tree import ATTENTION, attention, grow
 
 PROBE_PARTS = (slice(0, 5), slice(5, 8))
+PROBE_WIDTH = 12
 PROBE_TOLERANCE = 1e-3  # nats; a missed soft cap or multiplier is off by far more
 
 
@@ -58,6 +62,55 @@ def prove_packing(lm: CausalLM) -> None:
             f"{lm.name}: {type(lm.model).__name__} cannot tell packed sequences apart (log-probs differ by {worst:.3g} "
             f"nats from those of each alone; expected at most {PROBE_TOLERANCE}). Set learner.layout = 'padded'."
         )
+
+
+def rope_switches_at(lm: CausalLM) -> int | None:
+    """Tokens up to which rotary frequencies are one set, where more tokens anywhere in a batch choose another.
+
+    Every row of a batch then turns by the set of the longest, and keys in a cache keep the set they were made with.
+    """
+    config = text_config(lm.model)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [
+        kind for kind in (parameters, *parameters.values()) if isinstance(kind, dict)
+    ]  # some have one a layer type
+    limits = []
+    for kind in kinds:
+        name = str(kind.get("rope_type", ""))
+        if name == "longrope":
+            original = kind.get("original_max_position_embeddings")
+            limits.append(original or getattr(config, "original_max_position_embeddings", None) or 0)
+        elif "dynamic" in name:
+            limits.append(config.max_position_embeddings)
+    return min((int(limit) for limit in limits), default=None)
+
+
+def depends_on_batch(lm: CausalLM) -> str | None:
+    """Why a row's states depend on what else is in its batch, within `lm.context`; None where they do not.
+
+    Known by name (frequencies that follow the longest row) and, whatever the name, by a probe: one row alone, and
+    beside a longer row that ends at the end of the context.
+    """
+    family, context = type(lm.model).__name__, lm.context
+    limit = rope_switches_at(lm)
+    if limit is not None and (context is None or context > limit):
+        return (
+            f"{family} turns every row of a batch by the frequencies of the longest once that has more than {limit} "
+            f"tokens, and its context is {context}"
+        )
+    width = min(PROBE_WIDTH, context or PROBE_WIDTH)
+    short = max(1, width // 2)
+    tokens_2L = torch.arange(1, 2 * width + 1, device=lm.device).view(2, width) * 7919 % lm.vocabulary
+    end = width if context is None else context
+    positions_2L = torch.arange(width, device=lm.device).repeat(2, 1)
+    positions_2L[1] += end - width
+    with _evaluating(lm), torch.inference_mode():
+        alone_Ld = lm.hidden(tokens_2L[:1, :short], positions_2L[:1, :short])[0]
+        beside_Ld = lm.hidden(tokens_2L, positions_2L)[0, :short]
+        worst = distance(lm, beside_Ld, alone_Ld)
+    if worst <= tolerance(lm):
+        return None
+    return f"log-probs of a row of {family} change by {worst:.3g} nats with a longer row beside it"
 
 
 def share_prompts(lm: CausalLM) -> str | None:
@@ -112,3 +165,14 @@ def tolerance(lm: CausalLM) -> float:
     """In nats: rounding of the dtype the model computes in, far below any mistake."""
     dtype = next(lm.model.parameters()).dtype
     return PROBE_TOLERANCE * (1 if dtype in (torch.float32, torch.float64) else 100)
+
+
+@contextmanager
+def _evaluating(lm: CausalLM) -> Iterator[None]:
+    """`lm` in evaluation mode for as long as a probe runs."""
+    was_training = lm.model.training
+    lm.model.eval()
+    try:
+        yield
+    finally:
+        lm.model.train(was_training)
