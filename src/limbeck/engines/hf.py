@@ -9,10 +9,8 @@ Shape legend: P prompts, B rows (responses being decoded), L prompt length, d wi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,17 +19,13 @@ from torch import Tensor
 from limbeck.config.engine import HFEngineConfig
 from limbeck.errors import EngineError
 from limbeck.models.causal_lm import CausalLM, precision
-from limbeck.models.decode import read
-from limbeck.models.decode_numba import lean_rows
-from limbeck.models.llama import LlamaParts
-from limbeck.models.rows import PlainRows, Prefilled, Rows, prefill
+from limbeck.models.decode import Decoder, Rows
+from limbeck.models.equivalence import fast_decode
 from limbeck.models.sampling import draw, uniforms
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Prompt, Rollout, Sampling
 
 logger = logging.getLogger("limbeck")
-
-RowsOf: TypeAlias = Callable[[Prefilled, Tensor, int], Rows]
 
 LEAVE_SHARE = 0.25  # rows leave when this share has finished: fewer copies of the cache
 SYNC_EVERY = {"cpu": 1}  # tokens between looks at who has finished; a look stalls an accelerator
@@ -44,13 +38,9 @@ class InProcessEngine:
     def __init__(self, lm: CausalLM, section: HFEngineConfig, autocast: torch.dtype | None = None) -> None:
         self.lm, self.max_rows, self.autocast = lm, section.max_rows, autocast
         self.version = 0
-        found = "bfloat16 autocast" if autocast else read(lm)
-        self.plain = None if isinstance(found, LlamaParts) else found  # why transformers' own pass is run
-        self.rows_of: RowsOf = partial(PlainRows, lm)
-        self.parts: LlamaParts | None = None  # of a model whose prompts need no transformers either
-        if isinstance(found, LlamaParts):
-            self.rows_of, self.parts = partial(lean_rows(lm, found), found), found
-        logger.info("%s decodes %s", lm.name, f"by transformers: {self.plain}" if self.plain else "by the lean loop")
+        self.decoder = Decoder(lm, why="bfloat16 autocast") if autocast else fast_decode(lm)
+        why = self.decoder.why
+        logger.info("%s decodes %s", lm.name, f"through transformers: {why}" if why else "by the fast decode")
 
     async def load(self, policy: Policy) -> None:
         self.version = policy.version
@@ -63,7 +53,7 @@ class InProcessEngine:
     ) -> list[Rollout | Failure]:
         """See `protocols.Engine`. Raises `EngineError` where the model's logits are not finite."""
         rollouts: list[Rollout | None] = [None] * (len(prompts) * samples_per_prompt)
-        was_training = self.lm.model.training and self.parts is None  # which run no modules
+        was_training = self.lm.model.training and self.decoder.parts is None  # fast decode runs no modules
         if was_training:
             self.lm.model.eval()  # no dropout while sampling
         try:
@@ -97,9 +87,7 @@ class InProcessEngine:
         self, prompts: Sequence[Prompt], rows: list[tuple[int, list[int]]], samples: int, sampling: Sampling
     ) -> Iterator[tuple[int, Rollout]]:
         """Rollouts of one group, each with its place in the answer."""
-        decoding = _Decoding(
-            self.lm, [prompts[i] for i, _ in rows], [n for _, n in rows], sampling, self.rows_of, self.parts
-        )
+        decoding = _Decoding(self.lm, [prompts[i] for i, _ in rows], [n for _, n in rows], sampling, self.decoder)
         tokens, logprobs = decoding.run()
         row = 0
         for index, numbers in rows:
@@ -144,8 +132,7 @@ class _Decoding:
     prompts: list[Prompt]
     numbers: list[list[int]]  # sample numbers of each prompt
     sampling: Sampling
-    rows_of: RowsOf
-    parts: LlamaParts | None
+    decoder: Decoder
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """[rows, <= max_tokens] token ids and their log-probs; what follows a stop token is noise."""
@@ -184,6 +171,6 @@ class _Decoding:
 
     def _start(self) -> tuple[Tensor, Rows]:
         """Each prompt computed once, its last state repeated for each of its samples: [B, d]."""
-        start = prefill(self.lm, [prompt.token_ids for prompt in self.prompts], self.parts)
         prompt_B = torch.tensor([p for p, n in enumerate(self.numbers) for _ in n], device=self.lm.device)
-        return start.hidden_Pd[prompt_B], self.rows_of(start, prompt_B, self.sampling.max_tokens)
+        prompts = [prompt.token_ids for prompt in self.prompts]
+        return self.decoder.start(prompts, prompt_B, self.sampling.max_tokens)

@@ -29,10 +29,9 @@ from limbeck.learners.batch import Batch, MicroBatch, make_batch
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
 from limbeck.models.causal_lm import CausalLM, precision
-from limbeck.models.equivalence import prove_packing, share_prompts
+from limbeck.models.equivalence import prove_packing, share_prompts, use_fused_forward
 from limbeck.models.layout import Layout, lay_out, plan
-from limbeck.models.llama import speed_up
-from limbeck.models.truncation import truncate
+from limbeck.models.sampling import truncate
 from limbeck.objectives import Measured, distillation_loss
 from limbeck.records import Floats, Mean, Rollout, Scored, StepReport, Trace
 
@@ -62,7 +61,7 @@ class InProcessLearner:
         torch.manual_seed(seed)  # what adapters begin as
         self.adapters = _add_adapters(lm, section.lora) if section.lora else None
         if self.layout != "packed" and self.autocast is None:
-            speed_up(lm, section.gradient_checkpointing)
+            use_fused_forward(lm, section.gradient_checkpointing)
         self.parameters = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
         matrices = [p for p in self.parameters.values() if p.ndim >= 2]
         vectors = [p for p in self.parameters.values() if p.ndim < 2]
