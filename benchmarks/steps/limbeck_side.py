@@ -28,7 +28,7 @@ LOWEST_DIE = 0.05
 
 def fix_lengths(case: Case) -> None:
     """Replace the dice, before the engine takes them up."""
-    from limbeck.engines import sampling
+    from limbeck.models import sampling
 
     plain, lengths = sampling.uniforms, case.lengths()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from limbeck.config.engine import HFEngineConfig
 from limbeck.engines.hf import LEAVE_SHARE, InProcessEngine
 from limbeck.errors import EngineError, ModelError
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.rows import PlainRows
+from limbeck.models.decode import Decoder
 from limbeck.records import Prompt, Rollout, Sampling
 from tests import tiny
 
@@ -41,7 +40,7 @@ async def sample(
 ) -> list[Rollout]:
     engine = InProcessEngine(lm, HFEngineConfig(max_rows=max_rows))
     if plain:
-        engine.rows_of, engine.parts = partial(PlainRows, lm), None
+        engine.decoder = Decoder(lm)
     for shapes in WATCHED:
         shapes.clear()  # of the proof, which is made once a run
     done = await engine.sample(prompts, sampling, samples)

@@ -1,4 +1,4 @@
-"""The lean loop: the same tokens and log-probs as through transformers, for the models it can read."""
+"""Fast decode: the same tokens and log-probs as through transformers, for the models that are built like Llama."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,11 @@ from limbeck.config.learner import LocalLearnerConfig, LoraConfig
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.engines.hf import InProcessEngine
 from limbeck.learners.local import LocalLearner
-from limbeck.models import decode_numba as kernel_rows
-from limbeck.models import kernels
+from limbeck.models import decode_numba, equivalence
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.decode import LeanRows, distance, read
-from limbeck.models.decode_numba import KernelRows
-from limbeck.models.llama import LlamaParts
-from limbeck.models.rows import PlainRows, prefill
+from limbeck.models.decode import Decoder, FastRows, TransformersRows
+from limbeck.models.decode_numba import NumbaRows
+from limbeck.models.equivalence import fast_decode
 from limbeck.records import Rollout, Sampling
 from tests import tiny
 
@@ -58,8 +55,8 @@ VARIANTS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "qwen3-wide-heads": lambda: tiny.config_of("qwen3", head_dim=20),
     "mistral": lambda: tiny.config_of("mistral", sliding_window=None),
 }  # fmt: skip
-NOT_LEAN = {
-    "gpt2": "not built like Llama", "gemma2": "sliding_attention", "mistral": "sliding window of 5",
+SLOW = {
+    "gpt2": "not built like Llama", "gemma2": "not built like Llama", "mistral": "sliding window of 5",
     "granite": "not computed like Llama", "cohere": "not built like Llama", "phi": "not built like Llama",
 }  # fmt: skip
 PROMPTS = tiny.prompts(9, 2, 14, 1, 9, 5)
@@ -76,46 +73,34 @@ def exact_of(variant: str) -> CausalLM:
 
 @pytest.mark.parametrize("samples", [(1, 1, 1), (3, 3, 3), (1, 4, 2)], ids=str)
 @pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("kind", [LeanRows, KernelRows])
+@pytest.mark.parametrize("kind", [FastRows, NumbaRows])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_states_are_those_of_the_model_while_rows_leave(
-    variant: str, kind: type[LeanRows] | type[KernelRows], padded: bool, samples: tuple[int, ...]
+    variant: str, kind: type[FastRows] | type[NumbaRows], padded: bool, samples: tuple[int, ...]
 ) -> None:
     """float64, 1e-10: six tokens, with rows, and then whole prompts, leaving on the way."""
     lm, steps = exact_of(variant), 6
-    model = read(lm)
-    assert isinstance(model, LlamaParts)
+    parts = fast_decode(lm).parts
+    assert parts is not None
     prompts = [prompt.token_ids for prompt in (tiny.prompts(9, 2, 6) if padded else tiny.prompts(5, 5, 5))]
     owner = torch.tensor([p for p, count in enumerate(samples) for _ in range(count)])
-    dice = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     with torch.inference_mode():
-        lean, plain = (
-            kind(model, prefill(lm, prompts, model), owner, steps),
-            PlainRows(lm, prefill(lm, prompts), owner, steps),
+        (first, fast), (other_first, plain) = (
+            decoder.start(prompts, owner, steps) for decoder in (Decoder(lm, parts, kind), Decoder(lm))
         )
+        assert isinstance(plain, TransformersRows)
+        assert_close(first, other_first, atol=1e-10, rtol=0)
         rows = len(owner)
         for step in range(steps):
-            token_B = torch.randint(5, tiny.VOCABULARY, (rows,), generator=dice)
-            one, other = lean.forward(token_B), plain.forward(token_B)
+            token_B = torch.randint(5, tiny.VOCABULARY, (rows,), generator=generator)
+            one, other = fast.forward(token_B), plain.forward(token_B)
             assert_close(one, other, atol=1e-10, rtol=0)
             if step % 2 and rows > 1:
                 kept = torch.arange(rows)[1 if step == 1 else 0 :: 1 if step == 1 else 2]
-                lean.keep(kept)
+                fast.keep(kept)
                 plain.keep(kept)
                 rows = len(kept)
-
-
-@pytest.mark.parametrize("merged", [True, False])
-@pytest.mark.parametrize("variant", ["llama", "llama-biases", "qwen2"])
-def test_one_product_or_three_for_queries_keys_and_values(
-    variant: str, merged: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernel_rows, "MERGED_WIDTH", 512 if merged else 0)
-    lm = exact_of(variant)
-    model = read(lm)
-    assert isinstance(model, LlamaParts)
-    assert {len(kernel_rows._products(block)) for block in model.blocks} == {1 if merged else 3}
-    assert distance(lm, model, KernelRows) < 1e-10
 
 
 def test_numba_leaves_torchs_threads_and_the_environment_as_they_are() -> None:
@@ -125,10 +110,10 @@ import os, torch
 torch.set_num_threads(1)
 from limbeck.config.engine import HFEngineConfig
 from limbeck.engines.hf import InProcessEngine
-from limbeck.models.decode_numba import KernelRows
+from limbeck.models.decode_numba import NumbaRows
 from tests import tiny
 before = dict(os.environ)
-assert InProcessEngine(tiny.fresh("llama"), HFEngineConfig()).rows_of.func is KernelRows
+assert InProcessEngine(tiny.fresh("llama"), HFEngineConfig()).decoder.rows_of is NumbaRows
 print(torch.get_num_threads(), dict(os.environ) == before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -142,69 +127,63 @@ async def test_the_same_samples_for_the_same_seeds(
     variant: str, numba: bool, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm, sampling = model_of(variant), Sampling(0.9, 14, stop_ids=STOPS, seed=3)
-    monkeypatch.setattr(kernel_rows, "find_spec", lambda name: numba or None)
+    monkeypatch.setattr(equivalence, "find_spec", lambda name: numba or None)
     engine = InProcessEngine(lm, HFEngineConfig(max_rows=11))
-    assert engine.rows_of.func is (KernelRows if numba else LeanRows)
-    lean = await engine.sample(PROMPTS, sampling, samples)
-    engine.rows_of, engine.parts = partial(PlainRows, lm), None
+    assert engine.decoder.rows_of is (NumbaRows if numba else FastRows)
+    fast = await engine.sample(PROMPTS, sampling, samples)
+    engine.decoder = Decoder(lm)
     plain = await engine.sample(PROMPTS, sampling, samples)
-    for one, other in zip(lean, plain, strict=True):
+    for one, other in zip(fast, plain, strict=True):
         assert isinstance(one, Rollout)
         assert isinstance(other, Rollout)
         assert one.token_ids.tolist() == other.token_ids.tolist()
         assert_close(one.behaviour_logprobs, other.behaviour_logprobs, atol=1e-4, rtol=0)
-    assert len({len(item.token_ids) for item in lean if isinstance(item, Rollout)}) > 2
+    assert len({len(item.token_ids) for item in fast if isinstance(item, Rollout)}) > 2
 
 
-@pytest.mark.parametrize("family", NOT_LEAN)
+@pytest.mark.parametrize("family", SLOW)
 async def test_models_it_cannot_read_are_named_and_decoded_by_transformers(
     family: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lm = tiny.fresh(family)
-    assert NOT_LEAN[family] in str(read(lm))
+    assert SLOW[family] in str(fast_decode(lm).why)
     with caplog.at_level(logging.INFO, logger="limbeck"):
         engine = InProcessEngine(lm, HFEngineConfig())
-    assert engine.rows_of.func is PlainRows
-    assert engine.plain is not None
-    assert NOT_LEAN[family] in engine.plain
-    assert NOT_LEAN[family] in caplog.text
+    assert engine.decoder.parts is None
+    assert SLOW[family] in str(engine.decoder.why)
+    assert SLOW[family] in caplog.text
 
 
 def test_what_numba_does_otherwise_is_not_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lm = tiny.fresh("llama")
-    model = read(lm)
-    assert isinstance(model, LlamaParts)
-    assert kernel_rows.lean_rows(lm, model) is KernelRows
-    plain = kernels.rms_norm
+    assert fast_decode(lm).rows_of is NumbaRows
+    plain = decode_numba.rms_norm
 
     def other_norm(x_dB: Any, weight_d: Any, eps: float, out_dB: Any) -> None:
         plain(x_dB, 1.01 * weight_d, eps, out_dB)
 
-    monkeypatch.setattr(kernels, "rms_norm", other_norm)
-    assert kernel_rows.lean_rows(lm, model) is LeanRows
-    assert "nats on a probe" in caplog.text
+    monkeypatch.setattr(decode_numba, "rms_norm", other_norm)
+    assert fast_decode(lm).rows_of is FastRows
+    assert "decodes without numba: log-probs differ by" in caplog.text
 
 
 def test_without_numba_the_reader_is_told_how_to_be_faster(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lm = tiny.fresh("llama")
-    model = read(lm)
-    assert isinstance(model, LlamaParts)
-    monkeypatch.setattr(kernel_rows, "find_spec", lambda name: None)
+    monkeypatch.setattr(equivalence, "find_spec", lambda name: None)
     with caplog.at_level(logging.INFO, logger="limbeck"):
-        assert kernel_rows.lean_rows(lm, model) is LeanRows
+        assert fast_decode(tiny.fresh("llama")).rows_of is FastRows
     assert "pip install 'limbeck[cpu]'" in caplog.text
 
 
 async def test_adapters_and_autocast_are_decoded_by_transformers() -> None:
     pytest.importorskip("peft")
     lm = tiny.fresh("llama")
-    assert "autocast" in str(InProcessEngine(lm, HFEngineConfig(), torch.bfloat16).plain)
+    assert "autocast" in str(InProcessEngine(lm, HFEngineConfig(), torch.bfloat16).decoder.why)
     LocalLearner(lm, LocalLearnerConfig(lora=LoraConfig(rank=2)), ReverseKLConfig(), 1, 0)
-    assert "q_proj is a" in str(InProcessEngine(lm, HFEngineConfig()).plain)
+    assert "q_proj is a" in str(InProcessEngine(lm, HFEngineConfig()).decoder.why)
 
 
 def spoilt() -> list[tuple[str, Callable[[CausalLM, pytest.MonkeyPatch], None]]]:
@@ -230,21 +209,21 @@ def test_a_model_that_only_looks_like_llama_is_told_apart(
 ) -> None:
     lm = tiny.fresh("llama")
     spoil(lm, monkeypatch)
-    assert "not computed like Llama" in str(read(lm))
+    assert "not computed like Llama" in str(fast_decode(lm).why)
 
 
 def test_a_model_whose_parts_do_not_fit_is_told_apart() -> None:
     """StableLM has the same names, and rotates a quarter of each head."""
     config = transformers.StableLmConfig(**tiny.GATED, vocab_size=tiny.VOCABULARY, max_position_embeddings=64)
     lm = CausalLM("stablelm", tiny.build(config), tiny.character_tokenizer(), tiny.VOCABULARY)
-    assert "StableLmForCausalLM is not" in str(read(lm))
+    assert "StableLmForCausalLM is not" in str(fast_decode(lm).why)
 
 
-def test_weights_that_are_not_finite_are_not_lean() -> None:
+def test_weights_that_are_not_finite_are_not_decoded_fast() -> None:
     lm = tiny.fresh("llama")
     with torch.no_grad():
         lm.model.base_model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
-    assert isinstance(read(lm), str)
+    assert fast_decode(lm).why is not None
 
 
 async def test_an_update_in_place_is_seen_at_once() -> None:
@@ -266,16 +245,16 @@ async def test_an_update_in_place_is_seen_at_once() -> None:
 
 async def test_a_prompts_keys_are_kept_once_for_all_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows hold their own tokens only: 4 prompts of 9 tokens, whatever the samples."""
-    monkeypatch.setattr(kernel_rows, "find_spec", lambda name: None)
+    monkeypatch.setattr(equivalence, "find_spec", lambda name: None)
     seen: list[tuple[Any, ...]] = []
-    attend = LeanRows._attend
+    attend = FastRows._attend
 
-    def watched(self: LeanRows, number: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+    def watched(self: FastRows, number: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         seen.append((tuple(keys.shape), tuple(self.prompts[number][0].shape)))
         return attend(self, number, query, keys, values, scaling)
 
     engine = InProcessEngine(tiny.lm_of("llama"), HFEngineConfig())
-    monkeypatch.setattr(LeanRows, "_attend", watched)
+    monkeypatch.setattr(FastRows, "_attend", watched)
     await engine.sample(tiny.prompts(9, 9, 9, 9), Sampling(1.0, 4), 8)
     assert [rows for rows, _ in seen[::2]] == [(32, 2, t, 8) for t in (1, 2, 3)]
     assert {prompts for _, prompts in seen} == {(4, 2, 9, 8)}

@@ -22,13 +22,13 @@ from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.equivalence import share_prompts
 from limbeck.models.layout import lay_out, split
-from limbeck.models.prefix_tree import ATTENTION, grow
+from limbeck.models.prefix_tree import ATTENTION, build
 from limbeck.records import HiddenScores, Prompt, Rollout, Sampling, Scored
 from limbeck.teachers.local import LocalTeacher
 from tests import tiny
 
 SHARING = ("llama", "llama-tied", "qwen2", "qwen3", "gpt2", "granite", "cohere", "phi")
-NOT_SHARING = {"gemma2": "eager", "mistral": "sliding_window = 5"}
+NOT_SHARING = {"gemma2": "eager", "mistral": "sliding window of 5"}
 SHAPES = ((5, (3, 1, 7)), (2, (4,)), (9, (2, 2)), (1, (6, 0, 5)), (4, (0,)))  # prompt, tokens of each response
 
 
@@ -64,8 +64,8 @@ def test_worked_example_of_the_docstring() -> None:
     assert batch.positions_BL.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
     assert batch.predict_N.tolist() == [1, 2, 3, 1, 4, 5, 6]
     assert batch.tree is not None
-    assert batch.tree.stem_TL.tolist() == [[0, 1], [5, 6]]
-    assert batch.tree.branch_BR.tolist() == [[2, 3], [4, 0]]
+    assert batch.tree.prefix_TL.tolist() == [[0, 1], [5, 6]]
+    assert batch.tree.suffix_BR.tolist() == [[2, 3], [4, 0]]
     assert batch.tree.keys_BK.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0]]
     assert (batch.tree.bias_B1RK[0, 0] == 0).tolist() == [[True, True, True, False], [True] * 4]
 
@@ -170,7 +170,7 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
         if batch.tree is None:
             assert len({max(1, len(rollout.token_ids) - 1) for rollout in chosen}) == 1
             continue
-        places = torch.cat([batch.tree.stem_TL.flatten(), batch.tree.branch_BR.flatten()])
+        places = torch.cat([batch.tree.prefix_TL.flatten(), batch.tree.suffix_BR.flatten()])
         assert places[batch.tree.read_N].tolist() == list(range(count))
 
 
@@ -249,6 +249,6 @@ def test_a_batch_of_scores_follows_its_rollouts() -> None:
 
 def test_float_bias_is_finite_where_something_is_attended_to() -> None:
     """A row of a softmax over nothing would be NaN, also where it is a filler's."""
-    tree = grow([(3, [1, 4]), (2, []), (1, [2, 2])])
+    tree = build([(3, [1, 4]), (2, []), (1, [2, 2])])
     assert torch.isfinite(tree.bias_B1RK).any(dim=-1).all()
     assert replace(tree).to(torch.device("cpu")).keys_BK.equal(tree.keys_BK)

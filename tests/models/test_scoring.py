@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from limbeck.models import scoring
 from limbeck.models.head import Head
+from limbeck.models.sampling import truncate
 from limbeck.models.scoring import score_hidden
-from limbeck.models.truncation import truncate
 from limbeck.records import Sampling
 
 S, V, D, T = 23, 50, 12, 0.7

@@ -9,10 +9,8 @@ Shape legend: B rows (responses being decoded), T tokens of a response, K top to
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,18 +19,14 @@ from torch import Tensor
 from limbeck.config.engine import HFEngineConfig
 from limbeck.errors import EngineError
 from limbeck.models.causal_lm import CausalLM, precision
-from limbeck.models.decode import read
-from limbeck.models.decode_numba import lean_rows
-from limbeck.models.llama import LlamaParts
-from limbeck.models.rows import PlainRows, Prefilled, Rows, prefill
+from limbeck.models.decode import Decoder, Rows
+from limbeck.models.equivalence import fast_decode
 from limbeck.models.sampling import draw
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Sampled, SampleRequest, Sampling
 from limbeck.seeding import uniforms
 
 logger = logging.getLogger("limbeck")
-
-RowsOf: TypeAlias = Callable[[Prefilled, Tensor, int], Rows]
 
 LEAVE_SHARE = 0.25  # rows leave when this share has finished: fewer copies of the cache
 SYNC_EVERY = {"cpu": 1}  # tokens between looks at who has finished; a look stalls an accelerator
@@ -52,13 +46,9 @@ class InProcessEngine:
         self.lm, self.autocast, self.shared = lm, autocast, shared
         self.max_rows: int | None = section.max_rows
         self.policy: Policy | None = None
-        found = "bfloat16 autocast" if autocast else read(lm)
-        self.plain = None if isinstance(found, LlamaParts) else found  # why transformers' own pass is run
-        self.rows_of: RowsOf = partial(PlainRows, lm)
-        self.parts: LlamaParts | None = None  # of a model whose prompts need no transformers either
-        if isinstance(found, LlamaParts):
-            self.rows_of, self.parts = partial(lean_rows(lm, found), found), found
-        logger.info("%s decodes %s", lm.name, f"by transformers: {self.plain}" if self.plain else "by the lean loop")
+        self.decoder = Decoder(lm, why="bfloat16 autocast") if autocast else fast_decode(lm)
+        why = self.decoder.why
+        logger.info("%s decodes %s", lm.name, f"through transformers: {why}" if why else "by the fast decode")
 
     async def load(self, policy: Policy) -> None:
         """Raises `EngineError` for weights of other names or shapes."""
@@ -91,12 +81,12 @@ class InProcessEngine:
         """
         assert self.policy is not None, "an engine samples after `load`"
         version = self.policy.version
-        was_training = self.lm.model.training and self.parts is None  # which run no modules
+        was_training = self.lm.model.training and self.decoder.parts is None  # fast decode runs no modules
         if was_training:
             self.lm.model.eval()  # no dropout while sampling
         try:
             with torch.inference_mode(), precision(self.lm, self.autocast):
-                decoded = _Decoding(self.lm, unit, self.rows_of, self.parts).run()
+                decoded = _Decoding(self.lm, unit, self.decoder).run()
         finally:
             if was_training:
                 self.lm.model.train()
@@ -131,8 +121,7 @@ class _Decoding:
 
     lm: CausalLM
     unit: Sequence[SampleRequest]
-    rows_of: RowsOf
-    parts: LlamaParts | None
+    decoder: Decoder
 
     def run(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
         """Of each request [<= max_tokens] token ids, log-probs and top ids; what follows a stop token is noise."""
@@ -189,6 +178,4 @@ class _Decoding:
             if not prefixes or prefixes[-1] != ids:
                 prefixes.append(ids)
             owner.append(len(prefixes) - 1)
-        start = prefill(self.lm, prefixes, self.parts)
-        prompt_B = torch.tensor(owner, device=self.lm.device)
-        return start.hidden_Pd[prompt_B], self.rows_of(start, prompt_B, reserve)
+        return self.decoder.start(prefixes, torch.tensor(owner, device=self.lm.device), reserve)

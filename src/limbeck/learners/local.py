@@ -33,9 +33,8 @@ from limbeck.learners.policy import Lease, LocalPolicy
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
 from limbeck.models.causal_lm import CausalLM, precision, turn_off_training_noise
-from limbeck.models.equivalence import prove_packing, share_prompts
+from limbeck.models.equivalence import prove_packing, share_prompts, use_fused_forward
 from limbeck.models.layout import Layout
-from limbeck.models.llama import speed_up
 from limbeck.objectives import Loss, Measured, distillation_loss, loss_of
 from limbeck.records import Scored
 from limbeck.reports import Mean, StepReport, Trace
@@ -70,7 +69,7 @@ class LocalLearner:
         self.adapters: LoraAdapters | None = add_adapters(lm, config.lora) if config.lora else None
         turn_off_training_noise(lm)
         if self.layout != "packed" and self.autocast is None:
-            speed_up(lm, config.gradient_checkpointing)
+            use_fused_forward(lm, config.gradient_checkpointing)
         self.parameters = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
         self.optimizer = _optimizer(list(self.parameters.values()), config)
         self._lease = Lease(self.version)

@@ -1,12 +1,13 @@
-"""One token for many rows, without transformers in between: for Llama and the models built like it.
+"""Responses under way: the prompts computed once, then one token of every row at a time.
 
-The model's own parameters are used where they lie, so an update is seen at once and nothing is kept
-twice. Two things make it fast. Activations stand as [width, rows]: `weight @ x` is up to 1.6 times as
-fast as `x @ weight.T` for the few rows of decoding on a CPU. And what a prompt left in the cache is
-stored once and attended to by all of its samples together.
+    decoder = fast_decode(lm)                          # `equivalence`: the fastest way that is proven, and why
+    hidden_Bd, rows = decoder.start(prompts, prompt_B, reserve)
+    hidden_Bd = rows.forward(token_B)                  # again and again; rows.keep(which) as responses end
 
-What a model does besides is not guessed from its name: `read` looks for the parts it knows, and
-proves them on a probe against the model itself.
+`TransformersRows` decodes any model. `FastRows` decodes what is built like Llama, through `llama.run_block`. Two
+things make it fast. Activations stand as [width, rows]: with dozens of rows `weight @ x` is up to 1.3 times as fast
+as `x @ weight.T` on two threads of a CPU. And what a prompt left in the cache is stored once and
+attended to by all of its samples together. `decode_numba` is a third way.
 
 Shape legend: P prompts, B rows, S samples of a prompt, H query heads, J key-value heads, G = H / J,
 D head width, L prompt tokens, t tokens of a response so far, d model width, n any layer's width.
@@ -14,86 +15,195 @@ D head width, L prompt tokens, t tokens of a response so far, d model width, n a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from limbeck.errors import EngineError
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.equivalence import tolerance
 from limbeck.models.head import at_least_float32
-from limbeck.models.kv_cache import RowLayer
-from limbeck.models.llama import Block, LlamaParts, parts_of
-from limbeck.models.rows import Prefilled, Rows, prefill
+from limbeck.models.kv_cache import RowCache, RowLayer, keep_rows
+from limbeck.models.llama import Block, LlamaParts, hidden_states_at, run_block
 
-PROBE_PROMPTS = (5, 2)  # tokens; of different lengths, so that one is padded
-PROBE_SAMPLES = (2, 3)
-PROBE_STEPS = 3
 FEW = 8  # rows
 
 
-class WeightAndBias(Protocol):
-    """What `linear` needs of a layer."""
+class Rows(Protocol):
+    """The model's memory of B responses."""
 
-    @property
-    def weight(self) -> Tensor: ...
+    def forward(self, token_B: Tensor) -> Tensor:
+        """[B, d] the states after one more token of each."""
+        ...
 
-    @property
-    def bias(self) -> Tensor | None: ...
-
-
-def read(lm: CausalLM) -> LlamaParts | str:
-    """The model's parts, proven; or why they cannot be run this way."""
-    model, family = parts_of(lm), type(lm.model).__name__
-    if isinstance(model, str):
-        return model
-    try:
-        worst = distance(lm, model, LeanRows)
-    except Exception as error:  # parts of those names that want something else, such as half-rotated heads
-        return f"{family} is not computed like Llama: {(str(error).splitlines() or [type(error).__name__])[0]}"
-    if not worst <= tolerance(lm):
-        return f"{family} is not computed like Llama: log-probs differ by {worst:.3g} nats on a probe"
-    return model
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, in their order."""
+        ...
 
 
-def distance(lm: CausalLM, model: LlamaParts, rows_of: Callable[[LlamaParts, Prefilled, Tensor, int], Rows]) -> float:
-    """Largest difference in nats between a few tokens decoded as `rows_of` does and the same sequences at once."""
-    was_training, worst = lm.model.training, 0.0
-    lm.model.eval()
-    with torch.inference_mode():
-        tokens = (torch.arange(1, 64, device=lm.device) * 7919 % lm.vocabulary).tolist()
-        prompts = [tokens[:length] for length in PROBE_PROMPTS]
-        for samples in ((1, 1), PROBE_SAMPLES):
-            owner = [p for p, count in enumerate(samples) for _ in range(count)]
-            tails = [tokens[10 + 5 * row : 10 + 5 * row + PROBE_STEPS] for row in range(len(owner))]
-            prompt_B = torch.tensor(owner, device=lm.device)
-            rows = rows_of(model, prefill(lm, prompts, model), prompt_B, PROBE_STEPS)
-            stepped = [rows.forward(torch.tensor(column, device=lm.device)) for column in zip(*tails, strict=True)]
-            for row, (p, tail) in enumerate(zip(owner, tails, strict=True)):
-                whole_Ld = lm.hidden(torch.tensor([prompts[p] + tail], device=lm.device))[0, -PROBE_STEPS:]
-                ours_LV, theirs_LV = (
-                    lm.head().logits(hidden).log_softmax(-1)
-                    for hidden in (torch.stack([step[row] for step in stepped]), whole_Ld)
-                )
-                worst = max(worst, (ours_LV - theirs_LV).abs().max().nan_to_num(nan=torch.inf).item())
-    lm.model.train(was_training)
-    return worst
+@dataclass(frozen=True, eq=False)
+class Prefilled:
+    """Prompts computed once each, padded to one length."""
+
+    hidden_Pd: Tensor  # after the last token
+    cache: RowCache
+    attend_PL: Tensor | None  # bool; None where nothing is padded
+    length_P: Tensor  # tokens
+    position_P: Tensor  # of the token that comes next
 
 
-class LeanRows:
-    """See `rows.Rows`. Row b answers prompt `prompt_B[b]`; the rows of a prompt stand together."""
+FastRowsOf: TypeAlias = Callable[[LlamaParts, Prefilled, Tensor, int], Rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """How `lm` is decoded: fast with `parts`, whose rows are `rows_of`, or by transformers, and then `why`."""
+
+    lm: CausalLM
+    parts: LlamaParts | None = None
+    rows_of: FastRowsOf | None = None
+    why: str | None = None
+
+    def start(self, prompts: Sequence[Sequence[int]], prompt_B: Tensor, reserve: int) -> tuple[Tensor, Rows]:
+        """[B, d] states after the prompt of each row, and the rows, with room for `reserve` tokens of each.
+
+        Row b answers prompt `prompt_B[b]`; the rows of a prompt stand together. Raises `EngineError` for a model
+        that keeps no cache.
+        """
+        start = self.prefill(prompts)
+        return start.hidden_Pd[prompt_B], self.rows(start, prompt_B, reserve)
+
+    def prefill(self, prompts: Sequence[Sequence[int]], first: Sequence[int] | None = None) -> Prefilled:
+        """Compute `prompts`, each from position 0, or from its own in `first`."""
+        return prefill(self.lm, prompts, self.parts, first)
+
+    def rows(self, start: Prefilled, prompt_B: Tensor, reserve: int) -> Rows:
+        if self.parts is None or self.rows_of is None:
+            return TransformersRows(self.lm, start, prompt_B, reserve)
+        return self.rows_of(self.parts, start, prompt_B, reserve)
+
+
+def prefill(
+    lm: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    parts: LlamaParts | None = None,
+    first: Sequence[int] | None = None,
+) -> Prefilled:
+    """Compute `prompts`: by the fused forward, padded to the right, where `parts` are given; else by transformers.
+
+    There the padding is to the left: sliding windows are counted in places, not in positions. Raises `EngineError`
+    for a model that keeps no cache.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    width = max(lengths)
+    tokens_PL = torch.zeros(len(lengths), width, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        start = 0 if parts is not None else width - lengths[row]
+        tokens_PL[row, start : start + lengths[row]] = torch.tensor(prompt)
+    tokens_PL, length_P = tokens_PL.to(lm.device), torch.tensor(lengths, device=lm.device)
+    places_PL = torch.arange(width, device=lm.device).expand(len(lengths), -1)
+    first_P = None if first is None else torch.tensor(first, device=lm.device)
+    cache = RowCache(lm.model.config.get_text_config().num_hidden_layers)
+    if parts is not None:
+        kept: list[tuple[Tensor, Tensor]] = []
+        last_P = torch.arange(len(lengths), device=lm.device) * width + length_P - 1
+        positions_PL = places_PL[:1] if first_P is None else places_PL + first_P[:, None]
+        hidden_Pd = hidden_states_at(parts, tokens_PL, positions_PL, last_P, kept=kept)
+        for layer, (keys, values) in zip(cache.layers, kept, strict=True):
+            layer.update(keys, values)
+        attend_PL = places_PL < length_P[:, None]
+    else:
+        positions_PL = places_PL - (width - length_P)[:, None]
+        attend_PL = positions_PL >= 0
+        hidden_Pd = lm.hidden(
+            tokens_PL,
+            positions_PL.clamp(min=0) + (0 if first_P is None else first_P[:, None]),
+            attention_mask=attend_PL if min(lengths) < width else None,
+            past_key_values=cache,
+            use_cache=True,
+        )[:, -1]
+    if cache.get_seq_length() != width:
+        raise EngineError(
+            f"{lm.name}: {type(lm.model).__name__} kept {cache.get_seq_length()} of {width} tokens "
+            "in its key-value cache, so each token would be sampled without what precedes it. Supported: "
+            "attention-only causal language models that use transformers' cache."
+        )
+    position_P = length_P if first_P is None else length_P + first_P
+    return Prefilled(hidden_Pd, cache, attend_PL if min(lengths) < width else None, length_P, position_P)
+
+
+class TransformersRows:
+    """Rows of any model, through transformers' own forward pass. Row b answers prompt `prompt_B[b]`."""
+
+    def __init__(self, lm: CausalLM, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
+        self.lm, self.cache, self.attend_BL, self.position_B = lm, start.cache, start.attend_PL, start.position_P
+        self.keep(prompt_B, reserve)
+
+    def forward(self, token_B: Tensor) -> Tensor:
+        if self.attend_BL is not None:
+            self.attend_BL = torch.cat([self.attend_BL, self.attend_BL.new_ones(len(token_B), 1)], dim=1)
+        hidden_B1d = self.lm.hidden(
+            token_B[:, None],
+            self.position_B[:, None],
+            attention_mask=self.attend_BL,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.position_B = self.position_B + 1
+        return hidden_B1d[:, 0]
+
+    def keep(self, rows: Tensor, reserve: int = 0) -> None:
+        keep_rows(self.cache, rows, reserve)
+        self.position_B = self.position_B[rows]
+        if self.attend_BL is not None:
+            self.attend_BL = self.attend_BL[rows]
+
+
+class Columns:
+    """`llama.Operations` on [d, B], one token of each row; adds in place, for no gradient flows."""
+
+    def norm(self, x_dB: Tensor, norm: Any) -> Tensor:
+        return _rms(x_dB, norm)
+
+    def normed_linears(self, x_dB: Tensor, norm: Any, *linears: nn.Linear) -> tuple[Tensor, ...]:
+        normed_dB = self.norm(x_dB, norm)
+        if _few(normed_dB):
+            normed_Bd = normed_dB.t().contiguous()
+            return tuple(nn.functional.linear(normed_Bd, n.weight, n.bias).t().contiguous() for n in linears)
+        products = [torch.mm(linear.weight, normed_dB) for linear in linears]
+        return tuple(
+            product_nB if linear.bias is None else product_nB.add_(linear.bias[:, None])
+            for product_nB, linear in zip(products, linears, strict=True)
+        )
+
+    def add_linear(self, x_dB: Tensor, y_nB: Tensor, linear: nn.Linear) -> Tensor:
+        if _few(y_nB):
+            return x_dB.add_(nn.functional.linear(y_nB.t().contiguous(), linear.weight, linear.bias).t())
+        x_dB.addmm_(linear.weight, y_nB)
+        return x_dB if linear.bias is None else x_dB.add_(linear.bias[:, None])
+
+    def add_gated(self, x_dB: Tensor, gate_nB: Tensor, up_nB: Tensor, down: nn.Linear) -> Tensor:
+        return self.add_linear(x_dB, nn.functional.silu(gate_nB, inplace=True).mul_(up_nB), down)
+
+
+class FastRows:
+    """See `Rows`. Row b answers prompt `prompt_B[b]`; the rows of a prompt stand together."""
+
+    columns = Columns()
 
     def __init__(self, model: LlamaParts, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
-        self.model, self.length_B, self.prompt_B = model, start.length_P[prompt_B], prompt_B
+        self.model, self.position_B, self.prompt_B = model, start.position_P[prompt_B], prompt_B
         self.shared = len(prompt_B) > len(start.length_P)
         self.layers: list[Any] = start.cache.layers
-        self.bias = None  # [P or B, 1, 1, L and more], -inf where a prompt is filled up
+        self.bias = None  # [P or B, 1, 1, L and more], -inf where a prompt is padded
         if start.attend_PL is not None:
             bias_PL = torch.zeros_like(start.attend_PL, dtype=start.hidden_Pd.dtype)
             bias_PL.masked_fill_(~start.attend_PL, -torch.inf)
             if not self.shared:
-                bias_PL = torch.nn.functional.pad(bias_PL, (0, reserve))
+                bias_PL = nn.functional.pad(bias_PL, (0, reserve))
             self.bias = bias_PL[:, None, None]
         if self.shared:
             self.prompts = [
@@ -105,40 +215,18 @@ class LeanRows:
             self._keep_own(prompt_B, reserve)
 
     def forward(self, token_B: Tensor) -> Tensor:
-        model, rows = self.model, len(token_B)
-        x_dB = model.embedding(token_B).t().contiguous()
-        cos_1DB, sin_1DB = (
-            part.transpose(1, 2).contiguous() for part in model.rotary(x_dB[None], position_ids=self.length_B[None])
+        x_dB = self.model.embedding(token_B).t().contiguous()
+        rotation = tuple(
+            part.transpose(1, 2).contiguous()
+            for part in self.model.rotary(x_dB[None], position_ids=self.position_B[None])
         )
-        for number, block in enumerate(model.blocks):
-            normed_dB = _rms(x_dB, block.attention_norm)
-            widths = block.widths
-            heads_nB = x_dB.new_empty(sum(widths), rows)
-            for part_nB, layer in zip(
-                torch.split(heads_nB, widths), (block.query, block.key, block.value), strict=True
-            ):
-                linear(layer, normed_dB, part_nB)
-            norm_heads(block, heads_nB, model.head_width)
-            heads_HDB = heads_nB.view(-1, model.head_width, rows)
-            counts = [width // model.head_width for width in widths]
-            turned_HDB = _rotate(heads_HDB[: counts[0] + counts[1]], cos_1DB, sin_1DB)
-            # Contiguous: scaled_dot_product_attention leaves its fast kernel for a query of strange strides.
-            query_BHD = turned_HDB[: counts[0]].permute(2, 0, 1).contiguous()
-            query_BJGD = query_BHD.view(rows, counts[1], -1, model.head_width)
-            key_BJ1D, value_BJ1D = (
-                part.permute(2, 0, 1)[:, :, None] for part in (turned_HDB[counts[0] :], heads_HDB[-counts[2] :])
-            )
-            keys, values = self.layers[number].update(key_BJ1D, value_BJ1D)
-            attended = self._attend(number, query_BJGD, keys, values, block.scaling)
-            add_linear(x_dB, block.output, attended.reshape(rows, -1).t())
-            normed_dB = _rms(x_dB, block.mlp_norm)
-            gate_nB, up_nB = (linear(layer, normed_dB) for layer in (block.gate, block.up))
-            add_linear(x_dB, block.down, block.activation(gate_nB).mul_(up_nB))
-        self.length_B = self.length_B + 1
-        return _rms(x_dB, model.norm).t()
+        for number, block in enumerate(self.model.blocks):
+            x_dB = run_block(block, self.columns, partial(self._attention, number, rotation), x_dB)
+        self.position_B = self.position_B + 1
+        return _rms(x_dB, self.model.norm).t()
 
     def keep(self, rows: Tensor) -> None:
-        self.length_B, self.prompt_B = self.length_B[rows], self.prompt_B[rows]
+        self.position_B, self.prompt_B = self.position_B[rows], self.prompt_B[rows]
         if not self.shared:
             self._keep_own(rows)
             return
@@ -164,13 +252,32 @@ class LeanRows:
         self.place_B = self.prompt_B * self.samples + order_B - first_P[self.prompt_B]
         self.dense = self.samples * len(count_P) == len(self.prompt_B)
 
+    def _attention(
+        self,
+        number: int,
+        rotation: tuple[Tensor, ...],
+        block: Block,
+        query_nB: Tensor,
+        key_nB: Tensor,
+        value_nB: Tensor,
+    ) -> Tensor:
+        """[H * D, B] of one token of each row, whose keys and values are written to the cache on the way."""
+        rows, width = query_nB.shape[1], self.model.head_width
+        query_HDB, key_JDB, value_JDB = (part_nB.view(-1, width, rows) for part_nB in (query_nB, key_nB, value_nB))
+        query_HDB, key_JDB = norm_heads(block, query_HDB, key_JDB)
+        query_HDB, key_JDB = _rotate(query_HDB, *rotation), _rotate(key_JDB, *rotation)
+        # Contiguous: scaled_dot_product_attention leaves its fast kernel for a query of strange strides.
+        query_BJGD = query_HDB.permute(2, 0, 1).contiguous().view(rows, len(key_JDB), -1, width)
+        keys, values = self.layers[number].update(
+            key_JDB.permute(2, 0, 1)[:, :, None], value_JDB.permute(2, 0, 1)[:, :, None]
+        )
+        return self._attend(number, query_BJGD, keys, values, block.scaling).reshape(rows, -1).t()
+
     def _attend(self, number: int, query_BJGD: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         """[B, J, G, D] of one token of each row over the prompt and what its row has so far."""
         if not self.shared:
             bias = None if self.bias is None else self.bias[..., : keys.shape[2]]
-            return torch.nn.functional.scaled_dot_product_attention(
-                query_BJGD, keys, values, attn_mask=bias, scale=scaling
-            )
+            return nn.functional.scaled_dot_product_attention(query_BJGD, keys, values, attn_mask=bias, scale=scaling)
         keys_PJLD, values_PJLD = self.prompts[number]
         query_BJGD = query_BJGD * scaling
         of_prompt = self._by_prompt(query_BJGD) @ keys_PJLD.transpose(2, 3)
@@ -196,32 +303,16 @@ class LeanRows:
         return x_BJGn if self.dense else x_BJGn.index_select(0, self.place_B)
 
 
-def linear(layer: WeightAndBias, x_dB: Tensor, out_nB: Tensor | None = None) -> Tensor:
-    """`weight @ x + bias`, into `out_nB` where it is given."""
-    product_nB = torch.mm(layer.weight, _for_product(x_dB), out=out_nB)
-    return product_nB if layer.bias is None else product_nB.add_(layer.bias[:, None])
-
-
-def add_linear(x_dB: Tensor, layer: nn.Linear, y_nB: Tensor) -> None:
-    """`x += weight @ y + bias`"""
-    x_dB.addmm_(layer.weight, _for_product(y_nB))
-    if layer.bias is not None:
-        x_dB.add_(layer.bias[:, None])
-
-
-def _for_product(x_dB: Tensor) -> Tensor:
-    """The same numbers as the CPU's matmul likes them: a few columns each in one piece, up to 5 times as fast."""
-    return x_dB.t().contiguous().t() if x_dB.shape[1] <= FEW and x_dB.device.type == "cpu" else x_dB
-
-
-def norm_heads(block: Block, heads_nB: Tensor, head_width: int) -> None:
-    """Queries and keys normed head by head, in their place, where the model does so."""
+def norm_heads(block: Block, query_HDB: Tensor, key_JDB: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys normed head by head where the model does so."""
     if block.query_norm is None or block.key_norm is None:
-        return
-    widths = [width // head_width for width in block.widths]
-    query_HDB, key_JDB, _ = torch.split(heads_nB.view(-1, head_width, heads_nB.shape[1]), widths)
-    query_HDB.copy_(_rms(query_HDB, block.query_norm, dim=1))
-    key_JDB.copy_(_rms(key_JDB, block.key_norm, dim=1))
+        return query_HDB, key_JDB
+    return _rms(query_HDB, block.query_norm, dim=1), _rms(key_JDB, block.key_norm, dim=1)
+
+
+def _few(x_dB: Tensor) -> bool:
+    """Whether the CPU's matmul is slower this way round: with up to `FEW` columns twice to four times as slow."""
+    return x_dB.shape[1] <= FEW and x_dB.device.type == "cpu"
 
 
 def _rms(x: Tensor, norm: Any, dim: int = 0) -> Tensor:

@@ -1,70 +1,103 @@
-"""The lean loop on a CPU with numba: everything between the matmuls in two compiled functions.
+"""Fast decode on a CPU with numba: everything between the matmuls in two compiled functions.
 
-Nothing is copied while decoding: a prompt's keys and values stay where the prefill left them, whoever
-answers it, and a row that leaves leaves its place empty.
+With models of a few million weights a token costs less arithmetic than it costs to start operations on it, so norm
+and attention are one call each where torch takes thirty. Nothing is copied while decoding: a prompt's keys and
+values stay where the prefill left them, whoever answers it, and a row that leaves leaves its place empty. The first
+call compiles (seconds), later processes find the result in numba's cache.
 
-Shape legend: P prompts, B rows, J key-value heads, D head width, C capacity of a row's own keys, d model
-width, m the MLP's width, n = queries, keys and values of all heads.
+Importing this module imports numba, which is an extra and takes half a second: `equivalence` does so where it is there.
+
+Shape legend: P prompts, B rows, J key-value heads, G query heads of each, D head width, L prompt tokens, C capacity
+of a row's own keys, d model width, n any layer's width.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 import os
-from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
+import numba
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch import Tensor
 
-from limbeck.models.causal_lm import CausalLM
-from limbeck.models.decode import LeanRows, add_linear, distance, linear, norm_heads
-from limbeck.models.equivalence import tolerance
-from limbeck.models.llama import Block, LlamaParts
-from limbeck.models.rows import Prefilled
+from limbeck.models.decode import Columns, Prefilled, norm_heads
+from limbeck.models.llama import Block, LlamaParts, run_block
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # OpenMP reads it when its library is loaded
-MERGED_WIDTH = 512  # of the model: wider products already run at full speed one by one
 DTYPES = (torch.float32, torch.float64)
-
-logger = logging.getLogger("limbeck")
-
-
-def lean_rows(lm: CausalLM, model: LlamaParts) -> type[LeanRows] | type[KernelRows]:
-    """What decodes `model` fastest where it is: proven on a probe, as `lean.read` does."""
-    weight, widths = model.embedding.weight, {tuple(block.widths) for block in model.blocks}
-    if weight.device.type != "cpu" or weight.dtype not in DTYPES or len(widths) > 1:
-        return LeanRows
-    if find_spec("numba") is None:
-        logger.info("%s would decode faster on this CPU with numba: pip install 'limbeck[cpu]'", lm.name)
-        return LeanRows
-    worst = distance(lm, model, KernelRows)
-    if not worst <= tolerance(lm):
-        logger.warning("%s decodes without numba, whose log-probs differ by %.3g nats on a probe", lm.name, worst)
-        return LeanRows
-    return KernelRows
+# Sums may be reordered, which lets them be vectorised; NaN and infinity mean what they always do.
+REORDER = {"reassoc", "contract", "arcp", "nsz"}
 
 
-class Merged(NamedTuple):
-    """Several layers' weights one upon the other, as they are now: rows live no longer than a policy."""
+def suits(model: LlamaParts) -> bool:
+    """Whether the model lies where numba can reach it, in a dtype that it knows."""
+    weight = model.embedding.weight
+    return weight.device.type == "cpu" and weight.dtype in DTYPES
 
-    weight: Tensor
-    bias: Tensor | None
+
+class NumbaColumns(Columns):
+    """`decode.Columns` with compiled norms, written to memory that is kept from block to block."""
+
+    def __init__(self, model: LlamaParts, rows: int) -> None:
+        weight = model.embedding.weight
+        norms: list[Any] = [norm for block in model.blocks for norm in (block.attention_norm, block.mlp_norm)]
+        kind = weight.detach().numpy().dtype.type  # scalars of another type would widen every sum
+        self.constants = {n: (n.weight.detach().numpy(), kind(n.variance_epsilon)) for n in [*norms, model.norm]}
+        self.normed_dB = torch.empty(weight.shape[1], rows, dtype=weight.dtype)
+        self.out_dB = self.normed_dB.numpy()
+
+    def norm(self, x_dB: Tensor, norm: Any) -> Tensor:
+        rms_norm(x_dB.numpy(), *self.constants[norm], self.out_dB)
+        return self.normed_dB
 
 
-def _products(block: Block) -> Sequence[nn.Linear | Merged]:
-    """What gives queries, keys and values: one product where the width is so small that three cost more to start."""
-    layers = (block.query, block.key, block.value)
-    if block.query.in_features > MERGED_WIDTH:
-        return layers
-    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    if biases and len(biases) < len(layers):
-        return layers
-    weights: list[Tensor] = [layer.weight for layer in layers]
-    return (Merged(torch.cat(weights), torch.cat(biases) if biases else None),)
+class NumbaRows:
+    """See `decode.Rows`. Row b answers prompt `prompt_B[b]`, which is padded to the right if at all."""
+
+    def __init__(self, model: LlamaParts, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
+        _share_threads()
+        self.model, self.position_B = model, start.position_P[prompt_B]
+        self.length_P, self.written = start.length_P.numpy(), 0
+        self.prompts = [(layer.keys.numpy(), layer.values.numpy()) for layer in start.cache.layers]
+        self.prompt_B, self.slot_B = prompt_B.numpy(), np.arange(len(prompt_B))
+        self.own = [
+            tuple(np.empty((len(prompt_B), keys.shape[1], reserve, keys.shape[3]), keys.dtype) for _ in range(2))
+            for keys, _ in self.prompts
+        ]
+        self.kind = self.prompts[0][0].dtype.type
+        self.columns = NumbaColumns(model, len(prompt_B))
+
+    def forward(self, token_B: Tensor) -> Tensor:
+        x_dB = self.model.embedding(token_B).t().contiguous()
+        rotation = tuple(part[0].numpy() for part in self.model.rotary(x_dB[None], position_ids=self.position_B[None]))
+        for number, block in enumerate(self.model.blocks):
+            x_dB = run_block(block, self.columns, partial(self._attention, number, rotation), x_dB)
+        self.position_B, self.written = self.position_B + 1, self.written + 1
+        return self.columns.norm(x_dB, self.model.norm).t().clone()
+
+    def keep(self, rows: Tensor) -> None:
+        self.position_B = self.position_B[rows]
+        self.prompt_B, self.slot_B = self.prompt_B[rows.numpy()], self.slot_B[rows.numpy()]
+        self.columns = NumbaColumns(self.model, len(rows))
+
+    def _attention(
+        self, number: int, rotation: tuple[Any, ...], block: Block, query_nB: Tensor, key_nB: Tensor, value_nB: Tensor
+    ) -> Tensor:
+        """[J G D, B] of one token of each row, whose keys and values are written on the way."""
+        if block.query_norm is not None:
+            rows, width = query_nB.shape[1], self.model.head_width
+            normed = norm_heads(block, query_nB.view(-1, width, rows), key_nB.view(-1, width, rows))
+            query_nB, key_nB = (part_HDB.reshape(-1, rows) for part_HDB in normed)
+        out_nB = torch.empty_like(query_nB)
+        attend(
+            query_nB.numpy(), key_nB.numpy(), value_nB.numpy(), *rotation, self.prompt_B, self.length_P,
+            *self.prompts[number], self.slot_B, *self.own[number], self.written, self.kind(block.scaling),
+            out_nB.numpy(),
+        )  # fmt: skip
+        return out_nB
 
 
 def _share_threads() -> None:
@@ -72,8 +105,6 @@ def _share_threads() -> None:
 
     Where they do not, numba's threads must sleep between calls: those of both that spin take each other's place.
     """
-    import numba
-
     threads, before = torch.get_num_threads(), os.environ.get(WAIT_POLICY)
     os.environ[WAIT_POLICY] = "passive"
     try:
@@ -85,64 +116,88 @@ def _share_threads() -> None:
     torch.set_num_threads(threads)
 
 
-class KernelRows:
-    """See `rows.Rows`. Row b answers prompt `prompt_B[b]`, which is filled up to the right if at all."""
+@numba.njit(fastmath=REORDER, cache=True)
+def rms_norm(x_dB: Any, weight_d: Any, eps: float, out_dB: Any) -> None:
+    """Root mean square norm of each column."""
+    width, rows = x_dB.shape
+    scale_B = np.zeros(rows, x_dB.dtype)
+    for i in range(width):
+        for b in range(rows):
+            scale_B[b] += x_dB[i, b] * x_dB[i, b]
+    for b in range(rows):
+        scale_B[b] = 1.0 / math.sqrt(scale_B[b] / width + eps)
+    for i in range(width):
+        for b in range(rows):
+            out_dB[i, b] = x_dB[i, b] * scale_B[b] * weight_d[i]
 
-    def __init__(self, model: LlamaParts, start: Prefilled, prompt_B: Tensor, reserve: int) -> None:
-        from limbeck.models import kernels  # numba is an extra, and half a second to import
 
-        _share_threads()
-        self.model, self.kernels, self.length_B = model, kernels, start.length_P[prompt_B]
-        self.length_P, self.written = start.length_P.numpy(), 0
-        self.prompts = [(layer.keys.numpy(), layer.values.numpy()) for layer in start.cache.layers]
-        self.prompt_B, self.slot_B = prompt_B.numpy(), np.arange(len(prompt_B))
-        self.own = [
-            tuple(np.empty((len(prompt_B), keys.shape[1], reserve, keys.shape[3]), keys.dtype) for _ in range(2))
-            for keys, _ in self.prompts
-        ]
-        self.kind = self.prompts[0][0].dtype.type  # scalars of another type would widen every sum
-        norms: list[Any] = [norm for block in model.blocks for norm in (block.attention_norm, block.mlp_norm)]
-        self.norms = [(n.weight.detach().numpy(), self.kind(n.variance_epsilon)) for n in [*norms, model.norm]]
-        self.products = [_products(block) for block in model.blocks]
-        self._make_room()
-
-    def forward(self, token_B: Tensor) -> Tensor:
-        x_dB = self.model.embedding(token_B).t().contiguous()
-        x = x_dB.numpy()
-        cos_BD, sin_BD = (part[0].numpy() for part in self.model.rotary(x_dB[None], position_ids=self.length_B[None]))
-        for number, block in enumerate(self.model.blocks):
-            self._norm(x, 2 * number)
-            for layer, room_nB in self.rooms[number]:
-                linear(layer, self.normed_dB, room_nB)
-            norm_heads(block, self.heads_nB, self.model.head_width)
-            self.kernels.attend(
-                self.heads, cos_BD, sin_BD, self.prompt_B, self.length_P, *self.prompts[number], self.slot_B,
-                *self.own[number], self.written, self.kind(block.scaling), self.attended,
-            )  # fmt: skip
-            add_linear(x_dB, block.output, self.attended_nB)
-            self._norm(x, 2 * number + 1)
-            gate_mB, up_mB = (linear(layer, self.normed_dB) for layer in (block.gate, block.up))
-            add_linear(x_dB, block.down, silu(gate_mB, inplace=True).mul_(up_mB))
-        self.length_B, self.written = self.length_B + 1, self.written + 1
-        self._norm(x, -1)
-        return self.normed_dB.t().clone()
-
-    def keep(self, rows: Tensor) -> None:
-        self.length_B = self.length_B[rows]
-        self.prompt_B, self.slot_B = self.prompt_B[rows.numpy()], self.slot_B[rows.numpy()]
-        self._make_room()
-
-    def _make_room(self) -> None:
-        """What the products of as many rows are written to, as torch and as numba see it."""
-        model, widths = self.model, self.model.blocks[0].widths
-        heights = (model.embedding.embedding_dim, sum(widths), widths[0])
-        rooms = [torch.empty(height, len(self.slot_B), dtype=model.embedding.weight.dtype) for height in heights]
-        self.normed_dB, self.heads_nB, self.attended_nB = rooms
-        self.normed, self.heads, self.attended = (room.numpy() for room in rooms)
-        self.rooms = [
-            tuple(zip(layers, torch.split(self.heads_nB, [len(layer.weight) for layer in layers]), strict=True))
-            for layers in self.products
-        ]
-
-    def _norm(self, x: np.ndarray, number: int) -> None:
-        self.kernels.rms_norm(x, *self.norms[number], self.normed)
+@numba.njit(fastmath=REORDER, cache=True, parallel=True)
+def attend(
+    query_nB: Any,  # of one token of each row, not rotated yet
+    key_nB: Any,
+    value_nB: Any,
+    cos_BD: Any,
+    sin_BD: Any,
+    prompt_B: Any,  # which prompt a row answers
+    length_P: Any,  # tokens of each prompt
+    prompt_keys_PJLD: Any,
+    prompt_values_PJLD: Any,
+    slot_B: Any,  # where a row's own keys and values lie
+    keys_BJCD: Any,
+    values_BJCD: Any,
+    written: int,  # tokens that each row has of its own
+    scaling: float,
+    out_nB: Any,  # [J G D, B]
+) -> None:
+    """Rotate queries and keys to their positions, append keys and values, and attend to prompt and row."""
+    rows, kv_heads, width = len(slot_B), keys_BJCD.shape[1], keys_BJCD.shape[3]
+    half, group = width // 2, out_nB.shape[0] // (kv_heads * width)
+    for b in numba.prange(rows):
+        kind = query_nB.dtype
+        query_D, sum_D = np.empty(width, kind), np.empty(width, kind)
+        prompt, slot = prompt_B[b], slot_B[b]
+        prompt_tokens = length_P[prompt]
+        scores = np.empty(prompt_tokens + written + 1, kind)
+        for j in range(kv_heads):
+            prompt_keys, prompt_values = prompt_keys_PJLD[prompt, j], prompt_values_PJLD[prompt, j]
+            keys, values = keys_BJCD[slot, j], values_BJCD[slot, j]
+            for i in range(half):
+                one, other = key_nB[j * width + i, b], key_nB[j * width + half + i, b]
+                keys[written, i] = one * cos_BD[b, i] - other * sin_BD[b, i]
+                keys[written, half + i] = other * cos_BD[b, half + i] + one * sin_BD[b, half + i]
+            for i in range(width):
+                values[written, i] = value_nB[j * width + i, b]
+            for g in range(group):
+                head = (j * group + g) * width
+                for i in range(half):
+                    one, other = query_nB[head + i, b] * scaling, query_nB[head + half + i, b] * scaling
+                    query_D[i] = one * cos_BD[b, i] - other * sin_BD[b, i]
+                    query_D[half + i] = other * cos_BD[b, half + i] + one * sin_BD[b, half + i]
+                largest = kind.type(-np.inf)
+                for t in range(prompt_tokens):
+                    score = kind.type(0)
+                    for i in range(width):
+                        score += query_D[i] * prompt_keys[t, i]
+                    scores[t] = score
+                    largest = max(largest, score)
+                for t in range(written + 1):
+                    score = kind.type(0)
+                    for i in range(width):
+                        score += query_D[i] * keys[t, i]
+                    scores[prompt_tokens + t] = score
+                    largest = max(largest, score)
+                total = kind.type(0)
+                for i in range(width):
+                    sum_D[i] = 0
+                for t in range(prompt_tokens):
+                    weight = np.exp(scores[t] - largest)
+                    total += weight
+                    for i in range(width):
+                        sum_D[i] += weight * prompt_values[t, i]
+                for t in range(written + 1):
+                    weight = np.exp(scores[prompt_tokens + t] - largest)
+                    total += weight
+                    for i in range(width):
+                        sum_D[i] += weight * values[t, i]
+                for i in range(width):
+                    out_nB[head + i, b] = sum_D[i] / total

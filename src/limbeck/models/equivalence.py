@@ -1,26 +1,55 @@
-"""Whether a model does what Limbeck takes it to do, and whether two ways through it agree: proven on probes."""
+"""Whether a model does what Limbeck takes it to do, and whether a fast way through it gives what transformers gives.
+
+    why = share_prompts(lm)            # None: the layout "tree" may be used; else why not
+    why = use_fused_forward(lm)        # None: from here on `lm.states` goes through `llama.hidden_states_at`
+    decoder = fast_decode(lm)          # `decoder.why`: why transformers decodes, where it does
+    why = depends_on_batch(lm)         # None: a row's states are its own
+
+Nothing is guessed from a model's name. One probe of 25 tokens, at the start, in the middle and at the end of the
+context, goes through transformers' own forward pass with explicit position ids, and through each fast way: rows,
+prefix tree, packed rows, decoding token by token. States must agree everywhere, and gradients too where something
+trains. Lengths that a few tokens do not reach (a sliding window of 4096) are read off the masks that transformers
+makes (`reach`). What is not proven equal goes through transformers, and the log says why.
+
+Shape legend: B rows of L tokens, N tokens of one flat row, M tokens of all sequences, d model width, V vocabulary.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, TypeAlias
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.errors import ModelError
 from limbeck.models.causal_lm import CausalLM, first_line, text_config
-from limbeck.models.prefix_tree import ATTENTION, attention, grow
+from limbeck.models.decode import Decoder, FastRows, FastRowsOf
+from limbeck.models.llama import LlamaParts, hidden_states_at, parts_of
+from limbeck.models.prefix_tree import ATTENTION, attention
+from limbeck.models.probe import Probe
+from limbeck.models.reach import evaluating, not_full_attention, rope_switches_at
 
-PROBE_PARTS = (slice(0, 5), slice(5, 8))
 PROBE_TOLERANCE = 1e-3  # nats; a missed soft cap or multiplier is off by far more
+SMALL = 1e-2  # of the largest gradient: below that differences are counted as if a weight's gradients were so large
+PROBE_WIDTH = 12
+
+Found: TypeAlias = tuple[Tensor, tuple[Tensor | None, ...]]  # states [M, d], and gradients of some weights
+
+logger = logging.getLogger("limbeck")
 
 
 def prove_head(lm: CausalLM) -> None:
     """Compare our head on our hidden states with the model's own logits. Raises `ModelError`."""
     count = min(8, lm.context or 8)
     tokens_BL = torch.arange(count, device=lm.device)[None] * 7919 % lm.vocabulary
-    head, was_training = lm.head(), lm.model.training
-    lm.model.eval()
+    head = lm.head()
     try:
-        with torch.inference_mode():
+        with evaluating(lm), torch.inference_mode():
             theirs_LV = lm.model(input_ids=tokens_BL, use_cache=False).logits[0].float()
             ours_LV = head.logits(lm.hidden(tokens_BL)[0]).float()
     except Exception as error:  # whatever the architecture's own code raises
@@ -28,7 +57,6 @@ def prove_head(lm: CausalLM) -> None:
             f"{lm.name}: {type(lm.model).__name__} cannot be run as a body and a head: {first_line(error)}. "
             "Supported: attention-only causal language models."
         ) from error
-    lm.model.train(was_training)
     theirs_LV = theirs_LV[:, : lm.vocabulary]
     worst = (theirs_LV.log_softmax(-1) - ours_LV.log_softmax(-1)).abs().max().item()
     if not worst <= tolerance(lm):
@@ -44,54 +72,227 @@ def prove_packing(lm: CausalLM) -> None:
 
     Some architectures make their attention mask without position ids: packed sequences see each other.
     """
-    tokens_L = torch.arange(8, device=lm.device) * 7919 % lm.vocabulary
-    positions_L = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2], device=lm.device)
-    was_training = lm.model.training
-    lm.model.eval()
-    with torch.inference_mode():
-        packed_Ld = lm.hidden(tokens_L[None], positions_L[None])[0]
-        alone_Ld = torch.cat([lm.hidden(tokens_L[part][None], positions_L[part][None])[0] for part in PROBE_PARTS])
-        worst = distance(lm, packed_Ld, alone_Ld)
-    lm.model.train(was_training)
-    if not worst <= tolerance(lm):
+    probe, family = Probe.of(lm), type(lm.model).__name__
+    why = f"a context of {lm.context} tokens is too short for a probe"
+    if probe is not None:
+        packed = partial(lm.hidden, probe.packed_tokens, probe.packed_positions)
+        with evaluating(lm):
+            why = _difference(lm, _through_transformers(lm, probe), _run(lm, lambda: packed()[0])) or ""
+    if why:
         raise ModelError(
-            f"{lm.name}: {type(lm.model).__name__} cannot tell packed sequences apart (log-probs differ by {worst:.3g} "
-            f"nats from those of each alone; expected at most {PROBE_TOLERANCE}). Set learner.layout = 'padded'."
+            f"{lm.name}: {family} cannot tell packed sequences apart ({why} from those of each alone; expected at "
+            f"most {PROBE_TOLERANCE}). Set learner.layout = 'padded'."
         )
 
 
 def share_prompts(lm: CausalLM) -> str | None:
-    """Let `lm` compute a prompt once for all its samples; None, or why this model cannot.
-
-    Proven on a probe: two samples of one prompt and a sequence of its own, against each of them alone.
-    """
+    """Let `lm` compute a prompt once for all its samples; None, or why this model cannot."""
     config, family = text_config(lm.model), type(lm.model).__name__
     if config._attn_implementation == ATTENTION:
         return None
     if config._attn_implementation != "sdpa":
         return f"its attention is {config._attn_implementation!r}, not 'sdpa'"
-    if kinds := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"}):
-        return f"it has layers of {', '.join(kinds)}"
+    if why := not_full_attention(lm):
+        return why
     _register_tree_attention()
-    tokens_N = torch.arange(1, 11, device=lm.device) * 7919 % lm.vocabulary
-    alone = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7], [8, 9]]  # a stem of three with branches of two and three
-    positions_N = torch.tensor([0, 1, 2, 3, 4, 3, 4, 5, 0, 1], device=lm.device)
-    was_training = lm.model.training
-    lm.model.eval()
-    try:
-        with torch.inference_mode():
-            alone_Nd = torch.cat([lm.hidden(tokens_N[None, i])[0] for i in alone])
-            lm.model.set_attn_implementation(ATTENTION)
-            shared_Nd = lm.hidden(tokens_N[None], positions_N[None], tree=grow([(3, [2, 3]), (2, [])]).to(lm.device))[0]
-            shared_Nd = torch.cat([shared_Nd[i] for i in alone])
-            worst = distance(lm, shared_Nd, alone_Nd)
-        why = None if worst <= tolerance(lm) else f"log-probs of {family} differ by {worst:.3g} nats on a probe"
-    except Exception as error:  # whatever the architecture's own code raises
-        why = f"{family} cannot: {first_line(error)}"
-    if why is not None:
-        lm.model.set_attn_implementation("sdpa")
-    lm.model.train(was_training)
+
+    def along_tree(probe: Probe) -> Tensor:
+        return lm.hidden(probe.flat_1N, probe.flat_positions_1N, tree=probe.tree)[0, probe.flat_M]
+
+    @contextmanager
+    def switched() -> Iterator[None]:
+        lm.model.set_attn_implementation(ATTENTION)
+        try:
+            yield
+        finally:
+            lm.model.set_attn_implementation("sdpa")
+
+    why = _unlike(lm, [(switched, along_tree)])
+    if why is None:
+        lm.model.set_attn_implementation(ATTENTION)
+    return None if why is None else f"{family}: {why}"
+
+
+def use_fused_forward(lm: CausalLM, checkpointing: bool = False) -> str | None:
+    """Let `lm.states` go through `llama.hidden_states_at`; None, or why transformers' own pass has to do.
+
+    With `checkpointing` a block's inner tensors are made again for the backward pass, not kept.
+    """
+    parts, family = parts_of(lm), type(lm.model).__name__
+    lm.passes = None
+    if isinstance(parts, str):
+        why: str | None = parts
+    elif _has_dropout(lm):
+        why = f"{family} has dropout"
+    else:
+        why = share_prompts(lm) or _fused_unlike(lm, parts)
+    if why is None and not isinstance(parts, str):
+        lm.passes = partial(_fused, parts, checkpointing)
+    logger.info("%s: whole sequences go through %s", lm.name, f"transformers: {why}" if why else "the fused forward")
     return why
+
+
+def _fused(
+    parts: LlamaParts, checkpointing: bool, tokens_BL: Tensor, positions_BL: Tensor, predict_S: Tensor, tree: Any
+) -> Tensor:
+    """Rows of a layout all have the same positions."""
+    return hidden_states_at(parts, tokens_BL, positions_BL[:1], predict_S, tree, checkpointing)
+
+
+def _fused_unlike(lm: CausalLM, parts: LlamaParts) -> str | None:
+    def rows(probe: Probe) -> Tensor:
+        return hidden_states_at(parts, probe.rows_BL, probe.rows_positions_BL, probe.rows_M)
+
+    def along_tree(probe: Probe) -> Tensor:
+        return hidden_states_at(parts, probe.flat_1N, probe.flat_positions_1N, probe.flat_M, probe.tree)
+
+    why = _unlike(lm, [(None, rows), (None, along_tree)])
+    return None if why is None else f"{type(lm.model).__name__} is not computed like Llama: {why}"
+
+
+def fast_decode(lm: CausalLM) -> Decoder:
+    """The fastest way to decode `lm` where it is that gives what transformers gives, and why not faster."""
+    parts, family = parts_of(lm), type(lm.model).__name__
+    why = parts if isinstance(parts, str) else not_full_attention(lm)
+    if isinstance(parts, str) or why is not None:
+        return Decoder(lm, why=why)
+    numba_why = None
+    if numba_rows := _numba_rows(lm, parts):
+        numba_why = _decoded_unlike(lm, parts, numba_rows, every_prompt_once=False)
+        if numba_why is None:
+            return Decoder(lm, parts, numba_rows)
+    why = _decoded_unlike(lm, parts, FastRows, every_prompt_once=True)
+    if why is not None:
+        return Decoder(lm, why=f"{family} is not computed like Llama: {why}")
+    if numba_why is not None:
+        logger.warning("%s decodes without numba: %s", lm.name, numba_why)
+    return Decoder(lm, parts, FastRows)
+
+
+def _numba_rows(lm: CausalLM, parts: LlamaParts) -> FastRowsOf | None:
+    weight = parts.embedding.weight
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+        return None
+    if find_spec("numba") is None:
+        logger.info("%s would decode faster on this CPU with numba: pip install 'limbeck[cpu]'", lm.name)
+        return None
+    from limbeck.models.decode_numba import NumbaRows  # half a second to import
+
+    return NumbaRows
+
+
+def _decoded_unlike(lm: CausalLM, parts: LlamaParts, rows_of: FastRowsOf, every_prompt_once: bool) -> str | None:
+    """How states differ that are decoded token by token, rows leaving on the way.
+
+    With several rows of a prompt, and with `every_prompt_once` also with one of each, where that is another way.
+    """
+    probe, decoder = Probe.of(lm), Decoder(lm, parts, rows_of)
+    if probe is None:
+        return f"a context of {lm.context} tokens is too short for a probe"
+    try:
+        with evaluating(lm), torch.inference_mode():
+            theirs_Md = probe.of_rows(lm.hidden(probe.rows_BL, probe.rows_positions_BL))
+            worst = [
+                distance(lm, decoded_Kd, theirs_Md[read_K])
+                for read_K, decoded_Kd in (probe.decode(decoder, once) for once in {False, every_prompt_once})
+            ]
+    except Exception as error:  # parts of those names that want something else, such as half-rotated heads
+        return first_line(error)
+    return None if all(x <= tolerance(lm) for x in worst) else f"log-probs differ by {max(worst):.3g} nats on a probe"
+
+
+def depends_on_batch(lm: CausalLM) -> str | None:
+    """Why a row's states depend on what else is in its batch, within `lm.context`; None where they do not.
+
+    Known by name (frequencies that follow the longest row) and, whatever the name, by a probe: one row alone, and
+    beside a longer row that ends at the end of the context.
+    """
+    family, context = type(lm.model).__name__, lm.context
+    limit = rope_switches_at(lm)
+    if limit is not None and (context is None or context > limit):
+        return (
+            f"{family} turns every row of a batch by the frequencies of the longest once that has more than {limit} "
+            f"tokens, and its context is {context}"
+        )
+    width = min(PROBE_WIDTH, context or PROBE_WIDTH)
+    short = max(1, width // 2)
+    tokens_2L = torch.arange(1, 2 * width + 1, device=lm.device).view(2, width) * 7919 % lm.vocabulary
+    end = width if context is None else context
+    positions_2L = torch.arange(width, device=lm.device).repeat(2, 1)
+    positions_2L[1] += end - width
+    with evaluating(lm), torch.inference_mode():
+        alone_Ld = lm.hidden(tokens_2L[:1, :short], positions_2L[:1, :short])[0]
+        beside_Ld = lm.hidden(tokens_2L, positions_2L)[0, :short]
+        worst = distance(lm, beside_Ld, alone_Ld)
+    if worst <= tolerance(lm):
+        return None
+    return f"log-probs of a row of {family} change by {worst:.3g} nats with a longer row beside it"
+
+
+def _unlike(lm: CausalLM, ways: list[tuple[Callable[[], Any] | None, Callable[[Probe], Tensor]]]) -> str | None:
+    """How the states or gradients of one of `ways`, each in its context, differ from transformers'."""
+    probe = Probe.of(lm)
+    if probe is None:
+        return f"a context of {lm.context} tokens is too short for a probe"
+    try:
+        with evaluating(lm):
+            theirs = _through_transformers(lm, probe)
+            for context, way in ways:
+                with _nothing() if context is None else context():
+                    ours = _run(lm, partial(way, probe))
+                if why := _difference(lm, theirs, ours):
+                    return why
+    except Exception as error:  # whatever the architecture's own code raises
+        return first_line(error)
+    return None
+
+
+def _through_transformers(lm: CausalLM, probe: Probe) -> Found:
+    return _run(lm, lambda: probe.of_rows(lm.hidden(probe.rows_BL, probe.rows_positions_BL)))
+
+
+def _run(lm: CausalLM, states_of: Callable[[], Tensor]) -> Found:
+    """States, and gradients of a fixed sum of them: of all vectors, the first and last matrices and the embedding.
+
+    What the others' gradients are made of goes through these, and theirs are made by the same code.
+    """
+    trained = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    few = {id(parameter) for parameter in (*matrices[:10], *matrices[-10:])}
+    trained = [parameter for parameter in trained if parameter.ndim < 2 or id(parameter) in few]
+    with torch.set_grad_enabled(bool(trained)):
+        states_Md = states_of()
+        weight_Md = torch.arange(states_Md.numel(), device=lm.device).view_as(states_Md).sin()
+        value = (states_Md * weight_Md).sum()
+    grads = torch.autograd.grad(value, trained, allow_unused=True) if trained else ()
+    return states_Md.detach(), grads
+
+
+def _difference(lm: CausalLM, theirs: Found, ours: Found) -> str | None:
+    worst = distance(lm, ours[0], theirs[0])
+    if not worst <= tolerance(lm):
+        return f"log-probs differ by {worst:.3g} nats on a probe"
+    worst = _gradient_distance(ours[1], theirs[1])
+    return None if worst <= tolerance(lm) else f"gradients differ by {worst:.3g} of the largest on a probe"
+
+
+def _gradient_distance(ours: tuple[Tensor | None, ...], theirs: tuple[Tensor | None, ...]) -> float:
+    """Largest difference relative to the largest gradient of the same weight; infinite where one has none."""
+    largest = max((grad.abs().max().item() for grad in theirs if grad is not None), default=0.0)
+    worst = [0.0]
+    for one, other in zip(ours, theirs, strict=True):
+        if one is not None and other is not None:
+            scale = max(other.abs().max().item(), SMALL * largest)
+            worst.append((one - other).abs().max().nan_to_num(nan=torch.inf).item() / (scale or 1.0))
+        elif one is not other:
+            worst.append(torch.inf)
+    return max(worst)
+
+
+def _has_dropout(lm: CausalLM) -> bool:
+    """Of attention, by name (a config need not have it), or as a module."""
+    named = getattr(text_config(lm.model), "attention_dropout", None)
+    return bool(named) or any(isinstance(module, nn.Dropout) and module.p for module in lm.model.modules())
 
 
 def _register_tree_attention() -> None:
@@ -103,12 +304,18 @@ def _register_tree_attention() -> None:
 
 
 def distance(lm: CausalLM, one_Nd: Tensor, other_Nd: Tensor) -> float:
-    """Largest difference of log-probs in nats; NaN where either is not finite."""
-    one_NV, other_NV = (lm.head().logits(hidden_Nd).log_softmax(-1) for hidden_Nd in (one_Nd, other_Nd))
-    return (one_NV - other_NV).abs().max().item()
+    """Largest difference of log-probs in nats; infinite where either is not finite."""
+    with torch.no_grad():
+        one_NV, other_NV = (lm.head().logits(hidden_Nd).log_softmax(-1) for hidden_Nd in (one_Nd, other_Nd))
+        return float((one_NV - other_NV).abs().max().nan_to_num(nan=torch.inf))
 
 
 def tolerance(lm: CausalLM) -> float:
     """In nats: rounding of the dtype the model computes in, far below any mistake."""
     dtype = next(lm.model.parameters()).dtype
     return PROBE_TOLERANCE * (1 if dtype in (torch.float32, torch.float64) else 100)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.models.prefix_tree import Tree, grow
+from limbeck.models.prefix_tree import Tree, build
 from limbeck.records import ScoreRequest
 
 Layout: TypeAlias = Literal["tree", "padded", "packed"]
@@ -93,7 +93,7 @@ def _lay_out_tree(requests: Sequence[ScoreRequest]) -> TokenBatch:
         torch.from_numpy(np.concatenate(tokens))[None],
         torch.from_numpy(np.concatenate(positions))[None],
         torch.from_numpy(np.concatenate(predict)),
-        grow(shapes),
+        build(shapes),
     )
 
 

@@ -1,14 +1,15 @@
-"""Llama and the models built like it: their parts, and whole sequences through them without transformers.
+"""A Llama-like model: where its parts lie, and one definition of its block with attention plugged in.
 
-    parts = parts_of(lm)          # what lies where, or why this is no such model
-    why_not = speed_up(lm)        # from here on `lm.states` goes through `states` below
+    parts = parts_of(lm)                                   # or why this is no such model
+    hidden_Sd = hidden_states_at(parts, tokens_BL, positions_BL, predict_S)
 
-The model's own parameters are used where they lie, so an update is seen at once and nothing is kept
-twice. What a model does besides is not guessed from its name: `speed_up` compares states and gradients
-with transformers' own on a probe, and a model of which they differ goes on through transformers.
+`run_block` says what a block is: norm, queries and keys and values, attention, output, norm, gated MLP. Three kinds
+of attention are plugged into it: `WholeRows` and `AlongTree` here, and over cached keys in `decode` and
+`decode_numba`. How tensors lie in memory is the business of the operations it is given: `ops` for whole sequences,
+`decode.Columns` for one token of each row.
 
-Between the matrix products stand the few-pass functions of `layers`. After the attention of the last
-layer only the tokens that predict something go on: of a prompt, nothing but keys and values is needed.
+The model's own parameters are used where they lie, so an update is seen at once and nothing is kept twice. That
+these parts do what they do in Llama is not guessed from names: `equivalence` proves it before any of this is used.
 
 Shape legend: N tokens of a pass, B rows of L tokens, H query heads, J key-value heads, D head width,
 S states that are read, d model width, n any layer's width.
@@ -16,28 +17,21 @@ S states that are read, d model width, n any layer's width.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
+from limbeck.models import ops
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.equivalence import distance, share_prompts, tolerance
-from limbeck.models.ops import FEW_KEYS, STRIDE, add_gated, add_linear, attend, heads, norm, normed_linears
-from limbeck.models.prefix_tree import Tree, attend_along, grow
+from limbeck.models.prefix_tree import Tree, attend_along
 
-PROBE_TREE = ((3, (2, 3)), (2, ()))  # a stem of three tokens with branches of two and three, and one of two
-PROBE_POSITIONS = (0, 1, 2, 3, 4, 3, 4, 5, 0, 1)
-Gradients: TypeAlias = tuple[Tensor | None, ...]
 SILU = ("SiLU", "SiLUActivation")
-SMALL = 1e-2  # of the largest gradient: below that differences are counted as if a weight's gradients were so large
 
-
-logger = logging.getLogger("limbeck")
+Attention: TypeAlias = Callable[["Block", Tensor, Tensor, Tensor], Tensor]  # of a block's queries, keys and values
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +52,6 @@ class Block:
     activation: nn.Module
     scaling: float
 
-    @property
-    def widths(self) -> list[int]:
-        """Of queries, keys and values, all heads of each."""
-        return [self.query.out_features, self.key.out_features, self.value.out_features]
-
 
 @dataclass(frozen=True, eq=False)
 class LlamaParts:
@@ -75,13 +64,117 @@ class LlamaParts:
     head_width: int
 
 
+class Operations(Protocol):
+    """What a block does besides attention, on tensors that lie as the implementation likes them."""
+
+    def normed_linears(self, x: Tensor, norm: Any, *linears: nn.Linear) -> tuple[Tensor, ...]: ...
+
+    def add_linear(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor: ...
+
+    def add_gated(self, x: Tensor, gate: Tensor, up: Tensor, down: nn.Linear) -> Tensor: ...
+
+
+def run_block(
+    block: Block, operations: Operations, attention: Attention, x: Tensor, read_S: Tensor | None = None
+) -> Tensor:
+    """The states after one block; only those at `read_S` where it is given: after the last attention the others
+    are needed by nobody."""
+    attended = attention(
+        block, *operations.normed_linears(x, block.attention_norm, block.query, block.key, block.value)
+    )
+    if read_S is not None:
+        x, attended = x.index_select(0, read_S), attended.index_select(0, read_S)
+    x = operations.add_linear(x, attended, block.output)
+    gate, up = operations.normed_linears(x, block.mlp_norm, block.gate, block.up)
+    return operations.add_gated(x, gate, up, block.down)
+
+
+def hidden_states_at(
+    model: LlamaParts,
+    tokens_BL: Tensor,
+    positions_BL: Tensor,
+    predict_S: Tensor,
+    tree: Tree | None = None,
+    checkpointing: bool = False,
+    kept: list[tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """[S, d] final states at the flat places `predict_S`, along `tree` or of rows that know only themselves.
+
+    `positions_BL` may be [1, L] where all rows have the same. With `checkpointing` a block's inner tensors are
+    made again for the backward pass, not kept. `kept` receives the keys and values of rows, [B, J, L, D], block by
+    block.
+    """
+    x_Nd = model.embedding(tokens_BL).flatten(0, 1)
+    rotation = model.rotary(x_Nd[None], position_ids=positions_BL)
+    attention: Attention = (
+        WholeRows(model.head_width, tokens_BL.shape[1], rotation, kept)
+        if tree is None
+        else AlongTree(model.head_width, tree, rotation)
+    )
+    for block in model.blocks:
+        run = partial(run_block, block, ops, attention, read_S=predict_S if block is model.blocks[-1] else None)
+        x_Nd = checkpoint(run, x_Nd, use_reentrant=False) if checkpointing and is_grad_enabled() else run(x_Nd)
+    return ops.norm(x_Nd, model.norm)
+
+
+@dataclass(frozen=True, eq=False)
+class WholeRows:
+    """Attention within rows of `length` tokens, each to those before it in its row."""
+
+    width: int
+    length: int
+    rotation: tuple[Tensor, Tensor]
+    kept: list[tuple[Tensor, Tensor]] | None = None
+
+    def __call__(self, block: Block, query_Nn: Tensor, key_Nn: Tensor, value_Nn: Tensor) -> Tensor:
+        """[N, H * D]"""
+        query_BHLD, key_BJLD, value_BJLD = _heads(
+            block, self.width, self.length, self.rotation, query_Nn, key_Nn, value_Nn
+        )
+        if self.kept is not None:
+            self.kept.append((key_BJLD, value_BJLD))
+        attended_BHLD = ops.attend(query_BHLD, key_BJLD, value_BJLD, None, scaling=1.0)
+        return attended_BHLD.transpose(1, 2).reshape(query_Nn.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class AlongTree:
+    """Attention of one flat row of tokens along a prefix tree."""
+
+    width: int
+    tree: Tree
+    rotation: tuple[Tensor, Tensor]
+
+    def __call__(self, block: Block, query_Nn: Tensor, key_Nn: Tensor, value_Nn: Tensor) -> Tensor:
+        """[N, H * D]"""
+        heads = _heads(block, self.width, len(query_Nn), self.rotation, query_Nn, key_Nn, value_Nn)
+        query_NHD, key_NJD, value_NJD = (part_1HND.transpose(1, 2).squeeze(0) for part_1HND in heads)
+        return attend_along(self.tree, query_NHD, key_NJD, value_NJD, scaling=1.0).flatten(1)
+
+
+def _heads(
+    block: Block,
+    width: int,
+    length: int,
+    rotation: tuple[Tensor, Tensor],
+    query_Nn: Tensor,
+    key_Nn: Tensor,
+    value_Nn: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, H, L, D] queries, rotated and scaled, and [B, J, L, D] keys, rotated, and values."""
+    query_BLHD, key_BLJD, value_BLJD = (
+        part_Nn.view(-1, length, part_Nn.shape[1] // width, width) for part_Nn in (query_Nn, key_Nn, value_Nn)
+    )
+    if block.query_norm is not None and block.key_norm is not None:
+        query_BLHD, key_BLJD = ops.norm(query_BLHD, block.query_norm), ops.norm(key_BLJD, block.key_norm)
+    cos_BLD, sin_BLD = rotation
+    scaled = (cos_BLD * block.scaling, sin_BLD * block.scaling)  # no pass of its own over the scores
+    return ops.heads(query_BLHD, *scaled), ops.heads(key_BLJD, cos_BLD, sin_BLD), ops.heads(value_BLJD)
+
+
 def parts_of(lm: CausalLM) -> LlamaParts | str:
     """The model's parts, or what there is in it that Llama has not. That they do what they do in Llama is unproven."""
-    config, family = lm.model.config.get_text_config(), type(lm.model).__name__
-    if kinds := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"}):
-        return f"{family} has layers of {', '.join(kinds)}"
-    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
-        return f"{family} has a sliding window of {config.sliding_window}"
+    family = type(lm.model).__name__
     body: Any = lm.model.base_model
     try:
         if type(body.embed_tokens) is not nn.Embedding:
@@ -89,10 +182,9 @@ def parts_of(lm: CausalLM) -> LlamaParts | str:
         blocks = tuple(_block(layer) for layer in body.layers)
         if others := sorted({type(block.activation).__name__ for block in blocks} - set(SILU)):
             return f"{family} has {others[0]} for its activation"
-        for each in (
-            block_norm for block in blocks for block_norm in (block.attention_norm, block.mlp_norm, body.norm)
-        ):
-            each.variance_epsilon  # noqa: B018 (a LayerNorm or Gemma's norm has none)
+        for block in blocks:
+            for norm in (block.attention_norm, block.mlp_norm, body.norm):
+                norm.variance_epsilon  # noqa: B018 (a LayerNorm or Gemma's norm has none)
         return LlamaParts(body.embed_tokens, body.rotary_emb, blocks, body.norm, body.layers[0].self_attn.head_dim)
     except (AttributeError, TypeError) as error:
         return f"{family} is not built like Llama: {error}"
@@ -123,144 +215,3 @@ def _block(layer: Any) -> Block:
         activation=mlp.act_fn,
         scaling=attention.scaling,
     )
-
-
-def speed_up(lm: CausalLM, checkpointing: bool = False) -> str | None:
-    """Let `lm.states` go through `states`; None, or why transformers' own pass has to do.
-
-    With `checkpointing` a layer's inner tensors are made again for the backward pass, not kept.
-    """
-    parts = parts_of(lm)
-    why = parts if isinstance(parts, str) else share_prompts(lm) or _unlike(lm, parts)
-    lm.passes = (
-        None if why is not None or isinstance(parts, str) else partial(states, parts, checkpointing=checkpointing)
-    )
-    logger.info("%s: whole sequences go through %s", lm.name, f"transformers: {why}" if why else "the short passes")
-    return why
-
-
-def _unlike(lm: CausalLM, parts: LlamaParts) -> str | None:
-    """What `states` would not do as the model does it."""
-    family, was_training = type(lm.model).__name__, lm.model.training
-    if lm.model.config.get_text_config().attention_dropout or any(
-        isinstance(module, nn.Dropout) and module.p for module in lm.model.modules()
-    ):
-        return f"{family} has dropout"
-    lm.model.eval()
-    try:
-        why = _difference(lm, parts)
-    except Exception as error:  # parts of those names that want something else, such as half-rotated heads
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-    lm.model.train(was_training)
-    return None if why is None else f"{family} is not computed like Llama: {why}"
-
-
-def _difference(lm: CausalLM, parts: LlamaParts) -> str | None:
-    """How states or gradients along a tree and in rows differ from transformers' on a probe."""
-    tokens_N = torch.arange(1, 11, device=lm.device) * 7919 % lm.vocabulary
-    positions_N = torch.tensor(PROBE_POSITIONS, device=lm.device)
-    everywhere_N = torch.arange(len(tokens_N), device=lm.device)
-    rows_BL = torch.arange(5, device=lm.device).expand(2, 5)
-    tree, found = grow(PROBE_TREE).to(lm.device), []
-    trained = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
-    for ours in (False, True):
-        with torch.enable_grad():
-            if ours:
-                along_Nd = states(parts, tokens_N[None], positions_N[None], everywhere_N, tree)
-                rows_Nd = states(parts, tokens_N.view(rows_BL.shape), rows_BL, everywhere_N)
-            else:
-                along_Nd = lm.hidden(tokens_N[None], positions_N[None], tree)[0]
-                rows_Nd = lm.hidden(tokens_N.view(rows_BL.shape), rows_BL).flatten(0, 1)
-            states_Nd = torch.cat([along_Nd, rows_Nd])
-            weight_Nd = torch.arange(states_Nd.numel(), device=lm.device).view_as(states_Nd).sin()
-            value = (states_Nd * weight_Nd).sum()
-        grads = torch.autograd.grad(value, trained, allow_unused=True) if trained else ()
-        found.append((states_Nd.detach(), grads))
-    (theirs_Nd, their_grads), (ours_Nd, our_grads) = found
-    worst = distance(lm, ours_Nd, theirs_Nd)
-    if not worst <= tolerance(lm):
-        return f"log-probs differ by {worst:.3g} nats on a probe"
-    worst = _gradient_distance(our_grads, their_grads)
-    return None if worst <= tolerance(lm) else f"gradients differ by {worst:.3g} of the largest on a probe"
-
-
-def _gradient_distance(ours: Gradients, theirs: Gradients) -> float:
-    """Largest difference relative to the largest gradient of the same weight; infinite where one has none."""
-    largest = max((grad.abs().max().item() for grad in theirs if grad is not None), default=0.0)
-    worst = [0.0]
-    for one, other in zip(ours, theirs, strict=True):
-        if one is not None and other is not None:
-            scale = max(other.abs().max().item(), SMALL * largest)
-            worst.append((one - other).abs().max().nan_to_num(nan=torch.inf).item() / (scale or 1.0))
-        elif one is not other:
-            worst.append(torch.inf)
-    return max(worst)
-
-
-def states(
-    model: LlamaParts,
-    tokens_BL: Tensor,
-    positions_BL: Tensor,
-    predict_S: Tensor,
-    tree: Tree | None = None,
-    checkpointing: bool = False,
-    kept: list[tuple[Tensor, Tensor]] | None = None,
-) -> Tensor:
-    """[S, d] final states at the flat places `predict_S`, along `tree` or of rows that start at position 0.
-
-    `kept` is given the keys and values of rows, [B, J, L and more, D], layer by layer.
-    """
-    x_Nd = model.embedding(tokens_BL).flatten(0, 1)
-    cos_1LD, sin_1LD = model.rotary(x_Nd[None], position_ids=positions_BL[:1])
-    among = _Among(tree, tokens_BL.shape[1], model.head_width, cos_1LD[0], sin_1LD[0], kept)
-    for block in model.blocks:
-        run = partial(_layer, block, among, predict_S if block is model.blocks[-1] else None)
-        x_Nd = checkpoint(run, x_Nd, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else run(x_Nd)
-    return norm(x_Nd, model.norm)
-
-
-def _layer(block: Block, among: _Among, read_S: Tensor | None, x_Nd: Tensor) -> Tensor:
-    """[N, d] the states after one layer, or [S, d] those at `read_S`."""
-    attended_Nn = among.attend(block, *normed_linears(x_Nd, block.attention_norm, block.query, block.key, block.value))
-    if read_S is not None:
-        x_Nd, attended_Nn = x_Nd.index_select(0, read_S), attended_Nn.index_select(0, read_S)
-    x_Nd = add_linear(x_Nd, attended_Nn, block.output)
-    gate_Nn, up_Nn = normed_linears(x_Nd, block.mlp_norm, block.gate, block.up)
-    return add_gated(x_Nd, gate_Nn, up_Nn, block.down)
-
-
-@dataclass(frozen=True, eq=False)
-class _Among:
-    """Where the tokens of a pass stand, and so which attend to which."""
-
-    tree: Tree | None
-    length: int  # of a row
-    width: int  # of a head
-    cos_LD: Tensor
-    sin_LD: Tensor
-    kept: list[tuple[Tensor, Tensor]] | None = None
-
-    def attend(self, block: Block, query_Nn: Tensor, key_Nn: Tensor, value_Nn: Tensor) -> Tensor:
-        """[N, H * D]"""
-        query_BLHD, key_BLJD, value_BLJD = (
-            part_Nn.view(-1, self.length, part_Nn.shape[1] // self.width, self.width)
-            for part_Nn in (query_Nn, key_Nn, value_Nn)
-        )
-        if block.query_norm is not None and block.key_norm is not None:
-            query_BLHD, key_BLJD = norm(query_BLHD, block.query_norm), norm(key_BLJD, block.key_norm)
-        room = None if self.tree is not None else self._room()
-        turn = (self.cos_LD, self.sin_LD)
-        scaled = (self.cos_LD * block.scaling, self.sin_LD * block.scaling)  # no pass of its own over the scores
-        query_BHLD, key_BJLD = heads(query_BLHD, scaled, room), heads(key_BLJD, turn, room)
-        if self.tree is not None:
-            query_NHD, key_NJD = (part.transpose(1, 2).squeeze(0) for part in (query_BHLD, key_BJLD))
-            return attend_along(self.tree, query_NHD, key_NJD, value_BLJD.squeeze(0), scaling=1.0).flatten(1)
-        value_BJLD = heads(value_BLJD, None, room)
-        if self.kept is not None:
-            self.kept.append((key_BJLD, value_BJLD))
-        attended_BHLD = attend(query_BHLD, key_BJLD, value_BJLD, None, scaling=1.0)
-        return attended_BHLD[:, :, : self.length].transpose(1, 2).reshape(query_Nn.shape)
-
-    def _room(self) -> int:
-        """Tokens of a row, filled up where many small products are multiplied: causal, no token sees a filler."""
-        return self.length if self.length > FEW_KEYS else -(-self.length // STRIDE) * STRIDE

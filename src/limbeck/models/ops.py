@@ -11,7 +11,6 @@ Q queries and K keys of a row, d model width, n any layer's width.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -21,9 +20,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from limbeck.models.head import at_least_float32
-
-FEW_KEYS = 64  # up to which three plain operations are faster than the CPU's fused attention
-STRIDE = 8  # rows of so few keys are filled up to a multiple: odd strides double the time of small products
 
 
 def norm(x_Nd: Tensor, layer: Any) -> Tensor:
@@ -53,12 +49,12 @@ def add_gated(x_Nd: Tensor, gate_Nn: Tensor, up_Nn: Tensor, down: nn.Linear) -> 
     return gated_Nd if down.bias is None else gated_Nd + down.bias
 
 
-def heads(x_BLHD: Tensor, turn: tuple[Tensor, Tensor] | None, room: int | None) -> Tensor:
-    """[B, H, L, D] turned by (cos, sin) [L, D] of each token's position, halves against each other.
-
-    With `room` each head stands by itself in memory, zeros after L up to it; without, each token does.
-    """
-    heads_BHLD: Tensor = _Heads.apply(x_BLHD, *(turn or (None, None)), room)  # type: ignore[no-untyped-call]
+def heads(x_BLHD: Tensor, cos_BLD: Tensor | None = None, sin_BLD: Tensor | None = None) -> Tensor:
+    """[B, H, L, D] rotated by cos and sin of each token's position ([1, L, D] where rows have the same), halves
+    against each other."""
+    if cos_BLD is None or sin_BLD is None:
+        return x_BLHD.transpose(1, 2)
+    heads_BHLD: Tensor = _Rotated.apply(x_BLHD, cos_BLD[:, None], sin_BLD[:, None])  # type: ignore[no-untyped-call]
     return heads_BHLD
 
 
@@ -74,8 +70,6 @@ def attend(
     group = query_BHQD.shape[1] // key_BJKD.shape[1]
     on_cpu = query_BHQD.device.type == "cpu"
     bias_B1QK = None if bias_B1QK is None else bias_B1QK.to(query_BHQD.dtype)
-    if on_cpu and key_BJKD.shape[2] <= FEW_KEYS and not dropout:
-        return _attend_plainly(query_BHQD, key_BJKD, value_BJKD, bias_B1QK, scaling)
     if group > 1 and not on_cpu:  # only the CPU's kernel takes groups and a mask
         key_BJKD, value_BJKD = (x.repeat_interleave(group, dim=1) for x in (key_BJKD, value_BJKD))
     return scaled_dot_product_attention(
@@ -88,24 +82,6 @@ def attend(
         scale=scaling,
         enable_gqa=group > 1 and on_cpu,
     )
-
-
-def _attend_plainly(
-    query_BHQD: Tensor, key_BJKD: Tensor, value_BJKD: Tensor, bias_B1QK: Tensor | None, scaling: float | None
-) -> Tensor:
-    rows, all_heads, queries, width = query_BHQD.shape
-    groups, keys = key_BJKD.shape[1:3]
-    if bias_B1QK is None:
-        bias_B1QK = query_BHQD.new_full((1, 1, queries, keys), -math.inf).triu_(1)
-    bias_B1MK = bias_B1QK.repeat(1, 1, all_heads // groups, 1)  # the queries of a group stand below each other
-    scores_CMK = torch.baddbmm(
-        bias_B1MK.expand(rows, groups, -1, -1).reshape(rows * groups, -1, keys),
-        query_BHQD.reshape(rows * groups, -1, width),
-        key_BJKD.reshape(rows * groups, keys, width).transpose(1, 2),
-        alpha=width**-0.5 if scaling is None else scaling,
-    )
-    value_CKD = value_BJKD.reshape(rows * groups, keys, width)
-    return torch.bmm(torch.softmax(scores_CMK, dim=-1), value_CKD).view(query_BHQD.shape)
 
 
 class _Norm(Function):
@@ -170,38 +146,29 @@ class _Gated(Function):
         return of_gate_Nn, of_up_Nn, of_weight_dn, grad_Nd
 
 
-class _Heads(Function):
+class _Rotated(Function):
     @staticmethod
-    def forward(ctx: Any, x_BLHD: Tensor, cos_LD: Tensor | None, sin_LD: Tensor | None, room: int | None) -> Tensor:
-        ctx.save_for_backward(cos_LD, sin_LD)
-        rows, ctx.length, number, width = x_BLHD.shape
-        if room is None:
-            heads_BHLD = x_BLHD.new_empty(x_BLHD.shape).transpose(1, 2)
-        else:
-            heads_BHLD = x_BLHD.new_empty(rows, number, room, width)
-            heads_BHLD[:, :, ctx.length :].zero_()
-        _turn(x_BLHD.transpose(1, 2), cos_LD, sin_LD, 1, heads_BHLD[:, :, : ctx.length])
+    def forward(ctx: Any, x_BLHD: Tensor, cos_B1LD: Tensor, sin_B1LD: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_B1LD, sin_B1LD)
+        heads_BHLD = torch.empty_like(x_BLHD).transpose(1, 2)
+        _rotate(x_BLHD.transpose(1, 2), cos_B1LD, sin_B1LD, 1, heads_BHLD)
         return heads_BHLD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BHLD: Tensor) -> tuple[Tensor | None, ...]:
-        rows, number, _, width = grad_BHLD.shape
-        of_x_BLHD = grad_BHLD.new_empty(rows, ctx.length, number, width)
-        cos_LD, sin_LD = ctx.saved_tensors
-        _turn(grad_BHLD[:, :, : ctx.length], cos_LD, sin_LD, -1, of_x_BLHD.transpose(1, 2))
-        return of_x_BLHD, None, None, None
+        of_x_BLHD = torch.empty_like(grad_BHLD.transpose(1, 2), memory_format=torch.contiguous_format)
+        cos_B1LD, sin_B1LD = ctx.saved_tensors
+        _rotate(grad_BHLD, cos_B1LD, sin_B1LD, -1, of_x_BLHD.transpose(1, 2))
+        return of_x_BLHD, None, None
 
 
-def _turn(x_BHLD: Tensor, cos_LD: Tensor | None, sin_LD: Tensor | None, sign: int, out_BHLD: Tensor) -> None:
-    """Write `x` to `out`, halves turned against each other; back again with `sign` -1."""
-    if cos_LD is None or sin_LD is None:
-        out_BHLD.copy_(x_BHLD)
-        return
+def _rotate(x_BHLD: Tensor, cos_B1LD: Tensor, sin_B1LD: Tensor, sign: int, out_BHLD: Tensor) -> None:
+    """Write `x` to `out`, halves rotated against each other; back again with `sign` -1."""
     half = x_BHLD.shape[-1] // 2
-    torch.mul(x_BHLD, cos_LD, out=out_BHLD)
-    out_BHLD[..., :half].addcmul_(x_BHLD[..., half:], sin_LD[:, :half], value=-sign)
-    out_BHLD[..., half:].addcmul_(x_BHLD[..., :half], sin_LD[:, half:], value=sign)
+    torch.mul(x_BHLD, cos_B1LD, out=out_BHLD)
+    out_BHLD[..., :half].addcmul_(x_BHLD[..., half:], sin_B1LD[..., :half], value=-sign)
+    out_BHLD[..., half:].addcmul_(x_BHLD[..., :half], sin_B1LD[..., half:], value=sign)
 
 
 def _unit(x_Nd: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

@@ -1,22 +1,22 @@
-"""The samples of one prompt as a tree: the prompt is computed once, its samples are branches.
+"""The samples of one prompt as a tree: the prompt is computed once, its samples are suffixes of it.
 
-All tokens of a pass stand in one flat row, each stem (what the samples of a prompt share) before its
-branches. A stem attends to itself, a branch to its stem and itself; everything but attention does not
-know where one token ends and the next begins, so nothing is computed twice and there is no padding.
-Hidden states and gradients are those of each sequence alone.
+All tokens of a pass are in one flat row, each prefix (what the samples of a prompt share) before its suffixes. A
+prefix attends to itself, a suffix to its prefix and itself; everything but attention does not know where one token
+ends and the next begins, so nothing is computed twice and there is no padding. Hidden states and gradients are those
+of each sequence alone.
 
-Worked example, branches "cd" and "e" of a stem "ab", and "xy", which shares its stem with no other and so
-is a stem without branches:
+Worked example, suffixes "cd" and "e" of a prefix "ab", and "xy", which shares its prefix with no other and so
+is a prefix without suffixes:
 
     tokens     a b c d e x y
     positions  0 1 2 3 2 0 1
-    stems      [[a, b], [x, y]]
-    branches   [[c, d], [e, .]]      keys  [[a, b, c, d], [a, b, e, .]]
+    prefixes   [[a, b], [x, y]]
+    suffixes   [[c, d], [e, .]]      keys  [[a, b, c, d], [a, b, e, .]]
 
-It takes the place of the model's attention function, and a model for which it cannot (sliding
-windows, soft caps, other kernels) is told apart by `models.share_prompts`.
+It replaces the model's attention function. A model for which it cannot (sliding windows, soft caps, other kernels)
+is found by `equivalence.share_prompts`.
 
-Shape legend: N tokens of a pass, T stems of at most L tokens, B branches of at most R, K = L + R keys,
+Shape legend: N tokens of a pass, T prefixes of at most L tokens, B suffixes of at most R, K = L + R keys,
 H query heads, J key-value heads, D head width.
 """
 
@@ -38,46 +38,46 @@ NOT_UNDERSTOOD = ("sliding_window", "softcap", "s_aux", "position_bias")  # what
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Who attends to whom, as places in the flat row. Fillers are place 0, and are read by nobody."""
+    """Who attends to whom, as places in the flat row. Padding is place 0, and is read by nobody."""
 
-    stem_TL: Tensor
-    branch_BR: Tensor
+    prefix_TL: Tensor
+    suffix_BR: Tensor
     keys_BK: Tensor
-    bias_B1RK: Tensor  # float: 0 where a branch attends, -inf where it does not
-    read_N: Tensor  # where each token stands in [stems, branches] laid end to end
+    bias_B1RK: Tensor  # float: 0 where a suffix attends, -inf where it does not
+    read_N: Tensor  # where each token is in [prefixes, suffixes] laid end to end
 
     def to(self, device: torch.device) -> Tree:
         return Tree(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-def grow(families: Sequence[tuple[int, Sequence[int]]]) -> Tree:
-    """The tree of (tokens of the stem, tokens of each branch) in the order of the flat row.
+def build(families: Sequence[tuple[int, Sequence[int]]]) -> Tree:
+    """The tree of (tokens of the prefix, tokens of each suffix) in the order of the flat row.
 
-    >>> grow([(2, [2, 1]), (2, [])]).keys_BK.tolist()
+    >>> build([(2, [2, 1]), (2, [])]).keys_BK.tolist()
     [[0, 1, 2, 3], [0, 1, 4, 0]]
     """
-    stems = [stem for stem, _ in families]
-    branches = [length for _, lengths in families for length in lengths]
-    longest, widest = max(stems, default=0), max(branches, default=0)
-    stem_TL = np.zeros((len(stems), longest), dtype=np.int64)
-    branch_BR = np.zeros((len(branches), widest), dtype=np.int64)
-    keys_BK = np.zeros((len(branches), longest + widest), dtype=np.int64)
-    bias_BRK = np.full((len(branches), widest, longest + widest), -np.inf, dtype=np.float32)
+    prefixes = [prefix for prefix, _ in families]
+    suffixes = [length for _, lengths in families for length in lengths]
+    longest, widest = max(prefixes, default=0), max(suffixes, default=0)
+    prefix_TL = np.zeros((len(prefixes), longest), dtype=np.int64)
+    suffix_BR = np.zeros((len(suffixes), widest), dtype=np.int64)
+    keys_BK = np.zeros((len(suffixes), longest + widest), dtype=np.int64)
+    bias_BRK = np.full((len(suffixes), widest, longest + widest), -np.inf, dtype=np.float32)
     bias_BRK[:, :, longest:] = np.where(np.tri(widest, dtype=bool), 0, -np.inf)
-    read, start, branch = [], 0, 0
-    for number, (stem, lengths) in enumerate(families):
-        places = np.arange(start, start + stem)
-        stem_TL[number, :stem] = places
-        read.append(number * longest + np.arange(stem))
-        start += stem
+    read, start, row = [], 0, 0
+    for number, (prefix, lengths) in enumerate(families):
+        places = np.arange(start, start + prefix)
+        prefix_TL[number, :prefix] = places
+        read.append(number * longest + np.arange(prefix))
+        start += prefix
         for length in lengths:
-            branch_BR[branch, :length] = np.arange(start, start + length)
-            keys_BK[branch, :stem] = places
-            keys_BK[branch, longest : longest + length] = branch_BR[branch, :length]
-            bias_BRK[branch, :, :stem] = 0
-            read.append(stem_TL.size + branch * widest + np.arange(length))
-            start, branch = start + length, branch + 1
-    arrays = (stem_TL, branch_BR, keys_BK, bias_BRK[:, None], np.concatenate(read))
+            suffix_BR[row, :length] = np.arange(start, start + length)
+            keys_BK[row, :prefix] = places
+            keys_BK[row, longest : longest + length] = suffix_BR[row, :length]
+            bias_BRK[row, :, :prefix] = 0
+            read.append(prefix_TL.size + row * widest + np.arange(length))
+            start, row = start + length, row + 1
+    arrays = (prefix_TL, suffix_BR, keys_BK, bias_BRK[:, None], np.concatenate(read))
     return Tree(*(torch.from_numpy(array) for array in arrays))
 
 
@@ -125,9 +125,9 @@ def attend_along(
         output_BHRD = attend(query_BHRD, key_BJKD, value_BJKD, bias, scaling, dropout)
         return output_BHRD.transpose(1, 2).flatten(0, 1)
 
-    output_NHD = of(tree.stem_TL, tree.stem_TL, None)
-    if len(tree.branch_BR):
-        output_NHD = torch.cat([output_NHD, of(tree.branch_BR, tree.keys_BK, tree.bias_B1RK)])
+    output_NHD = of(tree.prefix_TL, tree.prefix_TL, None)
+    if len(tree.suffix_BR):
+        output_NHD = torch.cat([output_NHD, of(tree.suffix_BR, tree.keys_BK, tree.bias_B1RK)])
     return output_NHD.index_select(0, tree.read_N)
 
 

@@ -1,4 +1,4 @@
-"""Drawing a token from logits, with its exact log-prob.
+"""Drawing a token from logits, with its exact log-prob, and what truncation leaves to draw from.
 
 The randomness of a row is its own (`seeding.uniforms`), so a response does not depend on what else is in the batch.
 
@@ -7,10 +7,11 @@ Shape legend: B rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from limbeck.models.truncation import truncate
 from limbeck.records import Sampling
 
 BLOCK = 256
@@ -60,3 +61,25 @@ def _within(p_BK: Tensor, target_B1: Tensor) -> Tensor:
     places_K = torch.arange(p_BK.shape[1], device=p_BK.device)
     last_B1 = torch.where(p_BK > 0, places_K, 0).amax(dim=-1, keepdim=True)
     return torch.minimum(within_B1, last_B1)
+
+
+def truncate(logp_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probs renormalised over what top_k, top_p and min_p keep, -inf elsewhere; in that order.
+
+    The same for who samples and for who recomputes.
+    """
+    if 0 < sampling.top_k < logp_BV.shape[1]:
+        least_B1 = logp_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logp_BV = _keep(logp_BV, logp_BV >= least_B1)
+    if sampling.top_p < 1:
+        sorted_BV, order_BV = logp_BV.sort(dim=-1, descending=True)
+        p_BV = sorted_BV.exp()
+        kept_BV = p_BV.cumsum(dim=-1) - p_BV < sampling.top_p  # the mass before a token is short of top_p
+        logp_BV = _keep(logp_BV, torch.zeros_like(kept_BV).scatter_(1, order_BV, kept_BV))
+    if sampling.min_p > 0:
+        logp_BV = _keep(logp_BV, logp_BV >= logp_BV.amax(dim=-1, keepdim=True) + math.log(sampling.min_p))
+    return logp_BV
+
+
+def _keep(logp_BV: Tensor, kept_BV: Tensor) -> Tensor:
+    return torch.log_softmax(logp_BV.masked_fill(~kept_BV, -torch.inf), dim=-1)

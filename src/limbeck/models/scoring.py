@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from limbeck.models.head import Head, at_least_float32
-from limbeck.models.truncation import truncate
+from limbeck.models.sampling import truncate
 from limbeck.records import Sampling
 
 CHUNK_BYTES = 48 * 2**20

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.equivalence import share_prompts
+from limbeck.models.equivalence import share_prompts, use_fused_forward
 from limbeck.models.layout import Layout, lay_out, split
-from limbeck.models.llama import speed_up
 from limbeck.models.states import LocalStates
 from limbeck.records import Failure, HiddenScores, ScoreRequest, Scores
 
@@ -29,7 +28,7 @@ class LocalTeacher:
         self.heads = {self.fingerprint: self.head}
         self.unshared = share_prompts(lm)  # why each sample's prompt is computed anew, where it is
         self.layout: Layout = "padded" if self.unshared else "tree"
-        speed_up(lm)
+        use_fused_forward(lm)
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
         """`HiddenScores` for each request, in order."""
