@@ -51,7 +51,7 @@ class ProofState:
         self.found: Proof | None = None
 
     def probe_file(self) -> ProbeFile | None:
-        """Of `teacher.baked`, else of the folder that a server on this machine says it serves."""
+        """Of `teacher.baked`, else of the folder that a server on this machine names as its model."""
         if self.client.section.baked is not None:
             return read_probe_file(Path(self.client.section.baked))
         for name in self.names.values():
