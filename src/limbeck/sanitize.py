@@ -1,4 +1,4 @@
-"""Makes text of a model, a server or a data set safe to print: hiding, reordering and control characters become symbols."""
+"""Makes text of a model, a server or a data set safe to print: characters that hide or command become symbols."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.training.rollout_file import write_rollouts
+from limbeck.training.recording import write_rollouts
 from tests.view import made
 
 from .looking import Served, hover

@@ -61,6 +61,16 @@ def test_what_the_error_says_is_not_said_twice(
     assert "Restart" not in named
 
 
+def test_a_probe_that_only_failed_points_to_the_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = ProbeResult("alignment", "failed", "proven", ok=False, remedy=WHY)
+    printed = shown(capsys, monkeypatch, 80, (failed,), problem=WHY)
+    assert "see below" in printed
+    assert "proven" not in printed
+    assert "acknowledge" not in printed
+
+
 def test_a_server_commands_nothing_of_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

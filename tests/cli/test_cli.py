@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import limbeck
 from limbeck.cli.main import main
 from tests.helpers import save_tiny, tiny_llama
 
@@ -124,6 +126,21 @@ class TestEval:
         same = json.loads(run("eval", recipe, "--model", models / "teacher", "--json").stdout)
         assert same["reverse_kl/exact"] == teacher["reverse_kl/exact"]
 
+    def test_the_teacher_is_shown_as_the_teacher(self, recipe: Path) -> None:
+        values = json.loads(run("eval", recipe, "--teacher", "--json").stdout)
+        assert values["entropy/teacher"] > 0
+        assert not [key for key in values if "student" in key]
+        shown = run("eval", recipe, "--teacher").output
+        assert f"entropy of the teacher   {values['entropy/teacher']:.4f}" in shown
+        assert "student" not in shown
+        assert "-0.0000" not in shown
+        assert "e-" not in shown
+
+    def test_one_model_is_evaluated_at_a_time(self, recipe: Path, models: Path) -> None:
+        result = run("eval", recipe, "--teacher", "--model", models / "student")
+        assert result.exit_code == 2
+        assert "not both" in result.output
+
     def test_pass_at_k_and_answers(self, recipe: Path) -> None:
         result = run("eval", recipe, "eval.samples_per_prompt=4", "--answers", "2")
         assert "pass@4" in result.output
@@ -211,3 +228,20 @@ def test_every_command_has_help() -> None:
         result = run(command, "--help")
         assert result.exit_code == 0
         assert len(result.output.splitlines()) > 4
+    overview = run("--help").output
+    assert "..." not in overview.partition("Commands:")[2], "each has a short description of its own"
+
+
+def test_python_m_limbeck_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "limbeck", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"limbeck {limbeck.__version__}\n")
+
+
+def test_help_takes_less_than_a_third_of_a_second() -> None:
+    """The best of three, as the machine may be busy."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "limbeck", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.3

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from limbeck.cli.evaluation_view import named_values, rows
-from limbeck.records import Mean
+from limbeck.reports import Mean
 from limbeck.training.evaluation import Evaluation
 from limbeck.training.intervals import RewardSummary
 
 MEANS = {
-    "reverse_kl/sampled": Mean(-0.0019, 10.0, 3.6e-9),
+    "reverse_kl/sampled": Mean(-0.0019, 10.0, 1.8e-9, 2),
     "importance/mean": Mean(10.0, 10.0),
     "mismatch": Mean(6.9e-18, 10.0),
-    "reverse_kl/exact": Mean(0.011, 10.0, 1e-6),
+    "reverse_kl/exact": Mean(0.011, 10.0, 0.5e-6, 2),
     "entropy/student": Mean(12.5, 10.0),
     "entropy/teacher": Mean(12.5, 10.0),
 }

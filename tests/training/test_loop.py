@@ -94,7 +94,7 @@ def test_weights_that_blow_up_are_told_from_the_sampler(models, tmp_path) -> Non
 def test_same_weights_have_no_kl_and_no_alarm(models, tmp_path) -> None:
     result = limbeck.train(recipe(models, tmp_path, f"teacher.model={models}/student", "steps=1"))
     assert abs(result.before["reverse_kl/exact"]) < 1e-5
-    assert result.steps[0]["alarms"] == []
+    assert "identity" not in [alarm["name"] for alarm in result.steps[0]["alarms"]]
 
 
 def test_truncated_sampling_trains_on_full_support(models, tmp_path) -> None:

@@ -96,7 +96,7 @@ def test_metrics_shorter_than_the_checkpoint_says_are_refused(tmp_path: Path) ->
     run.save(1, write("one"), keep_last=1)
     run.metrics.write_text("")
     run.close()
-    with pytest.raises(RunError, match=r"has 0 bytes, but had \d+ at the last checkpoint"):
+    with pytest.raises(RunError, match=r"has 0 bytes, fewer than the \d+ of the last checkpoint"):
         RunFolder(tmp_path / "run").open("", {})
 
 

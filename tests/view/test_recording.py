@@ -19,8 +19,8 @@ from limbeck import api
 from limbeck.assemble.run import assemble
 from limbeck.config.recipe import parse_recipe
 from limbeck.learners.batch import make_batch
+from limbeck.training.collect import collect
 from limbeck.training.recording import _stride, _thin_out, schema
-from limbeck.training.run import mark, whole
 from limbeck.training.run_folder import RunFolder
 from tests import finished_run
 
@@ -71,12 +71,13 @@ def test_a_trace_says_what_the_fused_loss_measures(tmp_path: Path) -> None:
 
     async def both() -> tuple[list[Any], Any]:
         run = (await assemble(recipe, RunFolder(tmp_path / "scratch"))).run
-        rollouts = whole(await run.engine.sample(run.task.train[:3], run.sampling(1), 2))
-        samples = await mark(run, rollouts, [None] * len(rollouts))
-        traces = await run.learner.trace(samples, 4)
-        batch = make_batch(samples, "packed", 10**6, torch.device("cpu"))
+        learner: Any = run.learner
+        samples = (await collect(run, run.task.train[:3], run.sampling(1), 2)).samples
+        traces = await learner.trace(samples, 4)
+        batch = make_batch(samples, "packed", 10**6, torch.device("cpu"), learner.heads)
+        (micro,) = batch.micro
         with torch.no_grad():
-            return traces, run.learner._loss(batch, batch.micro[0])[1], batch.micro[0].members
+            return traces, learner._loss(batch, micro, learner._hidden(micro))[1], micro.members
 
     traces, measured, members = asyncio.run(both())
     ordered = [traces[i] for i in members]

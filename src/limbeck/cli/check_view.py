@@ -56,11 +56,12 @@ def _table(results: Sequence[ProbeResult], problem: str) -> Any:
 
 
 def _cell(result: ProbeResult, problem: str) -> str:
-    """What was measured, beside what was expected."""
+    """What was measured, beside the expected value where there is one."""
     measured = result.measured.removeprefix(NOT_USED)
-    if len(measured) > (LONGEST_REPEATED if measured in problem else LONGEST_CELL):
+    if measured == "failed" or len(measured) > (LONGEST_REPEATED if measured in problem else LONGEST_CELL):
         return "see below"
-    return printable(f"{measured} (expected {result.expected})" if result.expected else measured)
+    has_value = result.expected not in ("", "proven")
+    return printable(f"{measured} (expected {result.expected})" if has_value else measured)
 
 
 def _notes(result: ProbeResult, problem: str) -> list[str]:

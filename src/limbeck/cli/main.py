@@ -11,16 +11,18 @@ from typing import Any, Literal
 import click
 
 from limbeck import __version__
+from limbeck.cli.export import export
 from limbeck.cli.wire import bake, serve
 from limbeck.errors import ContractError, LimbeckError
 from limbeck.sanitize import printable
+from limbeck.training.interruption import Interrupted
 
 RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
 
 
 class _Commands(click.Group):
-    """Prints a `LimbeckError` as one message and exits 1; anything else is a bug and shows its trace."""
+    """Prints a `LimbeckError` as one message and exits 1. Anything else is a bug and shows its trace."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -28,38 +30,54 @@ class _Commands(click.Group):
         except LimbeckError as error:
             click.secho(f"error: {printable(str(error))}", fg="red", err=True)  # it may quote a server or a data set
             ctx.exit(1)
+        except Interrupted as stopped:
+            click.secho(_where_it_stopped(stopped), fg="yellow", err=True)
+            ctx.exit(stopped.exit_code)
+
+
+def _where_it_stopped(stopped: Interrupted) -> str:
+    if stopped.folder is None or not stopped.step:
+        return f"{stopped}: no update was made, there is nothing to keep"
+    return (
+        f"{stopped} after step {stopped.step}: the checkpoint is in {stopped.folder / 'checkpoints'}. "
+        "The same command goes on from there."
+    )
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="limbeck %(version)s")
 def main() -> None:
-    """On-policy distillation with student and teacher provably at the same temperature.
+    """On-policy distillation: student and teacher are proven to be at the same temperature.
 
     \b
-    limbeck demo                        distil a tiny model, in minutes, on this machine
-    limbeck check recipes/demo.toml     prove everything before a run
-    limbeck check --teacher sglang=http://host:30000 --temperature 0.7
-    limbeck serve MODEL                 a scoring server, exact at any temperature
-    limbeck bake MODEL --temperature 0.7 OUT
-    limbeck train recipes/demo.toml rollout.temperature=0.7 steps=100
-    limbeck eval recipes/demo.toml --model runs/demo/model
-    limbeck view runs/demo              look at it, while it runs or after
+    Examples:
+      limbeck demo
+      limbeck check recipes/demo.toml
+      limbeck check --teacher sglang=http://host:30000 --temperature 0.7
+      limbeck train recipes/demo.toml rollout.temperature=0.7 steps=100
+      limbeck eval recipes/demo.toml --model runs/demo/model
+      limbeck view runs/demo
+      limbeck serve MODEL
+      limbeck bake MODEL OUT --temperature 0.7
+      limbeck export runs/demo OUT --dtype bfloat16
     """
 
 
-@main.command()
+@main.command(short_help="Train the student of a recipe.")
 @RECIPE
 @OVERRIDES
-@click.option("--fresh", is_flag=True, help="Remove the run's folder first, instead of resuming.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print the lines of metrics.jsonl.")
+@click.option("--fresh", is_flag=True, help="Delete the run's folder first, instead of resuming.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the lines of metrics.jsonl, one JSON object each.")
 def train(recipe: Path, overrides: tuple[str, ...], fresh: bool, quiet: bool, as_json: bool) -> None:
-    """Train by RECIPE, a TOML file; OVERRIDES are key=value pairs such as rollout.temperature=0.7.
+    """Train the student of RECIPE, a TOML file.
 
-    A run that was stopped, however it was stopped, goes on from its newest checkpoint.
+    OVERRIDES are key=value pairs such as rollout.temperature=0.7. A run that was stopped resumes from its newest
+    checkpoint when it is started again.
     """
     from limbeck.config.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides)  # a mistake in it is told before anything heavy is imported
+    loaded = load_recipe(recipe, overrides)  # a mistake in it is reported before anything heavy is imported
     from limbeck import api
     from limbeck.trackers.console import make_console
 
@@ -69,17 +87,24 @@ def train(recipe: Path, overrides: tuple[str, ...], fresh: bool, quiet: bool, as
         click.echo(f"finished: {result.folder / 'model'}")
 
 
-@main.command("eval")
+@main.command("eval", short_help="Evaluate a model, without training.")
 @RECIPE
 @OVERRIDES
-@click.option("--model", type=click.Path(path_type=Path), help="Evaluate this model folder, such as a checkpoint's.")
-@click.option("--teacher", is_flag=True, help="Evaluate the recipe's teacher on the same prompts.")
-@click.option("--answers", default=0, show_default=True, help="Print this many answers.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Evaluate the model in this folder, such as a checkpoint's, in place of the student.",
+)
+@click.option("--teacher", is_flag=True, help="Evaluate the recipe's teacher, on the same prompts.")
+@click.option("--answers", default=0, show_default=True, help="Print this many of the responses.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
     recipe: Path, overrides: tuple[str, ...], model: Path | None, teacher: bool, answers: int, as_json: bool
 ) -> None:
-    """Accuracy with a confidence interval, pass@k, and reverse KL on fresh samples, without training."""
+    """Evaluate a model on the held-out prompts of RECIPE, without training.
+
+    Prints the mean reward with its 95% interval, pass@k, and the reverse KL to the teacher on fresh samples.
+    """
     if teacher and model is not None:
         raise click.UsageError("give --model FOLDER or --teacher, not both: each says which model is evaluated")
     from limbeck.config.recipe import load_recipe
@@ -96,27 +121,35 @@ def evaluate(
     show_evaluation(result, answers, role)
 
 
-@main.command()
+@main.command(short_help="Prove what the teacher answers, without training.")
 @click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @OVERRIDES
-@click.option("--teacher", help="KIND=URL of a server to check without a recipe: sglang=, vllm= or limbeck=http://...")
-@click.option("--temperature", type=float, help="Rollout temperature, with --teacher; 1 where not given.")
+@click.option("--teacher", help="Check this server, without a recipe: KIND=URL, where KIND is sglang, vllm or limbeck.")
+@click.option("--temperature", type=float, help="The rollout temperature, with --teacher.  [default: 1]")
 @click.option(
     "--method",
     "temperature_method",
     type=click.Choice(["native", "baked", "rescale"]),
-    help="Prove this way alone of having the teacher at --temperature.",
+    help="Try only this way to obtain scores at --temperature, with --teacher.",
 )
-@click.option("--baked", type=click.Path(), help="Folder of the baked checkpoint the server holds, with --teacher.")
 @click.option(
-    "--head", type=click.Path(), help="Folder of the teacher's model, to prove hidden states, with --teacher."
+    "--baked", type=click.Path(), help="Folder of the baked checkpoint that the server has loaded, with --teacher."
 )
-@click.option("--tokenizer", help="The student's tokenizer, to compare with the server's, with --teacher.")
 @click.option(
-    "--vocabulary", type=click.IntRange(min=1), help="Size of the teacher's output head, or more, with --teacher."
+    "--head",
+    type=click.Path(),
+    help="Folder of the teacher's model, for a server that returns hidden states, with --teacher.",
 )
-@click.option("--top-logprobs", type=click.IntRange(min=1), help="Top tokens a position for rescaling, with --teacher.")
-@click.option("--token-env", help="Environment variable with the bearer token, with --teacher.")
+@click.option(
+    "--tokenizer", help="The student's tokenizer, folder or hub name, to compare with the server's, with --teacher."
+)
+@click.option(
+    "--vocabulary", type=click.IntRange(min=1), help="Rows of the teacher's output head (more is safe), with --teacher."
+)
+@click.option(
+    "--top-logprobs", type=click.IntRange(min=1), help="Top log-probs to ask for at each position, with --teacher."
+)
+@click.option("--token-env", help="Environment variable that holds the bearer token, with --teacher.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(
     recipe: Path | None,
@@ -125,9 +158,9 @@ def check(
     as_json: bool,
     **server: Any,
 ) -> None:
-    """Prove the teacher's contract without training: of a RECIPE, or of a server given with --teacher.
+    """Prove that the teacher of RECIPE scores what it is asked, at the rollout temperature, without training.
 
-    Exits 0 when every probe holds, 1 when one does not.
+    Give a RECIPE, or a server with --teacher. The exit status is 0 when every probe passes, and 1 otherwise.
     """
     from limbeck.cli.check_view import show_results
 
@@ -135,12 +168,12 @@ def check(
     if (teacher is None) == (recipe is None):
         raise click.UsageError("give a RECIPE, or a server with --teacher KIND=URL, and not both")
     if recipe is not None and given:
-        raise click.UsageError(f"{_options(given)} goes with --teacher; a RECIPE says it in a key=value override")
+        raise click.UsageError(f"{_options(given)} goes with --teacher; with a RECIPE use a key=value override")
     try:
         if teacher is not None:
             from limbeck.contract.check import check_teacher
 
-            verdicts = check_teacher(teacher, **given)
+            results = check_teacher(teacher, **given)
         else:
             assert recipe is not None
             from limbeck.config.recipe import load_recipe
@@ -148,11 +181,11 @@ def check(
             loaded = load_recipe(recipe, overrides)
             from limbeck import api
 
-            verdicts = api.check(loaded)
+            results = api.check(loaded)
     except LimbeckError as error:
         show_results(error.verdicts if isinstance(error, ContractError) else (), as_json, str(error))
         raise
-    show_results(verdicts, as_json)
+    show_results(results, as_json)
 
 
 def _options(given: Mapping[str, Any]) -> str:
@@ -160,11 +193,11 @@ def _options(given: Mapping[str, Any]) -> str:
     return ", ".join(f"--{names.get(name, name).replace('_', '-')}" for name in given)
 
 
-@main.command()
+@main.command(short_help="Distil a tiny model on this machine, in minutes.")
 @OVERRIDES
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def demo(overrides: tuple[str, ...], as_json: bool) -> None:
-    """Distil a tiny student from a tiny teacher on three-digit addition, in minutes on two cores."""
+    """Distil a tiny student from a tiny teacher on three-digit addition: minutes on two CPU cores."""
     from limbeck.demo.run import run_demo
 
     run_demo(overrides, as_json)
@@ -172,19 +205,20 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
 
 main.add_command(serve)
 main.add_command(bake)
+main.add_command(export)
 
 
-@main.command()
+@main.command(short_help="Open a page on a run, in progress or finished.")
 @click.argument("path", type=click.Path(path_type=Path), default="runs")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen at; the default is this machine."
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on. The default is for this machine only."
 )
-@click.option("--port", default=8642, show_default=True, help="0 takes a free one.")
-@click.option("--no-open", is_flag=True, help="Do not open a browser.")
+@click.option("--port", default=8642, show_default=True, help="0: any free port.")
+@click.option("--no-open", is_flag=True, help="Do not open a browser window.")
 def view(path: Path, host: str, port: int, no_open: bool) -> None:
-    """Look at the run in PATH, or at all runs in it: curves, tokens, where student and teacher disagree.
+    """Open a page on the run in PATH, or on all runs in it: curves, tokens, where student and teacher disagree.
 
-    The page reads files only and follows a run that goes on. (Extra `view`.)
+    The page reads files only, and follows a run that is in progress. Needs the extra `view`.
     """
     from limbeck.view.server import LOOPBACK, serve
 
@@ -193,15 +227,24 @@ def view(path: Path, host: str, port: int, no_open: bool) -> None:
     serve(path, host, port, not no_open, lambda address: click.echo(f"{path} at {address}  (Ctrl-C stops)"))
 
 
-@main.command()
+@main.command(short_help="Write a run's page as one HTML file.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default="report.html", show_default=True
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="report.html",
+    show_default=True,
+    help="The file to write.",
 )
-@click.option("--rollouts", default=200, show_default=True, help="How many rollouts go in with all their tokens.")
-@click.option("--png", type=click.Path(file_okay=False, path_type=Path), help="Also write plots to this folder.")
+@click.option("--rollouts", default=200, show_default=True, help="How many rollouts to include with all their tokens.")
+@click.option(
+    "--png",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write the curves as PNG files to this folder. Needs the extra `report`.",
+)
 def report(path: Path, output: Path, rollouts: int, png: Path | None) -> None:
-    """The page of the run or runs in PATH as one file, which opens without a network."""
+    """Write the page on the run or runs in PATH as one HTML file, which opens without a network."""
     from limbeck.view.report import write_report
 
     write_report(path, output, rollouts)
@@ -213,7 +256,7 @@ def report(path: Path, output: Path, rollouts: int, png: Path | None) -> None:
             click.echo(str(file))
 
 
-@main.command()
+@main.command(short_help="Print the versions of Limbeck, torch and transformers.")
 def version() -> None:
     """Print Limbeck's version, and those of torch and transformers."""
     from importlib.metadata import version as installed

@@ -1,4 +1,4 @@
-"""Commands of the wire: `limbeck serve` and `limbeck bake`. Imports nothing heavy until one runs."""
+"""`limbeck serve` and `limbeck bake`: a teacher for other machines. Imports nothing heavy until one runs."""
 
 from __future__ import annotations
 
@@ -21,38 +21,48 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, bool], None]
     return refuse
 
 
-@click.command()
+@click.command(short_help="Serve a model as a teacher over HTTP.")
 @click.argument("model")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen at; the default is this machine alone."
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on. The default is for this machine only."
 )
-@click.option("--port", default=30000, show_default=True, help="0 takes a free one.")
-@click.option("--temperature", type=float, help="For clients that know no scoring temperature, such as slime's.")
+@click.option("--port", default=30000, show_default=True, help="0: any free port.")
+@click.option(
+    "--temperature", type=float, help="Temperature for requests that name none, such as slime's.  [default: 1]"
+)
 @click.option("--name", default="teacher", show_default=True, help="The model's name in /v1/models.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of the weights."
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Dtype of the weights.",
 )
-@click.option("--device", default="auto", show_default=True, help="Such as cuda:0; auto: a GPU where there is one.")
+@click.option("--device", default="auto", show_default=True, help="Such as cuda:0. auto: a GPU if there is one.")
 @click.option(
-    "--batch-invariant", is_flag=True, help="Score each sequence by itself: slower, the same to the last bit."
+    "--batch-invariant",
+    is_flag=True,
+    help="Score each sequence on its own: slower, and equal to the last bit whatever else is asked.",
 )
 @click.option("--alone", is_flag=True, hidden=True, expose_value=False, callback=_renamed("--batch-invariant"))
-@click.option("--token-env", help="Environment variable with the bearer token to ask for.")
+@click.option("--token-env", help="Environment variable that holds the bearer token clients must send.")
 @click.option(
     "--queue",
     type=AT_LEAST_ONE,
     default=256,
     show_default=True,
-    help="Sequences that may wait; more are told to come back.",
+    help="Sequences that may wait. Further requests get status 429.",
 )
-@click.option("--batch", type=AT_LEAST_ONE, default=64, show_default=True, help="Sequences scored at a time.")
-@click.option("--body-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Longest request body.")
-@click.option("--max-top-k", type=AT_LEAST_ONE, default=1024, show_default=True, help="Most top tokens a position.")
-@click.option("--max-length", type=AT_LEAST_ONE, help="Longest sequence; the model's context where not given.")
+@click.option("--batch", type=AT_LEAST_ONE, default=64, show_default=True, help="Sequences scored at once.")
+@click.option("--body-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Largest request body, in MB.")
+@click.option(
+    "--max-top-k", type=AT_LEAST_ONE, default=1024, show_default=True, help="Most top log-probs at a position."
+)
+@click.option("--max-length", type=AT_LEAST_ONE, help="Longest sequence in tokens.  [default: the model's context]")
 def serve(model: str, host: str, port: int, dtype: Any, device: str, batch_invariant: bool, **limits: Any) -> None:
-    """Score texts with MODEL over HTTP, exactly at any temperature.
+    """Serve MODEL, a folder or hub name, as a teacher over HTTP: exact scores at any temperature.
 
-    Speaks SGLang's /generate, vLLM's /v1/completions and a binary route of its own.
+    Answers SGLang's /generate, vLLM's /v1/completions and a binary route of Limbeck's own. Needs the extra `serve`.
     """
     from limbeck.errors import ModelError
     from limbeck.serve.main import serve as run
@@ -72,12 +82,18 @@ def serve(model: str, host: str, port: int, dtype: Any, device: str, batch_invar
     run(model, ServeSettings(**limits), host, port, dtype, device, batch_invariant, ready)
 
 
-@click.command()
+@click.command(short_help="Write a checkpoint that any stock server scores at T.")
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--temperature", type=float, required=True, help="What a server of OUT answers and samples at.")
+@click.option(
+    "--temperature", type=float, required=True, help="The temperature at which a server of OUT scores and samples."
+)
 def bake(model: str, out: Path, temperature: float) -> None:
-    """Write OUT, a copy of MODEL that any stock server scores at --temperature."""
+    """Write OUT, a copy of MODEL that any stock server scores at --temperature.
+
+    The final norm is divided by the temperature, so that the server's answer at temperature 1 is the one at
+    --temperature. A probe file with reference scores is written beside it.
+    """
     from limbeck.contract.bake import bake as run
 
     probe = run(model, temperature, out)

@@ -42,7 +42,7 @@ class ProbeFile:
 
     def write(self, folder: Path) -> None:
         table = {"format": FORMAT, **asdict(self)}
-        (folder / FILE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(json.dumps(table, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_probe_file(folder: Path) -> ProbeFile:

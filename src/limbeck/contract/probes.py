@@ -44,8 +44,8 @@ async def prove(
     texts: Sequence[Text],
     temperature: float,
     vocabulary: int,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> list[ProbeResult]:
     """Run the probes that need only scores, on `texts` and ids below `vocabulary`.
 
@@ -55,11 +55,11 @@ async def prove(
     ids = continuations(prefix, vocabulary)
     results: list[ProbeResult] = []
     steps: list[Callable[[], Awaitable[ProbeResult]]] = [
-        lambda: alignment(teacher, prefix, ids, temperature, support, heads),
-        lambda: ratio(teacher, prefix, ids, temperature, support, heads),
+        lambda: alignment(teacher, prefix, ids, temperature, heads, support),
+        lambda: ratio(teacher, prefix, ids, temperature, heads, support),
     ]
     if isinstance(support, int):
-        steps.insert(1, lambda: normalisation(teacher, prefix, ids, temperature, support))
+        steps.insert(1, lambda: normalisation(teacher, prefix, ids, temperature, heads, support))
     for step in steps:
         try:
             results.append(await step())
@@ -74,8 +74,8 @@ async def alignment(
     prefix: Text,
     ids: Sequence[int],
     temperature: float,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> ProbeResult:
     """The score of a token depends on it and on what precedes it, and on nothing else."""
     a, b, c = ids[:3]
@@ -111,11 +111,15 @@ async def alignment(
     return ProbeResult("alignment", f"moved {moved:.1e} nats", f"at most {RATIO_TOLERANCE}")
 
 
-async def normalisation(teacher: Teacher, prefix: Text, ids: Sequence[int], temperature: float, k: int) -> ProbeResult:
+async def normalisation(
+    teacher: Teacher, prefix: Text, ids: Sequence[int], temperature: float, heads: Heads | None, k: int
+) -> ProbeResult:
     """The top K are K different tokens whose probabilities sum to at most 1, and agree with the sampled token's."""
     unit = _requests(prefix, [[i] for i in ids], temperature, k)
     most, expected = 0.0, "at most 1"
-    for request, scores in zip(unit, await ask(teacher, unit, None), strict=True):
+    for request, scores in zip(unit, await ask(teacher, unit, heads), strict=True):
+        if isinstance(scores, HiddenScores):
+            return ProbeResult("normalisation", "hidden states: the whole distribution", expected)
         if not isinstance(scores, TopKScores) or scores.ids.shape != (1, k) or scores.logprobs.shape != (1, k):
             raise refusal(
                 "normalisation",
@@ -145,28 +149,37 @@ async def ratio(
     prefix: Text,
     ids: Sequence[int],
     temperature: float,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> ProbeResult:
-    """The two-token ratio test: how far two tokens are apart at T against T = 1."""
+    """The ratio test: how far every token is from the most likely one, at T against T = 1.
+
+    All of them and not two alone: of a mixture of models the likely tokens may be one model's, and only those
+    between show that it was mixed after dividing by T.
+    """
     rows = []
     for t in (1.0, temperature):
         unit = _requests(prefix, [[i] for i in ids], t, support)
         rows.append(rows_of(await ask(teacher, unit, heads), unit, heads)[:, 0])
     at_one, at_t = rows
-    high, low = int(at_one.argmax()), int(at_one.argmin())
-    ratio_one, ratio_t = at_one[high] - at_one[low], at_t[high] - at_t[low]
-    if not ratio_one > SMALLEST_RATIO:
+    high = int(at_one.argmax())
+    gaps_one, gaps_t = at_one[high] - at_one, at_t[high] - at_t
+    tolerance = RATIO_TOLERANCE + 0.01 * gaps_one.max() / temperature
+    worst = int(np.abs(gaps_t - gaps_one / temperature).argmax())
+    if abs(gaps_t[worst] - gaps_one[worst] / temperature) <= tolerance:
+        worst = int(gaps_one.argmax())  # the gap that says most is the one to report
+    ratio_one, ratio_t = gaps_one[worst], gaps_t[worst]
+    if not gaps_one.max() > SMALLEST_RATIO:
         raise refusal(
             "temperature",
-            f"teacher {teacher.name}: {len(ids)} tokens have the same score to {ratio_one:.3g} nats, so nothing "
+            f"teacher {teacher.name}: {len(ids)} tokens have the same score to {gaps_one.max():.3g} nats, so nothing "
             "can be said about its temperature.",
             "Is it an untrained model?",
-            f"{ratio_one:.3g} nats between tokens",
+            f"{gaps_one.max():.3g} nats between tokens",
             f"more than {SMALLEST_RATIO}",
         )
     expected = ratio_one / temperature
-    if not abs(ratio_t - expected) <= RATIO_TOLERANCE + 0.01 * expected:
+    if not abs(ratio_t - expected) <= tolerance:
         raise refusal(
             "temperature",
             f"teacher {teacher.name} does not score at temperature {temperature}: two tokens are {ratio_t:.4f} nats "
@@ -184,8 +197,8 @@ async def same_weights(
     student: Policy,
     texts: Sequence[Text],
     temperature: float,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> ProbeResult:
     """Compare a teacher with the student that it is, on every token of `texts`. Raises `ContractError`.
 

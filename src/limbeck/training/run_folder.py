@@ -184,7 +184,8 @@ class RunFolder:
         size = self.metrics.stat().st_size
         if size < length:
             raise RunError(
-                f"{self.metrics} has {size} bytes, fewer than the {length} of the last checkpoint. Restore it, or use --fresh."
+                f"{self.metrics} has {size} bytes, fewer than the {length} of the last checkpoint. Restore it, or use "
+                "--fresh."
             )
         with _disk_errors(f"cannot write {self.metrics}"):
             os.truncate(self.metrics, length)

@@ -120,7 +120,7 @@ class BinaryDialect:
 
 
 def _dump(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, separators=(",", ":")).encode()
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _load(data: bytes) -> Any:
