@@ -5,7 +5,7 @@
 RECIPE (the demo's where none is given) names student and local teacher. Every batch is sampled anew from the
 student; on each, every estimator of the family gives one gradient of the student's weights, through the code that
 trains: `RemoteTeacher`, `make_batch`, `distillation_loss`. `native-K` are values at the rollout temperature T,
-`rescale-K` certified ones from top log-probs at temperature 1 (its uncertain positions left out).
+`rescale-K` certified ones from top log-probs at temperature 1 (its uncertain positions masked).
 
     noise    E |g - g_full|^2 on the same samples, relative to K = 0: what the sampled tail adds. Given the states,
              the terms of different tokens are uncorrelated, so this is the sum of their variances
@@ -27,7 +27,7 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,17 +40,21 @@ from limbeck.config.recipe import Recipe, load_recipe
 from limbeck.config.teacher import SGLangTeacherConfig
 from limbeck.demo.run import RECIPE
 from limbeck.learners.batch import make_batch
+from limbeck.learners.local import LocalLearner
+from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM
+from limbeck.models.head import Head
 from limbeck.objectives import Loss, ReverseKL, distillation_loss
-from limbeck.records import Failure, Rollout, Scored, TeacherScores
-from limbeck.serve.scorer import Asked, Scorer
+from limbeck.records import Failure, Rollout, Scored, ScoreRequest, Scores, TokenScores, TopKScores
+from limbeck.seeding import derive_seed
+from limbeck.teachers.client import RemoteClient
 from limbeck.teachers.local import LocalTeacher
-from limbeck.teachers.remote import RemoteTeacher
-from limbeck.training.prompt_order import derive_seed
+from limbeck.teachers.remote import Method, Proof, RemoteTeacher
+from limbeck.training.collect import collect
 from limbeck.training.run import Run
 from limbeck.training.run_folder import RunFolder
 from limbeck.wire.http import Pool, PoolSettings
-from limbeck.wire.score import Question, Reply
+from limbeck.wire.score import Reply
 
 FULL = "full"
 SUPPORTS = (0, 5, 20, 100)
@@ -61,15 +65,19 @@ ROUNDING = 1e-4  # of the gradient
 class InProcess:
     """A server's answers without the server: exact at the temperature that is asked for."""
 
-    kind, exact = "sglang", True
+    kind, acknowledges = "sglang", True
 
     def __init__(self, lm: CausalLM) -> None:
-        self.scorer = Scorer(lm)
+        self.policy = LocalPolicy(lm)
 
-    async def ask(self, pool: Pool, question: Question, url: str | None = None) -> Reply:
-        (result,) = self.scorer.score([Asked(question, question.temperature or 1.0)])
-        assert result.logprobs is not None
-        return Reply(result.logprobs, result.top_ids, result.top_logprobs, temperature=question.temperature)
+    async def ask(
+        self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
+    ) -> Reply:
+        (scores,) = await self.policy.score([request])
+        if isinstance(scores, TopKScores):
+            return Reply(scores.logprobs_of_sampled, scores.ids, scores.logprobs, temperature=scores.temperature)
+        assert isinstance(scores, TokenScores)
+        return Reply(scores.logprobs, temperature=scores.temperature)
 
     async def identity(self, pool: Pool, url: str) -> str:
         return "in process"
@@ -78,20 +86,20 @@ class InProcess:
         raise NotImplementedError
 
 
-def estimators(teacher: LocalTeacher, supports: Sequence[int]) -> dict[str, LocalTeacher | RemoteTeacher]:
-    """By name; every one gives the scores that the trainer would get."""
+def estimators(teacher: LocalTeacher, supports: Sequence[int]) -> dict[str, tuple[LocalTeacher | RemoteTeacher, int]]:
+    """By name, with its K; every one gives the scores that the trainer would get."""
     vocabulary = teacher.head.vocabulary
     section = SGLangTeacherConfig(url="http://in.process", max_rescale_dropped=1.0)
-    made: dict[str, LocalTeacher | RemoteTeacher] = {FULL: teacher}
-    for method in ("native", "rescale"):
+    made: dict[str, tuple[LocalTeacher | RemoteTeacher, int]] = {FULL: (teacher, 0)}
+    methods: tuple[Method, ...] = ("native", "rescale")
+    for method in methods:
         for k in supports:
             if k > vocabulary or (method == "rescale" and k == 0):
                 continue
             asked = section.model_copy(update={"top_logprobs": max(k, 1)})
             pool = Pool(asked.urls, PoolSettings())
-            remote = RemoteTeacher("t", asked, InProcess(teacher.lm), pool, vocabulary, vocabulary, k)
-            remote.method = "native" if method == "native" else "rescale"
-            made[f"{method}-{k}"] = remote
+            client = RemoteClient("t", asked, InProcess(teacher.lm), pool, vocabulary, vocabulary)
+            made[f"{method}-{k}"] = RemoteTeacher(client, Proof(method, teacher.info, acknowledges=True)), k
     return made
 
 
@@ -103,7 +111,7 @@ class Gradients:
     squares: list[float] = field(default_factory=list)  # |g|^2 of each batch
     noises: list[float] = field(default_factory=list)  # |g - g_full|^2
     along: list[float] = field(default_factory=list)  # (g - g_full) . g_full of the other half of the batches
-    left_out: list[float] = field(default_factory=list)  # share of positions
+    masked: list[float] = field(default_factory=list)  # share of positions
 
     def trace(self) -> float:
         """Unbiased trace of the covariance of g."""
@@ -114,7 +122,7 @@ class Gradients:
 def gradient(run: Run, student: CausalLM, samples: Sequence[Scored], support: Any, stride: int) -> tuple[Tensor, int]:
     """[P] every `stride`-th entry of the gradient of the step's loss, and the tokens it was taken over."""
     section = run.recipe.learner
-    batch = make_batch(samples, "padded", section.micro_batch_tokens, student.device)
+    batch = make_batch(samples, "padded", section.micro_batch_tokens, student.device, heads_of(run))
     student.model.zero_grad(set_to_none=True)
     for micro in batch.micro:
         layout = micro.layout
@@ -131,11 +139,16 @@ def gradient(run: Run, student: CausalLM, samples: Sequence[Scored], support: An
 async def sample(run: Run, seed: int, number: int, prompts: int) -> list[Rollout]:
     first = number * prompts % max(1, len(run.task.train) - prompts)
     given = run.task.train[first : first + prompts]
-    answers = await run.engine.sample(given, run.sampling(derive_seed(seed, "variance", number)))
-    return [answer for answer in answers if isinstance(answer, Rollout) and answer.trained.any()]
+    collected = await collect(run, given, run.sampling(derive_seed(seed, "variance", number)), scored=False)
+    return [rollout for rollout in collected.rollouts if rollout.trained.any()]
 
 
-def of_exact_values(scores: Sequence[TeacherScores | Failure]) -> list[TeacherScores]:
+def heads_of(run: Run) -> Mapping[str, Head]:
+    assert isinstance(run.teacher, LocalTeacher)
+    return run.teacher.heads
+
+
+def answered(scores: Sequence[Scores | Failure]) -> list[Scores]:
     failures = [score for score in scores if isinstance(score, Failure)]
     assert not failures, failures[0]
     return [score for score in scores if not isinstance(score, Failure)]
@@ -144,8 +157,10 @@ def of_exact_values(scores: Sequence[TeacherScores | Failure]) -> list[TeacherSc
 async def measure(recipe: Recipe, args: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         assembled = await assemble(recipe, RunFolder(Path(scratch)))
-    run, student = assembled.run, assembled.student
+    run = assembled.run
     assert isinstance(run.teacher, LocalTeacher)
+    assert isinstance(run.learner, LocalLearner)
+    student = run.learner.lm
     student.model.eval()
     made = estimators(run.teacher, SUPPORTS)
     size = sum(p.numel() for p in student.model.parameters())
@@ -156,17 +171,18 @@ async def measure(recipe: Recipe, args: argparse.Namespace) -> list[dict[str, An
     for number in range(args.batches):
         rollouts = await sample(run, args.seed, number, args.prompts)
         full_P: Tensor | None = None
-        for name, teacher in made.items():
-            scores = of_exact_values(await teacher.score(rollouts))
+        for name, (teacher, k) in made.items():
+            support = FULL if name == FULL else (k or "sampled")
+            unit = [run.view.see(rollout, support).request for rollout in rollouts]
+            scores = answered(await teacher.score(unit))
             samples = [Scored(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
-            support = FULL if name == FULL else (teacher.support or "sampled")  # type: ignore[union-attr]
             g_P, trained = gradient(run, student, samples, support, stride)
             full_P = g_P if full_P is None else full_P
             one = sums.setdefault(name, Gradients(torch.zeros_like(g_P)))
             one.total_P += g_P
             one.squares.append(float(g_P.square().sum()))
             one.noises.append(float((g_P - full_P).square().sum()))
-            one.left_out.append(1 - trained / sum(int(r.trained.sum()) for r in rollouts))
+            one.masked.append(1 - trained / sum(int(r.trained.sum()) for r in rollouts))
             kept[name].append((g_P - full_P).float())
         half = number % 2
         full_mean[half] = full_mean[half] + full_P
@@ -191,7 +207,7 @@ def line(name: str, sums: dict[str, Gradients], norm: float) -> dict[str, Any]:
         "bias_z": float(along.mean()) / error if error > 0 else 0.0,
         "bias_share": float(along.mean()) / norm,
         "bias_share_error": error / norm,
-        "left_out": sum(one.left_out) / len(one.left_out),
+        "masked": sum(one.masked) / len(one.masked),
     }
 
 
@@ -212,11 +228,11 @@ def main() -> int:
              "responses": args.prompts}  # fmt: skip
     for one in lines:
         print(json.dumps({**shape, **{k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in one.items()}}))
-    print(f"\n{'estimator':12} {'noise':>9} {'total':>7} {'bias, share of the gradient':>28} {'z':>6} {'left out':>9}")
+    print(f"\n{'estimator':12} {'noise':>9} {'total':>7} {'bias, share of the gradient':>28} {'z':>6} {'masked':>9}")
     for one in lines:
         share = f"{one['bias_share']:+.2%} +- {one['bias_share_error']:.2%}"
         print(f"{one['estimator']:12} {one['noise']:9.4f} {one['total']:7.3f} {share:>28} {one['bias_z']:6.1f} "
-              f"{one['left_out']:9.2%}")  # fmt: skip
+              f"{one['masked']:9.2%}")  # fmt: skip
     return int(any(is_biased(one) for one in lines if one["estimator"].startswith("native")))
 
 

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from limbeck.contract.bake import CONFIG_KEY, bake
+from limbeck.contract.bake import bake
 from limbeck.contract.bake_probe import read_probe_file
 from limbeck.errors import ModelError
+from limbeck.models.causal_lm import BAKED_TEMPERATURE
 from tests import tiny
 
 IDS = torch.tensor([[5, 20, 33, 47, 60, 71, 82, 90]])
@@ -48,7 +49,7 @@ def test_temperature_one_of_the_baked_is_t_of_the_source(
     unbaked = (logprobs(source) - logprobs(source, temperature)).abs().max().item()
     assert unbaked > 0.1  # else the test could not fail
     config = json.loads((tmp_path / "baked" / "config.json").read_text())
-    assert config[CONFIG_KEY] == temperature
+    assert config[BAKED_TEMPERATURE] == temperature
 
 
 def test_the_baked_tensor_stays_float32_and_the_cost_of_narrowing_is_measured(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Sequence
@@ -258,6 +259,21 @@ async def test_after_a_restart_the_weights_are_pushed_again_and_the_step_sampled
         for request, before, after in zip(requests(2), calm, disturbed, strict=True):
             np.testing.assert_array_equal(before.token_ids, after.token_ids)
             np.testing.assert_allclose(after.logprobs, truth(student.lm, request, after), atol=1e-4)
+
+
+async def test_units_sampled_at_the_same_time_survive_a_restart_together(kind: str, tmp_path: Path) -> None:
+    """The weights are pushed once, and what any unit sampled before that is sampled anew."""
+    student = Student(tiny.fresh("llama"))
+    units = [requests(2, prompts=[prompt]) for prompt in PROMPTS]
+    async with FakeEngine(student.lm.model) as server:
+        one = engine(kind, server, tmp_path)
+        await one.load(student.publish())
+        await one.load(student.step())
+        calm = await sample(one, [request for unit in units for request in unit])
+        server.restart_after, pushes = 3, one.pushes
+        disturbed = [answer for answers in await asyncio.gather(*(sample(one, u) for u in units)) for answer in answers]
+        assert one.pushes == pushes + 1
+        assert [tuple(a.token_ids) for a in disturbed] == [tuple(a.token_ids) for a in calm]
 
 
 async def test_a_server_that_loses_them_every_time_stops_the_run(kind: str, tmp_path: Path) -> None:

@@ -127,9 +127,8 @@ async def test_hidden_states_give_the_whole_distribution(
 ) -> None:
     head = load_model(ModelConfig(model=str(models["teacher"])), torch.device("cpu")).head().detach()
     section = SGLangTeacherConfig(url=server.url, head=str(models["teacher"]))
-    heads = {"its": head}
     client = connect("t", section, V, V)
-    proof = await prove_remote(client, TEXTS, continuations(TEXTS[-1], V), temperature, support="full", heads=heads)
+    proof = await prove_remote(client, TEXTS, continuations(TEXTS[-1], V), temperature, head=head, support="full")
     assert proof.method == "hidden"
     requests = [request_of(ids, 4, temperature, "full") for ids in TEXTS]
     answers = await RemoteTeacher(client, proof).score(requests)
@@ -137,7 +136,7 @@ async def test_hidden_states_give_the_whole_distribution(
     for scores, request, row in zip(answers, requests, truth(models["teacher"], temperature), strict=True):
         assert isinstance(scores, HiddenScores)
         sampled = row[np.arange(len(row)), request.scored_ids]
-        assert np.abs(logprobs_of_sampled(scores, request, heads) - sampled).max() <= SLACK
+        assert np.abs(logprobs_of_sampled(scores, request, proof.heads) - sampled).max() <= SLACK
         logits_SV = head.logits(scores.states.fetch()).double()
         assert np.abs(torch.log_softmax(logits_SV / temperature, dim=-1).numpy() - row).max() <= SLACK
 

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from limbeck.config.base import ModelConfig
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ReverseKLConfig
-from limbeck.contract.bake import CONFIG_KEY
+from limbeck.contract.natural import CONFIG_KEY
 from limbeck.errors import ModelError
 from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import (

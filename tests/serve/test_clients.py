@@ -65,26 +65,24 @@ async def connected(lm: CausalLM, section: Any, **settings: Any) -> AsyncIterato
 async def test_our_own_clients_prove_it_and_get_the_truth(
     lm: CausalLM, section: Any, method: str, temperature: float
 ) -> None:
-    heads = {"its": lm.head()} if method == "hidden" else None
-    support: Any = "full" if heads else 7
+    head = lm.head() if method == "hidden" else None
+    support: Any = "full" if head else 7
     async with connected(lm, section) as client:
-        proof = await prove_remote(
-            client, TEXTS, IDS, temperature, support=support, heads=heads, tokenizer=lm.tokenizer
-        )
+        proof = await prove_remote(client, TEXTS, IDS, temperature, lm.tokenizer, head, support)
         assert all(result.ok for result in proof.results)
         assert proof.method == method
         requests = [request_of(ids, 4, temperature, support) for ids in TEXTS]
         answers = await RemoteTeacher(client, proof).score(requests)
         for scores, ids, request in zip(answers, TEXTS, requests, strict=True):
             expected = of_tokens(truth(lm, ids, temperature), ids)[3:]
-            np.testing.assert_allclose(logprobs_of_sampled(scores, request, heads), expected, atol=2e-5)
+            np.testing.assert_allclose(logprobs_of_sampled(scores, request, proof.heads), expected, atol=2e-5)
 
 
 async def test_states_under_another_models_head_are_refused(lm: CausalLM, tmp_path: Path) -> None:
     other: Head = load_model(ModelConfig(model=tiny.save(tmp_path, seed=1)), torch.device("cpu")).head()
     async with connected(lm, SGLangTeacherConfig(url="http://server", head="other")) as client:
         with pytest.raises(ContractError, match=r"hidden states under the head of 'other' are .* another model"):
-            await prove_remote(client, TEXTS, IDS, 0.7, support="full", heads={"other": other})
+            await prove_remote(client, TEXTS, IDS, 0.7, head=other, support="full")
 
 
 @pytest.mark.parametrize("kind", [SGLangTeacherConfig, VLLMTeacherConfig, LimbeckTeacherConfig])

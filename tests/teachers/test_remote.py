@@ -230,7 +230,7 @@ async def test_a_server_that_acknowledges_t_and_ignores_it_is_caught_by_the_rati
         ({"shift": 1, "shifts_tops": True}, "shifted by one"),
         ({"truncates": 1}, "entries"),
         ({"other_ids": True}, "another tokenizer"),
-        ({"clamps": True}, "stands for a probability of 0"),
+        ({"clamps": True}, "means a probability of 0"),
         ({"nan": True}, "log-prob of nan"),
         ({"noise": 0.3}, "moved by|differs by"),
     ],

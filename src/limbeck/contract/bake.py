@@ -29,12 +29,11 @@ from torch import Tensor, nn
 from limbeck.config.base import ModelConfig
 from limbeck.contract.bake_probe import FILE, ProbeFile, ProbeSequence
 from limbeck.errors import ModelError
-from limbeck.models.causal_lm import CausalLM
+from limbeck.models.causal_lm import BAKED_TEMPERATURE, CausalLM
 from limbeck.models.loading import load_model, resolve
 
 TOLERANCE = 2e-4  # nats between the baked float32 model and the source's logits / T
 LONGEST = 64  # tokens of a probe sequence
-CONFIG_KEY = "limbeck_temperature"
 NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 TEXTS = (
     "The teacher scores every token that the student sampled, at the temperature it was sampled at.",
@@ -94,20 +93,14 @@ def bake(model: str, temperature: float, out: Path) -> ProbeFile:
     return probe
 
 
-def baked_temperature(lm: CausalLM) -> float | None:
-    """T of a model that `bake` wrote: its logits are divided by it already. None of any other model."""
-    temperature = getattr(lm.model.config, CONFIG_KEY, None)
-    return None if temperature is None else float(temperature)
-
-
 def _source(model: str) -> Path:
     folder = Path(resolve(model))
     if not folder.is_dir():
         raise ModelError(f"{model!r} is not a folder here: download the model first, and give its folder.")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if CONFIG_KEY in config:
+    if BAKED_TEMPERATURE in config:
         raise ModelError(
-            f"{model} was baked for temperature {config[CONFIG_KEY]} before. Bake the model it was made of."
+            f"{model} was baked for temperature {config[BAKED_TEMPERATURE]} before. Bake the model it was made of."
         )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{model} has no *.safetensors. Save it again with save_pretrained(folder).")
@@ -225,7 +218,7 @@ def _write(source: Path, out: Path, tensors: Mapping[str, Tensor], lm: CausalLM,
     if left:
         raise ModelError(f"{source}: its safetensors have no tensor named {sorted(left)}, so {out} is not usable.")
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    text = json.dumps({**config, CONFIG_KEY: temperature}, indent=2)
+    text = json.dumps({**config, BAKED_TEMPERATURE: temperature}, indent=2)
     (out / "config.json").write_text(text + "\n", encoding="utf-8")
 
 

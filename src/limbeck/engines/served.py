@@ -85,16 +85,19 @@ class ServedEngine:
         self.sampling = replace(sampling, top_p=1.0, top_k=0, min_p=0.0)
         self.check = WeightSyncCheck(f"engine {server.kind} at {pool.urls[0]}", tolerance, server.remedy)
         self.run, self.label = uuid.uuid4().hex[:8], ""
+        self.pushes = 0  # of weights: what was sampled before the last one counts for nothing
+        self._pushing = asyncio.Lock()
         self.policy: Policy | None = None
         self.logprobs_at_T = False  # whether the server's log-probs are those of the distribution it samples from
         self.results: list[ProbeResult] = []
 
     async def load(self, policy: Policy) -> None:
         """Push the weights and make sure of them."""
-        first, self.policy = self.policy is None, policy
-        await self._push(first)
-        if first:
-            await self._prove_logprobs()
+        async with self._pushing:
+            first, self.policy = self.policy is None, policy
+            await self._push(first)
+            if first:
+                await self._prove_logprobs()
 
     async def close(self) -> None:
         self.policy = None
@@ -102,7 +105,7 @@ class ServedEngine:
         await self.pool.close()
 
     async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
-        """See `protocols.Engine`.
+        """See `protocols.Engine`. Several units may be sampled at the same time.
 
         What vLLM samples follows from the seed of a request; what SGLang samples does only where the server was
         started with `--enable-deterministic-inference`.
@@ -111,11 +114,15 @@ class ServedEngine:
         for request in unit:
             _check_stop_ids(request.sampling, self.vocabulary)
         for _ in range(RESTARTS + 1):
+            pushes = self.pushes
             replies = await asyncio.gather(*(self._one(request) for request in unit))
-            if await self._weights_unchanged(replies):
-                return await self._with_logprobs(unit, replies)
-            self.check.forget_movement()
-            await self._push()
+            unchanged = await self._weights_unchanged(replies)
+            async with self._pushing:
+                if unchanged and pushes == self.pushes:
+                    return await self._with_logprobs(unit, replies)
+                if pushes == self.pushes:  # else another unit has done it
+                    self.check.forget_movement()
+                    await self._push()
         raise EngineError(
             f"{self.check.name} lost the weights of update {self.policy.version} {RESTARTS + 1} times while one step "
             "was sampled: it restarts again and again, or another run pushes its weights to it. Look at its log."
@@ -196,7 +203,7 @@ class ServedEngine:
             ) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # it has read them
-        self.label = label
+        self.label, self.pushes = label, self.pushes + 1
         (ours,) = await self._ours([self.text])
         if isinstance(ours, Failure):
             raise EngineError(f"the learner could not score the fixed text of the weight check: {ours.message}")

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 
 from limbeck.config.base import ModelConfig
-from limbeck.contract.bake import baked_temperature
 from limbeck.contract.bake_probe import FILE, read_probe_file
 from limbeck.errors import ModelError, RecipeError
 from limbeck.models.causal_lm import CausalLM
@@ -69,8 +68,8 @@ def refuse_baked(lm: CausalLM) -> None:
     A client's temperature would divide its logits a second time, and no probe of the contract would show it: the
     ratio test compares the server with itself.
     """
-    temperature = baked_temperature(lm)
-    if temperature is None:
+    temperature = lm.natural_temperature
+    if temperature == 1:
         return
     folder, source = Path(resolve(lm.name)), "the model it was made of"
     if (folder / FILE).is_file():

@@ -1,1 +1,1 @@
-"""Teachers mark every token the student sampled, at the temperature it was sampled at."""
+"""Teachers score every token that the student sampled, and stamp each score with the temperature it is at."""

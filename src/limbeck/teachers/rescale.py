@@ -70,7 +70,7 @@ class Rescaled:
     top_SK: Floats
     sampled_S: Floats
     half_width_S: Floats
-    prefix_width_S: Floats  # of the top entries, had the sampled token's log-prob not been known
+    prefix_width_S: Floats  # of the top entries, without what is known of the sampled token
 
 
 def rescale(

@@ -94,7 +94,7 @@ class Pool:
     ) -> T:
         """The parsed answer. `url` pins one replica, which of several gets no patience.
 
-        Raises `WireError` when it cannot be had.
+        Raises `WireError` where there is none to be got.
         """
         return await self._retry(lambda at: self._once(at, path, "POST", body, media, parse), url)
 

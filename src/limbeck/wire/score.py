@@ -4,7 +4,7 @@
 
 Worked example: the sequence "12+34=" + "46" + end has nine tokens, of which the last three are scored, and the
 reply has their three log-probs. A server answers from the first scored token to the end; where the mask has
-holes, what stands in them is checked like the rest and dropped.
+holes, what is in them is checked like the rest and dropped.
 
 A server that is known to take a scoring temperature (`acknowledges`) is sent it and must name it in its answer.
 Any other server is sent none, and answers at its own: stock servers at temperature 1.
@@ -52,7 +52,7 @@ AGREEMENT = 1e-3  # nats: one token's log-prob in two places of one answer
 
 
 class WireError(Exception):
-    """A server's answer could not be had or used. `kind` says why, `retry_after` when to ask again."""
+    """A server gave no answer, or none that can be used. `kind` says why, `retry_after` when to ask again."""
 
     def __init__(self, kind: Kind, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -206,7 +206,7 @@ def check_logprobs(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if (values <= CLAMP).any():
         raise WireError(
             "clamped",
-            f"the answer has a log-prob of {values.min():g}, which stands for a probability of 0: the server cuts its "
+            f"the answer has a log-prob of {values.min():g}, which means a probability of 0: the server cuts its "
             "distribution (top-p, top-k, a grammar) or its logits are not finite. Score with an unprocessed one",
         )
     if (values > ABOVE_ZERO).any():
