@@ -1,4 +1,4 @@
-"""Whole-weight checkpoints: a resumed learner makes the updates of one that was not stopped, or is refused."""
+"""Full-weight checkpoints: a resumed learner makes the updates of one that was not stopped, or is refused."""
 
 from __future__ import annotations
 

@@ -76,6 +76,8 @@ def test_one_checkpoint_and_a_finished_run_without_any(runs: Path, name: str, tm
     export(runs / name / "checkpoints" / "step-000002", tmp_path / "checkpoint")
     same(tmp_path / "checkpoint", runs / name / "model")
     shutil.copytree(runs / name / "model", tmp_path / "run" / "model")
+    if name == "lora":  # beside the merged model, which then needs no base
+        shutil.copytree(runs / name / "checkpoints" / "step-000002" / "adapter", tmp_path / "run" / "adapter")
     export(tmp_path / "run", tmp_path / "finished")
     same(tmp_path / "finished", runs / name / "model")
 
@@ -114,7 +116,7 @@ class TestRefusals:
         export(runs / "whole", tmp_path / "empty")
 
     def test_an_adapter_of_a_run_that_has_none(self, runs: Path, tmp_path: Path) -> None:
-        with pytest.raises(RunError, match=r"whole weights and no adapter.*--adapter"):
+        with pytest.raises(RunError, match=r"full weights and no adapter.*--adapter"):
             export(runs / "whole", tmp_path / "out", adapter=True)
         assert not (tmp_path / "out").exists()
 

@@ -155,12 +155,14 @@ class TestNonFinite:
     def test_stops_before_the_update_and_names_the_sample(self) -> None:
         learner, lm, samples = self.poisoned()
         before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
+        policy = asyncio.run(learner.publish())
         with pytest.raises(NonFiniteError, match=r"nothing was updated.*1 of 3 \(p1\)") as caught:
             asyncio.run(learner.update(samples))
         assert [sample.rollout.prompt.id for sample in caught.value.samples] == ["p1"]
         same(before, dict(lm.model.named_parameters()), 0.0)
         assert learner.version == 0
         assert not learner.optimizer.state
+        assert policy.hold().version == 0  # its lease goes on
 
     def test_the_next_update_is_clean(self) -> None:
         learner, _, samples = self.poisoned()

@@ -11,7 +11,7 @@ import torch
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.learners.batch import apply_valid_mask, make_batch
 from limbeck.models.states import LocalStates
-from limbeck.objectives import Head, distillation_loss
+from limbeck.objectives import Head, distillation_loss, loss_of
 from limbeck.records import HiddenScores, Key, Prompt, Rollout, Sampling, Scored, TokenScores, TopKScores
 
 V = 7
@@ -56,11 +56,11 @@ def test_masked_positions_have_no_loss_and_no_share_of_the_denominator(top: bool
     batch = make_batch(samples, layout, 64, CPU)
     assert batch.global_tokens == 3 + 4
     head = Head(torch.randn(V, 3, generator=torch.Generator().manual_seed(0)).requires_grad_())
-    objective = ReverseKLConfig(support=2 if top else "sampled")
+    chosen = loss_of(ReverseKLConfig(support=2 if top else "sampled"))
     seen = []
     for micro in batch.micro:
         hidden = torch.randn(len(micro.tokens.sampled_N), 3, requires_grad=True)
-        loss, measured = distillation_loss(objective, 0.7, hidden, head, micro.tokens, micro.teacher, 7)
+        loss, measured = distillation_loss(chosen, 0.7, hidden, head, micro.tokens, micro.teacher, 7)
         assert torch.isfinite(loss)
         assert torch.isfinite(measured.objective).all()
         flat = micro.layout.tokens_BL.flatten()

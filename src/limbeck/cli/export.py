@@ -19,9 +19,9 @@ import click
 )
 @click.option("--adapter", is_flag=True, help="Write the LoRA adapter alone, in peft's format, unmerged.")
 def export(run: Path, out: Path, dtype: str, adapter: bool) -> None:
-    """Write the newest weights of RUN to OUT: a model folder that anything loads, adapters merged in.
+    """Write a run's newest weights as a model folder.
 
-    RUN is a run's folder, or one of its checkpoints.
+    RUN is a run's folder, or one of its checkpoints. OUT is a folder that anything loads: adapters are merged in.
     """
     from limbeck.learners.export import export as write
 

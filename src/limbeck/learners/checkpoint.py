@@ -1,6 +1,6 @@
 """What resuming a learner takes beside its weights: the optimizer's state, and a proof that the weights belong to it.
 
-    model/                 whole weights: an ordinary Hugging Face folder
+    model/                 full weights: an ordinary Hugging Face folder
     adapter/               with LoRA, in its place: the adapter in peft's format
     learner.safetensors    version, optimizer state, the first values of every weight that is not in adapter/
 

@@ -1,4 +1,4 @@
-"""From a run's folder to a model that others load: whole weights in a dtype, or the adapter alone."""
+"""From a run's folder to a model that others load: full weights in a dtype, or the adapter alone."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def export(run: Path, out: Path, dtype: str = "float32", adapter: bool = False) 
     source = newest_weights(run)
     if adapter and not (source / ADAPTER_FOLDER).is_dir():
         raise RunError(
-            f"{source} holds whole weights and no adapter: the run was made without learner.lora, or only its merged "
+            f"{source} holds full weights and no adapter: the run was made without learner.lora, or only its merged "
             "model is left. Leave out --adapter."
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists and is not an empty folder. Give another one.")
-    policy = _open(source, run)
+    policy = _open(source, run, adapter)
     _write(out, lambda folder: (policy.save_adapter if adapter else policy.save)(folder, dtype))
     return source
 
@@ -59,10 +59,10 @@ def newest_weights(run: Path) -> Path:
     raise RunError(f"{run} has no checkpoint and no {MODEL_FOLDER}/ yet. Let it train up to its first checkpoint.")
 
 
-def _open(source: Path, run: Path) -> LocalPolicy:
-    """The weights in `source`, on the CPU."""
+def _open(source: Path, run: Path, adapter: bool) -> LocalPolicy:
+    """The weights in `source`, on the CPU. A merged model is taken as it is, unless the adapter is asked for."""
     cpu = torch.device("cpu")
-    if not (source / ADAPTER_FOLDER).is_dir():
+    if not adapter and (source / MODEL_FOLDER).is_dir():
         return LocalPolicy(load_model(ModelConfig(model=str(source / MODEL_FOLDER)), cpu))
     lm = load_model(ModelConfig(model=_base(run)), cpu)
     adapters = open_adapters(lm, source / ADAPTER_FOLDER)

@@ -1,4 +1,4 @@
-"""Learner `local`: AdamW in this process, whole weights or low-rank adapters.
+"""Learner `local`: AdamW in this process, full weights or low-rank adapters.
 
 The update is a sum over all trained tokens of the step over their global count, so it does not
 depend on how the step is split, padded or packed. Nothing in it is random: dropout and its like are
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,10 +64,12 @@ class LocalLearner:
         self.version = 0
         self.layout = _layout(lm, config)
         self.autocast = torch.bfloat16 if config.precision == "bfloat16" else None
-        if config.gradient_checkpointing:
-            lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        torch.manual_seed(seed)  # what adapters begin as
-        self.adapters: LoraAdapters | None = add_adapters(lm, config.lora) if config.lora else None
+        with warnings.catch_warnings():  # names that are new in transformers, and not in all that we support
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+            if config.gradient_checkpointing:
+                lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            torch.manual_seed(seed)  # what adapters begin as
+            self.adapters: LoraAdapters | None = add_adapters(lm, config.lora) if config.lora else None
         turn_off_training_noise(lm)
         if self.layout != "packed" and self.autocast is None:
             use_fused_forward(lm, config.gradient_checkpointing)
@@ -150,7 +153,7 @@ class LocalLearner:
         )
 
     def restore(self, folder: Path) -> None:
-        """Take up what `save` wrote. Whole weights are loaded with the model, from the checkpoint's `model/`.
+        """Take up what `save` wrote. Full weights are loaded with the model, from the checkpoint's `model/`.
 
         Raises `RunError` naming the file that is missing or of something else.
         """

@@ -115,7 +115,7 @@ class LocalPolicy:
         """The adapter alone, in peft's format. Raises `StalePolicyError`, and `ModelError` where there is none."""
         self._lease.check()
         if self.adapters is None:
-            raise ModelError(f"{self.lm.name} is trained in its whole weights: it has no adapter to save.")
+            raise ModelError(f"{self.lm.name} is trained in its full weights: it has no adapter to save.")
         with self._in_place():
             self.adapters.save(folder, torch_dtype(dtype))
 
@@ -162,9 +162,9 @@ class LocalPolicy:
 
     def _refusal(self, request: ScoreRequest) -> Failure | None:
         ids, context, rows = request.token_ids, self.info.context, self.info.vocabulary
-        known = self.lm.model.get_input_embeddings().weight.shape[0]
-        if len(ids) == 0 or ids.min() < 0 or ids.max() >= known:
-            why = f"its {len(ids)} token ids are not all from 0 to {known - 1}"
+        embedded = self.lm.model.get_input_embeddings().weight.shape[0]
+        if len(ids) == 0 or ids.min() < 0 or ids.max() >= embedded:
+            why = f"its {len(ids)} token ids are not all from 0 to {embedded - 1}"
         elif request.scored_ids.size and request.scored_ids.max() >= rows:
             why = f"it asks for token {request.scored_ids.max()}, but the output head has {rows}"
         elif not isinstance(request.support, str) and (odd := _odd_support(request.support, rows)):

@@ -1,4 +1,4 @@
-"""An ordinary Hugging Face model folder, written from a stream of tensors: never the whole model twice in memory."""
+"""An ordinary Hugging Face model folder, written from a stream of tensors: one shard of new ones at most in memory."""
 
 from __future__ import annotations
 

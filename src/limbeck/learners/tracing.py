@@ -23,7 +23,7 @@ def trace_micro_batch(
 ) -> list[Trace]:
     """One `Trace` for each member of the micro-batch, in its order. `measured` is what the loss found of it."""
     sequence_N = micro.tokens.sequence_N.cpu().numpy()
-    whole = Trace(
+    joined = Trace(
         student_logprobs=_floats(measured.student_logprob),
         teacher_logprobs=_floats(measured.teacher_logprob),
         student_entropy=_floats(measured.student_entropy),
@@ -32,23 +32,23 @@ def trace_micro_batch(
         reverse_kl=None if measured.reverse_kl is None else _floats(measured.reverse_kl),
         teacher_top=_teacher_top(micro.teacher, micro.tokens.sampled_N, temperature, top),
     )
-    return [_cut(whole, sequence_N == index) for index in range(len(micro.members))]
+    return [_cut(joined, sequence_N == index) for index in range(len(micro.members))]
 
 
-def _cut(whole: Trace, rows_N: Mask) -> Trace:
+def _cut(joined: Trace, rows_N: Mask) -> Trace:
     """The rows of one sample."""
 
     def rows(values_N: Floats | None) -> Floats | None:
         return None if values_N is None else values_N[rows_N]
 
     return Trace(
-        student_logprobs=whole.student_logprobs[rows_N],
-        teacher_logprobs=whole.teacher_logprobs[rows_N],
-        student_entropy=whole.student_entropy[rows_N],
-        student_top=Top(whole.student_top.ids[rows_N], whole.student_top.logprobs[rows_N]),
-        teacher_entropy=rows(whole.teacher_entropy),
-        reverse_kl=rows(whole.reverse_kl),
-        teacher_top=whole.teacher_top and Top(whole.teacher_top.ids[rows_N], whole.teacher_top.logprobs[rows_N]),
+        student_logprobs=joined.student_logprobs[rows_N],
+        teacher_logprobs=joined.teacher_logprobs[rows_N],
+        student_entropy=joined.student_entropy[rows_N],
+        student_top=Top(joined.student_top.ids[rows_N], joined.student_top.logprobs[rows_N]),
+        teacher_entropy=rows(joined.teacher_entropy),
+        reverse_kl=rows(joined.reverse_kl),
+        teacher_top=joined.teacher_top and Top(joined.teacher_top.ids[rows_N], joined.teacher_top.logprobs[rows_N]),
     )
 
 
