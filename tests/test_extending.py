@@ -50,12 +50,9 @@ def test_the_page_trains(my_parts: Path) -> None:
     assert result.evaluations[0]["prompts"] == 8
 
 
-def test_a_mixture_of_tempered_distributions_is_refused(my_parts: Path) -> None:
-    """The slip that the page warns of is found before the first step."""
-    wrong = "\n\n".join(BLOCKS).replace(
-        ".logits[0, :-1].log_softmax(-1)", ".logits[0, :-1].div(request.temperature).log_softmax(-1)"
-    )
-    wrong = wrong.replace("(mixed / request.temperature).log_softmax(-1)", "mixed")
+def test_a_teacher_that_forgets_to_divide_is_refused(my_parts: Path) -> None:
+    """However honest its stamp looks."""
+    wrong = "\n\n".join(BLOCKS).replace("(mixed / request.temperature)", "mixed")
     (my_parts / "my_parts.py").write_text(wrong)
     with pytest.raises(ContractError, match=r"does not score at temperature 0\.7"):
         limbeck.train(recipe(my_parts))

@@ -29,7 +29,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from limbeck.config.base import ModelConfig
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.loading import load_model
-from limbeck.records import Prompt, Rollout, Sampling
+from limbeck.records import Key, Prompt, Rollout, Sampling
 
 ALPHABET = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>", *string.printable[:95])
 VOCABULARY = len(ALPHABET)  # 100
@@ -181,12 +181,12 @@ def rollout(token_ids: Sequence[int], trained: Sequence[int], temperature: float
     mask = np.asarray(trained, dtype=bool)
     return Rollout(
         prompt=Prompt(name, tuple(token_ids[:1])),
-        sample=0,
+        key=Key(name),
+        segment=0,
         token_ids=np.asarray(token_ids, dtype=np.int64),
         trained=mask,
-        behaviour_logprobs=np.zeros(int(mask.sum()), dtype=np.float32),
-        policy_version=0,
-        finish="length",
+        logprobs=np.zeros(int(mask.sum()), dtype=np.float32),
+        versions=np.zeros(int(mask.sum()), dtype=np.int64),
         sampling=Sampling(temperature, max_tokens=max(1, len(mask))),
     )
 

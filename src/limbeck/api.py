@@ -7,6 +7,7 @@ result.before["accuracy"], result.after["accuracy"], result.folder / "model"
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,12 +26,15 @@ from limbeck.training.evaluation import evaluate as evaluate_run
 from limbeck.training.interruption import Interrupted, StopSignals
 from limbeck.training.loop import keep
 from limbeck.training.loop import train as train_run
+from limbeck.training.resume import recipe_of, resume_notes
 from limbeck.training.run import Run
 from limbeck.training.run_folder import Checkpoint, RunFolder, remove_run
 
 __all__ = ["Evaluation", "Interrupted", "ProbeResult", "TrainResult", "check", "evaluate", "train"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger("limbeck")
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,10 @@ def _train(recipe: Recipe, fresh: bool, given: Given, observers: Sequence[Observ
     if fresh:
         remove_run(path)
     folder = RunFolder(path)
-    checkpoint = folder.open(recipe.to_toml(), recipe.model_dump(mode="json", exclude_none=True))
+    before, now = recipe_of(path), recipe.model_dump(mode="json", exclude_none=True)
+    checkpoint = folder.open(recipe.to_toml(), now)
+    for note in resume_notes(before, now, checkpoint.step) if before and checkpoint else ():
+        logger.warning("%s: %s", path, note)
     try:
         with asyncio.Runner() as runner:
             _run_to_end(runner, recipe, folder, checkpoint, given, observers, stop)

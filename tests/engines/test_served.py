@@ -116,7 +116,7 @@ async def test_raw_logprobs_are_found_out_and_recomputed(kind: str, tmp_path: Pa
         one = engine(kind, server, tmp_path)
         await one.load(Student(lm).step())
         assert not one.logprobs_at_T
-        assert any("recomputed by the learner" in proof.measured for proof in one.proofs)
+        assert any("recomputed by the learner" in result.measured for result in one.results)
         for request, answer in zip(unit, await sample(one, unit), strict=True):
             np.testing.assert_allclose(answer.logprobs, truth(lm, request, answer), atol=1e-4)
 

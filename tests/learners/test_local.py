@@ -11,7 +11,7 @@ import torch
 
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig, TaskRewardConfig
-from limbeck.errors import EngineError, NonFiniteError
+from limbeck.errors import ContractError, EngineError, NonFiniteError
 from limbeck.learners.local import LocalLearner, learning_rate
 from limbeck.models.causal_lm import CausalLM
 from limbeck.records import Scored
@@ -201,6 +201,23 @@ def test_reference_pulls_towards_where_it_began() -> None:
         return asyncio.run(against.measure(mine)).means["reverse_kl/exact"].value
 
     assert distance(3.0) < 0.5 * distance(None)
+
+
+def test_heads_are_narrowed_to_the_students_vocabulary() -> None:
+    """Padded rows of a teacher's head are no outcomes; a head of fewer rows is another vocabulary."""
+    lm, teacher = tiny_lm(1, torch.float64), tiny_lm(2, torch.float64)
+    samples = random_samples(teacher, LENGTHS)
+    expected = asyncio.run(learner_of(tiny_lm(1, torch.float64), teacher).update(samples))
+    padded = tiny_lm(2, torch.float64)
+    weight = padded.model.lm_head.weight
+    padded.model.lm_head.weight = torch.nn.Parameter(torch.cat([weight, 9 * torch.ones(3, weight.shape[1]).double()]))
+    padded.vocabulary += 3
+    found = asyncio.run(learner_of(lm, padded).update(random_samples(padded, LENGTHS)))
+    assert found.values()["reverse_kl/exact"] == pytest.approx(expected.values()["reverse_kl/exact"], rel=1e-12)
+    assert found.maxima["grad_norm"] == pytest.approx(expected.maxima["grad_norm"], rel=1e-12)
+    padded.vocabulary = lm.vocabulary - 2
+    with pytest.raises(ContractError, match=r"has 25 tokens, but .* is compared over 27"):
+        learner_of(lm, padded)
 
 
 def test_schedules() -> None:

@@ -20,6 +20,7 @@ from limbeck.records import Scored
 from tests import tiny
 from tests.helpers import dense_scores, learner_of, random_rollout
 
+LORA = LoraConfig(rank=2, target_modules=r".*(q_proj|v_proj|c_attn|fc1|fc2)")
 CONTROL = {"vocab_size": tiny.VOCABULARY, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 MOE = {**tiny.GATED, "num_local_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": tiny.CONTEXT}
 NOISY: dict[str, PretrainedConfig] = {
@@ -49,7 +50,7 @@ def own_samples(lm: CausalLM) -> list[Scored]:
     return [Scored(rollout, dense_scores(lm, rollout)) for rollout in rollouts]
 
 
-@pytest.mark.parametrize("config", [{}, {"gradient_checkpointing": True}, {"lora": LoraConfig(rank=2)}])
+@pytest.mark.parametrize("config", [{}, {"gradient_checkpointing": True}, {"lora": LORA}])
 def test_a_student_that_is_its_own_teacher_has_no_kl_and_no_gradient(lm: CausalLM, config: dict[str, Any]) -> None:
     samples = own_samples(lm)
     learner = learner_of(lm, lm, lr=0.0 + 1e-9, **config)

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
+from limbeck.config.base import ModelConfig
 from limbeck.config.learner import LoraConfig
 from limbeck.errors import ModelError, StalePolicyError
 from limbeck.learners import saving
 from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM
+from limbeck.models.loading import load_model
 from limbeck.records import Failure, HiddenScores, ScoreRequest, Scores, TokenScores, TopKScores, request_of
 from tests import tiny
 from tests.helpers import learner_of, random_rollout, random_samples, tiny_lm
@@ -197,6 +200,22 @@ def test_a_saved_folder_is_what_transformers_saves(
     loaded = type(lm.model).from_pretrained(tmp_path / "ours", dtype=getattr(torch, dtype))
     for (name, value), (_, expected) in zip(loaded.state_dict().items(), lm.model.state_dict().items(), strict=True):
         assert torch.equal(value, expected), name
+
+
+def test_tensors_have_the_names_of_files_where_the_model_holds_them_otherwise(tmp_path: Path) -> None:
+    """Mixtral's experts are one tensor in memory and two matrices each on disk."""
+    config = transformers.MixtralConfig(
+        **tiny.GATED, num_local_experts=2, vocab_size=tiny.VOCABULARY, bos_token_id=None, eos_token_id=1
+    )
+    tiny.build(config).save_pretrained(tmp_path / "theirs")
+    tiny.character_tokenizer().save_pretrained(tmp_path / "theirs")
+    policy = LocalPolicy(load_model(ModelConfig(model=str(tmp_path / "theirs")), torch.device("cpu")))
+    theirs = load_file(tmp_path / "theirs" / "model.safetensors")
+    assert any("experts.1" in name for name in theirs)
+    policy.save(tmp_path / "ours")
+    for found in (dict(policy.tensors()), load_file(tmp_path / "ours" / "model.safetensors")):
+        assert found.keys() == theirs.keys()
+        assert all(torch.equal(found[name], theirs[name]) for name in theirs)
 
 
 def test_a_dtype_that_is_none_is_refused(tmp_path: Path) -> None:

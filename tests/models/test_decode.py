@@ -22,7 +22,7 @@ from limbeck.config.engine import HFEngineConfig
 from limbeck.config.learner import LocalLearnerConfig, LoraConfig
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.engines.hf import InProcessEngine
-from limbeck.learners.local import InProcessLearner
+from limbeck.learners.local import LocalLearner
 from limbeck.models import decode_numba as kernel_rows
 from limbeck.models import kernels
 from limbeck.models.causal_lm import CausalLM
@@ -203,7 +203,7 @@ async def test_adapters_and_autocast_are_decoded_by_transformers() -> None:
     pytest.importorskip("peft")
     lm = tiny.fresh("llama")
     assert "autocast" in str(InProcessEngine(lm, HFEngineConfig(), torch.bfloat16).plain)
-    InProcessLearner(lm, LocalLearnerConfig(lora=LoraConfig(rank=2)), ReverseKLConfig(), 1, 0)
+    LocalLearner(lm, LocalLearnerConfig(lora=LoraConfig(rank=2)), ReverseKLConfig(), 1, 0)
     assert "q_proj is a" in str(InProcessEngine(lm, HFEngineConfig()).plain)
 
 

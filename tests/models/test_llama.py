@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from limbeck.config.learner import LocalLearnerConfig, LoraConfig
 from limbeck.config.objective import ReverseKLConfig
-from limbeck.learners.local import InProcessLearner
+from limbeck.learners.local import LocalLearner
 from limbeck.models import ops as layers
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.equivalence import share_prompts
@@ -210,7 +210,7 @@ def test_which_way_a_learner_goes(section: dict[str, Any], way: str, monkeypatch
     if "lora" in section:
         pytest.importorskip("peft")
     teacher, lm = LocalTeacher("t", tiny.fresh("qwen2")), tiny.fresh("llama")
-    learner = InProcessLearner(lm, LocalLearnerConfig(**section), ReverseKLConfig(), 1, 0)
+    learner = LocalLearner(lm, LocalLearnerConfig(**section), ReverseKLConfig(), 1, 0)
     rollouts = samples_of(SHAPES)
     scores = asyncio.run(teacher.score(rollouts))
     samples = [Scored(r, s) for r, s in zip(rollouts, scores, strict=True) if not isinstance(s, Failure)]

@@ -23,7 +23,7 @@ from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.contract.bake import CONFIG_KEY
 from limbeck.errors import ModelError
-from limbeck.learners.local import InProcessLearner
+from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import (
     BAKED_TEMPERATURE,
     CausalLM,
@@ -119,7 +119,7 @@ def test_a_learner_does_not_pack_a_model_that_cannot_tell_packed_rows_apart(tmp_
     tiny.build(config).save_pretrained(tmp_path)
     tiny.character_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="packed"):
-        InProcessLearner(load(tmp_path), LocalLearnerConfig(layout="packed"), ReverseKLConfig(), steps=1, seed=0)
+        LocalLearner(load(tmp_path), LocalLearnerConfig(layout="packed"), ReverseKLConfig(), steps=1, seed=0)
 
 
 @every_family

@@ -18,7 +18,7 @@ from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.errors import ModelError
 from limbeck.learners.batch import make_batch
-from limbeck.learners.local import InProcessLearner
+from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.equivalence import share_prompts
 from limbeck.models.layout import lay_out, split
@@ -115,7 +115,7 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
         section = LocalLearnerConfig(
             lr=1e-2, layout=layout, micro_batch_tokens=budget, gradient_checkpointing=checkpointing
         )  # type: ignore[arg-type]
-        learner = InProcessLearner(lm, section, ReverseKLConfig(), 10, 0)
+        learner = LocalLearner(lm, section, ReverseKLConfig(), 10, 0)
         assert learner.layout == layout
         for _ in range(2):
             asyncio.run(learner.update(samples))
@@ -133,7 +133,7 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
 def test_a_prompt_is_computed_once_and_last_tokens_not_at_all_by_learner_and_teacher() -> None:
     lm, teacher = tiny.fresh("llama"), LocalTeacher("t", tiny.fresh("qwen2"))
     assert (teacher.layout, teacher.unshared) == ("tree", None)
-    learner = InProcessLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
+    learner = LocalLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
     assert learner.layout == "tree", "the default, where the model can"
     rollouts = samples_of([(9, (3, 4, 5)), (7, (2, 2))])
     shapes: list[tuple[int, ...]] = []
@@ -192,9 +192,9 @@ def test_models_that_cannot_are_told_apart_and_computed_row_by_row(family: str) 
     teacher = LocalTeacher("t", tiny.fresh(family))
     assert teacher.layout == "padded"
     assert teacher.unshared is not None
-    assert InProcessLearner(tiny.fresh(family), LocalLearnerConfig(), ReverseKLConfig(), 1, 0).layout == "padded"
+    assert LocalLearner(tiny.fresh(family), LocalLearnerConfig(), ReverseKLConfig(), 1, 0).layout == "padded"
     with pytest.raises(ModelError, match=r"cannot share prompts.*learner\.layout = 'padded'"):
-        InProcessLearner(tiny.fresh(family), LocalLearnerConfig(layout="tree"), ReverseKLConfig(), 1, 0)
+        LocalLearner(tiny.fresh(family), LocalLearnerConfig(layout="tree"), ReverseKLConfig(), 1, 0)
 
 
 def test_a_model_that_ignores_the_tree_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

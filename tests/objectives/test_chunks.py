@@ -98,9 +98,9 @@ def test_any_chunk_size_gives_the_twins_numbers(objective: ObjectiveConfig, chun
     close(loss, value)
     for a, b in zip(grads, wanted, strict=True):
         close(a, b)
-    _, _, whole = case.run(2**30)
+    _, _, at_once = case.run(2**30)
     for field in fields(Measured):
-        a, b = getattr(measured, field.name), getattr(whole, field.name)
+        a, b = getattr(measured, field.name), getattr(at_once, field.name)
         assert (a is None) == (b is None)
         if a is not None:
             close(a, b)
@@ -124,12 +124,12 @@ def test_less_than_a_row_still_makes_progress(objective: ObjectiveConfig) -> Non
 
 @every_objective
 def test_micro_batches_add_up(objective: ObjectiveConfig) -> None:
-    """Split between sequences under one denominator: losses and gradients sum to the whole."""
+    """Split between sequences under one denominator: losses and gradients sum to those of all."""
     case = Case(objective)
-    whole, whole_grads, _ = case.run(4 * case.V * 3)
+    undivided, undivided_grads, _ = case.run(4 * case.V * 3)
     parts = [case.run(4 * case.V * 3, keep) for keep in (slice(0, 6), slice(6, 6), slice(6, 11))]
-    close(sum((part[0] for part in parts), torch.zeros(())), whole)
-    for i, wanted in enumerate(whole_grads):
+    close(sum((part[0] for part in parts), torch.zeros(())), undivided)
+    for i, wanted in enumerate(undivided_grads):
         close(sum((part[1][i] for part in parts), torch.zeros(())), wanted)
 
 

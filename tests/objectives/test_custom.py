@@ -85,7 +85,7 @@ def test_a_recipe_trains_it_on_every_support(support: int | str) -> None:
 
 
 def test_an_object_takes_the_place_of_the_tables_divergence() -> None:
-    """`limbeck.train(recipe, objective=...)`: what else the table says still holds."""
+    """`limbeck.train(recipe, objective=...)`: the rest of the table still holds."""
     loss = loss_of(ReverseKLConfig(support=3, discount=0.5, importance_cap=4.0), SkewedReverseKL())
     assert loss == Loss(SkewedReverseKL(), 3, 0.5, 4.0, name="SkewedReverseKL")
 

@@ -274,7 +274,7 @@ def test_reference_of_another_divergence_is_a_reverse_kl_too(objective: Objectiv
     "objective", [ReverseKLConfig(), ReverseKLConfig(support="sampled"), ForwardKLConfig(), JSDConfig()], ids=name
 )
 def test_a_positive_advantage_raises_the_sampled_token(objective: ObjectiveConfig) -> None:
-    """The sign: one step of gradient descent where the teacher has nothing to say (p = q)."""
+    """The sign: one step of gradient descent where the teacher pulls nowhere (p = q)."""
     z_V, temperature = randn(34, V), 0.7
     for advantage in (1.0, -1.0):
         grad_VV, _, _ = every_token(objective, temperature, z_V, z_V, advantage_V=torch.full((V,), advantage))
@@ -307,7 +307,7 @@ def test_expected_gradient_of_advantages_is_minus_that_of_their_mean(support: in
 
 
 def test_advantages_are_weighted_and_truncated() -> None:
-    """grad = -min(p/mu, cap) A (e_y - p)/T where the teacher has nothing to say."""
+    """grad = -min(p/mu, cap) A (e_y - p)/T where the teacher pulls nowhere."""
     z_V, advantage_V, ratio_V = randn(40, V), randn(41, V), torch.tensor([0.2, 0.8, 1.4, 3.0, 50.0])
     objective = ReverseKLConfig(importance_cap=1.5)
     mu_V = log_softmax(z_V, 0.7) - ratio_V.log()
@@ -325,7 +325,7 @@ def enumerated(loss_of_logp: Tensor, z_V: Tensor, weight_V: Tensor) -> Tensor:
 
 
 def test_backpropagating_k1_teaches_nothing() -> None:
-    """E_{y~p}[grad r(y)] = E[grad log p(y)] = 0, whatever the teacher says."""
+    """E_{y~p}[grad r(y)] = E[grad log p(y)] = 0, whatever q is."""
     z_V, u_V = randn(42, V).requires_grad_(), randn(43, V)
     logp_V, logq_V = log_softmax(z_V, 0.7), log_softmax(u_V, 0.7)
     close(enumerated(logp_V - logq_V, z_V, logp_V.detach().exp()), torch.zeros(V), 1e-14)

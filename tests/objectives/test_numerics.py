@@ -196,7 +196,7 @@ def with_mask(logits_NV: Tensor, masked: int) -> Dense:
 
 @pytest.mark.parametrize("objective", [ReverseKLConfig(), ReverseKLConfig(discount=1.0)], ids=name)
 def test_an_infinite_reverse_kl_is_not_hidden(objective: ObjectiveConfig) -> None:
-    """q_v = 0 where p_v > 0: D = inf is the true answer, and the loss says so."""
+    """q_v = 0 where p_v > 0: D = inf is the true answer, and the loss shows it."""
     z_NV, u_NV = randn(5, 4, 4, dtype=one), randn(6, 4, 4, dtype=one)
     tokens = alone(torch.arange(4), torch.zeros(4, dtype=one))
     _, loss, _ = gradient_of(objective, 1.0, z_NV, tokens, with_mask(u_NV, 2))
@@ -236,9 +236,9 @@ def test_an_impossible_sample_is_not_hidden(support: int | str) -> None:
 def test_a_token_neither_side_can_say_stops_the_step(objective: ObjectiveConfig) -> None:
     """Both logits -inf: 0 log(0/0) is 0 on paper and NaN in floating point. Masked heads are not
     supported by the dense divergences (narrow the vocabulary instead), and they cannot go unnoticed."""
-    student, marked = with_mask(randn(10, 4, 4, dtype=one), 2), with_mask(randn(11, 4, 4, dtype=one), 2)
+    student, teacher = with_mask(randn(10, 4, 4, dtype=one), 2), with_mask(randn(11, 4, 4, dtype=one), 2)
     tokens = alone(torch.tensor([0, 1, 3, 0]), torch.zeros(4, dtype=one))
-    loss, _ = distillation_loss(objective, 1.0, student.hidden_Nd, student.head, tokens, marked, 1.0)
+    loss, _ = distillation_loss(objective, 1.0, student.hidden_Nd, student.head, tokens, teacher, 1.0)
     assert not loss.isfinite()
 
 

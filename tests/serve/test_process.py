@@ -153,6 +153,12 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(served: Served) 
     assert "another --port" in done.stderr
 
 
+def test_the_old_name_of_an_option_gives_the_new_one() -> None:
+    done = CliRunner().invoke(main, ["serve", "no/such/model", "--alone"])
+    assert done.exit_code == 2
+    assert "--alone is now called --batch-invariant." in done.stderr
+
+
 def queued(served: Served) -> float:
     text = httpx.get(f"{served.url}/metrics", headers=TOKEN).text
     return float(re.findall(r"(?m)^limbeck_queue_sequences (\S+)", text)[0])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from limbeck.errors import DataError
 from limbeck.records import Prompt
+from limbeck.tasks.expressions import Number
 from limbeck.tasks.graders import Numeric
-from limbeck.tasks.numbers import Number, UnreadableAnswer, last_number, read_answer
+from limbeck.tasks.numbers import UnreadableAnswer, last_number, read_answer
 
 
 def prompt(answer: str) -> Prompt:
@@ -53,6 +54,7 @@ NUMBERS = [
     *[(r"5\,\mathrm{kg}", "5"), (r"18\,\text{cm}^2", "18"), ("72个", "72")],
     *[(r"\text{72}", "72"), ("**72**", "72"), ("*72*", "72"), ("(5)", "5")],
     *[("$72$", "72"), ("$$72$$", "72"), (r"\[72\]", "72")],
+    *[(r"$- \frac{3}{4}$", "-3/4"), (r"x = -\$5", "-5")],
     *[("x = 5", "5"), ("x=-5", "-5"), ("x = - 5", "-5")],
     *[(r"$x = \frac{1}{2}$", "1/2"), ("48/2 = 24", "24")],
     *[("1,000 + 1 = 1,001", "1001")],
@@ -94,6 +96,7 @@ UNREADABLE = [
     *["two", r"\frac{a}{b}", r"\boxed{1} or \boxed{2}"],
     *["1e999", "1/0", "0/0", "9" * 5000, "1e" + "9" * 5000],
     *["1/" + "9" * 5000, "10^{999}", "10^" + "9" * 5000, "0^{-1}"],
+    *["5_{10}", "|-3|", r"\left|-3\right|", "5 000", "1 234 567", "5 x 6", "5(x)", "/5", "C$5", "4!"],
     *["- 5", "5 M", "1.5 k", "18'000", "18_000", "5'10"],
 ]  # fmt: skip
 
@@ -154,6 +157,7 @@ def test_a_response_whose_last_expression_is_no_number_is_not_its_last_digit(res
             ("3 dozen", "3"),
             ("5 quarters", "5"),
             ("{5}", "5"),
+            ("| 5 |", "5"),
             ("72 \\quad \\blacksquare", "72"),
             ("72\\end{align}", "72"),
         ],

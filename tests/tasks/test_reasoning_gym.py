@@ -11,6 +11,7 @@ from limbeck.config.task import ReasoningGymTaskConfig
 from limbeck.errors import DataError
 from limbeck.tasks import load_task
 
+from .conftest import TEMPLATE, character_tokenizer
 from .helpers import build
 
 
@@ -29,7 +30,7 @@ def test_prompts_go_through_the_chat_template(chat, plain):
     assert prompt.answer == prompt.metadata["answer"]
 
 
-def test_the_packages_verifier_marks_tagged_and_bare_answers(chat):
+def test_the_packages_verifier_grades_tagged_and_bare_answers(chat):
     task = load(chat, options={"min_digits": 4, "max_digits": 4, "min_terms": 2, "max_terms": 2})
     prompt = next(p for p in task.train if int(p.answer) > 1000)
     assert task.grade(prompt, prompt.answer) == 1.0
@@ -43,6 +44,14 @@ def test_the_packages_verifier_marks_tagged_and_bare_answers(chat):
 def test_every_own_answer_is_right(chat):
     task = load(chat, name="letter_counting")
     assert {task.grade(p, p.answer) for p in [*task.train, *task.held_out]} == {1.0}
+
+
+def test_a_template_that_refuses_is_named_with_the_problem():
+    wants = "{% if messages[0].role != 'system' %}{{ raise_exception('System!') }}{% endif %}"
+    tokenizer = character_tokenizer(wants + TEMPLATE)
+    with pytest.raises(DataError, match=r"'chain_sum', problem 0: the chat template of .* refuses .*System!"):
+        load(tokenizer)
+    assert load(tokenizer, system="S").train
 
 
 def test_the_seed_decides(chat):

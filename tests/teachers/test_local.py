@@ -1,4 +1,4 @@
-"""The in-process teacher: what it says of the response positions, and that a student who is it has no KL.
+"""The in-process teacher: its scores of the response positions, and that a student who is it has no KL.
 
 Shape legend: S sampled tokens, d hidden width.
 """
@@ -18,16 +18,32 @@ from limbeck.config.base import ModelConfig
 from limbeck.config.engine import HFEngineConfig
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ReverseKLConfig
-from limbeck.contract.probes import check_tokenizers, logprobs_of_sampled
+from limbeck.contract.answers import logprobs_of_sampled
+from limbeck.contract.tokenizers import check_tokenizers
 from limbeck.engines.hf import InProcessEngine
 from limbeck.errors import ContractError
 from limbeck.learners.batch import make_batch
-from limbeck.learners.local import InProcessLearner
-from limbeck.models.causal_lm import CausalLM
+from limbeck.learners.local import LocalLearner
+from limbeck.learners.policy import LocalPolicy
+from limbeck.models.causal_lm import CausalLM, shared_vocabulary
 from limbeck.models.layout import Layout
 from limbeck.models.loading import load_model
-from limbeck.records import HiddenScores, Rollout, Sampling, Scored, StepReport, TokenScores
+from limbeck.models.states import LocalStates
+from limbeck.records import (
+    HiddenScores,
+    Key,
+    Rollout,
+    Sampled,
+    SampleRequest,
+    Sampling,
+    Scored,
+    ScoreRequest,
+    TokenScores,
+    single_turn,
+)
+from limbeck.reports import StepReport
 from limbeck.teachers.local import LocalTeacher
+from limbeck.teachers.view import SameView
 from tests import tiny
 
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -55,49 +71,52 @@ def rollouts(temperature: float = 1.0) -> list[Rollout]:
     ]
 
 
-async def hidden_scores(teacher: LocalTeacher, asked: Sequence[Rollout]) -> list[HiddenScores]:
-    scores = [score for score in await teacher.score(asked) if isinstance(score, HiddenScores)]
-    assert len(scores) == len(asked)
+def requests(temperature: float = 1.0) -> list[ScoreRequest]:
+    return [SameView().see(rollout, "full").request for rollout in rollouts(temperature)]
+
+
+async def hidden_scores(teacher: LocalTeacher, unit: Sequence[ScoreRequest]) -> list[HiddenScores]:
+    scores = [score for score in await teacher.score(unit) if isinstance(score, HiddenScores)]
+    assert len(scores) == len(unit)
     return scores
 
 
-# What it says
+# Its scores
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @every_family
 async def test_scores_are_the_models_own_log_probs_at_the_temperature(family: str, temperature: float) -> None:
-    teacher, asked = teacher_of(family), rollouts(temperature)
-    for rollout, scores in zip(asked, await hidden_scores(teacher, asked), strict=True):
-        assert scores.temperature == temperature
-        assert scores.teacher == "teacher"
+    teacher, unit = teacher_of(family), requests(temperature)
+    for rollout, request, scores in zip(rollouts(), unit, await hidden_scores(teacher, unit), strict=True):
+        assert (scores.scorer, scores.natural_temperature) == ("teacher", 1.0)
         theirs = tiny.logprobs_of_sampled(teacher.lm.model, rollout, temperature)
-        assert_close(torch.tensor(logprobs_of_sampled(scores, rollout)).double(), theirs, atol=1e-4, rtol=0)
+        ours = logprobs_of_sampled(scores, request, teacher.heads)
+        assert_close(torch.from_numpy(ours), theirs, atol=1e-4, rtol=0)
 
 
 @every_family
 async def test_the_whole_distribution_is_there(family: str) -> None:
     """Hidden states and head give log q of every token, not of the sampled one only."""
-    teacher, asked = teacher_of(family), rollouts()
-    for rollout, scores in zip(asked, await hidden_scores(teacher, asked), strict=True):
-        theirs = tiny.logprobs(teacher.lm.model, rollout.token_ids)[rollout.trained[1:]]
-        ours = scores.head.logits(scores.hidden).detach().log_softmax(-1)
+    teacher, unit = teacher_of(family), requests()
+    for request, scores in zip(unit, await hidden_scores(teacher, unit), strict=True):
+        theirs = tiny.logprobs(teacher.lm.model, request.token_ids)[request.scored[1:]]
+        ours = teacher.heads[scores.head].logits(scores.states.fetch()).detach().log_softmax(-1)
         assert_close(ours.double(), theirs, atol=1e-4, rtol=0)
 
 
 async def test_only_response_positions_are_kept() -> None:
-    asked = rollouts()
-    scores = await hidden_scores(teacher_of(), asked)
-    assert [score.hidden.shape for score in scores] == [(int(rollout.trained.sum()), 32) for rollout in asked]
+    unit = requests()
+    scores = await hidden_scores(teacher_of(), unit)
+    assert [score.states.shape for score in scores] == [(int(request.scored.sum()), 32) for request in unit]
 
 
 @pytest.mark.parametrize("budget", [1, 16, 30, 8192])
 async def test_order_does_not_depend_on_how_the_work_is_split(budget: int) -> None:
-    asked = rollouts()
-    whole = await hidden_scores(teacher_of(), asked)
-    parts = await hidden_scores(teacher_of(budget=budget), asked)
-    for one, other in zip(whole, parts, strict=True):
-        assert_close(other.hidden, one.hidden, atol=1e-5, rtol=1e-5)
+    at_once = await hidden_scores(teacher_of(), requests())
+    in_parts = await hidden_scores(teacher_of(budget=budget), requests())
+    for one, other in zip(at_once, in_parts, strict=True):
+        assert_close(other.states.fetch(), one.states.fetch(), atol=1e-5, rtol=1e-5)
 
 
 @contextmanager
@@ -113,20 +132,20 @@ def forwards(lm: CausalLM) -> Iterator[list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("layout", ["padded", "tree"])
 async def test_the_budget_bounds_a_pass(layout: Layout) -> None:
-    teacher, asked = teacher_of(budget=20), rollouts()
+    teacher, unit = teacher_of(budget=20), requests()
     teacher.layout = layout
     with forwards(teacher.lm) as shapes:
-        await teacher.score(asked)
+        await teacher.score(unit)
     if layout == "padded":
-        assert sum(rows for rows, _ in shapes) == len(asked)
+        assert sum(rows for rows, _ in shapes) == len(unit)
     assert all(rows * length <= 20 for rows, length in shapes)
-    assert len(shapes) < len(asked)
+    assert len(shapes) < len(unit)
 
 
 async def test_nothing_to_score() -> None:
     assert await teacher_of().score([]) == []
-    (scores,) = await hidden_scores(teacher_of(), [tiny.rollout([5, 6, 7], [0, 0, 0])])
-    assert scores.hidden.shape == (0, 32)
+    (scores,) = await hidden_scores(teacher_of(), [ScoreRequest("q", np.array([5, 6, 7]), np.zeros(3, bool), 1.0)])
+    assert scores.states.shape == (0, 32)
 
 
 async def test_it_is_frozen_and_has_no_dropout() -> None:
@@ -136,24 +155,46 @@ async def test_it_is_frozen_and_has_no_dropout() -> None:
             module.p = 0.5
     lm.model.train()
     teacher = LocalTeacher("teacher", lm)
-    first, second = [(await hidden_scores(teacher, rollouts()))[1] for _ in range(2)]
-    assert_close(first.hidden, second.hidden, atol=0, rtol=0)
+    first, second = [(await hidden_scores(teacher, requests()))[1].states.fetch() for _ in range(2)]
+    assert_close(first, second, atol=0, rtol=0)
     assert not any(parameter.requires_grad for parameter in lm.model.parameters())
-    assert not first.hidden.requires_grad
+    assert not first.requires_grad
 
 
 # A student that is its teacher
 
 
 async def report(student: CausalLM, teacher: LocalTeacher, temperature: float, layout: Layout = "padded") -> StepReport:
-    """What the learner measures of the student's own samples, marked by the teacher."""
-    sampling = Sampling(temperature, 12, stop_ids=tuple(range(5, 15)))
-    sampled = await InProcessEngine(student, HFEngineConfig(max_rows=5)).sample(tiny.prompts(6, 1, 11, 3), sampling, 2)
-    asked = [rollout for rollout in sampled if isinstance(rollout, Rollout)]
-    scores = await hidden_scores(teacher, asked)
-    section = LocalLearnerConfig(layout=layout, micro_batch_tokens=40)
-    learner = InProcessLearner(student, section, ReverseKLConfig(), steps=1, seed=0)
-    return await learner.measure([Scored(*pair) for pair in zip(asked, scores, strict=True)])
+    """What the learner measures of the student's own samples, scored by the teacher."""
+    asked = await samples_of(student, Sampling(temperature, 12, stop_ids=tuple(range(5, 15))))
+    learner = learner_of(student, teacher, LocalLearnerConfig(layout=layout, micro_batch_tokens=40))
+    return await learner.measure(await scored(teacher, asked))
+
+
+async def samples_of(student: CausalLM, sampling: Sampling) -> list[Rollout]:
+    """Two of each of four prompts."""
+    unit = [
+        (prompt, SampleRequest(Key(prompt.id, 0, number), np.array(prompt.token_ids), sampling))
+        for prompt in tiny.prompts(6, 1, 11, 3)
+        for number in range(2)
+    ]
+    engine = InProcessEngine(student, HFEngineConfig(max_rows=len(unit)))
+    await engine.load(LocalPolicy(student))
+    sampled = await engine.sample([request for _, request in unit])
+    return [
+        single_turn(prompt, request.key, turn, sampling)
+        for (prompt, request), turn in zip(unit, sampled, strict=True)
+        if isinstance(turn, Sampled)
+    ]
+
+
+async def scored(teacher: LocalTeacher, asked: Sequence[Rollout]) -> list[Scored]:
+    scores = await hidden_scores(teacher, [SameView().see(rollout, "full").request for rollout in asked])
+    return [Scored(*pair) for pair in zip(asked, scores, strict=True)]
+
+
+def learner_of(student: CausalLM, teacher: LocalTeacher, config: LocalLearnerConfig) -> LocalLearner:
+    return LocalLearner(student, config, ReverseKLConfig(), steps=1, seed=0, heads=teacher.heads)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -168,11 +209,14 @@ async def test_a_student_equal_to_its_teacher_has_no_kl(family: str, temperature
 
 
 class AtTemperatureOne(LocalTeacher):
-    """What a served teacher does: it says it scored at T, and scored at 1."""
+    """What a served teacher does: its answer, divided by T, is the distribution at 1."""
 
-    async def score(self, rollouts: Sequence[Rollout]) -> list[HiddenScores]:  # type: ignore[override]
-        honest = await hidden_scores(LocalTeacher(self.name, self.lm), rollouts)
-        return [replace(scores, hidden=scores.hidden * scores.temperature) for scores in honest]
+    async def score(self, unit: Sequence[ScoreRequest]) -> list[HiddenScores]:  # type: ignore[override]
+        honest = await hidden_scores(LocalTeacher(self.name, self.lm), unit)
+        return [
+            replace(scores, states=LocalStates(scores.states.fetch() * request.temperature))
+            for request, scores in zip(unit, honest, strict=True)
+        ]
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -192,7 +236,7 @@ async def test_a_student_that_is_not_its_teacher_shows() -> None:
 
 @pytest.mark.parametrize("padded", ["student", "teacher"])
 async def test_padded_tables_of_one_tokenizer_have_no_kl(padded: str) -> None:
-    """Filler rows that would win every time are left out on both sides, by sampler, loss and teacher."""
+    """Padded rows that would win every time are masked on both sides, by sampler, loss and teacher."""
     lms = {"student": tiny.fresh(), "teacher": tiny.fresh()}
     lm = lms[padded]
     plain = lm.model.lm_head.weight.detach().clone()
@@ -201,6 +245,8 @@ async def test_padded_tables_of_one_tokenizer_have_no_kl(padded: str) -> None:
         lm.model.lm_head.weight[tiny.VOCABULARY :] = 3 * plain[:28]
     lm.vocabulary = tiny.VOCABULARY + 28
     check_tokenizers(lms["student"], lms["teacher"])
+    for one in lms.values():
+        one.vocabulary = shared_vocabulary(list(lms.values()))
     teacher = LocalTeacher("teacher", lms["teacher"])
     assert teacher.head.vocabulary == tiny.VOCABULARY
     values = (await report(lms["student"], teacher, 0.7)).values()
@@ -219,31 +265,35 @@ async def test_an_update_towards_an_equal_teacher_has_no_gradient() -> None:
     """And the teacher's states can be used by a loss that is differentiated."""
     student, teacher = tiny.fresh(), teacher_of()
     asked = [rollout for rollout in rollouts(0.7) if rollout.trained.any()]
-    scores = await hidden_scores(teacher, asked)
-    samples = [Scored(*pair) for pair in zip(asked, scores, strict=True)]
-    learner = InProcessLearner(student, LocalLearnerConfig(), ReverseKLConfig(), steps=1, seed=0)
-    assert (await learner.update(samples)).maxima["grad_norm"] < 1e-4
+    learner = learner_of(student, teacher, LocalLearnerConfig())
+    assert (await learner.update(await scored(teacher, asked))).maxima["grad_norm"] < 1e-4
 
 
 # The temperature is checked once more where scores meet rollouts
 
 
 async def test_scores_of_another_temperature_are_refused() -> None:
-    (asked,) = [rollout for rollout in rollouts(0.7) if rollout.prompt.id == "r2"]
-    (scores,) = await hidden_scores(teacher_of(), [asked])
-    values = np.asarray(logprobs_of_sampled(scores, asked), dtype=np.float32)
-    for given in (scores, TokenScores("teacher", 0.7, values)):
-        make_batch([Scored(asked, given)], "padded", 100, torch.device("cpu"))
-        for sample in (
-            Scored(asked, replace(given, temperature=1.0)),
-            Scored(asked, given, reference=replace(scores, temperature=1.0)),
-        ):
-            with pytest.raises(ContractError, match=r"teacher.*'r2' at temperature 1\.0.*sampled it at 0\.7"):
-                make_batch([sample], "padded", 100, torch.device("cpu"))
+    teacher = teacher_of()
+    ((asked, hidden),) = [(s.rollout, s.scores) for s in await scored(teacher, rollouts(0.7)[2:3])]
+    assert isinstance(hidden, HiddenScores)
+    request = SameView().see(asked, "full").request
+    values = TokenScores("teacher", 0.7, logprobs_of_sampled(hidden, request, teacher.heads).astype(np.float32))
+    device, baked = torch.device("cpu"), replace(hidden, natural_temperature=0.7)
+    make_batch([Scored(asked, hidden, reference=hidden)], "padded", 100, device, teacher.heads)
+    make_batch([Scored(asked, values)], "padded", 100, device)
+    for sample, reason in (
+        (Scored(asked, replace(values, temperature=1.0)), r"'r2'.*at temperature 1\.0.*sampled at 0\.7"),
+        (Scored(asked, baked), r"'r2'.*natural temperature 0\.7"),
+        (Scored(asked, values, reference=baked), r"'r2'.*natural temperature 0\.7"),
+    ):
+        with pytest.raises(ContractError, match=reason):
+            make_batch([sample], "padded", 100, device, teacher.heads)
 
 
 async def test_scores_of_another_length_are_refused() -> None:
-    asked = rollouts()[2]
-    (scores,) = await hidden_scores(teacher_of(), [asked])
-    with pytest.raises(ContractError, match="gave 4 scores for the 5 sampled tokens of prompt 'r2'"):
-        make_batch([Scored(asked, replace(scores, hidden=scores.hidden[:-1]))], "padded", 100, torch.device("cpu"))
+    teacher = teacher_of()
+    (sample,) = await scored(teacher, rollouts()[2:3])
+    assert isinstance(sample.scores, HiddenScores)
+    shorter = replace(sample.scores, states=LocalStates(sample.scores.states.fetch()[:-1]))
+    with pytest.raises(ContractError, match="'r2': 4 scores for 5 sampled tokens"):
+        make_batch([replace(sample, scores=shorter)], "padded", 100, torch.device("cpu"), teacher.heads)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from limbeck.records import Prompt, Rollout, Sampling
+from limbeck.records import Key, Prompt, Rollout, Sampling, ScoreRequest, request_of
 from tests import tiny
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -53,12 +53,12 @@ def test_what_counts_as_truncated(cut: dict[str, Any], truncated: bool) -> None:
 
 def rollout(**fields: Any) -> Rollout:
     """Two tokens of prompt and two of response, but for `fields`."""
-    whole = {
-        "prompt": Prompt("p", (5, 6)), "sample": 0, "token_ids": np.array([5, 6, 7, 8]),
-        "trained": np.array([False, False, True, True]), "behaviour_logprobs": np.zeros(2, dtype=np.float32),
-        "policy_version": 0, "finish": "length", "sampling": Sampling(1.0, 2),
+    complete = {
+        "prompt": Prompt("p", (5, 6)), "key": Key("p"), "segment": 0, "token_ids": np.array([5, 6, 7, 8]),
+        "trained": np.array([False, False, True, True]), "logprobs": np.zeros(2, dtype=np.float32),
+        "versions": np.zeros(2, dtype=np.int64), "sampling": Sampling(1.0, 2),
     }  # fmt: skip
-    return Rollout(**{**whole, **fields})
+    return Rollout(**{**complete, **fields})
 
 
 def test_response_ids_are_the_trained_tokens_in_order() -> None:
@@ -71,10 +71,11 @@ def test_response_ids_are_the_trained_tokens_in_order() -> None:
     [
         ({"token_ids": np.array([5, 6, 7])}, r"token_ids \(3,\) and trained \(4,\)"),
         ({"token_ids": np.ones((1, 4)), "trained": np.ones((1, 4), bool)}, "one-dimensional"),
-        ({"behaviour_logprobs": np.zeros(3)}, r"2 trained tokens but behaviour_logprobs of shape \(3,\)"),
-        ({"behaviour_logprobs": np.zeros(4)}, r"2 trained tokens but behaviour_logprobs of shape \(4,\)"),
-        ({"behaviour_logprobs": np.zeros((2, 1))}, r"shape \(2, 1\)"),
-        ({"trained": np.array([True, False, False, True])}, "first token is marked as trained"),
+        ({"logprobs": np.zeros(3)}, r"2 trained tokens but logprobs of shape \(3,\)"),
+        ({"logprobs": np.zeros((2, 1))}, r"shape \(2, 1\)"),
+        ({"versions": np.zeros(4, dtype=np.int64)}, r"2 trained tokens but versions of shape \(4,\)"),
+        ({"top_ids": np.zeros((3, 5), dtype=np.int64)}, r"2 trained tokens but top_ids of shape \(3, 5\)"),
+        ({"trained": np.array([True, False, False, True])}, "first token is trained"),
     ],
 )
 def test_a_rollout_whose_shapes_do_not_fit_is_refused(fields: dict[str, Any], reason: str) -> None:
@@ -83,5 +84,21 @@ def test_a_rollout_whose_shapes_do_not_fit_is_refused(fields: dict[str, Any], re
 
 
 def test_a_response_of_no_tokens_is_a_rollout() -> None:
-    empty = rollout(trained=np.zeros(4, dtype=bool), behaviour_logprobs=np.zeros(0, dtype=np.float32))
+    nothing = np.zeros(0, dtype=np.int64)
+    empty = rollout(trained=np.zeros(4, dtype=bool), logprobs=nothing.astype(np.float32), versions=nothing)
     assert empty.response_ids.tolist() == []
+
+
+def test_a_request_knows_what_is_scored_and_where_it_begins() -> None:
+    request = ScoreRequest("q", np.array([4, 5, 6, 7]), np.array([False, False, True, False]), 0.7)
+    assert (request.scored_ids.tolist(), request.start) == ([6], 2)
+    assert request_of([4, 5], 2, 1.0).start == 2  # nothing is scored
+
+
+@pytest.mark.parametrize(
+    ("scored", "reason"),
+    [([True, False], "nothing precedes its first token"), ([False] * 3, r"\(2,\) and scored \(3,\)")],
+)
+def test_a_request_whose_shapes_do_not_fit_is_refused(scored: list[bool], reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"request 'q'.*{reason}"):
+        ScoreRequest("q", np.array([4, 5]), np.array(scored), 1.0)

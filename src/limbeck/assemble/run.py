@@ -28,9 +28,10 @@ from limbeck.models.head import Head
 from limbeck.models.loading import load_model, resolve
 from limbeck.models.text import Decoder, Names
 from limbeck.objectives import Loss, loss_of
-from limbeck.protocols import Learner
+from limbeck.protocols import Learner, Task
 from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
+from limbeck.tasks.python import PythonTask
 from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.view import SameView
 from limbeck.training.kept_prompts import keep_prompts
@@ -79,7 +80,10 @@ async def _assemble(
     vocabulary = shared_vocabulary(models)
     for lm in models:
         lm.vocabulary = vocabulary
-    task = given.task or load_task(recipe.task, build, _longest_prompt(recipe, student, teachers.contexts))
+    longest = _longest_prompt(recipe, student, teachers.contexts)
+    task: Task = (
+        load_task(recipe.task, build, longest) if given.task is None else _checked(given.task, longest, student)
+    )
     keep_prompts(folder, task, recipe, checkpoint)
     proven = await teachers.prove(site, task)
     reference_teacher = None if reference is None else LocalTeacher("reference", reference)
@@ -91,7 +95,7 @@ async def _assemble(
     stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
     engine = make_engine(site, learner, task, stop_ids)
     await engine.load(await learner.publish())
-    results = [*proven.results, *(engine.proofs if isinstance(engine, ServedEngine) else ())]
+    results = [*proven.results, *(engine.results if isinstance(engine, ServedEngine) else ())]
     folder.write_lines("contract.jsonl", [asdict(result) for result in results])
     run = Run(
         recipe=recipe,
@@ -114,6 +118,10 @@ async def _assemble(
         resources=resources,
     )
     return Assembled(run, tuple(results))
+
+
+def _checked(task: Task, longest: int | None, student: CausalLM) -> Task:
+    return PythonTask(task, "the given task", longest, student.vocabulary)
 
 
 def _student_source(recipe: Recipe, checkpoint: Checkpoint | None) -> StudentConfig:

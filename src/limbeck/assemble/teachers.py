@@ -113,7 +113,7 @@ class OpenTeachers:
     async def _same_weights(self, teacher: Teacher, member: Opened, site: Site, task: Task) -> ProbeResult:
         texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
         temperature = site.recipe.rollout.temperature
-        return await same_weights(teacher, LocalPolicy(site.student), texts, temperature, self.support, member.heads)
+        return await same_weights(teacher, LocalPolicy(site.student), texts, temperature, member.heads, self.support)
 
 
 def open_teachers(site: Site, support: Support) -> OpenTeachers:
@@ -175,7 +175,7 @@ async def _prove(teacher: Teacher, site: Site, task: Task, support: Support) -> 
     """The probes that need only scores."""
     heads = teacher.heads if isinstance(teacher, HoldsHeads) else {}
     texts = [prompt.token_ids for prompt in task.train[: 2 * PROBE_PROMPTS]]
-    return await prove(teacher, texts, site.recipe.rollout.temperature, site.student.vocabulary, support, heads)
+    return await prove(teacher, texts, site.recipe.rollout.temperature, site.student.vocabulary, heads, support)
 
 
 def _own(name: str, section: PythonTeacherConfig, site: Site) -> Opened:
@@ -215,12 +215,10 @@ class _Remote:
         site.resources.push_async_callback(client.close)
         texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
         ids = continuations(max(texts, key=len), student.vocabulary)
-        self.heads = self._heads()
         temperature, tokenizer = site.recipe.rollout.temperature, student.tokenizer
-        proof = await prove_remote(
-            client, texts, ids, temperature, support=support, heads=self.heads or None, tokenizer=tokenizer
-        )
+        proof = await prove_remote(client, texts, ids, temperature, tokenizer, self._head(), support)
         teacher = RemoteTeacher(client, proof)
+        self.heads = teacher.heads
         self.results += proof.results
         assert proof.baseline is not None
         self.identities = proof.baseline.identities
@@ -231,14 +229,13 @@ class _Remote:
         ours = {site.recipe.student.model, resolve(site.recipe.student.model)}
         return any(not ours.isdisjoint(identity.split()) for identity in self.identities.values())
 
-    def _heads(self) -> Mapping[str, Head]:
-        """The output head of `teacher.head` alone, without the model around it, by its fingerprint."""
+    def _head(self) -> Head | None:
+        """The output head of `teacher.head` alone, without the model around it."""
         if self.head_model is None:
-            return {}
-        head, self.head_model = self.head_model.head().detach(), None
+            return None
+        head, self.head_model, self.models = self.head_model.head().detach(), None, ()
         bias_V = None if head.bias_V is None else head.bias_V.clone()
-        head = replace(head, weight_Vd=head.weight_Vd.clone(), bias_V=bias_V)
-        return {head.fingerprint(): head}
+        return replace(head, weight_Vd=head.weight_Vd.clone(), bias_V=bias_V)
 
 
 def _same_as_before(name: str, teacher: RemoteTeacher, site: Site) -> None:

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import click
 
 from limbeck import __version__
+from limbeck.cli.export import export
 from limbeck.cli.wire import bake, serve
 from limbeck.errors import ContractError, LimbeckError
 from limbeck.sanitize import printable
+from limbeck.training.interruption import Interrupted
 
 RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
@@ -28,6 +30,18 @@ class _Commands(click.Group):
         except LimbeckError as error:
             click.secho(f"error: {printable(str(error))}", fg="red", err=True)  # it may quote a server or a data set
             ctx.exit(1)
+        except Interrupted as stopped:
+            click.secho(_where_it_stopped(stopped), fg="yellow", err=True)
+            ctx.exit(stopped.exit_code)
+
+
+def _where_it_stopped(stopped: Interrupted) -> str:
+    if stopped.folder is None or not stopped.step:
+        return f"{stopped}: no update was made, there is nothing to keep"
+    return (
+        f"{stopped} after step {stopped.step}: the checkpoint is in {stopped.folder / 'checkpoints'}. "
+        "The same command goes on from there."
+    )
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,6 +59,7 @@ def main() -> None:
       limbeck view runs/demo
       limbeck serve MODEL
       limbeck bake MODEL OUT --temperature 0.7
+      limbeck export runs/demo OUT --dtype bfloat16
     """
 
 
@@ -190,6 +205,7 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
 
 main.add_command(serve)
 main.add_command(bake)
+main.add_command(export)
 
 
 @main.command(short_help="Open a page on a run, in progress or finished.")

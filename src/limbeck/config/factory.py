@@ -84,25 +84,25 @@ def resolve_factory(name: str, where: str) -> Callable[..., Any]:
     `where` is the recipe's key, for the messages. Raises `RecipeError` for another form, a module that cannot be
     imported, a name that is not in it, and what cannot be called.
     """
-    said = f"{where} = {name!r}"
+    setting = f"{where} = {name!r}"
     module_name, _, path = name.partition(":")
     if not module_name or not path or module_name.startswith("."):
-        raise RecipeError(f"{said} is not of the form package.module:name, such as my_package.parts:make")
+        raise RecipeError(f"{setting} is not of the form package.module:name, such as my_package.parts:make")
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as error:
         raise RecipeError(
-            f"{said}: cannot import {module_name!r} ({error}). Install it, or put its folder on the path, such as "
+            f"{setting}: cannot import {module_name!r} ({error}). Install it, or put its folder on the path, such as "
             "PYTHONPATH=. limbeck train ..."
         ) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module runs whatever it likes, exit() included
-        raise RecipeError(f"{said}: importing {module_name!r} raised {type(error).__name__}: {error}") from error
+        raise RecipeError(f"{setting}: importing {module_name!r} raised {type(error).__name__}: {error}") from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
-            raise RecipeError(f"{said}: {getattr(found, '__name__', found)!r} has no {attribute!r}")
+            raise RecipeError(f"{setting}: {getattr(found, '__name__', found)!r} has no {attribute!r}")
         found = getattr(found, attribute)
     if not callable(found):
-        raise RecipeError(f"{said} is {found!r}; expected a function or a class")
+        raise RecipeError(f"{setting} is {found!r}; expected a function or a class")
     return found  # type: ignore[no-any-return]  # callable() narrows Any to an unknown signature

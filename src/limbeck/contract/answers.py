@@ -58,13 +58,12 @@ def _check_answer(teacher: Teacher, request: ScoreRequest, scores: Scores, heads
             f"{count} scores",
             f"{asked}",
         )
-    hidden = isinstance(scores, HiddenScores)
-    stamp = scores.natural_temperature if isinstance(scores, HiddenScores) else scores.temperature
-    expected = 1.0 if hidden else request.temperature
+    if isinstance(scores, HiddenScores):
+        stamp, expected, what = scores.natural_temperature, 1.0, "gave hidden states of a model baked for"
+    else:
+        stamp, expected, what = scores.temperature, request.temperature, "scored at"
     if stamp != expected:
-        baked = teacher.info.natural_temperature != 1
-        remedy = "Give the model that it was baked from." if baked else AT_T
-        what = "gave hidden states of a model baked for" if hidden else "scored at"
+        remedy = AT_T if teacher.info.natural_temperature == 1 else "Give the model that it was baked from."
         raise refusal(
             "temperature",
             f"teacher {teacher.name} {what} temperature {stamp}, expected {expected}.",

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from limbeck.config.teacher import StatesTeacherConfig
-from limbeck.contract.answers import Heads
 from limbeck.contract.remote import prove_remote
 from limbeck.contract.tokenizers import PROBE_TEXTS
 from limbeck.errors import RecipeError, TeacherError
@@ -23,6 +22,8 @@ from limbeck.wire.score import WireError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from limbeck.models.head import Head
 
 SMALLEST_VOCABULARY = 256  # bytes: no model has fewer
 LARGEST_VOCABULARY = 2**19  # more than any model in use: an over-estimate only widens certificates
@@ -65,7 +66,7 @@ def check_teacher(
 
         ours = load_tokenizer(tokenizer)
     size = _size(section.top_logprobs, vocabulary, None if ours is None else len(ours))
-    heads: Heads = {}
+    head = None
     if isinstance(section, StatesTeacherConfig) and section.head is not None:
         import torch
 
@@ -73,10 +74,9 @@ def check_teacher(
         from limbeck.models.loading import load_model
 
         head = load_model(ModelConfig(model=section.head), torch.device("cpu")).head().detach()
-        heads = {section.head: head}  # any name does: its states are compared here and go no further
     client = connect("at the server", section, size, size)
     try:
-        return asyncio.run(_check(client, temperature, min(SUPPORT, size), heads, ours)).results
+        return asyncio.run(_check(client, temperature, ours, head, min(SUPPORT, size))).results
     except WireError as error:
         raise TeacherError(f"{error}. Is the server up, and of kind {kind}?") from None
 
@@ -96,14 +96,12 @@ def _size(top_logprobs: int, vocabulary: int | None, tokens: int | None) -> int:
 
 
 async def _check(
-    client: RemoteClient, temperature: float, support: int, heads: Heads, tokenizer: PreTrainedTokenizerBase | None
+    client: RemoteClient, temperature: float, tokenizer: PreTrainedTokenizerBase | None, head: Head | None, support: int
 ) -> Proof:
     try:
         texts = [tuple(ids) for ids in [await _split(client, text, tokenizer) for text in CHECK_TEXTS] if len(ids) > 3]
         tokens = list(dict.fromkeys(token for text in texts for token in text))
-        return await prove_remote(
-            client, texts, tokens[:16], temperature, support=support, heads=heads, tokenizer=tokenizer
-        )
+        return await prove_remote(client, texts, tokens[:16], temperature, tokenizer, head, support)
     finally:
         await client.close()
 

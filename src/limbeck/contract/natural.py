@@ -1,4 +1,4 @@
-"""The temperature of a folder's own logits: 1, or the one that `limbeck bake` wrote into it. Imports no torch."""
+"""The temperature of a folder's own logits: 1, or the one that `limbeck bake` wrote into it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from limbeck.errors import ContractError, ModelError
 from limbeck.records import ProbeResult
 
-CONFIG_KEY = "limbeck_temperature"  # in config.json
-
 
 def natural_temperature_of(folder: str | Path) -> float:
     """T of a model folder that `limbeck bake` wrote, else 1. A hub name that is no folder here is never baked here: 1.
 
     Raises `ModelError` where config.json cannot be read, or names what is no temperature.
     """
+    from limbeck.models.causal_lm import BAKED_TEMPERATURE  # imports torch, as nothing else here does
+
     path = Path(folder) / "config.json"
     if not path.is_file():
         return 1.0
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get(CONFIG_KEY, 1.0)
+        found = json.loads(path.read_text(encoding="utf-8")).get(BAKED_TEMPERATURE, 1.0)
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
         raise ModelError(
-            f"{path}: {CONFIG_KEY} is {found!r}, expected a finite number above 0. Bake the model again with "
+            f"{path}: {BAKED_TEMPERATURE} is {found!r}, expected a finite number above 0. Bake the model again with "
             "`limbeck bake`."
         )
     return float(found)

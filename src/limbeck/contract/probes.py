@@ -44,8 +44,8 @@ async def prove(
     texts: Sequence[Text],
     temperature: float,
     vocabulary: int,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> list[ProbeResult]:
     """Run the probes that need only scores, on `texts` and ids below `vocabulary`.
 
@@ -55,11 +55,11 @@ async def prove(
     ids = continuations(prefix, vocabulary)
     results: list[ProbeResult] = []
     steps: list[Callable[[], Awaitable[ProbeResult]]] = [
-        lambda: alignment(teacher, prefix, ids, temperature, support, heads),
-        lambda: ratio(teacher, prefix, ids, temperature, support, heads),
+        lambda: alignment(teacher, prefix, ids, temperature, heads, support),
+        lambda: ratio(teacher, prefix, ids, temperature, heads, support),
     ]
     if isinstance(support, int):
-        steps.insert(1, lambda: normalisation(teacher, prefix, ids, temperature, support))
+        steps.insert(1, lambda: normalisation(teacher, prefix, ids, temperature, heads, support))
     for step in steps:
         try:
             results.append(await step())
@@ -74,8 +74,8 @@ async def alignment(
     prefix: Text,
     ids: Sequence[int],
     temperature: float,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> ProbeResult:
     """The score of a token depends on it and on what precedes it, and on nothing else."""
     a, b, c = ids[:3]
@@ -111,11 +111,15 @@ async def alignment(
     return ProbeResult("alignment", f"moved {moved:.1e} nats", f"at most {RATIO_TOLERANCE}")
 
 
-async def normalisation(teacher: Teacher, prefix: Text, ids: Sequence[int], temperature: float, k: int) -> ProbeResult:
+async def normalisation(
+    teacher: Teacher, prefix: Text, ids: Sequence[int], temperature: float, heads: Heads | None, k: int
+) -> ProbeResult:
     """The top K are K different tokens whose probabilities sum to at most 1, and agree with the sampled token's."""
     unit = _requests(prefix, [[i] for i in ids], temperature, k)
     most, expected = 0.0, "at most 1"
-    for request, scores in zip(unit, await ask(teacher, unit, None), strict=True):
+    for request, scores in zip(unit, await ask(teacher, unit, heads), strict=True):
+        if isinstance(scores, HiddenScores):
+            return ProbeResult("normalisation", "hidden states: the whole distribution", expected)
         if not isinstance(scores, TopKScores) or scores.ids.shape != (1, k) or scores.logprobs.shape != (1, k):
             raise refusal(
                 "normalisation",
@@ -145,8 +149,8 @@ async def ratio(
     prefix: Text,
     ids: Sequence[int],
     temperature: float,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> ProbeResult:
     """The ratio test: how far every token is from the most likely one, at T against T = 1.
 
@@ -193,8 +197,8 @@ async def same_weights(
     student: Policy,
     texts: Sequence[Text],
     temperature: float,
-    support: Support = "sampled",
     heads: Heads | None = None,
+    support: Support = "sampled",
 ) -> ProbeResult:
     """Compare a teacher with the student that it is, on every token of `texts`. Raises `ContractError`.
 

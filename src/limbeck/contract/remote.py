@@ -39,6 +39,8 @@ from limbeck.wire.score import AWAY, Reply, WireError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from limbeck.models.head import Head
+
 PROBE_LENGTH = 64  # tokens of a prompt used as probe
 TOP = 20
 MAX_NOISE = 0.05  # nats: noise beyond this makes every probe meaningless
@@ -60,19 +62,19 @@ async def prove_remote(
     texts: Sequence[Text],
     ids: Sequence[int],
     temperature: float,
-    *,
-    support: Support = "sampled",
-    heads: Heads | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    head: Head | None = None,
+    support: Support = "sampled",
 ) -> Proof:
     """Run every probe and choose the method that scores at `temperature`.
 
-    `texts` are prompts as tokens, `ids` some different tokens, `support` what training will ask for, `heads` the one
-    head of this teacher, where its whole distribution is wanted, by its fingerprint.
+    `texts` are prompts as tokens, `ids` some different tokens, `support` what training will ask for, `head` the
+    teacher's own, where its whole distribution is wanted.
 
     Raises `ContractError`, with the results so far, for the first probe that fails, and `TeacherError` for a server
     that cannot be asked.
     """
+    heads = {} if head is None else {head.fingerprint(): head}
     probes = _Probes(client, [tuple(text[:PROBE_LENGTH]) for text in texts], list(ids), temperature, support, heads)
     steps: dict[str, Callable[[], Awaitable[list[ProbeResult]]]] = {
         "identity": probes.identity,
@@ -100,9 +102,8 @@ def _with_results(
     if isinstance(error, TeacherError):
         return error
     tried = error.verdicts if isinstance(error, ContractError) else ()
-    kind = error.kind if isinstance(error, WireError) else "failed"
     message = str(error) if isinstance(error, LimbeckError) else f"teacher {client.name}: {error}"
-    return ContractError(message, [*before, *(tried or [ProbeResult(probe, kind, "proven", False, message)])])
+    return ContractError(message, [*before, *(tried or [ProbeResult(probe, message, "", ok=False)])])
 
 
 @dataclass(eq=False)
@@ -114,7 +115,7 @@ class _Probes:
     ids: list[int]
     t: float
     support: Support
-    heads: Heads | None
+    heads: Heads
 
     def __post_init__(self) -> None:
         self.prefix = max(self.texts, key=len)
@@ -212,15 +213,13 @@ class _Probes:
             try:
                 result, self.found = await self._try(method)
             except (_Refused, ContractError, WireError, NotADistributionError) as error:
-                results.append(
-                    ProbeResult(f"method {method}", str(error).rstrip("."), "proven", ok=False, remedy=REMEDIES)
-                )
+                results.append(ProbeResult(f"method {method}", str(error).rstrip("."), "", ok=False, remedy=REMEDIES))
                 continue
             # What was tried on the way is reported, but is no failure of the teacher.
             return [*map(_passed_over, results), result]
         reasons = "\n".join(f"  {result.probe}: {result.measured}" for result in results)
         where = f"teacher {self.client.name} ({', '.join(self.client.pool.urls)})"
-        raise ContractError(f"{where} does not score at temperature {self.t}:\n{reasons}\n{REMEDIES}", results)
+        raise ContractError(f"{where} cannot be scored at temperature {self.t}:\n{reasons}\n{REMEDIES}", results)
 
     def _candidates(self) -> tuple[Method, ...]:
         wanted = self.client.section.temperature_method
@@ -344,11 +343,11 @@ class _Probes:
             dtype="unknown",
             natural_temperature=natural_temperature,
         )
-        return RemoteTeacher(client, Proof(method, info, self.acknowledges, head=next(iter(self.heads or {}), "")))
+        return RemoteTeacher(client, Proof(method, info, self.acknowledges, heads=self.heads))
 
     def _request(self, text: Text) -> ScoreRequest:
         """As training would ask."""
-        return request_of(text, 1, self.t, "full" if self.heads else self.support, "probe")
+        return request_of(text, 1, self.t, self.support, "probe")
 
     def _at_one(self, text: Text, support: Support = "sampled") -> ScoreRequest:
         return request_of(text, 1, 1.0, support, "probe")

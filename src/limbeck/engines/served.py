@@ -87,7 +87,7 @@ class ServedEngine:
         self.run, self.label = uuid.uuid4().hex[:8], ""
         self.policy: Policy | None = None
         self.logprobs_at_T = False  # whether the server's log-probs are those of the distribution it samples from
-        self.proofs: list[ProbeResult] = []
+        self.results: list[ProbeResult] = []
 
     async def load(self, policy: Policy) -> None:
         """Push the weights and make sure of them."""
@@ -187,7 +187,7 @@ class ServedEngine:
             await self.server.push(self.pool, policy, label, folder)
             if first:
                 noise = self.check.measure_noise_floor([await self._theirs(), *await self._theirs_together()])
-                self.proofs.append(
+                self.results.append(
                     ProbeResult("engine: noise", f"{noise:.1e} nats a token", "the same text, the same answer")
                 )
         except WireError as error:
@@ -203,7 +203,7 @@ class ServedEngine:
         distance = self.check.check_update(policy.version, ours, await self._theirs())
         if first:
             measured, expected = f"{distance:.1e} nats a token off", f"at most {self.check.tolerance}"
-            self.proofs.append(ProbeResult("engine: weights", measured, expected))
+            self.results.append(ProbeResult("engine: weights", measured, expected))
 
     async def _theirs(self) -> Floats:
         """[n] the server's log-probs of the fixed text."""
@@ -240,7 +240,7 @@ class ServedEngine:
         measured = (
             f"{distance:.1e} nats a token off at temperature {temperature:g}, {distance_at_one:.1e} at 1: {whose}"
         )
-        self.proofs.append(ProbeResult("engine: log-probs", measured, f"at temperature {temperature:g}"))
+        self.results.append(ProbeResult("engine: log-probs", measured, f"at temperature {temperature:g}"))
 
 
 def _question(request: SampleRequest, reply: SampleReply | Sampled) -> ScoreRequest:

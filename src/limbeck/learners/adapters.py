@@ -59,8 +59,14 @@ class LoraAdapters:
         modules = self.peft_model.get_base_model().named_modules()
         return {name: module for name, module in modules if isinstance(module, LoraLayer)}
 
-    def parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.peft_model.parameters() if parameter.requires_grad]
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The adapters' own, under the names they have in the model."""
+        return {
+            f"{place}.{name}": parameter
+            for place, layer in self.layers().items()
+            for name, parameter in layer.named_parameters()
+            if not name.startswith("base_layer.")
+        }
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """The model's tensors under the names they have without adapters, one at a time."""
@@ -136,12 +142,22 @@ def add_adapters(lm: CausalLM, lora: LoraConfig) -> LoraAdapters:
         raise ModelError(f"learner.lora.target_modules = {lora.target_modules!r} for {lm.name}: {error}") from error
     lm.head()  # not a plain matrix any more if it has an adapter
     for place, layer in adapters.layers().items():
-        if any(parameter is head for parameter in layer.base_layer.parameters()):
+        if why := _unmergeable(layer.base_layer, head):
             raise ModelError(
-                f"learner.lora.target_modules = {lora.target_modules!r}: {place!r} of {lm.name} shares its matrix with "
-                "the output head (tied embeddings), so a merged adapter would change the head as well. Leave it out."
+                f"learner.lora.target_modules = {lora.target_modules!r}: {place!r} of {lm.name} {why}. Leave it out."
             )
     return adapters
+
+
+def _unmergeable(module: nn.Module, head: Tensor) -> str | None:
+    """Why a module's matrix plus an adapter's would not be the adapted module; None where it is."""
+    from transformers.pytorch_utils import Conv1D
+
+    if any(parameter is head for parameter in module.parameters()):
+        return "shares its matrix with the output head (tied embeddings), which a merged adapter would change as well"
+    if type(module).forward not in (nn.Linear.forward, nn.Embedding.forward, Conv1D.forward):
+        return f"is a {type(module).__name__}, which does more than multiply by a matrix"
+    return None
 
 
 def open_adapters(lm: CausalLM, folder: Path) -> LoraAdapters:
@@ -163,18 +179,6 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read the adapter's {path}: {first_line(error)}") from error
     return config
-
-
-def refuse_adapters_of_others(lm: CausalLM) -> None:
-    """A model folder with an adapter beside the weights: transformers puts it in, and nobody asked for it.
-
-    Raises `ModelError`.
-    """
-    if getattr(lm.model, "_hf_peft_config_loaded", False) or getattr(lm.model, "peft_config", None):
-        raise ModelError(
-            f"{lm.name} has an adapter in it already (is there an {CONFIG_FILE} in its folder?). Merge it with peft's "
-            f"merge_and_unload, or remove {CONFIG_FILE} to train the base."
-        )
 
 
 def _places(name: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ never taken up for other weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,32 +20,38 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from limbeck.errors import RunError
-from limbeck.models.causal_lm import first_line
+from limbeck.learners.adapters import LoraAdapters
+from limbeck.models.causal_lm import CausalLM, first_line
 
 MODEL_FOLDER, ADAPTER_FOLDER, STATE_FILE = "model", "adapter", "learner.safetensors"
 OPTIMIZER, FIRST = "optimizer/", "first_values/"  # of names in the state file
 FIRST_VALUES = 8
 
-Named: TypeAlias = Iterable[tuple[str, nn.Parameter]]
+Parameters: TypeAlias = Mapping[str, nn.Parameter]
 
 
-def save_state(path: Path, version: int, optimizer: torch.optim.Optimizer, trained: Named, weights: Named) -> None:
+def weights_of(lm: CausalLM, adapters: LoraAdapters | None) -> dict[str, nn.Parameter]:
+    """The parameters that a checkpoint keeps the first values of: all, or those of the base."""
+    adapted = {} if adapters is None else adapters.parameters()
+    return {name: parameter for name, parameter in lm.model.named_parameters() if name not in adapted}
+
+
+def save_state(
+    path: Path, version: int, optimizer: torch.optim.Optimizer, trained: Parameters, weights: Parameters
+) -> None:
     """Optimizer state of the parameters `trained`, and the first values of `weights`."""
     state: dict[str, Tensor] = {}
-    for name, parameter in trained:
+    for name, parameter in trained.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             state[f"{OPTIMIZER}{key}/{name}"] = value.detach().cpu().contiguous()
-    state |= {f"{FIRST}{name}": _first_values(parameter) for name, parameter in weights}
+    state |= {f"{FIRST}{name}": _first_values(parameter) for name, parameter in weights.items()}
     save_file(state, path, metadata={"version": str(version)})
 
 
-def restore_state(
-    path: Path, optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]
-) -> int:
+def restore_state(path: Path, optimizer: torch.optim.Optimizer, trained: Parameters, weights: Parameters) -> int:
     """Take up what `save_state` wrote; the version it is of. Raises `RunError` where it is of something else."""
     version, state = _read(path)
-    kept = {name.removeprefix(FIRST): value for name, value in state.items() if name.startswith(FIRST)}
-    _check_weights(path, kept, weights)
+    _check_weights(path, state, weights)
     for full_name, value in state.items():
         if not full_name.startswith(OPTIMIZER):
             continue
@@ -61,7 +67,13 @@ def restore_state(
     return version
 
 
-def _check_weights(path: Path, kept: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def check_weights(path: Path, weights: Parameters) -> None:
+    """Raises `RunError` where the state in `path` belongs to other weights."""
+    _check_weights(path, _read(path)[1], weights)
+
+
+def _check_weights(path: Path, state: Mapping[str, Tensor], weights: Parameters) -> None:
+    kept = {name.removeprefix(FIRST): value for name, value in state.items() if name.startswith(FIRST)}
     if odd := sorted(kept.keys() ^ weights.keys()):
         raise RunError(f"{path} is of a student with other weights: {odd[0]!r} is in one of them only")
     for name, value in kept.items():

@@ -19,14 +19,20 @@ from torch import Tensor
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ObjectiveConfig
 from limbeck.errors import ContractError, EngineError, ModelError, NonFiniteError, RunError
-from limbeck.learners.adapters import LoraAdapters, add_adapters, refuse_adapters_of_others
+from limbeck.learners.adapters import LoraAdapters, add_adapters
 from limbeck.learners.batch import Batch, Heads, MicroBatch, make_batch
-from limbeck.learners.checkpoint import ADAPTER_FOLDER, MODEL_FOLDER, STATE_FILE, restore_state, save_state
-from limbeck.learners.noise import turn_off_training_noise
+from limbeck.learners.checkpoint import (
+    ADAPTER_FOLDER,
+    MODEL_FOLDER,
+    STATE_FILE,
+    restore_state,
+    save_state,
+    weights_of,
+)
 from limbeck.learners.policy import Lease, LocalPolicy
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
-from limbeck.models.causal_lm import CausalLM, precision
+from limbeck.models.causal_lm import CausalLM, precision, turn_off_training_noise
 from limbeck.models.equivalence import prove_packing, share_prompts
 from limbeck.models.layout import Layout
 from limbeck.models.llama import speed_up
@@ -52,7 +58,6 @@ class LocalLearner:
         seed: int,
         heads: Heads | None = None,
     ) -> None:
-        refuse_adapters_of_others(lm)
         self.lm, self.config, self.steps, self.seed = lm, config, steps, seed
         self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
         self.heads = _narrowed(heads or {}, lm)
@@ -141,7 +146,9 @@ class LocalLearner:
             policy.save(folder / MODEL_FOLDER)
         else:
             policy.save_adapter(folder / ADAPTER_FOLDER)
-        save_state(folder / STATE_FILE, self.version, self.optimizer, self.parameters.items(), self._weights().items())
+        save_state(
+            folder / STATE_FILE, self.version, self.optimizer, self.parameters, weights_of(self.lm, self.adapters)
+        )
 
     def restore(self, folder: Path) -> None:
         """Take up what `save` wrote. Whole weights are loaded with the model, from the checkpoint's `model/`.
@@ -152,15 +159,11 @@ class LocalLearner:
         if not (folder / wanted).is_dir():
             found = f" It has {other}/: was it written with another learner.lora?" if (folder / other).is_dir() else ""
             raise RunError(f"{folder} is not a checkpoint of this student: it has no {wanted}/.{found}")
-        self.version = restore_state(folder / STATE_FILE, self.optimizer, self.parameters, self._weights())
+        weights = weights_of(self.lm, self.adapters)
+        self.version = restore_state(folder / STATE_FILE, self.optimizer, self.parameters, weights)
         if self.adapters is not None:
             self.adapters.load(folder / ADAPTER_FOLDER)
         self._replace_lease(self.version)
-
-    def _weights(self) -> dict[str, torch.nn.Parameter]:
-        """Parameters that are not in `adapter/`: all, or those of the base."""
-        mine = {} if self.adapters is None else self.parameters
-        return {name: parameter for name, parameter in self.lm.model.named_parameters() if name not in mine}
 
     def _replace_lease(self, version: int) -> None:
         """End the lease of every policy that was published so far: the weights are about to be those of `version`."""

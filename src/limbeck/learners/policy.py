@@ -30,7 +30,6 @@ from limbeck.records import (
     Failure,
     HiddenScores,
     Ints,
-    ModelInfo,
     ScoreRequest,
     Scores,
     TokenScores,
@@ -76,7 +75,7 @@ class LocalPolicy:
         held: Mapping[nn.Parameter, Tensor] | None = None,
     ) -> None:
         self.lm, self.version, self.adapters, self.budget, self.autocast = lm, version, adapters, budget, autocast
-        self.info = model_info(lm)
+        self.info = lm.info()
         self.adapter: Adapter | None = None if adapters is None else adapters.record
         self._lease = lease or Lease(version)
         self._held = dict(held or {})
@@ -123,7 +122,7 @@ class LocalPolicy:
     def hold(self) -> LocalPolicy:
         """A copy that no update reaches. Raises `StalePolicyError`."""
         self._lease.check()
-        parameters = self.adapters.parameters() if self.adapters else list(self.lm.model.parameters())
+        parameters = self.adapters.parameters().values() if self.adapters else self.lm.model.parameters()
         with self._in_place():
             held = {parameter: parameter.detach().clone() for parameter in parameters}
         return LocalPolicy(self.lm, self.version, self.adapters, budget=self.budget, autocast=self.autocast, held=held)
@@ -213,18 +212,6 @@ def _odd_support(support: int | Ints, rows: int) -> str | None:
 
 def _state(lm: CausalLM) -> Iterator[tuple[str, Tensor]]:
     yield from lm.model.state_dict().items()  # asked for at the first tensor, with the held values in place
-
-
-def model_info(lm: CausalLM) -> ModelInfo:
-    """What one may want to know of a loaded model."""
-    return ModelInfo(
-        name=lm.name,
-        vocabulary=lm.vocabulary,
-        context=lm.context,
-        stop_ids=lm.stop_ids,
-        dtype=str(next(lm.model.parameters()).dtype).removeprefix("torch."),
-        natural_temperature=float(getattr(lm.model.config, "limbeck_temperature", 1.0)),
-    )
 
 
 def torch_dtype(name: str) -> torch.dtype:

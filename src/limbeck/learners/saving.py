@@ -74,7 +74,7 @@ def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_byt
     if len(shards) == 1:
         shards[0][0].rename(folder / WHOLE)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, (path, names) in enumerate(shards, 1):
         final = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         path.rename(folder / final)

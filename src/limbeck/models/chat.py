@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "12+34="}
 
-# What two templates are compared on: the first that at least one of them can write. Some ask for a system message.
-CONVERSATIONS: tuple[list[Message], ...] = (
-    [{"role": "user", "content": "Hi"}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
-)
-
 
 def chat_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message] | None = None
@@ -35,28 +29,6 @@ def chat_text(
 ) -> str:
     """The same as text. Raises `DataError`."""
     return str(_apply(tokenizer, messages, tools, tokenize=False))
-
-
-def first_difference(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> tuple[str, str] | None:
-    """What the two templates write where they write differently, or None where they agree.
-
-    A template that refuses a conversation which the other writes differs from it; its refusal stands for its text.
-    Raises `DataError` where neither of them writes any.
-    """
-    refusal: DataError | None = None
-    for conversation in CONVERSATIONS:
-        texts, refused = [], 0
-        for tokenizer in (ours, theirs):
-            try:
-                texts.append(chat_text(tokenizer, conversation))
-            except DataError as error:
-                refusal = refusal or error
-                refused += 1
-                texts.append(str(error))
-        if refused < 2:
-            return None if texts[0] == texts[1] else (texts[0], texts[1])
-    assert refusal is not None
-    raise refusal
 
 
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:

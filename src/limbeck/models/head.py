@@ -48,7 +48,7 @@ class Head:
             digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
             rows = max(1, HASHED_BYTES // max(1, tensor[:1].nbytes))
             for part in torch.split(tensor.detach(), rows):
-                digest.update(memoryview(part.cpu().contiguous().view(torch.uint8).numpy()))
+                digest.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
         digest.update(f"{float(self.multiplier)!r} {self.softcap!r}".encode())
         return digest.hexdigest()
 

@@ -11,7 +11,7 @@ On a support S that is a function of the prefix only, with w the truncated impor
     L_t = sum_{v in S} sg[pull_v] log p_v + 1[y not in S] sg[w gain(y)] log p(y)
     D_t ~ sum_{v in S} value_v            + 1[y not in S] w value(y) / p(y)
 
-Both have the expectation of the whole sum, whatever S and the objective, where no ratio reaches the cap.
+Both have the expectation of the sum over all tokens, for any S and objective, where no ratio reaches the cap.
 
 Shape legend: N tokens, C tokens of one block, V vocabulary, K support size.
 """

@@ -58,7 +58,7 @@ class Tokens:
 
 @dataclass(eq=False)
 class Measured:
-    """Per-token numbers of one micro-batch, each [N], detached. None where the target cannot say."""
+    """Per-token numbers of one micro-batch, each [N], detached. None where the target does not carry it."""
 
     student_logprob: Tensor  # log p(y_t)
     teacher_logprob: Tensor  # log q(y_t)

@@ -193,7 +193,7 @@ async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
         "token_env": os.environ.get("LIMBECK_TOKEN_ENV"),
         "retry_seconds": float(os.environ.get("LIMBECK_RETRY_SECONDS", "300")),
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     # These trainers cannot mask a position, so none may be uncertain.
     section = BACKENDS[kind].config(url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
     client = connect("teacher", section, LARGEST_VOCABULARY, section.top_logprobs)

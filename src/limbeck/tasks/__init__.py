@@ -61,7 +61,8 @@ def _reasoning_gym(section: config.ReasoningGymTaskConfig, build: Build, longest
 
 
 def _python(section: config.PythonTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
-    return PythonTask(build_part(section, "task", build), section.factory, longest_prompt)
+    vocabulary = None if build.info is None else build.info.vocabulary
+    return PythonTask(build_part(section, "task", build), section.factory, longest_prompt, vocabulary)
 
 
 LOADERS: dict[type, Callable[[Any, Build, int | None], protocols.Task]] = {

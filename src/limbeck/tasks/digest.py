@@ -44,5 +44,6 @@ def first_changed_prompt(kept: str, prompts: Sequence[Prompt]) -> str | None:
 def _digest(prompt: Prompt) -> bytes:
     parts = (prompt.id, " ".join(map(str, prompt.token_ids)), prompt.answer, prompt.teacher)
     # The length before each part, so that no two prompts give the same bytes; -1 for what is not there.
-    encoded = [b"-1:" if part is None else f"{len(part.encode())}:{part}".encode() for part in parts]
-    return hashlib.blake2b(b"".join(encoded), digest_size=16).digest()
+    encoded = [None if part is None else part.encode("utf-8", "surrogatepass") for part in parts]
+    framed = [b"-1:" if part is None else b"%d:%b" % (len(part), part) for part in encoded]
+    return hashlib.blake2b(b"".join(framed), digest_size=16).digest()

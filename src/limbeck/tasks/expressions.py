@@ -117,6 +117,7 @@ _START = re.compile(
     | (?P<word> [A-Za-z_]+ (?: [0-9_]+(?:\.[0-9]+)* | \}}?\^\{{?-?[0-9]+\}}? | _\{{[^{{}}\n]{{0,40}}\}} )* )
     | (?P<several> [(\[] (?=[^()\[\]\n]{{0,200}} ,(?![0-9]{{3}}(?![0-9])))
                    (?:[^()\[\]A-Za-z\n]|\\[a-z]+){{1,200}} [)\]] )
+    | (?P<spaced> (?<![0-9.,]) [0-9]{{1,3}} (?:[ ][0-9]{{3}})+ (?![0-9]) )  # 1 234: one number, or two?
     | (?P<number> {_DIGITS} )
     """,
     re.VERBOSE,
@@ -144,9 +145,9 @@ _BREAKS = re.compile(
     | [ \t]*[-+±][ \t]*(?=[0-9.(\\$€£]|[A-Za-z](?![A-Za-z]))  # a sum, a range, a date
     | [ \t]*×[ \t]*(?=\S)                                     # a product
     | [ \t]*/[ \t]*(?=[0-9(\\]|(?![mghlsd])[A-Za-z](?![A-Za-z])) | [ \t]*(?=\\frac(?![A-Za-z]))  # another fraction
-    | [:'’_](?=[0-9]) | \.[0-9]+ | \.?\\(?:overline|bar|dot)       # a ratio or a time, a version, a period
+    | [:'’](?=[0-9]) | _(?=[0-9{{]) | \.[0-9]+ | \.?\\(?:overline|bar|dot)  # a ratio or a time, a version, a period
     | [ ]?\\[lc]?dots(?![A-Za-z])
-    | \((?=[^()\n]{{0,40}}[0-9+×^])                           # 2(3)
+    | \((?=[^()\n]{{0,40}}[0-9+×^]|[A-Za-z]\))              # 2(3), 2(x)
     | [)\]}}]+[ \t]*[\^/×π] | [)\]}}]+[-+](?=[0-9(])          # (2)/3
     """,
     re.VERBOSE,
@@ -168,7 +169,7 @@ def expressions(text: str) -> Iterator[Expression]:
         kind = match.lastgroup
         if kind in ("number", "fraction"):
             expression = _read(text, _with_sign(text, start))
-        elif kind in ("function", "call", "several"):
+        elif kind in ("function", "call", "several", "spaced"):
             expression = _rest(text, start, position)
         elif kind == "word" and len(match[0]) == 1 and _OPERATOR_GLUED.match(text, position):
             expression = _rest(text, start, position)  # x-7 is an expression, covid-19 is none
@@ -185,8 +186,10 @@ def _with_sign(text: str, start: int) -> int:
     found, begin = match[0], start - len(match[0])
     if found[:1] in ("-", "+"):
         spaced = found[1:2] == " "
-        operand = text[:begin][-1:].isalnum()
-        if operand or (spaced and text[max(0, begin - 9) : begin].rstrip(" $")[-1:] not in ("=", "(", "{", "[")):
+        operand = text[max(0, begin - 1) : begin].isalnum()
+        before = text[max(0, begin - 9) : begin]
+        is_sign = before.endswith("$") or before.rstrip(" $")[-1:] in ("=", "(", "{", "[")
+        if operand or (spaced and not is_sign):
             return start if spaced or len(found) == 1 else begin + 1  # a hyphen or a dash
     return begin
 
@@ -229,6 +232,8 @@ class _Reading:
         decimal_goes_on = self.kind == "decimal" and _GOES_ON.match(self.text, self.position)
         if decimal_goes_on or _BREAKS.match(self.text, self.position) or self._is_variable():
             raise _NotANumberError
+        if self.text[self.start - 1 : self.start] == "|" and self.text[self.position : self.position + 1] == "|":
+            raise _NotANumberError  # |-3|; in a table there are spaces
         if _NEGATIVE_BEFORE.search(self.text[max(0, self.start - 12) : self.start]):
             value = -value
         return Number(value, percent=self.kind == "percent")
@@ -239,7 +244,7 @@ class _Reading:
         operator = before.rstrip(" \t({[$")[-1:]
         if operator and (operator in "×/^" or (operator in "-+" and before[-1:] in ("(", "{", "["))):
             raise _NotANumberError
-        if self.text[self.start] in "-+" and self.text[: self.start][-1:] in (")", "]", "}"):
+        if self.text[self.start] in "-+" and self.text[max(0, self.start - 1) : self.start] in (")", "]", "}"):
             raise _NotANumberError
 
     def _continued(self, value: Fraction) -> Fraction | None:
@@ -280,6 +285,7 @@ class _Reading:
         ten = _TEN.match(self.text, position)
         power = ten and _POWER.match(self.text, ten.end())
         if not power:
+            self.position = position
             raise _NotANumberError
         self.kind, self.position = "power", power.end()
         return _power(Fraction(10), power["braced"] or power["bare"])

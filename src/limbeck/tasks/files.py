@@ -106,8 +106,8 @@ class Rows:
         odd = [answer for answer in answers if _OTHER_SPELLING.fullmatch(answer)]
         if odd:
             logger.warning(
-                "%s: %d of %d answers are numbers that are often written otherwise, such as %r, and task.grader compares "
-                'text: 72.0 is not 72. To compare numbers set task.grader.kind = "numeric"',
+                "%s: %d of %d answers are numbers that are often written otherwise, such as %r, and task.grader "
+                'compares text: 72.0 is not 72. To compare numbers set task.grader.kind = "numeric"',
                 name, len(odd), len(answers), odd[0],
             )  # fmt: skip
 

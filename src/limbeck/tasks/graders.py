@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from limbeck.config.factory import resolve_factory
 from limbeck.errors import DataError
 from limbeck.records import Prompt
-from limbeck.tasks.numbers import Number, UnreadableAnswer, last_number, read_answer
+from limbeck.tasks.expressions import Number
+from limbeck.tasks.numbers import UnreadableAnswer, last_number, read_answer
 
 
 class Grader(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,13 @@ from limbeck.tasks.prompts import check_unicode, fit
 
 
 class PythonTask:
-    """Any object with `train`, `held_out` and `grade`. `name` stands for it in messages.
+    """Any object with `train`, `held_out` and `grade`. `name` stands for it in messages, `vocabulary` is the student's.
 
     Raises `DataError` where one of these is missing, a part is empty, an id is there twice or a prompt cannot be used,
     and on grading as `checked_reward` does.
     """
 
-    def __init__(self, task: Any, name: str, longest_prompt: int | None) -> None:
+    def __init__(self, task: Any, name: str, longest_prompt: int | None, vocabulary: int | None = None) -> None:
         self.name = name
         self._task = task
         for attribute in ("train", "held_out", "grade"):
@@ -36,6 +37,13 @@ class PythonTask:
             if prompt.id in seen:
                 raise DataError(f"{name}: the id {prompt.id!r} is there twice; ids are unique over train and held_out")
             seen.add(prompt.id)
+            strange = [token for token in prompt.token_ids if not 0 <= token < (vocabulary or math.inf)]
+            if strange:
+                most = vocabulary - 1 if vocabulary else "the size of its vocabulary"
+                raise DataError(
+                    f"{name}: prompt {prompt.id!r} has the token id {strange[0]}; the student's go from 0 to {most}. "
+                    "Make prompts with build.tokenizer."
+                )
         fit(prompts, longest_prompt, too_long="error", may_drop=False)
 
     def grade(self, prompt: Prompt, response: str) -> float | None:

@@ -127,12 +127,12 @@ FLOATS: dict[str, type[np.floating[Any]]] = {  # Arrow's names and those of `dat
 class Spelling:
     """How the numbers of one column of binary numbers become text."""
 
-    type: type[np.floating[Any]] = np.float64
+    kind: type[np.floating[Any]] = np.float64
     whole: bool = False  # no number of the column has a fraction: 72.0 is an integer beside nulls
 
     @classmethod
-    def of(cls, type_: type[np.floating[Any]], values: Iterable[Any]) -> Spelling:
-        return cls(type_, all(value is None or not math.isfinite(value) or value == int(value) for value in values))
+    def of(cls, kind: type[np.floating[Any]], values: Iterable[Any]) -> Spelling:
+        return cls(kind, all(value is None or not math.isfinite(value) or value == int(value) for value in values))
 
     def of_column(self, values: Mapping[str, Any], column: str) -> str:
         value = values[column]
@@ -140,7 +140,7 @@ class Spelling:
             return str(value)
         if isinstance(value, Decimal):
             return format(value, "f")
-        return np.format_float_positional(self.type(value), unique=True, trim="-" if self.whole else "0")
+        return np.format_float_positional(self.kind(value), unique=True, trim="-" if self.whole else "0")
 
 
 def of_dataset(section: DatasetTaskConfig) -> tuple[Source, Source | None]:

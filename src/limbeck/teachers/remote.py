@@ -19,8 +19,8 @@ again: a server that was restarted with other weights, or at another temperature
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -45,6 +45,8 @@ from limbeck.wire.score import Reply, WireError, top_k, wants_states
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from limbeck.models.head import Head
+
 Method: TypeAlias = Literal["plain", "native", "baked", "rescale", "hidden"]
 
 
@@ -58,7 +60,7 @@ class Proof:
     baseline: Baseline | None = None  # None: it is not asked again
     error_bound: float = 0.0  # nats, as measured where a method is exact but for rounding
     noise: float = 0.0  # nats, the most that one text scored twice differs
-    head: str = ""  # fingerprint of the head that belongs to hidden states
+    heads: Mapping[str, Head] = field(default_factory=dict)  # by fingerprint: the one that belongs to hidden states
     results: tuple[ProbeResult, ...] = ()
 
 
@@ -84,6 +86,7 @@ class RemoteTeacher:
 
     def __init__(self, client: RemoteClient, proof: Proof) -> None:
         self.name, self.info, self.client, self.proof = client.name, proof.info, client, proof
+        self.heads = proof.heads
         self._calls = 0
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
@@ -105,10 +108,12 @@ class RemoteTeacher:
     def sent(self, request: ScoreRequest) -> ScoreRequest:
         """What the server is asked, for this request to be answered by the method."""
         method = self.proof.method
-        if (method == "hidden") != wants_states(request):
+        if method == "hidden":  # more than any support
+            return replace(request, temperature=1.0, support="full")
+        if wants_states(request):
             raise ContractError(
-                f"teacher {self.name} is proven by the method {method!r}, which has no answer to the support "
-                f"{request.support!r}. The whole vocabulary needs teacher.head; anything less needs another method."
+                f"teacher {self.name} scores by the method {method!r}: no whole distribution. Give teacher.head for a "
+                "server that sends hidden states, or set objective.support to a top K."
             )
         if method == "native":
             return request
@@ -145,7 +150,8 @@ class RemoteTeacher:
         natural = self.info.natural_temperature
         if self.proof.method == "hidden":
             assert reply.hidden is not None
-            return HiddenScores(self.name, ReceivedStates(reply.hidden), self.proof.head, natural)
+            (head,) = self.heads
+            return HiddenScores(self.name, ReceivedStates(reply.hidden), head, natural)
         temperature = natural * (1.0 if reply.temperature is None else reply.temperature)
         if self.proof.method == "rescale":
             return self._rescaled(reply, request, temperature)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from limbeck.config.learner import LocalLearnerConfig
+from limbeck.errors import RunError
 from limbeck.formatting import significant
 
 EVALUATION_KEYS = ("prompts", "samples_per_prompt", "greedy")
 ROUNDING_KEYS = ("device", "threads")
+
+
+def recipe_of(folder: Path) -> dict[str, Any] | None:
+    """The resolved recipe of a run's folder; None where there is none yet. Raises `RunError`."""
+    path = folder / "recipe.toml"
+    if not path.exists():
+        return None
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}. Restore it, or start over with --fresh.") from None
 
 
 def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any], done: int) -> list[str]:

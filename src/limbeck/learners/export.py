@@ -1,0 +1,97 @@
+"""From a run's folder to a model that others load: whole weights in a dtype, or the adapter alone."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from limbeck.config.base import ModelConfig
+from limbeck.errors import RunError
+from limbeck.learners.adapters import open_adapters
+from limbeck.learners.checkpoint import ADAPTER_FOLDER, MODEL_FOLDER, STATE_FILE, check_weights, weights_of
+from limbeck.learners.policy import LocalPolicy, torch_dtype
+from limbeck.models.causal_lm import first_line
+from limbeck.models.loading import load_model
+
+RECIPE_FILE = "recipe.toml"
+
+
+def export(run: Path, out: Path, dtype: str = "float32", adapter: bool = False) -> Path:
+    """Write the newest weights of a run, or of one of its checkpoints, to `out`; the folder they came from.
+
+    A model folder with tokenizer, adapters merged in; with `adapter` the adapter in peft's format. Raises `RunError`
+    where there are no such weights, where the base of an adapter has changed, and where `out` is not empty.
+    """
+    torch_dtype(dtype)
+    source = newest_weights(run)
+    if adapter and not (source / ADAPTER_FOLDER).is_dir():
+        raise RunError(
+            f"{source} holds whole weights and no adapter: the run was made without learner.lora, or only its merged "
+            "model is left. Leave out --adapter."
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists and is not an empty folder. Give another one.")
+    policy = _open(source, run)
+    _write(out, lambda folder: (policy.save_adapter if adapter else policy.save)(folder, dtype))
+    return source
+
+
+def newest_weights(run: Path) -> Path:
+    """The folder with the newest `model/` or `adapter/`: the last checkpoint, else the finished run's own.
+
+    Raises `RunError` where there is none.
+    """
+    if not run.is_dir():
+        raise RunError(f"no run folder at {run}. Give one that `limbeck train` wrote, such as runs/demo.")
+    if (run / STATE_FILE).is_file():  # a checkpoint itself
+        return run
+    checkpoints = sorted((run / "checkpoints").glob("step-*"))
+    for folder in (*checkpoints[-1:], run):
+        if (folder / ADAPTER_FOLDER).is_dir() or (folder / MODEL_FOLDER).is_dir():
+            return folder
+    if not (run / RECIPE_FILE).is_file():
+        raise RunError(f"{run} is not a run folder: it has no {RECIPE_FILE}. Give one that `limbeck train` wrote.")
+    raise RunError(f"{run} has no checkpoint and no {MODEL_FOLDER}/ yet. Let it train up to its first checkpoint.")
+
+
+def _open(source: Path, run: Path) -> LocalPolicy:
+    """The weights in `source`, on the CPU."""
+    cpu = torch.device("cpu")
+    if not (source / ADAPTER_FOLDER).is_dir():
+        return LocalPolicy(load_model(ModelConfig(model=str(source / MODEL_FOLDER)), cpu))
+    lm = load_model(ModelConfig(model=_base(run)), cpu)
+    adapters = open_adapters(lm, source / ADAPTER_FOLDER)
+    if (source / STATE_FILE).is_file():
+        check_weights(source / STATE_FILE, weights_of(lm, adapters))
+    return LocalPolicy(lm, adapters=adapters)
+
+
+def _base(run: Path) -> str:
+    """The model that the run began with."""
+    paths = [run / RECIPE_FILE, run.resolve().parent.parent / RECIPE_FILE]  # of a run, or of the run of a checkpoint
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise RunError(f"{run} has no {RECIPE_FILE}, so the model that its adapter belongs to is not known.")
+    try:
+        return str(tomllib.loads(path.read_text(encoding="utf-8"))["student"]["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} does not name the model of the student: {first_line(error)}") from error
+
+
+def _write(out: Path, write: Callable[[Path], None]) -> None:
+    """`out` is there whole or not at all."""
+    half = out.resolve().with_name(f".{out.resolve().name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    try:
+        half.mkdir(parents=True)
+        write(half)
+        half.replace(out)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {out}: {first_line(error)}. Free some space or fix the permissions.") from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
