@@ -170,7 +170,9 @@ def setting(target: Any, **values: Any) -> Callable[[Bench], Any]:
 
 @contextmanager
 def transformers_decode(bench: Bench) -> Iterator[None]:
-    rows_of = lambda *given: PlainRows(bench.lm, *given)
+    def rows_of(*given: Any) -> PlainRows:
+        return PlainRows(bench.lm, *given)
+
     with patch.object(bench, "parts", None), patch.object(bench, "rows_of", rows_of):
         yield
 

@@ -57,7 +57,7 @@ def test_a_server_that_takes_t_is_taken_at_its_word_once_it_is_proven() -> None:
     [
         ({"truncates": 1}, "alignment", "entries"),
         ({"other_ids": True}, "alignment", "another tokenizer"),
-        ({"scale": 0.3}, "method rescale", "left out"),
+        ({"scale": 0.3}, "method rescale", "masked"),
     ],
 )
 def test_a_failing_probe_exits_1_and_is_told_to_people_and_programs(lie: dict[str, Any], probe: str, says: str) -> None:
@@ -92,7 +92,7 @@ def test_a_vocabulary_that_is_too_small_is_found_out() -> None:
     with in_thread(FakeServer(vocabulary=V)) as server:
         done = teacher(server, "sglang", "--vocabulary", "50")
     assert done.exit_code == 1
-    assert "said to have 50" in done.stderr
+    assert "its vocabulary is given as 50" in done.stderr
 
 
 def test_a_k_that_could_kill_the_server_is_not_sent() -> None:

@@ -12,8 +12,8 @@ from limbeck.sanitize import printable
 if TYPE_CHECKING:
     from limbeck.records import ProbeResult
 
-LONGEST_CELL = 100  # characters: two lines of the table in 80 columns. What is longer stands below the table
-LONGEST_REPEATED = 40  # what is longer and in the error as well stands there only
+LONGEST_CELL = 100  # characters: two lines of the table in 80 columns. What is longer is printed below it
+LONGEST_REPEATED = 40  # characters of a text that the error contains as well
 NOT_USED = "not taken: "  # how a result begins of a method that was tried on the way to the one that is used
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="Write a run's newest weights as a model folder.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -15,13 +15,13 @@ import click
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
-    help="Of the weights that are written; float32 is what was trained.",
+    help="Dtype of the weights in OUT. Training is in float32.",
 )
-@click.option("--adapter", is_flag=True, help="Write the LoRA adapter alone, in peft's format, unmerged.")
+@click.option("--adapter", is_flag=True, help="Write only the LoRA adapter, in peft's format, instead of merging it.")
 def export(run: Path, out: Path, dtype: str, adapter: bool) -> None:
-    """Write a run's newest weights as a model folder.
+    """Write the newest weights of RUN to OUT, an ordinary Hugging Face folder with adapters merged in.
 
-    RUN is a run's folder, or one of its checkpoints. OUT is a folder that anything loads: adapters are merged in.
+    RUN is a run's folder, or one of its checkpoints.
     """
     from limbeck.learners.export import export as write
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,11 +111,12 @@ def evaluate(
     loaded = load_recipe(recipe, overrides)
     from limbeck import api
     from limbeck.cli.evaluation_view import named_values, show_evaluation
+    from limbeck.training.finite import to_json
 
     role: Literal["student", "teacher"] = "teacher" if teacher else "student"
     result = api.evaluate(loaded, model=model, of=role)
     if as_json:
-        click.echo(json.dumps(named_values(result, role), allow_nan=False))
+        click.echo(to_json(named_values(result, role), f"the evaluation of the {role}"))
         return
     show_evaluation(result, answers, role)
 

@@ -44,7 +44,14 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, bool], None]
     is_flag=True,
     help="Score each sequence on its own: slower, and equal to the last bit whatever else is asked.",
 )
-@click.option("--alone", is_flag=True, hidden=True, expose_value=False, callback=_renamed("--batch-invariant"))
+@click.option(
+    "--alone",
+    is_flag=True,
+    hidden=True,
+    expose_value=False,
+    callback=_renamed("--batch-invariant"),
+    help="The former name of --batch-invariant.",
+)
 @click.option("--token-env", help="Environment variable that holds the bearer token clients must send.")
 @click.option(
     "--queue",

@@ -26,7 +26,7 @@ class RunFiles:
         self.disagreement = Disagreement(self.rollouts)
 
     def metrics(self, offset: int = 0) -> dict[str, Any]:
-        """Columns of `metrics.jsonl` from `offset` on, and how the run stands."""
+        """Columns of `metrics.jsonl` from `offset` on, and how long ago the file changed."""
         metrics = read_metrics(self.path / "metrics.jsonl", offset)
         return {**metrics.as_json(), "changed_seconds_ago": self._age()}
 
