@@ -55,20 +55,26 @@ class Estimator:
         measured.student_entropy[c] = -dot(p_CV, logp_CV)
         to_reference_CV = self._reference_pull(c, p_CV, logp_CV, reference_CV)
 
-        block: DenseBlock | None = None
+        logq_CV = q_CV = None
         if teacher_CV is not None:
-            block = self._with_teacher(c, p_CV, logp_CV, teacher_CV)
+            logq_CV, q_CV = log_softmax_(teacher_CV.div_(self.temperature))
+            self._measure_teacher(c, logp_CV, logq_CV, q_CV)
         elif not isinstance(self.teacher, Dense):
             measured.teacher_logprob[c] = self.teacher.logprobs_N[c]
 
         if self.loss.support == "full":
-            assert block is not None
+            assert logq_CV is not None
+            assert q_CV is not None
+            ratio_CV = logp_CV - logq_CV
+            block = DenseBlock(p_CV, logp_CV, q_CV, logq_CV, ratio_CV, self._measure_reverse_kl(c, p_CV, ratio_CV))
             grad_CV, value_C = self._whole_vocabulary(block, to_reference_CV)
             coefficient_C = self._coefficient(c, value_C, None)
             if coefficient_C is not None:
                 grad_CV.addcmul_(p_CV, coefficient_C[:, None], value=-1)
         else:
-            sparse = self._partial_support(c, p_CV, logp_CV, block, to_reference_CV)
+            if logq_CV is not None:
+                self._measure_reverse_kl(c, p_CV, logp_CV - logq_CV)
+            sparse = self._partial_support(c, p_CV, logp_CV, logq_CV, to_reference_CV)
             value_C = sparse.value_C
             coefficient_C = self._coefficient(c, value_C, sparse.gain_C)
             assert coefficient_C is not None
@@ -78,22 +84,21 @@ class Estimator:
             grad_CV.scatter_add_(1, sampled_C1, coefficient_C[:, None])
         return grad_CV
 
-    def _with_teacher(self, c: slice, p_CV: Tensor, logp_CV: Tensor, teacher_CV: Tensor) -> DenseBlock:
-        """Both distributions, and what is measured of the two."""
+    def _measure_teacher(self, c: slice, logp_CV: Tensor, logq_CV: Tensor, q_CV: Tensor) -> None:
         measured = self.measured
         assert measured.teacher_entropy is not None
         assert measured.overlap is not None
-        assert measured.reverse_kl is not None
-        logq_CV, q_CV = log_softmax_(teacher_CV.div_(self.temperature))
         measured.teacher_logprob[c] = logq_CV.gather(1, self.tokens.sampled_N[c, None])[:, 0]
         measured.teacher_entropy[c] = -dot(q_CV, logq_CV)
         k = min(self.loss.overlap_k, logp_CV.shape[1])
         ids_CK, teacher_CK = (top(x_CV, k)[1] for x_CV in (logp_CV, logq_CV))
         shared_C = (ids_CK[:, :, None] == teacher_CK[:, None, :]).any(dim=2).sum(dim=1)
         measured.overlap[c] = shared_C.to(measured.overlap.dtype) / k
-        ratio_CV = logp_CV - logq_CV
-        reverse_kl_C = measured.reverse_kl[c] = dot(p_CV, ratio_CV)
-        return DenseBlock(p_CV, logp_CV, q_CV, logq_CV, ratio_CV, reverse_kl_C)
+
+    def _measure_reverse_kl(self, c: slice, p_CV: Tensor, ratio_CV: Tensor) -> Tensor:
+        assert self.measured.reverse_kl is not None
+        reverse_kl_C = self.measured.reverse_kl[c] = dot(p_CV, ratio_CV)
+        return reverse_kl_C
 
     def _reference_pull(self, c: slice, p_CV: Tensor, logp_CV: Tensor, reference_CV: Tensor | None) -> Tensor | None:
         """[C, V] weight * (log p - log p_ref): the gain of the reference's reverse KL, which every term adds."""
@@ -114,11 +119,11 @@ class Estimator:
         return grad_CV, value_C
 
     def _partial_support(
-        self, c: slice, p_CV: Tensor, logp_CV: Tensor, block: DenseBlock | None, to_reference_CV: Tensor | None
+        self, c: slice, p_CV: Tensor, logp_CV: Tensor, logq_CV: Tensor | None, to_reference_CV: Tensor | None
     ) -> _Sparse:
         """The tokens of the support exactly, and the sampled token for all others."""
         objective, sampled_C1 = self.loss.objective, self.tokens.sampled_N[c, None]
-        ids_CK, logq_CK = self._support(c, block)
+        ids_CK, logq_CK = self._support(c, logq_CV)
         p_CK, logp_CK = p_CV.gather(1, ids_CK), logp_CV.gather(1, ids_CK)
         logp_C, logq_C = self.measured.student_logprob[c], self.measured.teacher_logprob[c]
         weight_C, p_C = self._importance(c), p_CV.gather(1, sampled_C1)[:, 0]
@@ -140,7 +145,7 @@ class Estimator:
             value_C=value_CK.sum(dim=1) + torch.where(inside_C, 0.0, tail_C),
         )
 
-    def _support(self, c: slice, block: DenseBlock | None) -> tuple[Tensor, Tensor]:
+    def _support(self, c: slice, logq_CV: Tensor | None) -> tuple[Tensor, Tensor]:
         """[C, K] ids and the teacher's log-probs of them. Nothing here may look at the sampled token."""
         support, teacher = self.loss.support, self.teacher
         if support == "sampled":
@@ -148,9 +153,9 @@ class Estimator:
             return self.tokens.sampled_N[c, None][:, :0], nothing_C0
         if isinstance(teacher, TopK):
             return teacher.ids_NK[c], teacher.logprobs_NK[c]
-        assert block is not None
+        assert logq_CV is not None
         assert isinstance(support, int)
-        logq_CK, ids_CK = top(block.logq_CV, min(support, block.logq_CV.shape[1]))
+        logq_CK, ids_CK = top(logq_CV, min(support, logq_CV.shape[1]))
         return ids_CK, logq_CK
 
     def _coefficient(self, c: slice, value_C: Tensor, gain_C: Tensor | None) -> Tensor | None:
