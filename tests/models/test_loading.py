@@ -27,14 +27,14 @@ from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import (
     BAKED_TEMPERATURE,
     CausalLM,
-    frequencies_change_at,
+    context_limit,
     shared_vocabulary,
     stop_ids_of,
     turn_off_training_noise,
 )
 from limbeck.models.equivalence import prove_head, prove_packing
 from limbeck.models.layout import Layout, lay_out
-from limbeck.models.loading import SHIPPED, load_model, load_tokenizer, resolve
+from limbeck.models.loading import SHIPPED, load_model, load_tokenizer, prove_decoding, resolve
 from limbeck.models.text import highest_id, ids_without_token, vocabulary_note
 from tests import tiny
 
@@ -271,8 +271,9 @@ def test_frequencies_that_are_the_same_at_every_length_leave_the_context_alone(t
 )
 def test_where_frequencies_change(parameters: dict[str, Any] | None, limit: int | None) -> None:
     config = SimpleNamespace(rope_parameters=parameters, original_max_position_embeddings=24)
-    assert frequencies_change_at(config) == limit
-    assert frequencies_change_at(SimpleNamespace()) is None
+    found = context_limit(config)
+    assert (found and found.tokens) == limit
+    assert context_limit(SimpleNamespace()) is None
 
 
 # The vocabulary
@@ -420,7 +421,7 @@ def test_a_hub_name_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatc
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise OSError("We couldn't connect to the hub\nand so on for many lines")
 
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
     assert "couldn't connect to the hub" in refusal("someone/something")
 
 
@@ -621,14 +622,63 @@ def test_a_model_that_cannot_be_run_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert "The size of tensor a (2) must match" in message
 
 
-def test_a_model_whose_body_cannot_be_reached_is_refused(tmp_path: Path) -> None:
-    config = transformers.Llama4TextConfig(
-        **tiny.GATED, head_dim=8, vocab_size=tiny.VOCABULARY, num_local_experts=2, intermediate_size_mlp=48,
-        eos_token_id=1, pad_token_id=0, bos_token_id=None,
+def test_a_model_whose_body_cannot_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CausalLM, "body", property(lambda lm: lm.model))
+    message = refusal(tiny.folder_of("llama"))
+    assert "LlamaForCausalLM" in message
+    assert "last_hidden_state" in message
+
+
+def test_a_model_that_sees_what_follows_is_refused(tmp_path: Path) -> None:
+    """transformers has a causal class for each encoder, which is causal only if its config says so."""
+    shape = {**tiny.SHAPE, "intermediate_size": 48, "vocab_size": tiny.VOCABULARY, "pad_token_id": 0}
+    tiny.build(transformers.BertConfig(**shape, max_position_embeddings=64)).save_pretrained(tmp_path)
+    tiny.character_tokenizer().save_pretrained(tmp_path)
+    assert "not causal" in refusal(tmp_path)
+
+
+# Decoding, for whoever samples in this process
+
+
+@every_family
+def test_what_is_decoded_is_what_is_scored(family: str) -> None:
+    lm = tiny.fresh(family)
+    for mode in (True, False):
+        lm.model.train(mode)
+        prove_decoding(lm)
+        assert lm.model.training is mode
+
+
+def test_a_model_that_counts_places_for_positions_is_not_sampled_from(tmp_path: Path) -> None:
+    """BART's decoder: a prompt beside a longer one is padded to the left, and would begin at a later position."""
+    config = transformers.BartConfig(
+        vocab_size=tiny.VOCABULARY, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48,
+        encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=48, max_position_embeddings=64, pad_token_id=0,
+        bos_token_id=None, eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None,
     )  # fmt: skip
     tiny.build(config).save_pretrained(tmp_path)
     tiny.character_tokenizer().save_pretrained(tmp_path)
-    assert "Llama4ForCausalLM" in refusal(tmp_path)
+    with pytest.raises(ModelError, match=r"BartForCausalLM.* nats off .*engine\.kind"):
+        prove_decoding(load(tmp_path))
+
+
+@pytest.mark.parametrize("spoil", ["raises", "off", "not finite"])
+def test_a_model_whose_cache_fails_is_not_sampled_from(spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny.fresh("llama")
+    plain = transformers.LlamaModel.forward
+
+    def forward(self: Any, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        output = plain(self, *args, past_key_values=past_key_values, **kwargs)
+        if past_key_values is not None and spoil == "raises":
+            raise ValueError("layer 0 has no such state")
+        if past_key_values is not None:
+            output.last_hidden_state = output.last_hidden_state * (1.1 if spoil == "off" else float("nan"))
+        return output
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", forward)
+    with pytest.raises(ModelError, match="no such state" if spoil == "raises" else "nats off"):
+        prove_decoding(lm)
+    assert not lm.model.training
 
 
 def test_a_model_without_an_output_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,12 +52,12 @@ class CausalLM:
     def context(self) -> int | None:
         """Longest sequence the model is run on, None where its config does not say.
 
-        Less than the model was made for where longer sequences change the positions of their neighbours in a batch.
+        Less than the model was made for where more tokens would change what stands before or beside them.
         """
         config = text_config(self.model)
-        longest = getattr(config, "max_position_embeddings", None)
-        limits = [int(n) for n in (longest, frequencies_change_at(config)) if n is not None]
-        return min(limits, default=None)
+        longest, limit = getattr(config, "max_position_embeddings", None), context_limit(config)
+        lengths = [longest or 0, limit.tokens if limit else 0]  # XLNet's is -1
+        return min((int(length) for length in lengths if length > 0), default=None)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -105,6 +105,14 @@ class CausalLM:
             )
         return float(found)
 
+    @property
+    def body(self) -> nn.Module:
+        """The model without its head."""
+        body: nn.Module = self.model.base_model
+        if body is self.model:  # the class does not say under which name it stands (Llama 4): nearly always this one
+            body = getattr(self.model, "model", body)
+        return body
+
     def hidden(
         self, tokens_BL: Tensor, positions_BL: Tensor | None = None, tree: Tree | None = None, **kwargs: Any
     ) -> Tensor:
@@ -112,7 +120,7 @@ class CausalLM:
 
         Along `tree`, one row of tokens, where it is given: after `share_prompts` only.
         """
-        body = self.model.base_model
+        body = self.body
         if tree is not None:  # a mask of four dimensions is handed on as it is, so none is made
             nothing = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=tokens_BL.device)
             kwargs = {"attention_mask": nothing, "tree": tree, **kwargs}
@@ -154,8 +162,8 @@ class CausalLM:
         """The output head over the shared vocabulary, sharing the model's parameters."""
         layer, config = self.head_layer(), text_config(self.model)
         multiplier = float(getattr(config, "logit_scale", None) or 1.0)
-        if divisor := getattr(config, "logits_scaling", None):
-            multiplier /= float(divisor)
+        if scaling := getattr(config, "logits_scaling", None):
+            multiplier *= float(scaling) if config.model_type == "hyperclovax" else 1 / float(scaling)
         softcap = getattr(config, "final_logit_softcapping", None)
         head = Head(layer.weight, layer.bias, multiplier, float(softcap) if softcap else None)
         return head.narrow(self.vocabulary)
@@ -216,20 +224,36 @@ def _train_quietly(model: PreTrainedModel, mode: bool = True) -> PreTrainedModel
     return model
 
 
-def frequencies_change_at(config: Any) -> int | None:
-    """The length above which the longest sequence of a batch changes the rotary frequencies of all, None without one.
+@dataclass(frozen=True)
+class ContextLimit:
+    """The most tokens of a sequence whose states depend on nothing but what precedes them, and what happens above."""
 
-    "longrope" (the Phi-3 family) has one set of frequencies up to this length and another above it. ("dynamic" changes
-    above `max_position_embeddings` alone.)
+    tokens: int
+    above: str
+
+
+def context_limit(config: Any) -> ContextLimit | None:
+    """What a config says of such a limit; None without one. (What it does not say, the proofs of `loading` look for.)
+
+    "longrope" (the Phi-3 family) has one set of rotary frequencies up to this length and another above it, chosen by
+    the longest sequence of a batch; "dynamic" changes above `max_position_embeddings` alone. Doge attends to the best
+    tokens of all, also of those that follow, once there are more than it keeps.
     """
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, Mapping)]  # one for each kind of layer
-    limits = [
+    tokens = [
         found.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
         for found in nested or [parameters]
         if found.get("rope_type", found.get("type")) == "longrope"
     ]
-    return min((int(limit) for limit in limits if limit), default=None)
+    limits = [
+        ContextLimit(int(count), "the rotary frequencies of all sequences of a batch follow the longest")
+        for count in tokens
+        if count
+    ]
+    if keep := getattr(config, "keep_window_size", None):
+        limits.append(ContextLimit(int(keep), "which tokens are attended to depends on those that follow"))
+    return min(limits, key=lambda limit: limit.tokens, default=None)
 
 
 def _as_ids(ids: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -243,4 +267,7 @@ def text_config(model: PreTrainedModel) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The first line of an error, and what that line announces with a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = next((n for n, line in enumerate(lines) if not line.endswith(":")), 0)
+    return (" ".join(lines[: first + 1]) or type(error).__name__).rstrip(".")

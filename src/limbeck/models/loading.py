@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.config.base import ModelConfig
-from limbeck.errors import ModelError
-from limbeck.models.causal_lm import CausalLM, first_line, frequencies_change_at, text_config
-from limbeck.models.equivalence import prove_head
+from limbeck.errors import LimbeckError, ModelError
+from limbeck.models.causal_lm import CausalLM, context_limit, first_line, text_config
+from limbeck.models.equivalence import distance, prove_head, tolerance
+from limbeck.models.rows import PlainRows, prefill
 from limbeck.models.text import highest_id
 
 if TYPE_CHECKING:
@@ -24,14 +25,18 @@ logger = logging.getLogger("limbeck")
 
 SHIPPED = Path(__file__).parent.parent / "demo"
 ADAPTER = "adapter_config.json"
+SUPPORTED = "Supported: attention-only causal language models."
+SERVED = "Sample from a server that holds it (engine.kind = 'sglang' or 'vllm'), or choose another student."
+PROBE_TOKENS = 12
+FAULT = 10  # times what rounding may do: a model is refused for a mistake, not for a kernel that rounds more
 UNSUPPORTED_LAYERS = ("linear_attention", "mamba", "conv", "recurrent")
 
 
 def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
-    """Load a model and its tokenizer, and prove that its head is understood.
+    """Load a model and its tokenizer, and prove that it is causal and that its head is understood.
 
-    Raises `ModelError` for a missing folder, tokenizer or weight, for weights that are not finite,
-    and for an architecture whose logits are not `Head`'s.
+    Raises `ModelError` for a missing folder, tokenizer or weight, for an adapter in the folder, for weights that are
+    not finite, for recurrent layers, and for an architecture whose logits are not `Head`'s.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -40,12 +45,13 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
     path = resolve(section.model)
     if (Path(path) / ADAPTER).is_file():  # transformers would put its layers into the model
         raise _adapter_in(section.model)
+    attention = _attention(section, path)
     tokenizer = load_tokenizer(section.model)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, section.dtype),
-            attn_implementation=_attention(section, path),
+            attn_implementation=attention,
             ignore_mismatched_sizes=True,  # told below, by name
             output_loading_info=True,
         )
@@ -61,13 +67,11 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
         raise _adapter_in(section.model)
     lm = CausalLM(section.model, model.to(device), tokenizer, vocabulary=0)
     lm.vocabulary = _vocabulary(lm)
-    if (limit := frequencies_change_at(text_config(model))) is not None and limit == lm.context:
-        logger.info(
-            "%s: sequences of at most %d tokens: above that the rotary frequencies follow the longest sequence of a "
-            "batch, so that a response would depend on its neighbours", lm.name, limit,
-        )  # fmt: skip
+    if (limit := context_limit(text_config(model))) is not None and limit.tokens == lm.context:
+        logger.info("%s: sequences of at most %d tokens: above that %s", lm.name, limit.tokens, limit.above)
     _check_attention(lm)
     _check_finite(lm)
+    _prove_causal(lm)
     prove_head(lm)
     return lm
 
@@ -137,22 +141,34 @@ def _vocabulary(lm: CausalLM) -> int:
 
 
 def _attention(section: ModelConfig, path: str) -> str | None:
-    """None lets transformers choose, which it gets wrong for soft-capped attention: only eager has it."""
-    if section.attention != "auto":
-        return section.attention
+    """None lets transformers choose, which it gets wrong for soft-capped attention: only eager has it.
+
+    Raises `ModelError` for a config that cannot be read, before anything else is blamed for it.
+    """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path).get_text_config()
+    try:
+        config = AutoConfig.from_pretrained(path).get_text_config()
+    except Exception as error:  # OSError, ValueError, KeyError, the config class's own
+        raise ModelError(f"cannot read the config.json of {section.model!r}: {first_line(error)}") from error
+    if section.attention != "auto":
+        return section.attention
     return "eager" if getattr(config, "attn_logit_softcapping", None) else None
 
 
 def _check_attention(lm: CausalLM) -> None:
+    family = type(lm.model).__name__
     kinds = getattr(text_config(lm.model), "layer_types", None) or []
     odd = sorted({kind for kind in kinds if any(name in kind for name in UNSUPPORTED_LAYERS)})
-    if odd or getattr(lm.model, "_is_stateful", False):
+    if odd:
         raise ModelError(
-            f"{lm.name}: {type(lm.model).__name__} has recurrent layers ({', '.join(odd) or 'stateful'}), which "
-            "cannot be packed or re-batched. Supported: attention-only causal language models."
+            f"{lm.name}: {family} has recurrent layers ({', '.join(odd)}), whose state cannot be packed or re-batched. "
+            f"{SUPPORTED}"
+        )
+    if getattr(lm.model, "_is_stateful", False):
+        raise ModelError(
+            f"{lm.name}: {family} is stateful: it keeps more of what precedes a token than keys and values, which "
+            f"cannot be packed or re-batched. {SUPPORTED}"
         )
 
 
@@ -160,3 +176,72 @@ def _check_finite(lm: CausalLM) -> None:
     for name, parameter in lm.model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(f"{lm.name}: weight {name!r} has NaN or infinite values. Use another checkpoint.")
+
+
+def _prove_causal(lm: CausalLM) -> None:
+    """Compare the logits of the same tokens before two different continuations. Raises `ModelError`.
+
+    An encoder such as BERT is a causal model to transformers, and attends to what follows unless `is_decoder` is set.
+    """
+    half, family = max(1, min(PROBE_TOKENS, lm.context or PROBE_TOKENS) // 2), type(lm.model).__name__
+    parts = torch.split(torch.arange(1, 3 * half + 1, device=lm.device) * 7919 % lm.vocabulary, half)
+    rows_2L = torch.stack([torch.cat([parts[0], after]) for after in parts[1:]])
+    try:
+        with torch.inference_mode():
+            logits_2LV = lm.model(input_ids=rows_2L, use_cache=False).logits[:, :half, : lm.vocabulary].float()
+        one_LV, other_LV = logits_2LV.log_softmax(-1)
+        worst = (one_LV - other_LV).abs().max().item()
+    except Exception as error:  # whatever the architecture's own code raises
+        raise ModelError(
+            f"{lm.name}: {family} cannot be run on tokens alone: {first_line(error)}. {SUPPORTED}"
+        ) from error
+    if not worst <= (limit := FAULT * tolerance(lm)):
+        raise ModelError(
+            f"{lm.name}: {family} is not causal: the log-probs of a token change by {worst:.3g} nats with the tokens "
+            f"that follow (expected at most {limit:g}). {SUPPORTED}"
+        )
+
+
+def prove_decoding(lm: CausalLM) -> None:
+    """Compare tokens decoded by transformers, after prompts of different lengths, with the same sequences at once.
+
+    For whoever samples from the model in this process. Raises `ModelError`: some models keep no cache, or count the
+    places of a padded row for positions.
+    """
+    family = type(lm.model).__name__
+    if getattr(text_config(lm.model), "attn_temperature_tuning", False):  # far beyond what a probe reaches
+        raise ModelError(
+            f"{lm.name}: {family} scales its queries by places in the row, not by positions (attn_temperature_tuning), "
+            f"so that a prompt beside a longer one is computed wrongly. {SERVED}"
+        )
+    tokens = (torch.arange(1, 15) * 7919 % lm.vocabulary).tolist()
+    if lm.context is not None and lm.context < 8:
+        raise ModelError(f"{lm.name}: a context of {lm.context} tokens, expected at least 8.")
+    rows = [tokens[:7], tokens[7:11]]  # prompts of five and two tokens, and two more of each
+    training = lm.model.training
+    lm.model.eval()
+    try:
+        with torch.inference_mode():
+            start = prefill(lm, [row[:-2] for row in rows])
+            decoder = PlainRows(lm, start, torch.tensor([0, 1], device=lm.device), 2)
+            states = [start.hidden_Pd]
+            states += [
+                decoder.forward(torch.tensor([row[place] for row in rows], device=lm.device)) for place in (-2, -1)
+            ]
+            together_Nd = torch.stack(states, dim=1).flatten(0, 1)
+            alone_Nd = torch.cat([lm.hidden(torch.tensor([row], device=lm.device))[0, -3:] for row in rows])
+            worst = distance(lm, together_Nd, alone_Nd)
+    except LimbeckError:
+        raise
+    except Exception as error:  # whatever the architecture's own code raises
+        why = first_line(error)
+        if "update_indexer" in str(error):
+            why = "it attends to tokens that an indexer chooses, whose own cache Limbeck does not keep"
+        raise ModelError(f"{lm.name}: {family} cannot be decoded with a key-value cache: {why}. {SERVED}") from error
+    finally:
+        lm.model.train(training)
+    if not worst <= (limit := FAULT * tolerance(lm)):
+        raise ModelError(
+            f"{lm.name}: {family} does not sample what it scores: decoded with a cache, beside a prompt of another "
+            f"length, log-probs are {worst:.3g} nats off (expected at most {limit:g}). {SERVED}"
+        )
