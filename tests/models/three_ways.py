@@ -18,10 +18,11 @@ from limbeck.config.engine import HFEngineConfig
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.engines.hf import InProcessEngine
-from limbeck.learners.local import InProcessLearner
+from limbeck.learners.local import LocalLearner
+from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM, turn_off_training_noise
 from limbeck.models.loading import prove_decoding
-from limbeck.records import Failure, Prompt, Rollout, Sampling, Scored
+from limbeck.records import Failure, Key, Prompt, Rollout, SampleRequest, Sampling, Scored, ScoreRequest, single_turn
 from limbeck.teachers.local import LocalTeacher
 
 Logprobs = list[np.ndarray]  # [S] of each response
@@ -32,10 +33,25 @@ def sampled(
 ) -> tuple[list[Rollout], str | None]:
     """Responses with the log-probs they were drawn with; and why transformers decodes them, None where it does not."""
     engine = InProcessEngine(lm, HFEngineConfig())
-    if engine.plain:
+    if engine.decoder.why:
         prove_decoding(lm)
-    rollouts = asyncio.run(engine.sample(prompts, sampling, samples))
-    return [rollout for rollout in rollouts if not isinstance(rollout, Failure)], engine.plain
+    keyed = [(prompt, Key(prompt.id, 0, sample)) for prompt in prompts for sample in range(samples)]
+    unit = [SampleRequest(key, np.array(prompt.token_ids), sampling) for prompt, key in keyed]
+
+    async def run() -> list[Rollout]:
+        await engine.load(LocalPolicy(lm))
+        answers = await engine.sample(unit)
+        return [
+            single_turn(prompt, key, answer, sampling)
+            for (prompt, key), answer in zip(keyed, answers, strict=True)
+            if not isinstance(answer, Failure)
+        ]
+
+    return asyncio.run(run()), engine.decoder.why
+
+
+def _requests(rollouts: Sequence[Rollout]) -> list[ScoreRequest]:
+    return [ScoreRequest(r.prompt.id, r.token_ids, r.trained, r.sampling.temperature, "full") for r in rollouts]
 
 
 def learned(lm: CausalLM, teacher: LocalTeacher, rollouts: Sequence[Rollout]) -> tuple[Logprobs, Logprobs, float, bool]:
@@ -44,12 +60,12 @@ def learned(lm: CausalLM, teacher: LocalTeacher, rollouts: Sequence[Rollout]) ->
     And an update is made, so that a model that cannot be trained is found here.
     """
     turn_off_training_noise(lm)
-    learner = InProcessLearner(lm, LocalLearnerConfig(lr=1e-30), ReverseKLConfig(), steps=1, seed=0)
+    learner = LocalLearner(lm, LocalLearnerConfig(lr=1e-30), ReverseKLConfig(), steps=1, seed=0, heads=teacher.heads)
 
     async def run() -> tuple[Logprobs, Logprobs, float]:
         scored = [
             Scored(rollout, scores)
-            for rollout, scores in zip(rollouts, await teacher.score(rollouts), strict=True)
+            for rollout, scores in zip(rollouts, await teacher.score(_requests(rollouts)), strict=True)
             if not isinstance(scores, Failure)
         ]
         traces = await learner.trace(scored, top=1)

@@ -14,8 +14,8 @@ import torch
 from limbeck.config.base import ModelConfig
 from limbeck.errors import LimbeckError, ModelError
 from limbeck.models.causal_lm import CausalLM, context_limit, first_line, text_config
+from limbeck.models.decode import TransformersRows, prefill
 from limbeck.models.equivalence import distance, prove_head, tolerance
-from limbeck.models.rows import PlainRows, prefill
 from limbeck.models.text import highest_id
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def prove_decoding(lm: CausalLM) -> None:
     try:
         with torch.inference_mode():
             start = prefill(lm, [row[:-2] for row in rows])
-            decoder = PlainRows(lm, start, torch.tensor([0, 1], device=lm.device), 2)
+            decoder = TransformersRows(lm, start, torch.tensor([0, 1], device=lm.device), 2)
             states = [start.hidden_Pd]
             states += [
                 decoder.forward(torch.tensor([row[place] for row in rows], device=lm.device)) for place in (-2, -1)
