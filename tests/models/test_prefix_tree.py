@@ -17,13 +17,14 @@ from torch.testing import assert_close
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.errors import ModelError
-from limbeck.learners.batch import make_batch
+from limbeck.learners.batch import make_batch, request_for
 from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.equivalence import share_prompts
-from limbeck.models.layout import lay_out, split
+from limbeck.models.layout import Layout, TokenBatch, lay_out, split
 from limbeck.models.prefix_tree import ATTENTION, build
-from limbeck.records import HiddenScores, Prompt, Rollout, Sampling, Scored
+from limbeck.models.states import LocalStates
+from limbeck.records import HiddenScores, Key, Prompt, Rollout, Sampled, Sampling, Scored, single_turn
 from limbeck.teachers.local import LocalTeacher
 from tests import tiny
 
@@ -34,18 +35,20 @@ SHAPES = ((5, (3, 1, 7)), (2, (4,)), (9, (2, 2)), (1, (6, 0, 5)), (4, (0,)))  # 
 
 def samples_of(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0, shuffled: bool = True) -> list[Rollout]:
     """Rollouts of random tokens, of which those of one prompt need not stand together."""
-    dice = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     rollouts = []
     for number, (stem, lengths) in enumerate(shapes):
-        prompt = Prompt(f"p{number}", tuple(int(i) for i in dice.integers(5, tiny.VOCABULARY, stem)))
+        prompt = Prompt(f"p{number}", tuple(int(i) for i in generator.integers(5, tiny.VOCABULARY, stem)))
         for sample, length in enumerate(lengths):
-            ids = np.array([*prompt.token_ids, *dice.integers(5, tiny.VOCABULARY, length)], dtype=np.int64)
+            ids = np.array([*prompt.token_ids, *generator.integers(5, tiny.VOCABULARY, length)], dtype=np.int64)
             trained = np.arange(len(ids)) >= stem
             if length > 4:
-                trained[stem + 2] = False  # not marked well enough, or another speaker's turn
-            logprobs = dice.normal(-2, 0.3, int(trained.sum())).astype(np.float32)
-            rollouts.append(Rollout(prompt, sample, ids, trained, logprobs, 0, "stop", Sampling(0.7, 16)))
-    return [rollouts[i] for i in dice.permutation(len(rollouts))] if shuffled else rollouts
+                trained[stem + 2] = False  # masked, or another speaker's turn
+            logprobs = generator.normal(-2, 0.3, int(trained.sum())).astype(np.float32)
+            versions = np.zeros(len(logprobs), dtype=np.int64)
+            key = Key(prompt.id, 0, sample)
+            rollouts.append(Rollout(prompt, key, 0, ids, trained, logprobs, versions, Sampling(0.7, 16)))
+    return [rollouts[i] for i in generator.permutation(len(rollouts))] if shuffled else rollouts
 
 
 def sharing(family: str) -> CausalLM:
@@ -59,7 +62,7 @@ def test_worked_example_of_the_docstring() -> None:
     a, b, c, d, e, x, y, last = range(5, 13)
     one, two = Prompt("one", (a, b)), Prompt("two", (x,))
     rollouts = [rollout_of(one, c, d, last), rollout_of(one, e, last), rollout_of(two, y, last)]
-    batch = lay_out(rollouts, "tree")
+    batch = laid_out(rollouts, "tree")
     assert batch.tokens_BL.tolist() == [[a, b, c, d, e, x, y]]
     assert batch.positions_BL.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
     assert batch.predict_N.tolist() == [1, 2, 3, 1, 4, 5, 6]
@@ -71,9 +74,12 @@ def test_worked_example_of_the_docstring() -> None:
 
 
 def rollout_of(prompt: Prompt, *response: int) -> Rollout:
-    ids = np.array([*prompt.token_ids, *response], dtype=np.int64)
-    trained = np.arange(len(ids)) >= len(prompt.token_ids)
-    return Rollout(prompt, 0, ids, trained, np.zeros(len(response), np.float32), 0, "stop", Sampling(1.0, 4))
+    sampled = Sampled(np.array(response, dtype=np.int64), np.zeros(len(response), np.float32), "stop", 0)
+    return single_turn(prompt, Key(prompt.id), sampled, Sampling(1.0, 4))
+
+
+def laid_out(rollouts: Sequence[Rollout], layout: Layout) -> TokenBatch:
+    return lay_out([request_for(rollout) for rollout in rollouts], layout)
 
 
 @pytest.mark.parametrize("family", SHARING)
@@ -83,7 +89,7 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: st
     names = [name for name, _ in lm.model.named_parameters()]
 
     def gradients(hidden_Nd: Tensor) -> dict[str, Tensor]:
-        loss = (lm.head().logits(hidden_Nd) * dice_NV).sum()
+        loss = (lm.head().logits(hidden_Nd) * generator_NV).sum()
         found = torch.autograd.grad(loss, list(lm.model.parameters()), allow_unused=True)
         return {name: grad for name, grad in zip(names, found, strict=True) if grad is not None}
 
@@ -92,10 +98,10 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: st
         if rollout.trained.any():
             before = torch.from_numpy(np.flatnonzero(rollout.trained) - 1)
             alone.append(lm.hidden(torch.from_numpy(rollout.token_ids)[None])[0, before])
-    batch = lay_out(rollouts, "tree")
+    batch = laid_out(rollouts, "tree")
     shared_Nd = lm.hidden(batch.tokens_BL, batch.positions_BL, batch.tree)[0, batch.predict_N]
     assert_close(shared_Nd, torch.cat(alone), atol=1e-10, rtol=0)
-    dice_NV = torch.randn(
+    generator_NV = torch.randn(
         len(shared_Nd), lm.vocabulary, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
     one, other = gradients(shared_Nd), gradients(torch.cat(alone))
@@ -115,7 +121,7 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
         section = LocalLearnerConfig(
             lr=1e-2, layout=layout, micro_batch_tokens=budget, gradient_checkpointing=checkpointing
         )  # type: ignore[arg-type]
-        learner = LocalLearner(lm, section, ReverseKLConfig(), 10, 0)
+        learner = LocalLearner(lm, section, ReverseKLConfig(), 10, 0, teacher.heads)
         assert learner.layout == layout
         for _ in range(2):
             asyncio.run(learner.update(samples))
@@ -123,7 +129,7 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
 
     teacher = LocalTeacher("t", tiny.exact("llama"))
     rollouts = samples_of(SHAPES)
-    scores = asyncio.run(teacher.score(rollouts))
+    scores = asyncio.run(teacher.score([request_for(rollout) for rollout in rollouts]))
     samples = [Scored(r, s) for r, s in zip(rollouts, scores, strict=True) if isinstance(s, HiddenScores)]
     plain, shared = weights("padded", 10_000, False), weights("tree", budget, checkpointing)
     for name, value in plain.items():
@@ -133,13 +139,13 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
 def test_a_prompt_is_computed_once_and_last_tokens_not_at_all_by_learner_and_teacher() -> None:
     lm, teacher = tiny.fresh("llama"), LocalTeacher("t", tiny.fresh("qwen2"))
     assert (teacher.layout, teacher.unshared) == ("tree", None)
-    learner = LocalLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
+    learner = LocalLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0, teacher.heads)
     assert learner.layout == "tree", "the default, where the model can"
     rollouts = samples_of([(9, (3, 4, 5)), (7, (2, 2))])
     shapes: list[tuple[int, ...]] = []
     for model in (lm.model, teacher.lm.model):
         model.get_input_embeddings().register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
-    scores = asyncio.run(teacher.score(rollouts))
+    scores = asyncio.run(teacher.score([request_for(rollout) for rollout in rollouts]))
     asyncio.run(learner.update([Scored(r, s) for r, s in zip(rollouts, scores, strict=True)]))  # type: ignore[arg-type]
     assert shapes == [(1, 9 + 2 + 3 + 4 + 7 + 1 + 1)] * 2
 
@@ -152,11 +158,11 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
     shapes: list[tuple[int, list[int]]], budget: int
 ) -> None:
     rollouts = samples_of(shapes)
-    groups = split(rollouts, budget, "tree")
+    groups = split([request_for(rollout) for rollout in rollouts], budget, "tree")
     assert sorted(i for group in groups for i in group) == list(range(len(rollouts)))
     for group in groups:
         chosen = [rollouts[i] for i in group]
-        batch = lay_out(chosen, "tree")
+        batch = laid_out(chosen, "tree")
         count = batch.tokens_BL.numel()
         assert count <= budget or len(group) == 1
         families: dict[bytes, list[int]] = {}  # tokens of each response
@@ -177,7 +183,7 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
 def test_prompts_of_one_name_that_differ_are_not_shared() -> None:
     """The tokens decide, not the name."""
     prompts = [Prompt("same", (5, 6, 7)), Prompt("same", (5, 6, 8)), Prompt("other", (5, 6, 7))]
-    batch = lay_out([rollout_of(prompt, 9, 10, 11) for prompt in prompts], "tree")
+    batch = laid_out([rollout_of(prompt, 9, 10, 11) for prompt in prompts], "tree")
     assert batch.tokens_BL.tolist() == [[5, 6, 7, 9, 10, 9, 10, 5, 6, 8, 9, 10]]
 
 
@@ -235,11 +241,11 @@ def test_a_batch_of_scores_follows_its_rollouts() -> None:
     lm = sharing("llama")
     rollouts = [rollout for rollout in samples_of(SHAPES) if rollout.trained.any()]
     head = lm.head().detach()
-    marked = [
-        Scored(r, HiddenScores("t", 0.7, torch.full((int(r.trained.sum()), 32), float(i)), head))
+    scored = [
+        Scored(r, HiddenScores("t", LocalStates(torch.full((int(r.trained.sum()), 32), float(i))), "head"))
         for i, r in enumerate(rollouts)
     ]
-    for micro in make_batch(marked, "tree", 20, torch.device("cpu")).micro:
+    for micro in make_batch(scored, "tree", 20, torch.device("cpu"), {"head": head}).micro:
         chosen = [rollouts[i] for i in micro.members]
         assert micro.tokens.sampled_N.tolist() == [int(t) for r in chosen for t in r.response_ids]
         assert micro.teacher.hidden_Nd[:, 0].tolist() == [  # type: ignore[union-attr]
