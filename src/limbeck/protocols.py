@@ -50,6 +50,10 @@ class Policy(Protocol):
         """Write an ordinary Hugging Face model folder, adapters merged in."""
         ...
 
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter alone, in peft's format. Only where `adapter` is not None."""
+        ...
+
     def hold(self) -> Policy:
         """A copy that no update reaches."""
         ...

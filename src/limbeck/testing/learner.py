@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.errors import ModelError
 from limbeck.records import Adapter, Failure, ModelInfo, Scored, ScoreRequest, Scores
 from limbeck.reports import Mean, StepReport, Top, Trace
 from limbeck.testing.teacher import BigramTeacher, Doubles
@@ -30,6 +31,9 @@ class FixedPolicy:
     def save(self, folder: Path, dtype: str = "float32") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "table.npy", self.table)
+
+    def save_adapter(self, folder: Path) -> None:
+        raise ModelError("a fixed policy has no adapter")
 
     def hold(self) -> FixedPolicy:
         return self

@@ -67,6 +67,8 @@ async def _train(run: Run) -> None:
             with run.stop.hold(), run.phase("save"):
                 run.folder.save(step, run.learner.save, checkpoint.keep_last)
     policy = await run.learner.publish()
+    if policy.adapter is not None:
+        run.folder.replace("adapter", policy.save_adapter)
     run.folder.replace("model", policy.save)
 
 
