@@ -11,19 +11,32 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.testing import assert_close
 
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.errors import ModelError
-from limbeck.learners.batch import make_batch
+from limbeck.learners.batch import make_batch, request_for
 from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.equivalence import share_prompts
 from limbeck.models.layout import lay_out, split
 from limbeck.models.prefix_tree import ATTENTION, build
-from limbeck.records import HiddenScores, Prompt, Rollout, Sampling, Scored
+from limbeck.models.states import LocalStates
+from limbeck.records import (
+    HiddenScores,
+    Ints,
+    Key,
+    Mask,
+    Prompt,
+    Rollout,
+    Sampling,
+    Scored,
+    ScoreRequest,
+    request_of,
+)
 from limbeck.teachers.local import LocalTeacher
 from tests import tiny
 
@@ -36,15 +49,14 @@ def samples_of(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0, shuff
     """Rollouts of random tokens, of which those of one prompt need not stand together."""
     dice = np.random.default_rng(seed)
     rollouts = []
-    for number, (stem, lengths) in enumerate(shapes):
-        prompt = Prompt(f"p{number}", tuple(int(i) for i in dice.integers(5, tiny.VOCABULARY, stem)))
+    for number, (prefix, lengths) in enumerate(shapes):
+        prompt = Prompt(f"p{number}", tuple(int(i) for i in dice.integers(5, tiny.VOCABULARY, prefix)))
         for sample, length in enumerate(lengths):
             ids = np.array([*prompt.token_ids, *dice.integers(5, tiny.VOCABULARY, length)], dtype=np.int64)
-            trained = np.arange(len(ids)) >= stem
+            trained = np.arange(len(ids)) >= prefix
             if length > 4:
-                trained[stem + 2] = False  # not marked well enough, or another speaker's turn
-            logprobs = dice.normal(-2, 0.3, int(trained.sum())).astype(np.float32)
-            rollouts.append(Rollout(prompt, sample, ids, trained, logprobs, 0, "stop", Sampling(0.7, 16)))
+                trained[prefix + 2] = False  # not scored well enough, or another speaker's turn
+            rollouts.append(rollout_of(prompt, ids, trained, sample, dice.normal(-2, 0.3, len(ids))))
     return [rollouts[i] for i in dice.permutation(len(rollouts))] if shuffled else rollouts
 
 
@@ -57,9 +69,10 @@ def sharing(family: str) -> CausalLM:
 
 def test_worked_example_of_the_docstring() -> None:
     a, b, c, d, e, x, y, last = range(5, 13)
-    one, two = Prompt("one", (a, b)), Prompt("two", (x,))
-    rollouts = [rollout_of(one, c, d, last), rollout_of(one, e, last), rollout_of(two, y, last)]
-    batch = lay_out(rollouts, "tree")
+    batch = lay_out(
+        [request_of([a, b, c, d, last], 2, 1.0), request_of([a, b, e, last], 2, 1.0), request_of([x, y, last], 1, 1.0)],
+        "tree",
+    )
     assert batch.tokens_BL.tolist() == [[a, b, c, d, e, x, y]]
     assert batch.positions_BL.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
     assert batch.predict_N.tolist() == [1, 2, 3, 1, 4, 5, 6]
@@ -70,10 +83,22 @@ def test_worked_example_of_the_docstring() -> None:
     assert (batch.tree.bias_B1RK[0, 0] == 0).tolist() == [[True, True, True, False], [True] * 4]
 
 
-def rollout_of(prompt: Prompt, *response: int) -> Rollout:
-    ids = np.array([*prompt.token_ids, *response], dtype=np.int64)
-    trained = np.arange(len(ids)) >= len(prompt.token_ids)
-    return Rollout(prompt, 0, ids, trained, np.zeros(len(response), np.float32), 0, "stop", Sampling(1.0, 4))
+def rollout_of(prompt: Prompt, ids: Ints, trained: Mask, sample: int, logprobs: NDArray[np.float64]) -> Rollout:
+    """`logprobs` [L], of which those of the trained tokens are taken."""
+    return Rollout(
+        prompt=prompt,
+        key=Key(prompt.id, sample=sample),
+        segment=0,
+        token_ids=ids,
+        trained=trained,
+        logprobs=logprobs[trained].astype(np.float32),
+        versions=np.zeros(int(trained.sum()), dtype=np.int64),
+        sampling=Sampling(0.7, 16),
+    )
+
+
+def requests_of(rollouts: Sequence[Rollout]) -> list[ScoreRequest]:
+    return [request_for(rollout) for rollout in rollouts]
 
 
 @pytest.mark.parametrize("family", SHARING)
@@ -92,7 +117,7 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: st
         if rollout.trained.any():
             before = torch.from_numpy(np.flatnonzero(rollout.trained) - 1)
             alone.append(lm.hidden(torch.from_numpy(rollout.token_ids)[None])[0, before])
-    batch = lay_out(rollouts, "tree")
+    batch = lay_out(requests_of(rollouts), "tree")
     shared_Nd = lm.hidden(batch.tokens_BL, batch.positions_BL, batch.tree)[0, batch.predict_N]
     assert_close(shared_Nd, torch.cat(alone), atol=1e-10, rtol=0)
     dice_NV = torch.randn(
@@ -112,10 +137,10 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
 
     def weights(layout: str, budget: int, checkpointing: bool) -> dict[str, Tensor]:
         lm = tiny.exact("qwen3")
-        section = LocalLearnerConfig(
+        config = LocalLearnerConfig(
             lr=1e-2, layout=layout, micro_batch_tokens=budget, gradient_checkpointing=checkpointing
         )  # type: ignore[arg-type]
-        learner = LocalLearner(lm, section, ReverseKLConfig(), 10, 0)
+        learner = LocalLearner(lm, config, ReverseKLConfig(), 10, 0, teacher.heads)
         assert learner.layout == layout
         for _ in range(2):
             asyncio.run(learner.update(samples))
@@ -123,7 +148,7 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
 
     teacher = LocalTeacher("t", tiny.exact("llama"))
     rollouts = samples_of(SHAPES)
-    scores = asyncio.run(teacher.score(rollouts))
+    scores = asyncio.run(teacher.score(requests_of(rollouts)))
     samples = [Scored(r, s) for r, s in zip(rollouts, scores, strict=True) if isinstance(s, HiddenScores)]
     plain, shared = weights("padded", 10_000, False), weights("tree", budget, checkpointing)
     for name, value in plain.items():
@@ -133,13 +158,13 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
 def test_a_prompt_is_computed_once_and_last_tokens_not_at_all_by_learner_and_teacher() -> None:
     lm, teacher = tiny.fresh("llama"), LocalTeacher("t", tiny.fresh("qwen2"))
     assert (teacher.layout, teacher.unshared) == ("tree", None)
-    learner = LocalLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0)
+    learner = LocalLearner(lm, LocalLearnerConfig(), ReverseKLConfig(), 1, 0, teacher.heads)
     assert learner.layout == "tree", "the default, where the model can"
     rollouts = samples_of([(9, (3, 4, 5)), (7, (2, 2))])
     shapes: list[tuple[int, ...]] = []
     for model in (lm.model, teacher.lm.model):
         model.get_input_embeddings().register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
-    scores = asyncio.run(teacher.score(rollouts))
+    scores = asyncio.run(teacher.score(requests_of(rollouts)))
     asyncio.run(learner.update([Scored(r, s) for r, s in zip(rollouts, scores, strict=True)]))  # type: ignore[arg-type]
     assert shapes == [(1, 9 + 2 + 3 + 4 + 7 + 1 + 1)] * 2
 
@@ -152,20 +177,23 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
     shapes: list[tuple[int, list[int]]], budget: int
 ) -> None:
     rollouts = samples_of(shapes)
-    groups = split(rollouts, budget, "tree")
+    requests = requests_of(rollouts)
+    groups = split(requests, budget, "tree")
     assert sorted(i for group in groups for i in group) == list(range(len(rollouts)))
     for group in groups:
         chosen = [rollouts[i] for i in group]
-        batch = lay_out(chosen, "tree")
+        batch = lay_out([requests[i] for i in group], "tree")
         count = batch.tokens_BL.numel()
         assert count <= budget or len(group) == 1
         families: dict[bytes, list[int]] = {}  # tokens of each response
         for rollout in chosen:
-            stem = len(rollout.prompt.token_ids)
-            families.setdefault(rollout.token_ids[:stem].tobytes(), []).append(len(rollout.token_ids) - stem)
+            prefix = request_for(rollout).start
+            families.setdefault(rollout.token_ids[:prefix].tobytes(), []).append(len(rollout.token_ids) - prefix)
         assert count == sum(
-            max(1, len(stem) // 8 + own[0] - 1) if len(own) == 1 else len(stem) // 8 + sum(max(0, n - 1) for n in own)
-            for stem, own in families.items()
+            max(1, len(prefix) // 8 + own[0] - 1)
+            if len(own) == 1
+            else len(prefix) // 8 + sum(max(0, n - 1) for n in own)
+            for prefix, own in families.items()
         ), "each prompt once, no last token"
         if batch.tree is None:
             assert len({max(1, len(rollout.token_ids) - 1) for rollout in chosen}) == 1
@@ -174,10 +202,11 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
         assert places[batch.tree.read_N].tolist() == list(range(count))
 
 
-def test_prompts_of_one_name_that_differ_are_not_shared() -> None:
+def test_prefixes_of_one_name_that_differ_are_not_shared() -> None:
     """The tokens decide, not the name."""
-    prompts = [Prompt("same", (5, 6, 7)), Prompt("same", (5, 6, 8)), Prompt("other", (5, 6, 7))]
-    batch = lay_out([rollout_of(prompt, 9, 10, 11) for prompt in prompts], "tree")
+    prefixes = {"same": (5, 6, 7), "same ": (5, 6, 8), "other": (5, 6, 7)}
+    requests = [request_of([*ids, 9, 10, 11], 3, 1.0, id=name.strip()) for name, ids in prefixes.items()]
+    batch = lay_out(requests, "tree")
     assert batch.tokens_BL.tolist() == [[5, 6, 7, 9, 10, 9, 10, 5, 6, 8, 9, 10]]
 
 
@@ -235,11 +264,11 @@ def test_a_batch_of_scores_follows_its_rollouts() -> None:
     lm = sharing("llama")
     rollouts = [rollout for rollout in samples_of(SHAPES) if rollout.trained.any()]
     head = lm.head().detach()
-    marked = [
-        Scored(r, HiddenScores("t", 0.7, torch.full((int(r.trained.sum()), 32), float(i)), head))
+    scored = [
+        Scored(r, HiddenScores("t", LocalStates(torch.full((int(r.trained.sum()), 32), float(i))), "a head"))
         for i, r in enumerate(rollouts)
     ]
-    for micro in make_batch(marked, "tree", 20, torch.device("cpu")).micro:
+    for micro in make_batch(scored, "tree", 20, torch.device("cpu"), {"a head": head}).micro:
         chosen = [rollouts[i] for i in micro.members]
         assert micro.tokens.sampled_N.tolist() == [int(t) for r in chosen for t in r.response_ids]
         assert micro.teacher.hidden_Nd[:, 0].tolist() == [  # type: ignore[union-attr]
@@ -248,7 +277,7 @@ def test_a_batch_of_scores_follows_its_rollouts() -> None:
 
 
 def test_float_bias_is_finite_where_something_is_attended_to() -> None:
-    """A row of a softmax over nothing would be NaN, also where it is a filler's."""
+    """A row of a softmax over nothing would be NaN, also where it is padding."""
     tree = build([(3, [1, 4]), (2, []), (1, [2, 2])])
     assert torch.isfinite(tree.bias_B1RK).any(dim=-1).all()
     assert replace(tree).to(torch.device("cpu")).keys_BK.equal(tree.keys_BK)
