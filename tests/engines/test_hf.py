@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -18,10 +17,12 @@ from torch.testing import assert_close
 from limbeck.config.engine import HFEngineConfig
 from limbeck.engines.hf import LEAVE_SHARE, InProcessEngine
 from limbeck.errors import EngineError, ModelError
+from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.decode import Decoder
-from limbeck.records import Prompt, Rollout, Sampling
+from limbeck.records import Key, Prompt, Rollout, Sampled, SampleRequest, Sampling
 from tests import tiny
+from tests.sampling import sample_rollouts
 
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
 TEMPERATURES = (0.5, 0.7, 1.0, 1.5)
@@ -43,23 +44,22 @@ async def sample(
         engine.decoder = Decoder(lm)
     for shapes in WATCHED:
         shapes.clear()  # of the proof, which is made once a run
-    done = await engine.sample(prompts, sampling, samples)
-    rollouts = [item for item in done if isinstance(item, Rollout)]
+    rollouts = await sample_rollouts(engine, prompts, sampling, samples)
     assert len(rollouts) == len(prompts) * samples
     return rollouts
 
 
 def by_name(rollouts: Sequence[Rollout]) -> dict[tuple[str, int], list[int]]:
     """Response tokens of each prompt's k-th sample."""
-    named = {(rollout.prompt.id, rollout.sample): rollout.response_ids.tolist() for rollout in rollouts}
+    named = {(rollout.prompt.id, rollout.key.sample): rollout.response_ids.tolist() for rollout in rollouts}
     assert len(named) == len(rollouts)
     return named
 
 
 def assert_logprobs(lm: CausalLM, rollout: Rollout) -> None:
-    """Behaviour log-probs are those of the plain model at the rollout's temperature."""
+    """Log-probs are those of the plain model at the rollout's temperature."""
     theirs = tiny.logprobs_of_sampled(lm.model, rollout, rollout.sampling.temperature)
-    assert_close(torch.from_numpy(rollout.behaviour_logprobs).double(), theirs, atol=1e-4, rtol=0)
+    assert_close(torch.from_numpy(rollout.logprobs).double(), theirs, atol=1e-4, rtol=0)
 
 
 # What is sampled, and its log-probs
@@ -67,7 +67,7 @@ def assert_logprobs(lm: CausalLM, rollout: Rollout) -> None:
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @every_family
-async def test_behaviour_logprobs_are_the_models_own_at_the_temperature(family: str, temperature: float) -> None:
+async def test_logprobs_are_the_models_own_at_the_temperature(family: str, temperature: float) -> None:
     lm = tiny.lm_of(family)
     for rollout in await sample(lm, PROMPTS, Sampling(temperature, 14, stop_ids=STOPS), samples=2):
         assert_logprobs(lm, rollout)
@@ -97,15 +97,14 @@ async def test_samples_follow_the_models_distribution() -> None:
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 12, "top_p": 0.8}], ids=str)
-async def test_truncated_samples_have_log_probs_of_the_renormalised_distribution(cut: dict[str, float]) -> None:
+async def test_truncation_decides_what_is_drawn_and_leaves_the_log_probs_alone(cut: dict[str, float]) -> None:
     lm = tiny.lm_of("llama")
     sampling = Sampling(1.5, 10, **cut)
     for rollout in await sample(lm, PROMPTS, sampling):
         p_LV = tiny.logprobs(lm.model, rollout.token_ids, 1.5).exp().numpy()[rollout.trained[1:]]
-        for p_V, token, logprob in zip(p_LV, rollout.response_ids, rollout.behaviour_logprobs, strict=True):
-            kept = naive_kept(p_V, **cut)
-            assert token in kept
-            assert logprob == pytest.approx(np.log(p_V[token] / p_V[kept].sum()), abs=1e-4)
+        for p_V, token in zip(p_LV, rollout.response_ids, strict=True):
+            assert token in naive_kept(p_V, **cut)
+        assert_logprobs(lm, rollout)
 
 
 def naive_kept(p_V: np.ndarray, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> np.ndarray:
@@ -121,7 +120,7 @@ async def test_a_narrowed_vocabulary_is_all_there_is() -> None:
     for rollout in await sample(lm, tiny.prompts(5, 8), Sampling(1.5, 20), samples=4):
         assert rollout.response_ids.max() < 40
         theirs = tiny.logprobs_of_sampled(lm.model, rollout, 1.5, vocabulary=40)
-        assert_close(torch.from_numpy(rollout.behaviour_logprobs).double(), theirs, atol=1e-4, rtol=0)
+        assert_close(torch.from_numpy(rollout.logprobs).double(), theirs, atol=1e-4, rtol=0)
 
 
 # Nothing depends on the company a prompt is in
@@ -145,7 +144,7 @@ async def test_log_probs_do_not_depend_on_the_batch(family: str) -> None:
     together = await sample(lm, PROMPTS, sampling)
     for rollout in together:
         (alone,) = await sample(lm, [rollout.prompt], sampling)
-        assert_close(alone.behaviour_logprobs, rollout.behaviour_logprobs, atol=1e-4, rtol=0)
+        assert_close(alone.logprobs, rollout.logprobs, atol=1e-4, rtol=0)
 
 
 async def test_the_kth_sample_does_not_depend_on_how_many_there_are() -> None:
@@ -169,12 +168,12 @@ async def test_samples_differ_between_seeds_numbers_and_prompts_but_not_runs() -
 async def test_answers_stand_in_the_order_of_the_questions() -> None:
     lm = tiny.lm_of("llama")
     rollouts = await sample(lm, PROMPTS, Sampling(1.0, 3), samples=3, max_rows=4)
-    assert [(r.prompt, r.sample) for r in rollouts] == [(prompt, k) for prompt in PROMPTS for k in range(3)]
+    assert [(r.prompt, r.key.sample) for r in rollouts] == [(prompt, k) for prompt in PROMPTS for k in range(3)]
     for rollout in rollouts:
         prefix = len(rollout.prompt.token_ids)
         assert tuple(rollout.token_ids[:prefix]) == rollout.prompt.token_ids
         assert rollout.trained.tolist() == [False] * prefix + [True] * 3
-        assert rollout.behaviour_logprobs.dtype == np.float32
+        assert rollout.logprobs.dtype == np.float32
         assert rollout.sampling == Sampling(1.0, 3)
 
 
@@ -189,11 +188,11 @@ async def test_a_response_ends_with_its_first_stop_token_or_at_max_tokens() -> N
     ends = []
     for stop_ids in ((), STOPS[:1], STOPS, tuple(range(tiny.VOCABULARY))):
         for rollout in await sample(lm, PROMPTS, Sampling(1.0, 16, stop_ids=stop_ids, seed=2), 3):
-            whole = free[rollout.prompt.id, rollout.sample]
+            whole = free[rollout.prompt.id, rollout.key.sample]
             cut = next((i for i, token in enumerate(whole) if token in stop_ids), None)
             assert rollout.response_ids.tolist() == (whole if cut is None else whole[: cut + 1])
             assert rollout.finish == ("length" if cut is None else "stop")
-            assert len(rollout.behaviour_logprobs) == len(rollout.response_ids)
+            assert len(rollout.logprobs) == len(rollout.response_ids)
             ends.append(rollout.finish)
     assert set(ends) == {"stop", "length"}
 
@@ -207,21 +206,12 @@ async def test_a_stop_token_at_the_very_last_place_is_a_stop() -> None:
     assert (rollout.finish, len(rollout.response_ids)) == ("stop", 6)
 
 
-@dataclass(frozen=True)
-class FakePolicy:
-    version: int
-
-    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        raise AssertionError("the engine has the weights already")
-
-
 async def test_rollouts_carry_the_version_of_the_policy_that_sampled_them() -> None:
     engine = InProcessEngine(tiny.lm_of("llama"), HFEngineConfig())
     for version in (0, 7):
-        await engine.load(FakePolicy(version))
-        (rollout,) = await engine.sample(PROMPTS[:1], Sampling(1.0, 2))
-        assert isinstance(rollout, Rollout)
-        assert rollout.policy_version == version
+        await engine.load(LocalPolicy(engine.lm, version))
+        (rollout,) = await sample_rollouts(engine, PROMPTS[:1], Sampling(1.0, 2))
+        assert rollout.versions.tolist() == [version] * 2
 
 
 # Models that cannot be decoded this way
@@ -297,11 +287,11 @@ async def test_the_weights_are_shared_not_copied() -> None:
     lm, sampling = tiny.fresh(), Sampling(1.0, 10)
     engine = InProcessEngine(lm, HFEngineConfig())
     before = {name: p.data_ptr() for name, p in lm.model.named_parameters()}
-    await engine.sample(PROMPTS, sampling)
+    await sample_rollouts(engine, PROMPTS, sampling)
     with torch.no_grad():
         for parameter in lm.model.parameters():
             parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel()).view(parameter.shape)))
-    changed = [item for item in await engine.sample(PROMPTS, sampling) if isinstance(item, Rollout)]
+    changed = [item for item in await sample_rollouts(engine, PROMPTS, sampling) if isinstance(item, Rollout)]
     assert by_name(changed) != by_name(await sample(tiny.lm_of("llama"), PROMPTS, sampling))
     for rollout in changed:
         assert_logprobs(lm, rollout)
@@ -344,11 +334,11 @@ async def test_gradient_checkpointing_does_not_change_samples() -> None:
 async def test_bfloat16_compute_leaves_float32_weights_and_says_its_own_log_probs() -> None:
     lm = tiny.fresh()
     engine = InProcessEngine(lm, HFEngineConfig(), autocast=torch.bfloat16)
-    for rollout in await engine.sample(PROMPTS[:3], Sampling(1.0, 8)):
+    for rollout in await sample_rollouts(engine, PROMPTS[:3], Sampling(1.0, 8)):
         assert isinstance(rollout, Rollout)
         with torch.autocast("cpu", torch.bfloat16):
             theirs = tiny.logprobs_of_sampled(lm.model, rollout, 1.0)
-        ours = torch.from_numpy(rollout.behaviour_logprobs).double()
+        ours = torch.from_numpy(rollout.logprobs).double()
         assert_close(ours, theirs, atol=0.2, rtol=0)
         assert (ours - tiny.logprobs_of_sampled(lm.model, rollout, 1.0)).abs().max() > 1e-4
     assert {parameter.dtype for parameter in lm.model.parameters()} == {torch.float32}
@@ -381,3 +371,46 @@ async def test_what_follows_a_stop_token_is_dropped() -> None:
     with forwards(lm) as shapes:
         assert by_name(await sample(lm, PROMPTS[:1], sampling, samples=8)) == clean
     assert shapes[1] == (8, 1)
+
+
+# The student's own most likely tokens
+
+
+async def test_top_ids_are_the_models_by_rank_whatever_was_sampled() -> None:
+    lm, sampling, prompt = tiny.lm_of("llama"), Sampling(1.5, 9, stop_ids=STOPS), PROMPTS[2]
+    engine = InProcessEngine(lm, HFEngineConfig())
+    await engine.load(LocalPolicy(lm))
+    ids = np.array(prompt.token_ids)
+    unit = [SampleRequest(Key("p", 0, k), ids, sampling, top) for k, top in enumerate((5, 0, 3, 5))]
+    outside = 0
+    for request, answer in zip(unit, await engine.sample(unit), strict=True):
+        assert isinstance(answer, Sampled)
+        if not request.top:
+            assert answer.top_ids is None
+            continue
+        assert answer.top_ids is not None
+        logp_LV = tiny.logprobs(lm.model, [*prompt.token_ids, *answer.token_ids.tolist()])[len(ids) - 1 :]
+        assert answer.top_ids.tolist() == logp_LV.topk(request.top).indices.tolist()
+        outside += sum(token not in top for token, top in zip(answer.token_ids, answer.top_ids, strict=True))
+    assert outside > 0, "sampled tokens are not added to the list"
+
+
+# Weights of a learner elsewhere
+
+
+async def test_weights_that_are_not_shared_are_copied_on_load() -> None:
+    theirs, ours = tiny.lm_of("llama"), tiny.fresh()
+    with torch.no_grad():
+        for parameter in ours.model.parameters():
+            parameter.mul_(0.5)
+    engine = InProcessEngine(ours, HFEngineConfig(), shared=False)
+    await engine.load(LocalPolicy(theirs, 3))
+    for rollout in await sample_rollouts(engine, PROMPTS[:3], Sampling(0.9, 6)):
+        assert_logprobs(theirs, rollout)
+        assert set(rollout.versions.tolist()) == {3}
+
+
+async def test_weights_of_another_shape_or_name_are_refused() -> None:
+    engine = InProcessEngine(tiny.fresh(), HFEngineConfig(), shared=False)
+    with pytest.raises(EngineError, match="has a weight"):
+        await engine.load(LocalPolicy(tiny.lm_of("gpt2")))

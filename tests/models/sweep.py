@@ -89,7 +89,7 @@ def _run(folder: str, model: PreTrainedModel | None) -> tuple[str, str, dict[str
     students, teachers, kl, tree = three_ways.learned(lm, teacher, rollouts)
     expected = three_ways.alone(model, rollouts, lm.vocabulary)
     worst = {
-        "sampler": _worst([rollout.behaviour_logprobs for rollout in rollouts], expected),
+        "sampler": _worst([rollout.logprobs for rollout in rollouts], expected),
         "learner": _worst(students, expected),
         "teacher": _worst(teachers, expected),
         "KL of a model and itself": abs(kl),

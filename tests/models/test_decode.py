@@ -29,6 +29,7 @@ from limbeck.models.decode_numba import NumbaRows
 from limbeck.models.equivalence import fast_decode
 from limbeck.records import Rollout, Sampling
 from tests import tiny
+from tests.sampling import sample_rollouts
 
 VARIANTS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "llama": lambda: tiny.config_of("llama"),
@@ -130,14 +131,14 @@ async def test_the_same_samples_for_the_same_seeds(
     monkeypatch.setattr(equivalence, "find_spec", lambda name: numba or None)
     engine = InProcessEngine(lm, HFEngineConfig(max_rows=11))
     assert engine.decoder.rows_of is (NumbaRows if numba else FastRows)
-    fast = await engine.sample(PROMPTS, sampling, samples)
+    fast = await sample_rollouts(engine, PROMPTS, sampling, samples)
     engine.decoder = Decoder(lm)
-    plain = await engine.sample(PROMPTS, sampling, samples)
+    plain = await sample_rollouts(engine, PROMPTS, sampling, samples)
     for one, other in zip(fast, plain, strict=True):
         assert isinstance(one, Rollout)
         assert isinstance(other, Rollout)
         assert one.token_ids.tolist() == other.token_ids.tolist()
-        assert_close(one.behaviour_logprobs, other.behaviour_logprobs, atol=1e-4, rtol=0)
+        assert_close(one.logprobs, other.logprobs, atol=1e-4, rtol=0)
     assert len({len(item.token_ids) for item in fast if isinstance(item, Rollout)}) > 2
 
 
@@ -229,12 +230,14 @@ def test_weights_that_are_not_finite_are_not_decoded_fast() -> None:
 async def test_an_update_in_place_is_seen_at_once() -> None:
     lm = tiny.fresh("llama")
     engine, sampling = InProcessEngine(lm, HFEngineConfig()), Sampling(1.0, 8)
-    before = [item.token_ids for item in await engine.sample(PROMPTS, sampling, 2) if isinstance(item, Rollout)]
+    before = [
+        item.token_ids for item in await sample_rollouts(engine, PROMPTS, sampling, 2) if isinstance(item, Rollout)
+    ]
     with torch.no_grad():
         for parameter in lm.model.parameters():
             parameter.mul_(1.1)
-    after = await engine.sample(PROMPTS, sampling, 2)
-    fresh = await InProcessEngine(copy.deepcopy(lm), HFEngineConfig()).sample(PROMPTS, sampling, 2)
+    after = await sample_rollouts(engine, PROMPTS, sampling, 2)
+    fresh = await sample_rollouts(InProcessEngine(copy.deepcopy(lm), HFEngineConfig()), PROMPTS, sampling, 2)
     for one, other in zip(after, fresh, strict=True):
         assert isinstance(one, Rollout)
         assert isinstance(other, Rollout)
@@ -255,6 +258,6 @@ async def test_a_prompts_keys_are_kept_once_for_all_its_samples(monkeypatch: pyt
 
     engine = InProcessEngine(tiny.lm_of("llama"), HFEngineConfig())
     monkeypatch.setattr(FastRows, "_attend", watched)
-    await engine.sample(tiny.prompts(9, 9, 9, 9), Sampling(1.0, 4), 8)
+    await sample_rollouts(engine, tiny.prompts(9, 9, 9, 9), Sampling(1.0, 4), 8)
     assert [rows for rows, _ in seen[::2]] == [(32, 2, t, 8) for t in (1, 2, 3)]
     assert {prompts for _, prompts in seen} == {(4, 2, 9, 8)}

@@ -16,16 +16,17 @@ from torch.testing import assert_close
 
 from limbeck.config.learner import LocalLearnerConfig, LoraConfig
 from limbeck.config.objective import ReverseKLConfig
+from limbeck.learners.batch import request_for
 from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.equivalence import share_prompts, use_fused_forward
-from limbeck.models.layout import Layout, TokenBatch, lay_out
+from limbeck.models.layout import Layout, TokenBatch
 from limbeck.models.llama import LlamaParts, hidden_states_at, parts_of
 from limbeck.records import Failure, Scored
 from limbeck.teachers.local import LocalTeacher
 from tests import tiny
 from tests.models.test_decode import VARIANTS, exact_of, model_of, spoilt
-from tests.models.test_prefix_tree import SHAPES, samples_of
+from tests.models.test_prefix_tree import SHAPES, laid_out, samples_of
 
 SAME_LENGTH = ((3, (5,)), (2, (6,)), (4, (4,)))  # plain rows, also in the layout "tree"
 SLOW = {
@@ -50,7 +51,7 @@ def test_states_and_gradients_are_those_of_transformers(variant: str, layout: La
     lm = exact_of(variant)
     assert use_fused_forward(lm) is None
     for shapes in (SHAPES, SAME_LENGTH):
-        batch = lay_out([rollout for rollout in samples_of(shapes) if rollout.trained.any()], layout)
+        batch = laid_out([rollout for rollout in samples_of(shapes) if rollout.trained.any()], layout)
         ours_Nd, ours = states_and_gradients(lm, batch)
         passes, lm.passes = lm.passes, None
         theirs_Nd, theirs = states_and_gradients(lm, batch)
@@ -64,7 +65,7 @@ def test_states_and_gradients_are_those_of_transformers(variant: str, layout: La
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", ["llama", "qwen3"])
 def test_lower_precisions_are_as_near_to_the_truth_as_transformers_is(variant: str, dtype: torch.dtype) -> None:
-    batch = lay_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], "tree")
+    batch = laid_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], "tree")
     lm = model_of(variant)
     lm.model.to(dtype)
     assert share_prompts(lm) is None
@@ -87,7 +88,7 @@ def test_lower_precisions_are_as_near_to_the_truth_as_transformers_is(variant: s
 def test_what_is_computed_again_is_the_same() -> None:
     """Gradient checkpointing: fewer tensors kept, the same gradients to the last bit."""
     lm = exact_of("qwen3")
-    batch = lay_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], "tree")
+    batch = laid_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], "tree")
     kept: list[int] = []
 
     def grads(checkpointing: bool) -> tuple[dict[str, Tensor], int]:
@@ -106,7 +107,7 @@ def test_the_first_token_of_many_suffixes_is_read_off_their_prefix() -> None:
     """More predictions than tokens."""
     lm = exact_of("llama")
     assert use_fused_forward(lm) is None
-    batch = lay_out(samples_of([(2, (1, 1, 1, 1, 1))]), "tree")
+    batch = laid_out(samples_of([(2, (1, 1, 1, 1, 1))]), "tree")
     assert len(batch.predict_N) == 5
     ours_Nd, ours = states_and_gradients(lm, batch)
     lm.passes = None
@@ -121,7 +122,7 @@ def test_sequences_laid_end_to_end_do_not_see_each_other() -> None:
     lm, found = exact_of("llama"), []
     assert use_fused_forward(lm) is None
     for layout in ("padded", "packed"):
-        batch = lay_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], layout)  # type: ignore[arg-type]
+        batch = laid_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], layout)  # type: ignore[arg-type]
         found.append(states_and_gradients(lm, batch))
     (rows_Nd, rows), (packed_Nd, packed) = found
     assert_close(packed_Nd, rows_Nd, atol=1e-10, rtol=0)
@@ -207,9 +208,9 @@ def test_which_way_a_learner_goes(section: dict[str, Any], way: str, monkeypatch
     if "lora" in section:
         pytest.importorskip("peft")
     teacher, lm = LocalTeacher("t", tiny.fresh("qwen2")), tiny.fresh("llama")
-    learner = LocalLearner(lm, LocalLearnerConfig(**section), ReverseKLConfig(), 1, 0)
+    learner = LocalLearner(lm, LocalLearnerConfig(**section), ReverseKLConfig(), 1, 0, teacher.heads)
     rollouts = samples_of(SHAPES)
-    scores = asyncio.run(teacher.score(rollouts))
+    scores = asyncio.run(teacher.score([request_for(rollout) for rollout in rollouts]))
     samples = [Scored(r, s) for r, s in zip(rollouts, scores, strict=True) if not isinstance(s, Failure)]
     ways = through(monkeypatch, lm)
     asyncio.run(learner.update(samples))

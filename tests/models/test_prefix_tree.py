@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -22,21 +21,10 @@ from limbeck.learners.batch import make_batch, request_for
 from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.equivalence import share_prompts
-from limbeck.models.layout import lay_out, split
+from limbeck.models.layout import Layout, TokenBatch, lay_out, split
 from limbeck.models.prefix_tree import ATTENTION, build
 from limbeck.models.states import LocalStates
-from limbeck.records import (
-    HiddenScores,
-    Ints,
-    Key,
-    Mask,
-    Prompt,
-    Rollout,
-    Sampling,
-    Scored,
-    ScoreRequest,
-    request_of,
-)
+from limbeck.records import HiddenScores, Key, Prompt, Rollout, Sampled, Sampling, Scored, single_turn
 from limbeck.teachers.local import LocalTeacher
 from tests import tiny
 
@@ -47,17 +35,20 @@ SHAPES = ((5, (3, 1, 7)), (2, (4,)), (9, (2, 2)), (1, (6, 0, 5)), (4, (0,)))  # 
 
 def samples_of(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0, shuffled: bool = True) -> list[Rollout]:
     """Rollouts of random tokens, of which those of one prompt need not stand together."""
-    dice = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     rollouts = []
-    for number, (prefix, lengths) in enumerate(shapes):
-        prompt = Prompt(f"p{number}", tuple(int(i) for i in dice.integers(5, tiny.VOCABULARY, prefix)))
+    for number, (stem, lengths) in enumerate(shapes):
+        prompt = Prompt(f"p{number}", tuple(int(i) for i in generator.integers(5, tiny.VOCABULARY, stem)))
         for sample, length in enumerate(lengths):
-            ids = np.array([*prompt.token_ids, *dice.integers(5, tiny.VOCABULARY, length)], dtype=np.int64)
-            trained = np.arange(len(ids)) >= prefix
+            ids = np.array([*prompt.token_ids, *generator.integers(5, tiny.VOCABULARY, length)], dtype=np.int64)
+            trained = np.arange(len(ids)) >= stem
             if length > 4:
-                trained[prefix + 2] = False  # not scored well enough, or another speaker's turn
-            rollouts.append(rollout_of(prompt, ids, trained, sample, dice.normal(-2, 0.3, len(ids))))
-    return [rollouts[i] for i in dice.permutation(len(rollouts))] if shuffled else rollouts
+                trained[stem + 2] = False  # masked, or another speaker's turn
+            logprobs = generator.normal(-2, 0.3, int(trained.sum())).astype(np.float32)
+            versions = np.zeros(len(logprobs), dtype=np.int64)
+            key = Key(prompt.id, 0, sample)
+            rollouts.append(Rollout(prompt, key, 0, ids, trained, logprobs, versions, Sampling(0.7, 16)))
+    return [rollouts[i] for i in generator.permutation(len(rollouts))] if shuffled else rollouts
 
 
 def sharing(family: str) -> CausalLM:
@@ -69,10 +60,9 @@ def sharing(family: str) -> CausalLM:
 
 def test_worked_example_of_the_docstring() -> None:
     a, b, c, d, e, x, y, last = range(5, 13)
-    batch = lay_out(
-        [request_of([a, b, c, d, last], 2, 1.0), request_of([a, b, e, last], 2, 1.0), request_of([x, y, last], 1, 1.0)],
-        "tree",
-    )
+    one, two = Prompt("one", (a, b)), Prompt("two", (x,))
+    rollouts = [rollout_of(one, c, d, last), rollout_of(one, e, last), rollout_of(two, y, last)]
+    batch = laid_out(rollouts, "tree")
     assert batch.tokens_BL.tolist() == [[a, b, c, d, e, x, y]]
     assert batch.positions_BL.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
     assert batch.predict_N.tolist() == [1, 2, 3, 1, 4, 5, 6]
@@ -83,22 +73,13 @@ def test_worked_example_of_the_docstring() -> None:
     assert (batch.tree.bias_B1RK[0, 0] == 0).tolist() == [[True, True, True, False], [True] * 4]
 
 
-def rollout_of(prompt: Prompt, ids: Ints, trained: Mask, sample: int, logprobs: NDArray[np.float64]) -> Rollout:
-    """`logprobs` [L], of which those of the trained tokens are taken."""
-    return Rollout(
-        prompt=prompt,
-        key=Key(prompt.id, sample=sample),
-        segment=0,
-        token_ids=ids,
-        trained=trained,
-        logprobs=logprobs[trained].astype(np.float32),
-        versions=np.zeros(int(trained.sum()), dtype=np.int64),
-        sampling=Sampling(0.7, 16),
-    )
+def rollout_of(prompt: Prompt, *response: int) -> Rollout:
+    sampled = Sampled(np.array(response, dtype=np.int64), np.zeros(len(response), np.float32), "stop", 0)
+    return single_turn(prompt, Key(prompt.id), sampled, Sampling(1.0, 4))
 
 
-def requests_of(rollouts: Sequence[Rollout]) -> list[ScoreRequest]:
-    return [request_for(rollout) for rollout in rollouts]
+def laid_out(rollouts: Sequence[Rollout], layout: Layout) -> TokenBatch:
+    return lay_out([request_for(rollout) for rollout in rollouts], layout)
 
 
 @pytest.mark.parametrize("family", SHARING)
@@ -108,7 +89,7 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: st
     names = [name for name, _ in lm.model.named_parameters()]
 
     def gradients(hidden_Nd: Tensor) -> dict[str, Tensor]:
-        loss = (lm.head().logits(hidden_Nd) * dice_NV).sum()
+        loss = (lm.head().logits(hidden_Nd) * generator_NV).sum()
         found = torch.autograd.grad(loss, list(lm.model.parameters()), allow_unused=True)
         return {name: grad for name, grad in zip(names, found, strict=True) if grad is not None}
 
@@ -117,10 +98,10 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: st
         if rollout.trained.any():
             before = torch.from_numpy(np.flatnonzero(rollout.trained) - 1)
             alone.append(lm.hidden(torch.from_numpy(rollout.token_ids)[None])[0, before])
-    batch = lay_out(requests_of(rollouts), "tree")
+    batch = laid_out(rollouts, "tree")
     shared_Nd = lm.hidden(batch.tokens_BL, batch.positions_BL, batch.tree)[0, batch.predict_N]
     assert_close(shared_Nd, torch.cat(alone), atol=1e-10, rtol=0)
-    dice_NV = torch.randn(
+    generator_NV = torch.randn(
         len(shared_Nd), lm.vocabulary, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
     one, other = gradients(shared_Nd), gradients(torch.cat(alone))
@@ -137,10 +118,10 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
 
     def weights(layout: str, budget: int, checkpointing: bool) -> dict[str, Tensor]:
         lm = tiny.exact("qwen3")
-        config = LocalLearnerConfig(
+        section = LocalLearnerConfig(
             lr=1e-2, layout=layout, micro_batch_tokens=budget, gradient_checkpointing=checkpointing
         )  # type: ignore[arg-type]
-        learner = LocalLearner(lm, config, ReverseKLConfig(), 10, 0, teacher.heads)
+        learner = LocalLearner(lm, section, ReverseKLConfig(), 10, 0, teacher.heads)
         assert learner.layout == layout
         for _ in range(2):
             asyncio.run(learner.update(samples))
@@ -148,7 +129,7 @@ def test_updates_are_those_of_padded_rows(budget: int, checkpointing: bool) -> N
 
     teacher = LocalTeacher("t", tiny.exact("llama"))
     rollouts = samples_of(SHAPES)
-    scores = asyncio.run(teacher.score(requests_of(rollouts)))
+    scores = asyncio.run(teacher.score([request_for(rollout) for rollout in rollouts]))
     samples = [Scored(r, s) for r, s in zip(rollouts, scores, strict=True) if isinstance(s, HiddenScores)]
     plain, shared = weights("padded", 10_000, False), weights("tree", budget, checkpointing)
     for name, value in plain.items():
@@ -164,7 +145,7 @@ def test_a_prompt_is_computed_once_and_last_tokens_not_at_all_by_learner_and_tea
     shapes: list[tuple[int, ...]] = []
     for model in (lm.model, teacher.lm.model):
         model.get_input_embeddings().register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
-    scores = asyncio.run(teacher.score(requests_of(rollouts)))
+    scores = asyncio.run(teacher.score([request_for(rollout) for rollout in rollouts]))
     asyncio.run(learner.update([Scored(r, s) for r, s in zip(rollouts, scores, strict=True)]))  # type: ignore[arg-type]
     assert shapes == [(1, 9 + 2 + 3 + 4 + 7 + 1 + 1)] * 2
 
@@ -177,23 +158,20 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
     shapes: list[tuple[int, list[int]]], budget: int
 ) -> None:
     rollouts = samples_of(shapes)
-    requests = requests_of(rollouts)
-    groups = split(requests, budget, "tree")
+    groups = split([request_for(rollout) for rollout in rollouts], budget, "tree")
     assert sorted(i for group in groups for i in group) == list(range(len(rollouts)))
     for group in groups:
         chosen = [rollouts[i] for i in group]
-        batch = lay_out([requests[i] for i in group], "tree")
+        batch = laid_out(chosen, "tree")
         count = batch.tokens_BL.numel()
         assert count <= budget or len(group) == 1
         families: dict[bytes, list[int]] = {}  # tokens of each response
         for rollout in chosen:
-            prefix = request_for(rollout).start
-            families.setdefault(rollout.token_ids[:prefix].tobytes(), []).append(len(rollout.token_ids) - prefix)
+            stem = len(rollout.prompt.token_ids)
+            families.setdefault(rollout.token_ids[:stem].tobytes(), []).append(len(rollout.token_ids) - stem)
         assert count == sum(
-            max(1, len(prefix) // 8 + own[0] - 1)
-            if len(own) == 1
-            else len(prefix) // 8 + sum(max(0, n - 1) for n in own)
-            for prefix, own in families.items()
+            max(1, len(stem) // 8 + own[0] - 1) if len(own) == 1 else len(stem) // 8 + sum(max(0, n - 1) for n in own)
+            for stem, own in families.items()
         ), "each prompt once, no last token"
         if batch.tree is None:
             assert len({max(1, len(rollout.token_ids) - 1) for rollout in chosen}) == 1
@@ -202,11 +180,10 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
         assert places[batch.tree.read_N].tolist() == list(range(count))
 
 
-def test_prefixes_of_one_name_that_differ_are_not_shared() -> None:
+def test_prompts_of_one_name_that_differ_are_not_shared() -> None:
     """The tokens decide, not the name."""
-    prefixes = {"same": (5, 6, 7), "same ": (5, 6, 8), "other": (5, 6, 7)}
-    requests = [request_of([*ids, 9, 10, 11], 3, 1.0, id=name.strip()) for name, ids in prefixes.items()]
-    batch = lay_out(requests, "tree")
+    prompts = [Prompt("same", (5, 6, 7)), Prompt("same", (5, 6, 8)), Prompt("other", (5, 6, 7))]
+    batch = laid_out([rollout_of(prompt, 9, 10, 11) for prompt in prompts], "tree")
     assert batch.tokens_BL.tolist() == [[5, 6, 7, 9, 10, 9, 10, 5, 6, 8, 9, 10]]
 
 
@@ -265,10 +242,10 @@ def test_a_batch_of_scores_follows_its_rollouts() -> None:
     rollouts = [rollout for rollout in samples_of(SHAPES) if rollout.trained.any()]
     head = lm.head().detach()
     scored = [
-        Scored(r, HiddenScores("t", LocalStates(torch.full((int(r.trained.sum()), 32), float(i))), "a head"))
+        Scored(r, HiddenScores("t", LocalStates(torch.full((int(r.trained.sum()), 32), float(i))), "head"))
         for i, r in enumerate(rollouts)
     ]
-    for micro in make_batch(scored, "tree", 20, torch.device("cpu"), {"a head": head}).micro:
+    for micro in make_batch(scored, "tree", 20, torch.device("cpu"), {"head": head}).micro:
         chosen = [rollouts[i] for i in micro.members]
         assert micro.tokens.sampled_N.tolist() == [int(t) for r in chosen for t in r.response_ids]
         assert micro.teacher.hidden_Nd[:, 0].tolist() == [  # type: ignore[union-attr]
@@ -277,7 +254,7 @@ def test_a_batch_of_scores_follows_its_rollouts() -> None:
 
 
 def test_float_bias_is_finite_where_something_is_attended_to() -> None:
-    """A row of a softmax over nothing would be NaN, also where it is padding."""
+    """A row of a softmax over nothing would be NaN, also where it is a filler's."""
     tree = build([(3, [1, 4]), (2, []), (1, [2, 2])])
     assert torch.isfinite(tree.bias_B1RK).any(dim=-1).all()
     assert replace(tree).to(torch.device("cpu")).keys_BK.equal(tree.keys_BK)

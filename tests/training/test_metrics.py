@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.config.objective import TaskRewardConfig
-from limbeck.records import Mean, Prompt, StepReport
+from limbeck.records import Prompt
+from limbeck.reports import Mean, StepReport
+from limbeck.seeding import derive_seed
 from limbeck.training.advantage import group_advantages
 from limbeck.training.metrics import describe, repeated_share
-from limbeck.training.prompt_order import PromptOrder, derive_seed
+from limbeck.training.prompt_order import PromptOrder
 from tests.helpers import random_rollout
 
 
@@ -43,7 +45,9 @@ class TestOrder:
 
 class TestReport:
     def test_a_report_is_flat_and_keeps_standard_errors(self) -> None:
-        report = StepReport({"kl": Mean(6.0, 3.0, 0.36), "none": Mean(0.0, 0.0)}, {"grad_norm": 2.0}, {}, {"step": 1.5})
+        report = StepReport(
+            {"kl": Mean(6.0, 3.0, 0.18, clusters=2), "none": Mean(0.0, 0.0)}, {"grad_norm": 2.0}, {}, {"step": 1.5}
+        )
         assert report.values() == {"kl": 2.0, "kl/se": pytest.approx(0.2), "grad_norm": 2.0, "seconds/step": 1.5}
 
 

@@ -65,6 +65,7 @@ async def collect(
         return Collected(rollouts, texts, rewards, [])
     with run.phase("score"):
         samples = await _score(run, rollouts, rewards)
+        run.note_seconds({f"score/{name}": seconds for name, seconds in run.teacher_seconds().items()})
     return Collected(rollouts, texts, rewards, samples)
 
 

@@ -9,6 +9,7 @@ from limbeck.records import Rollout
 from limbeck.reports import Mean
 from limbeck.seeding import derive_seed
 from limbeck.training.collect import collect
+from limbeck.training.finite import require_finite
 from limbeck.training.intervals import RewardSummary, summarise_rewards
 from limbeck.training.run import Run
 
@@ -70,7 +71,9 @@ async def evaluate(run: Run) -> Evaluation:
     if section.greedy:  # the KL above is on samples all the same
         graded = await collect(run, prompts, run.sampling(sampling.seed, greedy=True), scored=False)
     answers = tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards))
-    return _summarise(answers, len(prompts), section.greedy, means, time.perf_counter() - start)
+    found = _summarise(answers, len(prompts), section.greedy, means, time.perf_counter() - start)
+    require_finite(found.values(), f"the evaluation after step {run.step}")
+    return found
 
 
 def _answer(rollout: Rollout, text: str, reward: float | None) -> Answer:

@@ -107,8 +107,7 @@ async def _update(run: Run, samples: Sequence[Scored]) -> StepReport:
 
 def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[str, float]) -> dict[str, Any]:
     """What `metrics.jsonl` has of a step."""
-    teachers = {f"score/{name}": seconds for name, seconds in run.teacher_seconds().items()}
-    seconds = {**report.seconds, **teachers, **phases}
+    seconds = {**report.seconds, **phases}
     counted = {
         **describe(collected.rollouts, collected.rewards),
         **describe_scores(collected.samples, len(collected.rollouts)),
@@ -135,7 +134,7 @@ def _save_offenders(run: Run, error: NonFiniteError) -> None:
             "token_ids": sample.rollout.token_ids.tolist(),
             "response": run.decode(sample.rollout.response_ids),
             "logprobs": [str(value) for value in sample.rollout.logprobs],
-            "advantage": sample.advantage,
+            "advantage": str(sample.advantage),
         }
         for sample in error.samples
     ]

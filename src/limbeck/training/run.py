@@ -43,7 +43,7 @@ class Run:
     step: int = 0  # the one under way, or the last one
     made: int = 0  # updates whose weights the learner holds
     seconds: dict[str, float] = field(default_factory=dict)  # of the phases of the present step
-    _in_phase: bool = False
+    _depth: int = 0  # of phases within phases
 
     def sampling(self, seed: int, greedy: bool = False) -> Sampling:
         """The recipe's sampling with this seed."""
@@ -67,17 +67,23 @@ class Run:
     def phase(self, name: str) -> Iterator[None]:
         """Report to the observers what is going on, and keep how long it took; phases within a phase count as it."""
         self.stop.check()
-        outer, self._in_phase = self._in_phase, True
-        if not outer:
+        self._depth += 1
+        outermost = self._depth == 1
+        if outermost:
             for observer in self.observers:
                 observer.phase(self.step, name)
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._in_phase = outer
-        if not outer:
+            self._depth -= 1
+        if outermost:
             self.seconds[name] = time.perf_counter() - start
+
+    def note_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Parts of the phase at hand, unless it is part of another."""
+        if self._depth == 1:
+            self.seconds |= seconds
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append to `metrics.jsonl` and report to the observers."""
