@@ -158,7 +158,8 @@ class _Rotated(Function):
     @once_differentiable
     def backward(ctx: Any, grad_BHLD: Tensor) -> tuple[Tensor | None, ...]:
         of_x_BLHD = torch.empty_like(grad_BHLD.transpose(1, 2), memory_format=torch.contiguous_format)
-        _rotate(grad_BHLD, *ctx.saved_tensors, -1, of_x_BLHD.transpose(1, 2))
+        cos_B1LD, sin_B1LD = ctx.saved_tensors
+        _rotate(grad_BHLD, cos_B1LD, sin_B1LD, -1, of_x_BLHD.transpose(1, 2))
         return of_x_BLHD, None, None
 
 
