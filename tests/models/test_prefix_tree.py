@@ -34,18 +34,18 @@ SHAPES = ((5, (3, 1, 7)), (2, (4,)), (9, (2, 2)), (1, (6, 0, 5)), (4, (0,)))  # 
 
 def samples_of(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0, shuffled: bool = True) -> list[Rollout]:
     """Rollouts of random tokens, of which those of one prompt need not stand together."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     rollouts = []
-    for number, (stem, lengths) in enumerate(shapes):
-        prompt = Prompt(f"p{number}", tuple(int(i) for i in dice.integers(5, tiny.VOCABULARY, stem)))
+    for number, (prefix, lengths) in enumerate(shapes):
+        prompt = Prompt(f"p{number}", tuple(int(i) for i in rng.integers(5, tiny.VOCABULARY, prefix)))
         for sample, length in enumerate(lengths):
-            ids = np.array([*prompt.token_ids, *dice.integers(5, tiny.VOCABULARY, length)], dtype=np.int64)
-            trained = np.arange(len(ids)) >= stem
+            ids = np.array([*prompt.token_ids, *rng.integers(5, tiny.VOCABULARY, length)], dtype=np.int64)
+            trained = np.arange(len(ids)) >= prefix
             if length > 4:
-                trained[stem + 2] = False  # not marked well enough, or another speaker's turn
-            logprobs = dice.normal(-2, 0.3, int(trained.sum())).astype(np.float32)
+                trained[prefix + 2] = False  # not marked well enough, or another speaker's turn
+            logprobs = rng.normal(-2, 0.3, int(trained.sum())).astype(np.float32)
             rollouts.append(Rollout(prompt, sample, ids, trained, logprobs, 0, "stop", Sampling(0.7, 16)))
-    return [rollouts[i] for i in dice.permutation(len(rollouts))] if shuffled else rollouts
+    return [rollouts[i] for i in rng.permutation(len(rollouts))] if shuffled else rollouts
 
 
 def sharing(family: str) -> CausalLM:
@@ -83,7 +83,7 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: st
     names = [name for name, _ in lm.model.named_parameters()]
 
     def gradients(hidden_Nd: Tensor) -> dict[str, Tensor]:
-        loss = (lm.head().logits(hidden_Nd) * dice_NV).sum()
+        loss = (lm.head().logits(hidden_Nd) * weight_NV).sum()
         found = torch.autograd.grad(loss, list(lm.model.parameters()), allow_unused=True)
         return {name: grad for name, grad in zip(names, found, strict=True) if grad is not None}
 
@@ -95,7 +95,7 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: st
     batch = lay_out(rollouts, "tree")
     shared_Nd = lm.hidden(batch.tokens_BL, batch.positions_BL, batch.tree)[0, batch.predict_N]
     assert_close(shared_Nd, torch.cat(alone), atol=1e-10, rtol=0)
-    dice_NV = torch.randn(
+    weight_NV = torch.randn(
         len(shared_Nd), lm.vocabulary, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
     one, other = gradients(shared_Nd), gradients(torch.cat(alone))
@@ -161,11 +161,13 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
         assert count <= budget or len(group) == 1
         families: dict[bytes, list[int]] = {}  # tokens of each response
         for rollout in chosen:
-            stem = len(rollout.prompt.token_ids)
-            families.setdefault(rollout.token_ids[:stem].tobytes(), []).append(len(rollout.token_ids) - stem)
+            prefix = len(rollout.prompt.token_ids)
+            families.setdefault(rollout.token_ids[:prefix].tobytes(), []).append(len(rollout.token_ids) - prefix)
         assert count == sum(
-            max(1, len(stem) // 8 + own[0] - 1) if len(own) == 1 else len(stem) // 8 + sum(max(0, n - 1) for n in own)
-            for stem, own in families.items()
+            max(1, len(prefix) // 8 + own[0] - 1)
+            if len(own) == 1
+            else len(prefix) // 8 + sum(max(0, n - 1) for n in own)
+            for prefix, own in families.items()
         ), "each prompt once, no last token"
         if batch.tree is None:
             assert len({max(1, len(rollout.token_ids) - 1) for rollout in chosen}) == 1

@@ -19,7 +19,7 @@ from limbeck.models.sampling import BLOCK, draw, inverse_cdf, truncate, uniforms
 from limbeck.records import Sampling
 
 SIZES = (1, 2, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 17)
-LAST = math.nextafter(1.0, 0.0)  # the largest number the dice can show
+LAST = math.nextafter(1.0, 0.0)  # the largest number a uniform number can be
 
 
 def sampling(temperature: float = 1.0, **more: float) -> Sampling:
@@ -28,10 +28,10 @@ def sampling(temperature: float = 1.0, **more: float) -> Sampling:
 
 def distribution(seed: int, vocabulary: int, sharpness: float, zeros: float = 0.0) -> Tensor:
     """[V] float64 probabilities, a share of them exactly 0."""
-    dice = torch.Generator().manual_seed(seed)
-    p_V = torch.softmax(sharpness * torch.randn(vocabulary, generator=dice, dtype=torch.float64), dim=-1)
-    gone_V = torch.rand(vocabulary, generator=dice) < zeros
-    gone_V[torch.randint(vocabulary, (1,), generator=dice)] = False
+    generator = torch.Generator().manual_seed(seed)
+    p_V = torch.softmax(sharpness * torch.randn(vocabulary, generator=generator, dtype=torch.float64), dim=-1)
+    gone_V = torch.rand(vocabulary, generator=generator) < zeros
+    gone_V[torch.randint(vocabulary, (1,), generator=generator)] = False
     p_V = p_V.masked_fill(gone_V, 0.0)
     return p_V / p_V.sum()
 
@@ -91,26 +91,26 @@ def test_rows_are_drawn_independently() -> None:
     assert together.tolist() == [inverse_cdf(p_BV[i : i + 1], u_B[i : i + 1]).item() for i in range(20)]
 
 
-# The dice
+# The uniform numbers
 
 
-def test_dice_are_pinned() -> None:
+def test_uniforms_are_pinned() -> None:
     """A change here changes every run: the same seed would no longer give the same samples."""
     golden = [0.9486930905436372, 0.1479542308027929, 0.23104004516981513]
     assert uniforms(0, "arithmetic-000017", 0, 3).tolist() == golden
 
 
-def test_dice_differ_between_seeds_prompts_and_samples() -> None:
+def test_uniforms_differ_between_seeds_prompts_and_samples() -> None:
     named = [(seed, name, sample) for seed in (0, 1, 12) for name in ("p", "p1", "1", "") for sample in (0, 1, 11)]
     rolls = {tuple(uniforms(*which, 4)) for which in named}
     assert len(rolls) == len(named)
 
 
-def test_dice_of_a_shorter_response_begin_those_of_a_longer_one() -> None:
+def test_uniforms_of_a_shorter_response_begin_those_of_a_longer_one() -> None:
     np.testing.assert_array_equal(uniforms(5, "p", 2, 10), uniforms(5, "p", 2, 100)[:10])
 
 
-def test_dice_are_uniform_over_tokens_samples_and_prompts() -> None:
+def test_uniforms_are_uniform_over_tokens_samples_and_prompts() -> None:
     rolls = np.stack([uniforms(seed, f"p{p}", k, 8) for seed in range(4) for p in range(25) for k in range(10)])
     assert rolls.min() >= 0
     assert rolls.max() < 1
@@ -138,8 +138,8 @@ def logits(seed: int, rows: int, vocabulary: int) -> Tensor:
 def test_many_draws_follow_the_distribution_at_the_temperature(temperature: float) -> None:
     count, vocabulary = 10_000, 300
     logits_V = logits(1, 1, vocabulary)[0]
-    dice = torch.from_numpy(np.random.default_rng(7).random(count))
-    drawn, logprobs = draw(logits_V.expand(count, -1), sampling(temperature), dice)
+    uniform_B = torch.from_numpy(np.random.default_rng(7).random(count))
+    drawn, logprobs = draw(logits_V.expand(count, -1), sampling(temperature), uniform_B)
     p_V = torch.softmax(logits_V.double() / temperature, dim=-1)
     assert_close(logprobs.double(), p_V[drawn].log(), atol=1e-5, rtol=0)
     counts = np.bincount(drawn.numpy(), minlength=vocabulary)
@@ -207,8 +207,8 @@ def test_truncation_keeps_what_the_definitions_keep_and_renormalises(cut: dict[s
 def test_a_truncated_draw_is_from_what_is_kept_at_the_temperature(cut: dict[str, float]) -> None:
     """The cut is made on the distribution at the temperature, and its log-prob is that of the cut one."""
     logits_V, count, temperature = logits(5, 1, 300)[0], 2000, 1.4
-    dice = torch.from_numpy(np.random.default_rng(8).random(count))
-    drawn, logprobs = draw(logits_V.expand(count, -1), sampling(temperature, **cut), dice)
+    uniform_B = torch.from_numpy(np.random.default_rng(8).random(count))
+    drawn, logprobs = draw(logits_V.expand(count, -1), sampling(temperature, **cut), uniform_B)
     p_V = torch.softmax(logits_V.double() / temperature, dim=-1).numpy()
     kept = sorted(naive_kept(p_V, **cut))  # type: ignore[arg-type]
     assert set(drawn.tolist()) <= set(kept)
