@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/ablation.py --case demo smollm2 --repeats 7
 
-All variants take turns in one process, in a new order each round, and only the ratio of medians is told: machines have
-moods. Models have random weights. The objective is a random sum of the final states, for the loss is no part of
-this. SmolLM2's shape has four of its thirty layers, which are all alike.
+All variants take turns in one process, in a new order each round, and what counts is the ratio of medians of processor
+seconds: machines have moods, and other work beside this takes wall time. Models have random weights. The objective is
+a sum of the final states, for the loss is no part of this. SmolLM2's shape has four of its thirty layers, which are all
+alike.
 
 Shape legend: N tokens of a pass, B rows, S states that are read, d width.
 """
@@ -26,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from limbeck.models import decode, decode_numba, head, llama, ops
+from limbeck.models import decode, ops
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.equivalence import share_prompts
-from limbeck.models.prefix_tree import Tree, grow
-from limbeck.models.rows import PlainRows, prefill
+from limbeck.models.decode import Decoder, FastRows
+from limbeck.models.equivalence import fast_decode, use_fused_forward
+from limbeck.models.prefix_tree import Tree, build
 from limbeck.models.sampling import draw
 from limbeck.records import Sampling
 
@@ -54,7 +55,7 @@ class Case:
     new_tokens: int
 
 
-CASES = {"demo": Case("demo", 64, 1, 8, 40), "smollm2": Case("smollm2", 2, 4, 128, 32)}
+CASES = {"demo": Case("demo", 64, 1, 8, 40), "smollm2": Case("smollm2", 2, 4, 128, 24)}
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,16 @@ class Bench:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **SHAPES[case.shape])).eval()
         self.case, self.lm = case, CausalLM(case.shape, model, None, SHAPES[case.shape]["vocab_size"])  # type: ignore[arg-type]
-        assert share_prompts(self.lm) is None
-        assert llama.speed_up(self.lm) is None
-        parts = llama.parts_of(self.lm)
-        assert not isinstance(parts, str), parts
-        self.parts: llama.LlamaParts | None = parts
-        self.rows_of: Any = lambda *given: decode_numba.KernelRows(parts, *given)
+        assert use_fused_forward(self.lm) is None
+        self.decoder = fast_decode(self.lm)
+        assert self.decoder.why is None
         self.layout = "tree" if case.samples > 1 else "padded"
         self.everywhere = False
-        dice = random.Random(0)
-        self.prompts = [
-            [dice.randrange(self.lm.vocabulary) for _ in range(case.prompt_tokens)] for _ in range(case.prompts)
-        ]
+        choose, vocabulary = random.Random(0), self.lm.vocabulary
+        self.prompts = [choose.choices(range(vocabulary), k=case.prompt_tokens) for _ in range(case.prompts)]
         rows = case.prompts * case.samples
-        self.lengths = [dice.randint(case.new_tokens // 2, case.new_tokens) for _ in range(rows)]
-        self.responses = [[dice.randrange(self.lm.vocabulary) for _ in range(n)] for n in self.lengths]
+        self.lengths = [choose.randint(case.new_tokens // 2, case.new_tokens) for _ in range(rows)]
+        self.responses = [choose.choices(range(vocabulary), k=n) for n in self.lengths]
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
     def sample(self) -> None:
@@ -96,8 +92,7 @@ class Bench:
         owner_B = torch.arange(case.prompts).repeat_interleave(case.samples)
         generator, sampling = torch.Generator().manual_seed(0), Sampling(1.0, case.new_tokens)
         with torch.inference_mode():
-            start = prefill(self.lm, self.prompts, self.parts)
-            rows, hidden_Bd = self.rows_of(start, owner_B, case.new_tokens), start.hidden_Pd[owner_B]
+            hidden_Bd, rows = self.decoder.start(self.prompts, owner_B, case.new_tokens)
             left_B = torch.tensor(self.lengths)
             for step in range(case.new_tokens):
                 token_B, _ = draw(head_.logits(hidden_Bd), sampling, torch.rand(len(hidden_Bd), generator=generator))
@@ -152,7 +147,7 @@ class Bench:
                 tokens += response[:-1]
                 positions += range(len(prompt), len(prompt) + len(response) - 1)
             shapes.append((len(prompt), [len(response) - 1 for response in own]))
-        return torch.tensor(tokens)[None], torch.tensor(positions)[None], torch.tensor(predict), grow(shapes)
+        return torch.tensor(tokens)[None], torch.tensor(positions)[None], torch.tensor(predict), build(shapes)
 
 
 def setting(target: Any, **values: Any) -> Callable[[Bench], Any]:
@@ -170,17 +165,13 @@ def setting(target: Any, **values: Any) -> Callable[[Bench], Any]:
 
 @contextmanager
 def transformers_decode(bench: Bench) -> Iterator[None]:
-    def rows_of(*given: Any) -> PlainRows:
-        return PlainRows(bench.lm, *given)
-
-    with patch.object(bench, "parts", None), patch.object(bench, "rows_of", rows_of):
+    with patch.object(bench, "decoder", Decoder(bench.lm)):
         yield
 
 
 @contextmanager
 def torch_decode(bench: Bench) -> Iterator[None]:
-    parts = bench.parts
-    with patch.object(bench, "rows_of", lambda *given: decode.LeanRows(parts, *given)):
+    with patch.object(bench, "decoder", Decoder(bench.lm, bench.decoder.parts, FastRows)):
         yield
 
 
@@ -203,34 +194,23 @@ def plain_gated(x_Nd: Tensor, gate_Nn: Tensor, up_Nn: Tensor, down: nn.Linear) -
     return x_Nd + down(nn.functional.silu(gate_Nn) * up_Nn)
 
 
-def plain_heads(x_BLHD: Tensor, turn: tuple[Tensor, Tensor] | None, room: int | None) -> Tensor:
+def plain_heads(x_BLHD: Tensor, cos_BLD: Tensor | None = None, sin_BLD: Tensor | None = None) -> Tensor:
     x_BHLD = x_BLHD.transpose(1, 2)
-    if turn is not None:
-        one, other = x_BHLD.chunk(2, dim=-1)
-        x_BHLD = x_BHLD * turn[0] + torch.cat([-other, one], dim=-1) * turn[1]
-    return x_BHLD if room is None else nn.functional.pad(x_BHLD, (0, 0, 0, room - x_BHLD.shape[2]))
+    if cos_BLD is None or sin_BLD is None:
+        return x_BHLD
+    one, other = x_BHLD.chunk(2, dim=-1)
+    return x_BHLD * cos_BLD[:, None] + torch.cat([-other, one], dim=-1) * sin_BLD[:, None]
 
 
-def slow_product(hidden_Cd: Tensor, weight_Vd: Tensor, bias_V: Tensor | None) -> Tensor:
-    return nn.functional.linear(hidden_Cd, weight_Vd, bias_V)
-
-
+BY_HAND = {"norm": plain_norm, "normed_linears": plain_linears, "add_gated": plain_gated, "heads": plain_heads}
 PIECES = [
-    Piece("all of decoding", ["sample"], transformers_decode),
+    Piece("all of fast decode", ["sample"], transformers_decode),
     Piece("numba", ["sample"], torch_decode),
-    Piece("one product for q, k, v", ["sample"], setting(decode_numba, MERGED_WIDTH=0)),
-    Piece("weight @ x: few columns in one piece", ["sample"], setting(decode, FEW=0)),
-    Piece("head: weight @ x", ["sample"], setting(head, _product=slow_product)),
+    Piece("few rows: x @ weight.T", ["sample"], setting(decode, FEW=0)),
     Piece("all of the fused forward", ["score", "update"], transformers_forward),
-    Piece("prefix tree", ["score", "update"], setting(None, layout="padded")),
-    Piece("plain products for short attention", ["score", "update"], setting(ops, FEW_KEYS=0)),
-    Piece("strides of 8", ["score", "update"], setting(llama, STRIDE=1)),
+    Piece("operations with gradients by hand", ["score", "update"], setting(ops, **BY_HAND)),
     Piece("last layer: only what is read", ["score", "update"], setting(None, everywhere=True)),
-    Piece(
-        "norm and linears in one", ["score", "update"], setting(llama, normed_linears=plain_linears, norm=plain_norm)
-    ),
-    Piece("gated in one", ["score", "update"], setting(llama, add_gated=plain_gated)),
-    Piece("heads in one", ["score", "update"], setting(llama, heads=plain_heads)),
+    Piece("prefix tree", ["score", "update"], setting(None, layout="padded")),
 ]
 
 

@@ -89,7 +89,7 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: st
     names = [name for name, _ in lm.model.named_parameters()]
 
     def gradients(hidden_Nd: Tensor) -> dict[str, Tensor]:
-        loss = (lm.head().logits(hidden_Nd) * generator_NV).sum()
+        loss = (lm.head().logits(hidden_Nd) * weight_NV).sum()
         found = torch.autograd.grad(loss, list(lm.model.parameters()), allow_unused=True)
         return {name: grad for name, grad in zip(names, found, strict=True) if grad is not None}
 
@@ -101,7 +101,7 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(family: st
     batch = laid_out(rollouts, "tree")
     shared_Nd = lm.hidden(batch.tokens_BL, batch.positions_BL, batch.tree)[0, batch.predict_N]
     assert_close(shared_Nd, torch.cat(alone), atol=1e-10, rtol=0)
-    generator_NV = torch.randn(
+    weight_NV = torch.randn(
         len(shared_Nd), lm.vocabulary, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
     one, other = gradients(shared_Nd), gradients(torch.cat(alone))

@@ -7,9 +7,10 @@
 
 Nothing is guessed from a model's name. One probe of 25 tokens, at the start, in the middle and at the end of the
 context, goes through transformers' own forward pass with explicit position ids, and through each fast way: rows,
-prefix tree, packed rows, decoding token by token. States must agree everywhere, and gradients too where something
-trains. Lengths that a few tokens do not reach (a sliding window of 4096) are read off the masks that transformers
-makes (`reach`). What is not proven equal goes through transformers, and the log says why.
+prefix tree, packed rows, decoding token by token. States must agree everywhere. Gradients must agree too in the fused
+forward, where they are written by hand; elsewhere they are torch's own. Lengths that a few tokens do not reach (a
+sliding window of 4096) are read off the masks that transformers makes (`reach`). What is not proven equal goes through
+transformers, and the log says why.
 
 Shape legend: B rows of L tokens, N tokens of one flat row, M tokens of all sequences, d model width, V vocabulary.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, TypeAlias
@@ -37,6 +38,7 @@ from limbeck.models.reach import evaluating, not_full_attention, rope_switches_a
 PROBE_TOLERANCE = 1e-3  # nats; a missed soft cap or multiplier is off by far more
 SMALL = 1e-2  # of the largest gradient: below that differences are counted as if a weight's gradients were so large
 PROBE_WIDTH = 12
+FEW = 8  # matrices
 
 Found: TypeAlias = tuple[Tensor, tuple[Tensor | None, ...]]  # states [M, d], and gradients of some weights
 
@@ -72,16 +74,10 @@ def prove_packing(lm: CausalLM) -> None:
 
     Some architectures make their attention mask without position ids: packed sequences see each other.
     """
-    probe, family = Probe.of(lm), type(lm.model).__name__
-    why = f"a context of {lm.context} tokens is too short for a probe"
-    if probe is not None:
-        packed = partial(lm.hidden, probe.packed_tokens, probe.packed_positions)
-        with evaluating(lm):
-            why = _difference(lm, _through_transformers(lm, probe), _run(lm, lambda: packed()[0])) or ""
-    if why:
+    if why := _unlike(lm, lambda probe: lm.hidden(probe.packed_tokens, probe.packed_positions)[0]):
         raise ModelError(
-            f"{lm.name}: {family} cannot tell packed sequences apart ({why} from those of each alone; expected at "
-            f"most {PROBE_TOLERANCE}). Set learner.layout = 'padded'."
+            f"{lm.name}: {type(lm.model).__name__} cannot tell packed sequences apart ({why} from those of each "
+            f"alone; expected at most {PROBE_TOLERANCE}). Set learner.layout = 'padded'."
         )
 
 
@@ -107,7 +103,7 @@ def share_prompts(lm: CausalLM) -> str | None:
         finally:
             lm.model.set_attn_implementation("sdpa")
 
-    why = _unlike(lm, [(switched, along_tree)])
+    why = _unlike(lm, along_tree, context=switched)
     if why is None:
         lm.model.set_attn_implementation(ATTENTION)
     return None if why is None else f"{family}: {why}"
@@ -146,7 +142,7 @@ def _fused_unlike(lm: CausalLM, parts: LlamaParts) -> str | None:
     def along_tree(probe: Probe) -> Tensor:
         return hidden_states_at(parts, probe.flat_1N, probe.flat_positions_1N, probe.flat_M, probe.tree)
 
-    why = _unlike(lm, [(None, rows), (None, along_tree)])
+    why = _unlike(lm, rows, along_tree, gradients=True)
     return None if why is None else f"{type(lm.model).__name__} is not computed like Llama: {why}"
 
 
@@ -229,17 +225,19 @@ def depends_on_batch(lm: CausalLM) -> str | None:
     return f"log-probs of a row of {family} change by {worst:.3g} nats with a longer row beside it"
 
 
-def _unlike(lm: CausalLM, ways: list[tuple[Callable[[], Any] | None, Callable[[Probe], Tensor]]]) -> str | None:
-    """How the states or gradients of one of `ways`, each in its context, differ from transformers'."""
+def _unlike(
+    lm: CausalLM, *ways: Callable[[Probe], Tensor], context: Callable[[], Any] = nullcontext, gradients: bool = False
+) -> str | None:
+    """How the states of one of `ways`, run in `context`, differ from transformers', or the gradients, if asked for."""
     probe = Probe.of(lm)
     if probe is None:
         return f"a context of {lm.context} tokens is too short for a probe"
     try:
         with evaluating(lm):
-            theirs = _through_transformers(lm, probe)
-            for context, way in ways:
-                with _nothing() if context is None else context():
-                    ours = _run(lm, partial(way, probe))
+            theirs = _run(lm, lambda: probe.of_rows(lm.hidden(probe.rows_BL, probe.rows_positions_BL)), gradients)
+            for way in ways:
+                with context():
+                    ours = _run(lm, partial(way, probe), gradients)
                 if why := _difference(lm, theirs, ours):
                     return why
     except Exception as error:  # whatever the architecture's own code raises
@@ -247,18 +245,15 @@ def _unlike(lm: CausalLM, ways: list[tuple[Callable[[], Any] | None, Callable[[P
     return None
 
 
-def _through_transformers(lm: CausalLM, probe: Probe) -> Found:
-    return _run(lm, lambda: probe.of_rows(lm.hidden(probe.rows_BL, probe.rows_positions_BL)))
+def _run(lm: CausalLM, states_of: Callable[[], Tensor], gradients: bool) -> Found:
+    """States, and gradients of a fixed sum of them: of all vectors, and of the first and the last matrices.
 
-
-def _run(lm: CausalLM, states_of: Callable[[], Tensor]) -> Found:
-    """States, and gradients of a fixed sum of them: of all vectors, the first and last matrices and the embedding.
-
-    What the others' gradients are made of goes through these, and theirs are made by the same code.
+    The gradients of the others are made by the same code, and go through those of the first.
     """
-    trained = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
+    tables = {id(module.weight) for module in lm.model.modules() if isinstance(module, nn.Embedding)}
+    trained = [p for p in lm.model.parameters() if gradients and p.requires_grad and id(p) not in tables]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    few = {id(parameter) for parameter in (*matrices[:10], *matrices[-10:])}
+    few = {id(parameter) for parameter in (*matrices[:FEW], *matrices[-FEW:])}
     trained = [parameter for parameter in trained if parameter.ndim < 2 or id(parameter) in few]
     with torch.set_grad_enabled(bool(trained)):
         states_Md = states_of()
@@ -314,8 +309,3 @@ def tolerance(lm: CausalLM) -> float:
     """In nats: rounding of the dtype the model computes in, far below any mistake."""
     dtype = next(lm.model.parameters()).dtype
     return PROBE_TOLERANCE * (1 if dtype in (torch.float32, torch.float64) else 100)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

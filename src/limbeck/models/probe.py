@@ -61,13 +61,16 @@ class Probe:
             rows_BL[row, : len(places)] = flat_1N[0, places]
         rows_M = [row * LONGEST + place for row, places in enumerate(sequences) for place in range(len(places))]
         flat_M = [place for places in sequences for place in places]
-        tensors = (rows_BL, starts[:, None] + torch.arange(LONGEST), torch.tensor(rows_M))
-        of_flat = (flat_1N, torch.tensor(flat)[None], torch.tensor(flat_M))
-        rows, of_rows, places_rows, flat_1N, of_flat_1N, places_flat = (
-            tensor.to(lm.device) for tensor in (*tensors, *of_flat)
+        return cls(
+            rows_BL.to(lm.device),
+            (starts[:, None] + torch.arange(LONGEST)).to(lm.device),
+            torch.tensor(rows_M, device=lm.device),
+            flat_1N.to(lm.device),
+            torch.tensor(flat, device=lm.device)[None],
+            torch.tensor(flat_M, device=lm.device),
+            build(shapes).to(lm.device),
+            firsts,
         )
-        tree = build(shapes).to(lm.device)
-        return cls(rows, of_rows, places_rows, flat_1N, of_flat_1N, places_flat, tree, firsts)
 
     @property
     def packed_tokens(self) -> Tensor:
