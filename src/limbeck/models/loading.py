@@ -19,7 +19,7 @@ from limbeck.models.equivalence import distance, prove_head, tolerance
 from limbeck.models.text import highest_id
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger("limbeck")
 
@@ -29,14 +29,20 @@ SUPPORTED = "Supported: attention-only causal language models."
 SERVED = "Sample from a server that holds it (engine.kind = 'sglang' or 'vllm'), or choose another student."
 PROBE_TOKENS = 12
 FAULT = 10  # times what rounding may do: a model is refused for a mistake, not for a kernel that rounds more
+DRAFTER = "drafts tokens for another model, whose keys and values it reads"
+NOT_BY_ITSELF = {  # model types that do not turn tokens alone into the distribution of the next
+    "blt": "reads bytes in patches that a second model bounds",
+    "gemma4_assistant": DRAFTER,
+    "gemma4_unified_assistant": DRAFTER,
+}
 UNSUPPORTED_LAYERS = ("linear_attention", "mamba", "conv", "recurrent")
 
 
 def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
-    """Load a model and its tokenizer, and prove that it is causal and that its head is understood.
+    """Load a model and its tokenizer, and prove that its rows are causal and apart, and that its head is understood.
 
     Raises `ModelError` for a missing folder, tokenizer or weight, for an adapter in the folder, for weights that are
-    not finite, for recurrent layers, and for an architecture whose logits are not `Head`'s.
+    not finite, for recurrent layers, for rows that see what they must not, and for logits that are not `Head`'s.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -45,13 +51,13 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
     path = resolve(section.model)
     if (Path(path) / ADAPTER).is_file():  # transformers would put its layers into the model
         raise _adapter_in(section.model)
-    attention = _attention(section, path)
+    config = _read_config(section.model, path)
     tokenizer = load_tokenizer(section.model)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, section.dtype),
-            attn_implementation=attention,
+            attn_implementation=_attention(section, config),
             ignore_mismatched_sizes=True,  # told below, by name
             output_loading_info=True,
         )
@@ -71,7 +77,7 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
         logger.info("%s: sequences of at most %d tokens: above that %s", lm.name, limit.tokens, limit.above)
     _check_attention(lm)
     _check_finite(lm)
-    _prove_causal(lm)
+    _prove_rows(lm)
     prove_head(lm)
     return lm
 
@@ -140,20 +146,24 @@ def _vocabulary(lm: CausalLM) -> int:
     return needed
 
 
-def _attention(section: ModelConfig, path: str) -> str | None:
-    """None lets transformers choose, which it gets wrong for soft-capped attention: only eager has it.
-
-    Raises `ModelError` for a config that cannot be read, before anything else is blamed for it.
-    """
+def _read_config(name: str, path: str) -> PretrainedConfig:
+    """The config.json alone, so that nothing else is blamed for it. Raises `ModelError`."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path).get_text_config()
+        config = AutoConfig.from_pretrained(path)
     except Exception as error:  # OSError, ValueError, KeyError, the config class's own
-        raise ModelError(f"cannot read the config.json of {section.model!r}: {first_line(error)}") from error
+        raise ModelError(f"cannot read the config.json of {name!r}: {first_line(error)}") from error
+    if why := NOT_BY_ITSELF.get(config.model_type):
+        raise ModelError(f"{name}: a {config.model_type!r} model {why}. {SUPPORTED}")
+    return config
+
+
+def _attention(section: ModelConfig, config: PretrainedConfig) -> str | None:
+    """None lets transformers choose, which it gets wrong for soft-capped attention: only eager has it."""
     if section.attention != "auto":
         return section.attention
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
 def _check_attention(lm: CausalLM) -> None:
@@ -178,28 +188,37 @@ def _check_finite(lm: CausalLM) -> None:
             raise ModelError(f"{lm.name}: weight {name!r} has NaN or infinite values. Use another checkpoint.")
 
 
-def _prove_causal(lm: CausalLM) -> None:
-    """Compare the logits of the same tokens before two different continuations. Raises `ModelError`.
+def _prove_rows(lm: CausalLM) -> None:
+    """Compare the logits of the same tokens before two different continuations, and beside another row and alone.
 
-    An encoder such as BERT is a causal model to transformers, and attends to what follows unless `is_decoder` is set.
+    Raises `ModelError`. An encoder such as BERT is a causal model to transformers, and attends to what follows unless
+    `is_decoder` is set; experts of a fixed capacity would make a row depend on its neighbours.
     """
     half, family = max(1, min(PROBE_TOKENS, lm.context or PROBE_TOKENS) // 2), type(lm.model).__name__
     parts = torch.split(torch.arange(1, 3 * half + 1, device=lm.device) * 7919 % lm.vocabulary, half)
     rows_2L = torch.stack([torch.cat([parts[0], after]) for after in parts[1:]])
     try:
         with torch.inference_mode():
-            logits_2LV = lm.model(input_ids=rows_2L, use_cache=False).logits[:, :half, : lm.vocabulary].float()
-        one_LV, other_LV = logits_2LV.log_softmax(-1)
-        worst = (one_LV - other_LV).abs().max().item()
+            (one_LV, other_LV), (alone_LV,) = (
+                lm.model(input_ids=rows_BL, use_cache=False).logits[:, :, : lm.vocabulary].float().log_softmax(-1)
+                for rows_BL in (rows_2L, rows_2L[:1])
+            )
+        with_next = (one_LV - other_LV)[:half].abs().max().item()
+        with_row = (one_LV - alone_LV).abs().max().item()
     except Exception as error:  # whatever the architecture's own code raises
         raise ModelError(
             f"{lm.name}: {family} cannot be run on tokens alone: {first_line(error)}. {SUPPORTED}"
         ) from error
-    if not worst <= (limit := FAULT * tolerance(lm)):
-        raise ModelError(
-            f"{lm.name}: {family} is not causal: the log-probs of a token change by {worst:.3g} nats with the tokens "
-            f"that follow (expected at most {limit:g}). {SUPPORTED}"
-        )
+    limit = FAULT * tolerance(lm)
+    for what, worst, cause in (
+        ("is not causal", with_next, "the tokens that follow"),
+        ("does not keep rows apart", with_row, "another row beside it"),
+    ):
+        if not worst <= limit:
+            raise ModelError(
+                f"{lm.name}: {family} {what}: log-probs change by {worst:.3g} nats with {cause} (expected at most "
+                f"{limit:g}). {SUPPORTED}"
+            )
 
 
 def prove_decoding(lm: CausalLM) -> None:
