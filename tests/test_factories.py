@@ -35,7 +35,7 @@ def recipe(output: Path, **tables: Any) -> Recipe:
             "output": str(output),
             "student": {"model": tiny.folder_of("llama")},
             "rollout": {"temperature": 0.7, "max_tokens": 5, "prompts_per_step": 8, "samples_per_prompt": 2},
-            "eval": {"prompts": 2},
+            "eval": {"prompts": 2, "samples_per_prompt": 64},
             "checkpoint": {"every": 2},
             "teacher": {**own, "factory": "tests.own_parts:teacher", "seed": 3},
             "task": {**own, "factory": "tests.own_parts:task", "prompts": 10},

@@ -16,10 +16,8 @@ import transformers
 from torch.testing import assert_close
 
 from limbeck.config.base import ModelConfig
-from limbeck.contract.bake import CONFIG_KEY
 from limbeck.errors import ModelError
 from limbeck.models.causal_lm import (
-    BAKED_TEMPERATURE,
     CausalLM,
     context_limit,
     first_line,
@@ -100,7 +98,6 @@ def test_a_stop_id_of_a_recipe_that_is_no_token_is_refused_by_name(outside: int)
 
 
 def test_a_baked_folder_is_known_by_its_temperature(folder: Path) -> None:
-    assert CONFIG_KEY == BAKED_TEMPERATURE
     assert load(folder).natural_temperature == 1.0
     edit(folder, limbeck_temperature=0.7)
     assert load(folder).natural_temperature == 0.7

@@ -20,6 +20,7 @@ from limbeck.config.base import ModelConfig
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.errors import ModelError
+from limbeck.learners.batch import request_for
 from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import (
     CausalLM,
@@ -88,12 +89,12 @@ def test_what_a_family_does_after_its_last_matrix_is_in_the_head() -> None:
 def test_rows_of_a_batch_do_not_see_each_other(family: str, layout: Layout) -> None:
     """Sliding windows, learned positions and all: a row's states are those it has alone."""
     lm = tiny.lm_of(family)
-    dice = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     rollouts = [
-        tiny.rollout(torch.randint(tiny.VOCABULARY, (n,), generator=dice).tolist(), [0] + [1] * (n - 1))
+        tiny.rollout(torch.randint(tiny.VOCABULARY, (n,), generator=generator).tolist(), [0] + [1] * (n - 1))
         for n in (9, 2, 17, 1, 12)
     ]
-    batch = lay_out(rollouts, layout)
+    batch = lay_out([request_for(rollout) for rollout in rollouts], layout)
     with torch.no_grad():
         hidden_Nd = lm.hidden(batch.tokens_BL, batch.positions_BL).flatten(0, 1)[batch.predict_N]
         ours = lm.head().logits(hidden_Nd).log_softmax(-1)
