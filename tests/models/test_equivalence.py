@@ -13,17 +13,16 @@ import transformers
 from torch import Tensor
 from torch.testing import assert_close
 
-from limbeck.models import equivalence, reach
+from limbeck.learners.batch import request_for
+from limbeck.models import reach
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.equivalence import (
-    depends_on_batch,
     fast_decode,
     prove_packing,
     share_prompts,
     use_fused_forward,
 )
 from limbeck.models.layout import Layout, lay_out
-from limbeck.models.reach import rope_switches_at
 from limbeck.records import Rollout
 from tests import tiny
 
@@ -44,43 +43,13 @@ def phi3(**more: object) -> CausalLM:
     return lm_of(transformers.Phi3Config(**tiny.GATED, vocab_size=tiny.VOCABULARY, **control, **given))
 
 
-@pytest.mark.parametrize("build", [phi3, lambda: lm_of(tiny.config_of("llama", rope_parameters=dict(LONGROPE)))])
-def test_frequencies_of_the_longest_row_are_told_by_name(build: Callable[[], CausalLM]) -> None:
-    lm = build()
-    assert rope_switches_at(lm) == 16
-    assert "more than 16 tokens, and its context is 64" in str(depends_on_batch(lm))
-
-
-def test_a_context_within_the_first_frequencies_depends_on_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = phi3()
-    monkeypatch.setattr(type(lm), "context", property(lambda self: 16))
-    assert depends_on_batch(lm) is None
-
-
-def test_dynamic_frequencies_change_beyond_the_context_only() -> None:
-    lm = lm_of(tiny.config_of("llama", rope_parameters=dict(DYNAMIC)))
-    assert rope_switches_at(lm) == tiny.CONTEXT
-    assert depends_on_batch(lm) is None
-
-
-def test_frequencies_of_the_longest_row_are_found_without_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(equivalence, "rope_switches_at", lambda lm: None)
-    assert "with a longer row beside it" in str(depends_on_batch(phi3()))
-
-
-def test_rows_that_see_the_mean_of_their_batch_are_found() -> None:
-    lm = tiny.fresh("llama")
-
-    def mixed(module: object, args: object, out: Tensor) -> Tensor:
-        return out + 0.1 * out.mean(dim=(0, 1), keepdim=True)
-
-    lm.model.base_model.layers[0].mlp.register_forward_hook(mixed)
-    assert "with a longer row beside it" in str(depends_on_batch(lm))
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_rows_of_the_families_depend_on_nothing(family: str) -> None:
-    assert depends_on_batch(tiny.lm_of(family)) is None
+def test_the_context_ends_where_the_frequencies_of_a_batch_would_change() -> None:
+    """Case 2: within it, a row's states are its own, and every fast way may be taken."""
+    for lm in (phi3(), lm_of(tiny.config_of("llama", rope_parameters=dict(LONGROPE)))):
+        assert lm.context == 16
+        use_fused_forward(lm)
+        rollouts = whole_context(lm, (15, 9, 12))
+        assert_logprobs_of_each_alone(lm, rollouts, "padded" if share_prompts(lm) else "tree")
 
 
 MINISTRAL = {
@@ -125,7 +94,7 @@ def whole_context(lm: CausalLM, lengths: tuple[int, ...] = (63, 20, 41)) -> list
 
 def assert_logprobs_of_each_alone(lm: CausalLM, rollouts: list[Rollout], layout: Layout) -> None:
     """Through whatever way the model takes now."""
-    batch = lay_out(rollouts, layout)
+    batch = lay_out([request_for(rollout) for rollout in rollouts], layout)
     with torch.inference_mode():
         hidden_Nd = lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N, batch.tree)
         logp_NV = torch.log_softmax(lm.head().logits(hidden_Nd), dim=-1)
@@ -212,7 +181,6 @@ def test_the_proofs_leave_the_model_as_it_was() -> None:
     lm.model.train()
     assert use_fused_forward(lm) is None
     assert fast_decode(lm).why is None
-    assert depends_on_batch(lm) is None
     assert lm.model.training
     assert all(parameter.grad is None and parameter.requires_grad for parameter in lm.model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())

@@ -21,7 +21,6 @@ from limbeck.engines.hf import InProcessEngine
 from limbeck.learners.local import LocalLearner
 from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM, turn_off_training_noise
-from limbeck.models.loading import prove_decoding
 from limbeck.records import Failure, Key, Prompt, Rollout, SampleRequest, Sampling, Scored, ScoreRequest, single_turn
 from limbeck.teachers.local import LocalTeacher
 
@@ -33,8 +32,6 @@ def sampled(
 ) -> tuple[list[Rollout], str | None]:
     """Responses with the log-probs they were drawn with; and why transformers decodes them, None where it does not."""
     engine = InProcessEngine(lm, HFEngineConfig())
-    if engine.decoder.why:
-        prove_decoding(lm)
     keyed = [(prompt, Key(prompt.id, 0, sample)) for prompt in prompts for sample in range(samples)]
     unit = [SampleRequest(key, np.array(prompt.token_ids), sampling) for prompt, key in keyed]
 

@@ -21,6 +21,7 @@ from limbeck.errors import EngineError
 from limbeck.models.causal_lm import CausalLM, precision
 from limbeck.models.decode import Decoder, Rows
 from limbeck.models.equivalence import fast_decode
+from limbeck.models.loading import prove_decoding
 from limbeck.models.sampling import draw
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Sampled, SampleRequest, Sampling
@@ -37,7 +38,7 @@ class InProcessEngine:
     """Samples from `lm`.
 
     With `shared`, its weights are the learner's own and `load` only takes note of the lease; otherwise `load`
-    copies the policy's weights into it.
+    copies the policy's weights into it. Raises `ModelError` for a model that cannot be decoded with a cache.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class InProcessEngine:
         self.policy: Policy | None = None
         self.decoder = Decoder(lm, why="bfloat16 autocast") if autocast else fast_decode(lm)
         why = self.decoder.why
+        if why:
+            prove_decoding(lm)
         logger.info("%s decodes %s", lm.name, f"through transformers: {why}" if why else "by the fast decode")
 
     async def load(self, policy: Policy) -> None:

@@ -3,7 +3,6 @@
     why = share_prompts(lm)            # None: the layout "tree" may be used; else why not
     why = use_fused_forward(lm)        # None: from here on `lm.states` goes through `llama.hidden_states_at`
     decoder = fast_decode(lm)          # `decoder.why`: why transformers decodes, where it does
-    why = depends_on_batch(lm)         # None: a row's states are its own
 
 Nothing is guessed from a model's name. One probe of 25 tokens, at the start, in the middle and at the end of the
 context, goes through transformers' own forward pass with explicit position ids, and through each fast way: rows,
@@ -33,7 +32,7 @@ from limbeck.models.decode import Decoder, FastRows, FastRowsOf
 from limbeck.models.llama import LlamaParts, hidden_states_at, parts_of
 from limbeck.models.prefix_tree import ATTENTION, attention
 from limbeck.models.probe import Probe
-from limbeck.models.reach import evaluating, not_full_attention, rope_switches_at
+from limbeck.models.reach import evaluating, not_full_attention
 
 PROBE_TOLERANCE = 1e-3  # nats; a missed soft cap or multiplier is off by far more
 SMALL = 1e-2  # of the largest gradient: below that differences are counted as if a weight's gradients were so large
@@ -195,34 +194,6 @@ def _decoded_unlike(lm: CausalLM, parts: LlamaParts, rows_of: FastRowsOf, every_
     except Exception as error:  # parts of those names that want something else, such as half-rotated heads
         return first_line(error)
     return None if all(x <= tolerance(lm) for x in worst) else f"log-probs differ by {max(worst):.3g} nats on a probe"
-
-
-def depends_on_batch(lm: CausalLM) -> str | None:
-    """Why a row's states depend on what else is in its batch, within `lm.context`; None where they do not.
-
-    Known by name (frequencies that follow the longest row) and, whatever the name, by a probe: one row alone, and
-    beside a longer row that ends at the end of the context.
-    """
-    family, context = type(lm.model).__name__, lm.context
-    limit = rope_switches_at(lm)
-    if limit is not None and (context is None or context > limit):
-        return (
-            f"{family} turns every row of a batch by the frequencies of the longest once that has more than {limit} "
-            f"tokens, and its context is {context}"
-        )
-    width = min(PROBE_WIDTH, context or PROBE_WIDTH)
-    short = max(1, width // 2)
-    tokens_2L = torch.arange(1, 2 * width + 1, device=lm.device).view(2, width) * 7919 % lm.vocabulary
-    end = width if context is None else context
-    positions_2L = torch.arange(width, device=lm.device).repeat(2, 1)
-    positions_2L[1] += end - width
-    with evaluating(lm), torch.inference_mode():
-        alone_Ld = lm.hidden(tokens_2L[:1, :short], positions_2L[:1, :short])[0]
-        beside_Ld = lm.hidden(tokens_2L, positions_2L)[0, :short]
-        worst = distance(lm, beside_Ld, alone_Ld)
-    if worst <= tolerance(lm):
-        return None
-    return f"log-probs of a row of {family} change by {worst:.3g} nats with a longer row beside it"
 
 
 def _unlike(

@@ -21,9 +21,6 @@ def not_full_attention(lm: CausalLM) -> str | None:
     window = getattr(config, "sliding_window", None)
     if window and window < end:
         return f"{family} has a sliding window of {window}"
-    limit = rope_switches_at(lm)
-    if limit is not None and limit < end:
-        return f"{family} has other frequencies beyond {limit} tokens"
     for mask_function in _masks_of(lm):
         zero, last = torch.tensor(0), torch.tensor(end - 1)
         seen_L = mask_function(zero, zero, last, torch.arange(end))
@@ -52,25 +49,6 @@ def _masks_of(lm: CausalLM) -> list[Callable[..., Any]]:
     finally:
         del MASKS[kind]
     return found
-
-
-def rope_switches_at(lm: CausalLM) -> int | None:
-    """Tokens up to which rotary frequencies are one set, where more tokens anywhere in a batch choose another.
-
-    Every row of a batch then turns by the set of the longest, and keys in a cache keep the set they were made with.
-    """
-    config = text_config(lm.model)
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [kind for kind in (parameters, *parameters.values()) if isinstance(kind, dict)]  # one a layer type, of some
-    limits = []
-    for kind in kinds:
-        name = str(kind.get("rope_type", ""))
-        if name == "longrope":
-            original = kind.get("original_max_position_embeddings")
-            limits.append(original or getattr(config, "original_max_position_embeddings", None) or 0)
-        elif "dynamic" in name:
-            limits.append(config.max_position_embeddings)
-    return min((int(limit) for limit in limits), default=None)
 
 
 @contextmanager
