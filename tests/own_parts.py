@@ -10,6 +10,7 @@ from safetensors.torch import load_model as load_model_file
 from limbeck.config.engine import HFEngineConfig
 from limbeck.config.factory import Build
 from limbeck.config.learner import LocalLearnerConfig
+from limbeck.config.objective import PythonObjectiveConfig
 from limbeck.engines.hf import InProcessEngine
 from limbeck.learners.local import LocalLearner
 from limbeck.models.loading import load_model
@@ -68,7 +69,8 @@ class OwnLearner(LocalLearner):
 
 
 def learner(build: Build, lr: float) -> LocalLearner:
-    loss = loss_of(build.recipe.objective, MADE["objective"])
+    own = isinstance(build.recipe.objective, PythonObjectiveConfig)
+    loss = loss_of(build.recipe.objective, MADE["objective"] if own else None)
     lm = load_model(build.recipe.student, build.device)
     made: LocalLearner = _keep(
         "learner", OwnLearner(lm, LocalLearnerConfig(lr=lr), loss, build.recipe.steps, build.seed)

@@ -139,8 +139,6 @@ def _train(recipe: Recipe, fresh: bool, given: Given, observers: Sequence[Observ
         with asyncio.Runner() as runner:
             _run_to_end(runner, recipe, folder, checkpoint, given, observers, stop)
     finally:
-        for observer in observers:
-            observer.closed()
         folder.close()
     lines = folder.lines()
     return TrainResult(
@@ -173,6 +171,8 @@ def _run_to_end(
     finally:
         if run is not None:
             runner.run(run.close())
+            for observer in observers if run.began else ():
+                observer.closed()
 
 
 async def _cancel_others() -> None:

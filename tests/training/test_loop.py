@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import limbeck
 from limbeck.config.recipe import Recipe, parse_recipe
 from limbeck.errors import DataError, EngineError, LimbeckError, NonFiniteError
+from limbeck.models.states import LocalStates
 from limbeck.records import Failure, HiddenScores
 from limbeck.teachers.local import LocalTeacher
 from tests.helpers import save_tiny
@@ -44,15 +46,14 @@ def poison_from(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From update `step` on, the teacher's first answer holds a NaN."""
     honest, calls = LocalTeacher.score, 0
 
-    async def score(self, rollouts):
+    async def score(self, unit):
         nonlocal calls
-        scores = await honest(self, rollouts)
-        calls += len(rollouts) == 4 and rollouts[0].prompt.id.startswith("arithmetic")
+        scores = await honest(self, unit)
+        calls += len(unit) == 4 and unit[0].id.startswith("arithmetic")
         if calls > step:  # the first such call is the evaluation's
             first = scores[0]
             assert isinstance(first, HiddenScores)
-            bad = torch.full_like(first.hidden, float("nan"))
-            scores[0] = HiddenScores(first.teacher, first.temperature, bad, first.head)
+            scores[0] = replace(first, states=LocalStates(torch.full_like(first.states.fetch(), float("nan"))))
         return scores
 
     monkeypatch.setattr(LocalTeacher, "score", score)
@@ -75,10 +76,10 @@ def test_a_non_finite_step_stops_with_its_samples_and_resumes(models, tmp_path, 
 def test_a_teacher_that_fails_stops_the_step(models, tmp_path, monkeypatch) -> None:
     honest = LocalTeacher.score
 
-    async def score(self, rollouts):
-        scores = await honest(self, rollouts)
-        if rollouts[0].prompt.id.startswith("arithmetic"):
-            scores[1] = Failure(rollouts[1].prompt.id, "score", "timeout", "no answer in 60 s")
+    async def score(self, unit):
+        scores = await honest(self, unit)
+        if unit[0].id.startswith("arithmetic"):
+            scores[1] = Failure(unit[1].id, "score", "timeout", "no answer in 60 s")
         return scores
 
     monkeypatch.setattr(LocalTeacher, "score", score)
@@ -98,9 +99,11 @@ def test_same_weights_have_no_kl_and_no_alarm(models, tmp_path) -> None:
 
 
 def test_truncated_sampling_trains_on_full_support(models, tmp_path) -> None:
-    """States come from the cut distribution, the KL is of the whole one; the ratio says they differ."""
+    """States come from the cut distribution, the KL is of the whole one, and an engine that is right has no mismatch."""
     result = limbeck.train(recipe(models, tmp_path, "rollout.top_k=2", "steps=2"))
-    assert result.steps[0]["importance/mean"] < 0.99
+    assert result.steps[0]["mismatch"] < 1e-5
+    assert result.steps[0]["importance/mean"] == pytest.approx(1, abs=1e-5)
+    assert "mismatch" not in [alarm["name"] for alarm in result.steps[0]["alarms"]]
     assert result.steps[0]["reverse_kl/exact"] > 0
 
 

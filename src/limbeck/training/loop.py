@@ -30,6 +30,7 @@ async def train(run: Run) -> None:
     A run that stops for an error keeps the last update in a checkpoint, however rare checkpoints are.
     """
     run.step = run.made = run.start
+    run.began = True
     for observer in run.observers:
         observer.started(run.start, run.recipe.steps)
     try:

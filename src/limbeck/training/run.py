@@ -40,6 +40,7 @@ class Run:
     observers: Sequence[Observer] = ()
     stop: StopSignals = field(default_factory=StopSignals)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)  # what has to be let go of at the end
+    began: bool = False  # observers know of it
     step: int = 0  # the one under way, or the last one
     made: int = 0  # updates whose weights the learner holds
     seconds: dict[str, float] = field(default_factory=dict)  # of the phases of the present step
