@@ -43,7 +43,7 @@ from limbeck.records import (
 )
 from limbeck.reports import StepReport
 from limbeck.teachers.local import LocalTeacher
-from limbeck.teachers.view import SameView
+from limbeck.training.view import SameView
 from tests import tiny
 
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)

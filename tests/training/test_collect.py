@@ -16,11 +16,11 @@ from limbeck.errors import EngineError, LimbeckError, TeacherError
 from limbeck.protocols import Generate
 from limbeck.records import Context, Episode, Failure, Key, Prompt, Sampled, SampleRequest, ScoreRequest, Scores
 from limbeck.seeding import served_seed, uniforms
-from limbeck.teachers.view import SameView
 from limbeck.testing import BigramEngine, BigramTeacher, CountingLearner, FakeTask, random_bigrams
 from limbeck.training.collect import collect
 from limbeck.training.run import Run
 from limbeck.training.run_folder import RunFolder
+from limbeck.training.view import SameView
 
 V = 12
 TABLE = random_bigrams(V)

@@ -99,7 +99,7 @@ def test_same_weights_have_no_kl_and_no_alarm(models, tmp_path) -> None:
 
 
 def test_truncated_sampling_trains_on_full_support(models, tmp_path) -> None:
-    """States come from the cut distribution, the KL is of the whole one, and an engine that is right has no mismatch."""
+    """States come from the cut distribution, the KL is of the whole one, and a right engine has no mismatch."""
     result = limbeck.train(recipe(models, tmp_path, "rollout.top_k=2", "steps=2"))
     assert result.steps[0]["mismatch"] < 1e-5
     assert result.steps[0]["importance/mean"] == pytest.approx(1, abs=1e-5)

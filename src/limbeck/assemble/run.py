@@ -26,17 +26,17 @@ from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM, shared_vocabulary, stop_ids_of
 from limbeck.models.head import Head
 from limbeck.models.loading import load_model, resolve
-from limbeck.models.text import Decoder, Names
+from limbeck.models.text import Decoder, Names, vocabulary_note
 from limbeck.objectives import Loss, loss_of
 from limbeck.protocols import Learner, Task
 from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
 from limbeck.tasks.python import PythonTask
 from limbeck.teachers.local import LocalTeacher
-from limbeck.teachers.view import SameView
 from limbeck.training.kept_prompts import keep_prompts
 from limbeck.training.run import Run
 from limbeck.training.run_folder import Checkpoint, RunFolder
+from limbeck.training.view import SameView
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ async def _assemble(
     stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
     engine = make_engine(site, learner, task, stop_ids)
     await engine.load(await learner.publish())
-    results = [*proven.results, *(engine.results if isinstance(engine, ServedEngine) else ())]
+    results = [*_notes(student), *proven.results, *(engine.results if isinstance(engine, ServedEngine) else ())]
     folder.write_lines("contract.jsonl", [asdict(result) for result in results])
     run = Run(
         recipe=recipe,
@@ -118,6 +118,17 @@ async def _assemble(
         resources=resources,
     )
     return Assembled(run, tuple(results))
+
+
+def _notes(student: CausalLM) -> list[ProbeResult]:
+    """What one should know of the student, and what is done about it."""
+    notes = []
+    if student.stop_ids_note is not None:
+        notes.append(ProbeResult("stop tokens", student.stop_ids_note, "a response ends at any of them"))
+    unnamed = vocabulary_note(student.name, student.tokenizer, student.vocabulary)
+    if unnamed is not None:
+        notes.append(ProbeResult("vocabulary", unnamed, "a token for every id"))
+    return notes
 
 
 def _checked(task: Task, longest: int | None, student: CausalLM) -> Task:
