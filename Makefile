@@ -1,4 +1,4 @@
-# Every target sets up what it needs. `make demo` and `make test` work from a bare clone.
+# Every target installs what it needs. `make demo` and `make test` work from a bare clone.
 PYTHON ?= python3
 VENV := .venv
 ENGINES ?= $(HOME)/.cache/limbeck/engines
@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .PHONY: help demo test test-slow test-browser test-engines smollm2 check lint types floors benchmark bench-full clean
 
-help:            ## what can be made
+help:            ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 demo: $(VENV)/demo     ## distil a tiny model on this machine, in minutes
@@ -16,7 +16,7 @@ demo: $(VENV)/demo     ## distil a tiny model on this machine, in minutes
 test: $(VENV)/test     ## the default tests: no network, under ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-slow: $(VENV)/test     ## tests that take minutes each: the whole demo, the documentation's commands
+test-slow: $(VENV)/test     ## tests that take minutes each: the whole demo, every command in the documentation, all architectures
 	$(BIN)/python -m pytest -m slow
 
 test-browser: $(VENV)/browser     ## the run page in a headless Chromium; installs it on Debian, as root
@@ -28,12 +28,12 @@ test-engines: $(VENV)/test     ## real SGLang and vLLM on this machine: 6 GB of 
 	scripts/engines/install_vllm.sh $(ENGINES)/vllm
 	LIMBECK_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engines --durations=0 tests/engines_live
 
-smollm2: $(VENV)/smollm2     ## prune a real chat model and heal it by its original
+smollm2: $(VENV)/smollm2     ## prune a real chat model and heal it against its original, in half an hour
 	$(BIN)/python scripts/smollm2/prepare.py
 	$(BIN)/limbeck train recipes/smollm2.toml
 	$(BIN)/python scripts/smollm2/compare.py --healed runs/smollm2/model
 
-check: lint types floors test     ## all of CI's checks
+check: lint types floors test     ## what every change must pass
 
 lint: $(VENV)/dev     ## style
 	$(BIN)/ruff check .
@@ -42,10 +42,10 @@ lint: $(VENV)/dev     ## style
 types: $(VENV)/dev     ## strict types
 	$(BIN)/mypy
 
-floors: $(VENV)/dev     ## imports go down only
+floors: $(VENV)/dev     ## the import contract: imports go down only
 	$(BIN)/lint-imports
 
-benchmark: $(VENV)/test     ## loss and training step against what one would use instead, quickly; downloads TRL
+benchmark: $(VENV)/test     ## loss and training step against materialised logits and TRL, quickly; downloads TRL
 	$(BIN)/python benchmarks/loss.py --quick
 	$(BIN)/python benchmarks/step.py --quick
 

@@ -22,7 +22,7 @@ from limbeck.config.recipe import Recipe
 TARGET = Path(__file__).parents[1] / "docs" / "reference" / "recipe.md"
 HEAD = """# Recipe reference
 
-<!-- Written by scripts/make_reference.py from src/limbeck/config*.py; a test checks that it is up to date. -->
+<!-- Written by scripts/make_reference.py from src/limbeck/config/; a test checks that it is up to date. -->
 
 A recipe is a TOML file. Every key below can also be given on the command line, dotted:
 `limbeck train recipes/demo.toml rollout.temperature=0.7 learner.lora.rank=8`. Unknown keys are errors.

@@ -20,7 +20,7 @@ class ReferenceConfig(Config):
 class TaskRewardConfig(Config):
     """The grader's reward as an advantage, group-normalised, added to the distillation signal."""
 
-    weight: Positive = 1.0
+    weight: Positive = Field(1.0, description="of the reward's advantage beside the distillation loss")
     normalise: Literal["mean_std", "mean"] = Field(
         "mean_std", description="subtract the group's mean; `mean_std` also divides by its deviation"
     )

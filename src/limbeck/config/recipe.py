@@ -41,16 +41,18 @@ from limbeck.errors import RecipeError
 
 
 class RolloutConfig(Config):
-    """How the student samples. The teacher is scored at this very temperature."""
+    """How the student samples. The teacher scores at the same temperature."""
 
     temperature: Positive = Field(1.0, description="T of sampler, student loss and teacher alike; > 0")
     max_tokens: PositiveInt = Field(256, description="longest response")
-    prompts_per_step: PositiveInt = 64
-    samples_per_prompt: PositiveInt = 1
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    prompts_per_step: PositiveInt = Field(64, description="prompts of one update")
+    samples_per_prompt: PositiveInt = Field(1, description="responses to each prompt")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description='1: off; below it, `support = "full"` only')
     top_k: Count = Field(0, description="0: off")
     min_p: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="0: off")
-    stop_ids: tuple[int, ...] = Field((), description="stop tokens besides the model's own")
+    stop_ids: tuple[int, ...] = Field(
+        (), description="stop tokens besides those of the generation config and the tokenizer"
+    )
 
 
 class EvalConfig(Config):
@@ -58,7 +60,7 @@ class EvalConfig(Config):
 
     every: Count = Field(0, description="steps between evaluations; 0: only before and after")
     prompts: PositiveInt = Field(128, description="how many held-out prompts")
-    samples_per_prompt: PositiveInt = 1
+    samples_per_prompt: PositiveInt = Field(1, description="responses to each; several give pass@k")
     greedy: bool = Field(False, description="accuracy of the most likely answer; the KL is always on samples")
 
 
@@ -66,7 +68,7 @@ class CheckpointConfig(Config):
     """When to save, and how many to keep."""
 
     every: Count = Field(50, description="steps between checkpoints; 0: only at the end")
-    keep_last: PositiveInt = 2
+    keep_last: PositiveInt = Field(2, description="older checkpoints are removed")
 
 
 class RecordConfig(Config):
@@ -74,7 +76,7 @@ class RecordConfig(Config):
 
     every: Count = Field(10, description="steps between recorded ones, besides the first and the last; 0: none at all")
     rollouts_per_step: Count = Field(8, description="of the step's own rollouts, spread evenly over them")
-    watch: Count = Field(4, description="held-out prompts sampled with the same dice at every recorded step")
+    watch: Count = Field(4, description="held-out prompts sampled with the same random numbers at every recorded step")
     top: Annotated[int, Field(ge=1, le=64)] = Field(5, description="most likely tokens kept for each position")
     max_mb: PositiveInt = Field(
         256, description="size of `rollouts/`; over it every second recorded step is dropped, and again"
@@ -82,12 +84,12 @@ class RecordConfig(Config):
 
 
 class Recipe(Config):
-    """One run. `name` and `output` say where it goes, the tables what it does."""
+    """One run. `name` and `output` are where it goes; the tables below are what it does."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder")
     output: str = Field("runs", description="folder of run folders")
-    seed: Count = 0
-    steps: PositiveInt = 100
+    seed: Count = Field(0, description="all randomness follows from it")
+    steps: PositiveInt = Field(100, description="updates")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
     threads: PositiveInt | None = Field(None, description="CPU threads; absent: all cores")
     student: StudentConfig
@@ -100,7 +102,9 @@ class Recipe(Config):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     record: RecordConfig = RecordConfig()
-    trackers: tuple[TrackerConfig, ...] = Field((), description='who else is told: `[{kind = "tensorboard"}]`')
+    trackers: tuple[TrackerConfig, ...] = Field(
+        (), description='trackers, besides `metrics.jsonl`: `[{kind = "tensorboard"}]`'
+    )
 
     @model_validator(mode="before")
     @classmethod

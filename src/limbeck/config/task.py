@@ -15,7 +15,7 @@ class ExactGraderConfig(Config):
     """1 where the response equals the answer, white space and case aside as asked."""
 
     kind: Literal["exact"] = "exact"
-    ignore_case: bool = False
+    ignore_case: bool = Field(False, description="upper and lower case are the same")
 
 
 class NumericGraderConfig(Config):
@@ -34,7 +34,7 @@ class RegexGraderConfig(Config):
 
     kind: Literal["regex"] = "regex"
     pattern: str = Field(description="must have exactly one group")
-    ignore_case: bool = False
+    ignore_case: bool = Field(False, description="upper and lower case are the same")
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
@@ -110,8 +110,8 @@ class DatasetTaskConfig(_RowsConfig):
 
     kind: Literal["dataset"] = "dataset"
     name: str = Field(description="hub name, or a folder written by `save_to_disk`")
-    config: str | None = None
-    split: str = "train"
+    config: str | None = Field(None, description="configuration of the data set, such as `main`")
+    split: str = Field("train", description="the split to train on")
     held_out_split: str | None = Field(None, description="a split of its own to evaluate on")
 
 
@@ -121,11 +121,13 @@ class ReasoningGymTaskConfig(Config):
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     name: str = Field(description="a reasoning-gym data set, such as `basic_arithmetic`")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to its config")
-    chat: bool = True
-    system: str | None = None
-    train: PositiveInt = 4096
-    held_out: PositiveInt = 256
-    too_long: Literal["error", "drop"] = "error"
+    chat: bool = Field(True, description="put prompts through the chat template, where there is one")
+    system: str | None = Field(None, description="system message put before each chat")
+    train: PositiveInt = Field(4096, description="prompts to train on")
+    held_out: PositiveInt = Field(256, description="prompts to evaluate on; disjoint from `train`")
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="what to do with prompts that leave no room for max_tokens; drops are counted"
+    )
 
 
 class PythonTaskConfig(PythonPartConfig):

@@ -21,7 +21,7 @@ class WandbTrackerConfig(Config):
     """Weights & Biases (extra `wandb`)."""
 
     kind: Literal["wandb"] = "wandb"
-    project: str = "limbeck"
+    project: str = Field("limbeck", description="where its runs are listed")
     entity: str | None = Field(None, description="user or team; your own where absent")
     mode: Literal["online", "offline"] = Field("online", description="offline: written down, for `wandb sync`")
 
@@ -30,7 +30,7 @@ class TrackioTrackerConfig(Config):
     """Trackio (extra `trackio`)."""
 
     kind: Literal["trackio"] = "trackio"
-    project: str = "limbeck"
+    project: str = Field("limbeck", description="where its runs are listed")
     space: str | None = Field(None, description="hub space to log to; this machine where absent")
 
 
