@@ -57,8 +57,10 @@ def main() -> int:
         sizes = [case.trained_tokens() if what == "tokens" else case.vocabulary or 0 for case in cases]
         exponent = statistics.linear_regression([math.log(n) for n in sizes], [math.log(t) for t in taken]).slope
         linear = linear and exponent <= LINEAR
-        told = {str(size): round(value, 3) for size, value in zip(sizes, taken, strict=True)}
-        print(json.dumps({"scaling": what, "seconds": told, "exponent": round(exponent, 3), "bar": LINEAR}), flush=True)
+        shown = {str(size): round(value, 3) for size, value in zip(sizes, taken, strict=True)}
+        print(
+            json.dumps({"scaling": what, "seconds": shown, "exponent": round(exponent, 3), "bar": LINEAR}), flush=True
+        )
     tell("linear or better" if linear else "NOT linear")
     return 0 if linear else 1
 

@@ -60,8 +60,8 @@ def main() -> None:
                 page.until("document.querySelectorAll('.flow .t').length === 8000")
                 seconds["slowest_frame"].append(page.driver.execute_async_script(SCROLL) / 1000)
                 page.driver.get("about:blank")
-        told = {name: {"median": statistics.median(values), "all": values} for name, values in seconds.items()}
-        print(json.dumps(json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 3))))
+        shown = {name: {"median": statistics.median(values), "all": values} for name, values in seconds.items()}
+        print(json.dumps(json.loads(json.dumps(shown), parse_float=lambda text: round(float(text), 3))))
 
 
 if __name__ == "__main__":

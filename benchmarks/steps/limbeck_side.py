@@ -2,8 +2,8 @@
 
     python -m steps.limbeck_side WORK.json        (see `worker.py` for what it hears and says)
 
-Response lengths are fixed through the dice: token 0 is the stop token, and a die of 0 draws it. Every
-other die is at least `LOWEST_DIE`, above the probability of token 0, so that no row stops early. Forward
+Response lengths are fixed through the random numbers: token 0 is the stop token, and a uniform of 0 draws it.
+Every other uniform is at least `LOWEST`, above the probability of token 0, so that no row stops early. Forward
 passes, drawing and bookkeeping are those of any run.
 """
 
@@ -14,32 +14,36 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from limbeck.testing import Recorder
+from limbeck.training.alarms import Alarms
 from steps.cases import BETAS, LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, Case, Work, prompt_id, row_of
 from steps.worker import Clock, Line, peak_mb, reset_peak
 
 STOP = 0
-LOWEST_DIE = 0.05
+LOWEST = 0.05
 
 
 def fix_lengths(case: Case) -> None:
-    """Replace the dice, before the engine takes them up."""
-    from limbeck.models import sampling
+    """Replace the random numbers of the engine in this process."""
+    from limbeck.engines import hf
+    from limbeck.records import Key
 
-    plain, lengths = sampling.uniforms, case.lengths()
+    plain, lengths = hf.uniforms, case.lengths()
 
-    def uniforms(seed: int, id_: str, sample: int, count: int) -> np.ndarray:
-        dice = LOWEST_DIE + (1 - LOWEST_DIE) * plain(seed, id_, sample, count)
-        length = lengths[row_of(id_, sample, case)]
+    def uniforms(seed: int, key: Key, count: int) -> np.ndarray:
+        values = LOWEST + (1 - LOWEST) * plain(seed, key, count)
+        length = lengths[row_of(key.prompt_id, key.sample, case)]
         if length < case.new_tokens:
-            dice[length - 1 : length] = 0.0
-        return dice
+            values[length - 1 : length] = 0.0
+        return values
 
-    sampling.uniforms = uniforms
+    hf.uniforms = uniforms
 
 
 def make_recipe(work: Work, folder: Path) -> dict[str, Any]:
@@ -78,11 +82,13 @@ def make_recipe(work: Work, folder: Path) -> dict[str, Any]:
 
 
 class Side:
-    """A run that makes a step when told to."""
+    """A run that makes a step when it is asked to."""
 
     def __init__(self, work: Work, run: Any, clock: Clock) -> None:
         self.work, self.run, self.clock = work, run, clock
         self.prompts = {prompt.id: prompt for prompt in run.task.train}
+        self.alarms, self.recorder = Alarms(same_weights=False), Recorder()
+        run.observers = [self.recorder]
 
     def of_step(self, step: int) -> list[Any]:
         return [self.prompts[prompt_id(step, number)] for number in range(self.work.case.prompts)]
@@ -92,52 +98,45 @@ class Side:
 
         self.clock.take()
         start = time.perf_counter()
-        report = await one_step(self.run, self.of_step(step), step + 1)
+        await one_step(self.run, self.of_step(step), step + 1, self.alarms)
         seconds = time.perf_counter() - start
-        taken = self.clock.take()
-        whole = report.seconds
+        taken, line = self.clock.take(), self.recorder.steps[-1]
         phases = {
-            "sample": whole["sample"],
-            "teacher": whole["score"],
-            "student_forward": whole["update/backward"] - taken["loss"] - taken["backward"],
+            "sample": line["seconds/sample"],
+            "teacher": line["seconds/score"],
+            "student_forward": line["seconds/update/backward"] - taken["loss"] - taken["backward"],
             "loss": taken["loss"],
             "student_backward": taken["backward"],
-            "optimizer": whole["update/optimizer"],
+            "optimizer": line["seconds/update/optimizer"],
         }
         phases["rest"] = seconds - sum(phases.values())
-        return {"seconds": seconds, "phases": phases, "tokens": report.sums["tokens/trained"]}
+        return {"seconds": seconds, "phases": phases, "tokens": line["tokens/trained"]}
 
     async def prefill(self, step: int) -> dict[str, Any]:
         """Seconds until every row has its first token."""
-        from dataclasses import replace
+        from limbeck.training.collect import sample_episodes, unwrap_failures
 
         sampling = replace(self.run.sampling(seed=step), max_tokens=1)
         start = time.perf_counter()
-        await self.run.engine.sample(self.of_step(step), sampling, self.work.case.samples)
+        unwrap_failures(await sample_episodes(self.run, self.of_step(step), sampling, self.work.case.samples))
         return {"seconds": time.perf_counter() - start}
 
     async def check(self, step: int, rows: list[list[int]]) -> dict[str, Any]:
         """An update on the peer's own samples: loss and gradient norm must come out as the peer's."""
-        from limbeck.records import Rollout
-        from limbeck.training.run import mark
+        from limbeck.records import Key, Sampled, Scored, single_turn
+        from limbeck.training.collect import unwrap_failures
 
         sampling, rollouts = self.run.sampling(seed=0), []
         for row, response in enumerate(rows):
             prompt = self.of_step(step)[row // self.work.case.samples]
-            tokens = np.concatenate([np.asarray(prompt.token_ids), np.asarray(response)]).astype(np.int64)
-            rollouts.append(
-                Rollout(
-                    prompt=prompt,
-                    sample=row % self.work.case.samples,
-                    token_ids=tokens,
-                    trained=np.arange(len(tokens)) >= len(prompt.token_ids),
-                    behaviour_logprobs=np.zeros(len(response), dtype=np.float32),  # metrics only, on full support
-                    policy_version=0,
-                    finish="length",
-                    sampling=sampling,
-                )
-            )
-        report = await self.run.learner.update(await mark(self.run, rollouts, [None] * len(rollouts)))
+            logprobs = np.zeros(len(response), dtype=np.float32)  # for metrics only, on full support
+            sampled = Sampled(np.asarray(response, dtype=np.int64), logprobs, "length", version=0)
+            key = Key(prompt.id, sample=row % self.work.case.samples)
+            rollouts.append(single_turn(prompt, key, sampled, sampling))
+        views = unwrap_failures([self.run.view.see(rollout, self.run.support) for rollout in rollouts])
+        scores = unwrap_failures(await self.run.teacher.score([view.request for view in views]))
+        samples = [Scored(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
+        report = await self.run.learner.update(samples)
         await self.run.engine.load(await self.run.learner.publish())
         mean = report.means["reverse_kl/exact"]
         return {

@@ -69,8 +69,10 @@ def words(tokenizer: Any) -> list[str]:
 
 def texts(case: Case, tokenizer: Any, steps: int) -> list[list[str]]:
     """[steps][prompts] texts of exactly `prompt_tokens` tokens. Raises `ValueError` where one is not."""
-    dice, known = random.Random(0), words(tokenizer)
-    made = [["".join(dice.choices(known, k=case.prompt_tokens)) for _ in range(case.prompts)] for _ in range(steps)]
+    generator, known = random.Random(0), words(tokenizer)
+    made = [
+        ["".join(generator.choices(known, k=case.prompt_tokens)) for _ in range(case.prompts)] for _ in range(steps)
+    ]
     lengths = {len(tokenizer(text)["input_ids"]) for row in made for text in row}
     if lengths != {case.prompt_tokens}:
         raise ValueError(f"prompts should have {case.prompt_tokens} tokens, but have {sorted(lengths)}")
