@@ -2,14 +2,16 @@
 
     runs/demo/
       recipe.toml            the resolved recipe
+      contract.jsonl         what was proven before the first step
+      prompts.json           digests of the prompts it began with
       metrics.jsonl          one line a step or evaluation
       evaluations/           the answers of each evaluation
       rollouts/              recorded rollouts, one Parquet file a recorded step
       checkpoints/step-000050/
-        model/               an ordinary Hugging Face folder
-        learner.safetensors  optimizer state (and adapters)
+        model/               an ordinary Hugging Face folder; with LoRA adapter/ in its place
+        learner.safetensors  optimizer state
         state.json           step, and how long metrics.jsonl was
-      model/                 the finished student, beside the last checkpoint
+      model/                 the finished student, beside the last checkpoint; with LoRA merged, and adapter/ beside it
 
 A checkpoint is written under a temporary name, flushed to disk, and renamed: it is complete or
 not there at all. On resume, metrics lines and rollouts after the checkpoint are cut off and written again.
