@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -92,6 +93,26 @@ def test_the_recipe_reference_is_up_to_date() -> None:
     script = ROOT / "scripts" / "make_reference.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_guide_and_reference_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert linked == {name(page) for page in PAGES} - {"README.md"}
+
+
+def test_the_files_and_metrics_of_a_run_are_described(tmp_path: Path) -> None:
+    """Whatever a run writes is named in docs/reference/files.md."""
+    page = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    run = finished_run.shared(tmp_path)
+    assert not [path.name for path in run.iterdir() if path.name not in page]
+    words = set(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL)))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    keys = {re.sub(r"/se$", "", key) for line in lines for key in line}
+    phases = {key.partition("/")[2] for key in keys if key.startswith(("seconds/", "tokens_per_second/"))}
+    assert phases <= words
+    assert {key for key in keys if not key.startswith(("seconds/", "tokens_per_second/"))} <= words
+    answers = json.loads(next((run / "evaluations").iterdir()).read_text(encoding="utf-8").splitlines()[0])
+    assert set(answers) <= words
 
 
 @pytest.mark.slow
