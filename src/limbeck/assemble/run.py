@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from limbeck.assemble.engines import make_engine
+from limbeck.assemble.same_as_before import same_model_as_before
 from limbeck.assemble.site import Given, Site
 from limbeck.assemble.teachers import open_teachers
 from limbeck.config.engine import HFEngineConfig
@@ -88,6 +89,8 @@ async def _assemble(
     keep_prompts(folder, task, recipe, checkpoint)
     proven = await teachers.prove(site, task)
     reference_teacher = None if reference is None else LocalTeacher("reference", reference)
+    if reference_teacher is not None:
+        await same_model_as_before("reference", reference_teacher, site)
 
     heads = {**proven.heads, **({} if reference_teacher is None else reference_teacher.heads)}
     learner = _learner(site, loss, heads)
