@@ -37,8 +37,8 @@ class ModelDialect:
 
     kind, acknowledges = "model", False
 
-    def __init__(self, lm: CausalLM) -> None:
-        self.teacher = LocalTeacher("server", lm)
+    def __init__(self, lm: CausalLM, name: str = "a model") -> None:
+        self.teacher, self.name = LocalTeacher("server", lm), name
 
     async def ask(self, pool: Any, request: ScoreRequest, url: str | None = None, *, acknowledges: bool) -> Reply:
         (scores,) = await self.teacher.score([request])
@@ -51,15 +51,15 @@ class ModelDialect:
         return Reply(logprobs_S, tops.indices.numpy(), tops.values.numpy())
 
     async def identity(self, pool: Any, url: str) -> str:
-        return "a model"
+        return self.name
 
     async def tokenize(self, pool: Any, text: str) -> list[int]:
         raise NotImplementedError
 
 
-async def prove(served: CausalLM, here: str, **options: Any) -> Proof:
+async def prove(served: CausalLM, here: str, name: str = "a model", **options: Any) -> Proof:
     section = SGLangTeacherConfig(url="http://server", head=here, **options)
-    client = RemoteClient("t", section, ModelDialect(served), Pool(section.urls, PoolSettings()), V, V)
+    client = RemoteClient("t", section, ModelDialect(served, name), Pool(section.urls, PoolSettings()), V, V)
     head = load_model(ModelConfig(model=here), torch.device("cpu")).head().detach()
     return await prove_remote(client, TEXTS, continuations(TEXTS[-1], V), 0.7, head=head)
 
@@ -109,6 +109,16 @@ async def test_a_server_that_holds_a_baked_folder_is_refused_where_that_is_known
     ProbeFile(0.7, "m", V, ("norm",), {}, []).write(tmp_path)
     with pytest.raises(ContractError, match=r"holds a checkpoint baked for temperature 0\.7"):
         await prove(tiny.fresh(), tiny.folder_of("llama"), baked=str(tmp_path))
+
+
+@pytest.mark.parametrize("temperature_method", ["auto", "native", "rescale"])
+async def test_a_server_of_a_baked_folder_is_known_by_the_folders_config(
+    tmp_path: Path, temperature_method: str
+) -> None:
+    """Also where the probe file was not copied with it."""
+    name = f"m {baked(tmp_path / 'baked')}"
+    with pytest.raises(ContractError, match=r"holds a checkpoint baked for temperature 0\.7"):
+        await prove(tiny.fresh(), tiny.folder_of("llama"), name, temperature_method=temperature_method)
 
 
 def test_the_temperature_of_a_folder(tmp_path: Path) -> None:

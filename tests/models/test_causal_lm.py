@@ -240,6 +240,10 @@ NOISY: dict[str, Callable[[], Any]] = {
         vocab_size=tiny.VOCABULARY, hidden_size=32, word_embed_proj_dim=32, num_hidden_layers=2, dropout=0.1,
         layerdrop=0.5, num_attention_heads=4, ffn_dim=48, max_position_embeddings=64, eos_token_id=1, pad_token_id=0,
     ),
+    "falcon": lambda: transformers.FalconConfig(  # its layers read their dropout off the config
+        vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, hidden_dropout=0.1,
+        attention_dropout=0.1, **CONTROL,
+    ),
     "mixtral": lambda: transformers.MixtralConfig(
         **tiny.GATED, num_local_experts=4, router_jitter_noise=0.3, vocab_size=tiny.VOCABULARY,
         max_position_embeddings=tiny.CONTEXT, **CONTROL,
@@ -292,6 +296,7 @@ def test_layers_are_still_checkpointed_without_noise() -> None:
 
 def test_a_copy_of_a_model_without_noise_has_a_mode_of_its_own() -> None:
     lm = tiny.fresh("gpt2")
+    lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     turn_off_training_noise(lm)
     copied = copy.deepcopy(lm.model)
     copied.train()
@@ -299,3 +304,8 @@ def test_a_copy_of_a_model_without_noise_has_a_mode_of_its_own() -> None:
     assert copied.base_model.h[0].training
     assert not copied.base_model.h[0].mlp.training
     assert not lm.model.training
+    modes = []
+    copied.base_model.h[0].ln_1.register_forward_hook(lambda *_: modes.append(copied.base_model.h[0].training))
+    copied(torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert modes == [False, False], "run, and computed again, in evaluation mode"
+    assert copied.base_model.h[0].training

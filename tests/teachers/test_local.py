@@ -30,6 +30,7 @@ from limbeck.models.layout import Layout
 from limbeck.models.loading import load_model
 from limbeck.models.states import LocalStates
 from limbeck.records import (
+    Failure,
     HiddenScores,
     Key,
     Rollout,
@@ -39,6 +40,7 @@ from limbeck.records import (
     Scored,
     ScoreRequest,
     TokenScores,
+    request_of,
     single_turn,
 )
 from limbeck.reports import StepReport
@@ -140,6 +142,31 @@ async def test_the_budget_bounds_a_pass(layout: Layout) -> None:
         assert sum(rows for rows, _ in shapes) == len(unit)
     assert all(rows * length <= 20 for rows, length in shapes)
     assert len(shapes) < len(unit)
+
+
+async def test_what_the_model_has_no_answer_to_is_a_failure_and_the_others_are_scored() -> None:
+    """Beyond a context rotary positions go on where nothing was learned, and may depend on the batch."""
+    teacher, (good, *_) = teacher_of(), requests()
+    asked = [
+        request_of([5] * (tiny.CONTEXT + 1), 1, 0.7, id="long"),
+        good,
+        request_of([5, 6, tiny.VOCABULARY], 1, 0.7, id="outside"),
+        request_of([5, 6, -1], 1, 0.7, id="negative"),
+        request_of([5] * tiny.CONTEXT, 1, 0.7, 10**6, "as long as can be"),
+    ]
+    long, fine, outside, negative, longest = await teacher.score(asked)
+    (alone,) = await hidden_scores(teacher, [good])
+    assert isinstance(fine, HiddenScores)
+    assert isinstance(longest, HiddenScores)
+    assert_close(fine.states.fetch(), alone.states.fetch(), atol=1e-5, rtol=1e-5)
+    for failure, why in (
+        (long, "65 tokens, but the model's context is 64"),
+        (outside, "0 to 99"),
+        (negative, "0 to 99"),
+    ):
+        assert isinstance(failure, Failure)
+        assert failure.kind == "bad_request"
+        assert why in failure.message
 
 
 async def test_nothing_to_score() -> None:

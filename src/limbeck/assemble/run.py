@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from limbeck.assemble.engines import make_engine
+from limbeck.assemble.same_as_before import same_model_as_before
 from limbeck.assemble.site import Given, Site
 from limbeck.assemble.teachers import open_teachers
 from limbeck.config.engine import HFEngineConfig
@@ -80,13 +81,16 @@ async def _assemble(
     vocabulary = shared_vocabulary(models)
     for lm in models:
         lm.vocabulary = vocabulary
-    longest = _longest_prompt(recipe, student, teachers.contexts)
+    contexts = [*teachers.contexts, *(lm.context for lm in models if lm.context is not None)]
+    longest = _longest_prompt(recipe, contexts)
     task: Task = (
         load_task(recipe.task, build, longest) if given.task is None else _checked(given.task, longest, student)
     )
     keep_prompts(folder, task, recipe, checkpoint)
     proven = await teachers.prove(site, task)
     reference_teacher = None if reference is None else LocalTeacher("reference", reference)
+    if reference_teacher is not None:
+        await same_model_as_before("reference", reference_teacher, site)
 
     heads = {**proven.heads, **({} if reference_teacher is None else reference_teacher.heads)}
     learner = _learner(site, loss, heads)
@@ -166,8 +170,8 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _longest_prompt(recipe: Recipe, student: CausalLM, of_teachers: Sequence[int]) -> int | None:
-    contexts = [*of_teachers, *([] if student.context is None else [student.context])]
+def _longest_prompt(recipe: Recipe, contexts: Sequence[int]) -> int | None:
+    """What leaves place for a response in every context; None without one."""
     if not contexts:
         return None
     longest = min(contexts) - recipe.rollout.max_tokens
@@ -197,7 +201,7 @@ def _reference(site: Site) -> CausalLM | None:
     source = site.recipe.student.model_copy(update={"model": section.model or site.recipe.student.model})
     lm = load_model(source, site.device)
     student = site.student
-    check_same_tokenizer(student.name, student.tokenizer, lm.name, lm.tokenizer, same_chat_template=False)
+    check_same_tokenizer(student.name, student.tokenizer, lm.name, lm.tokenizer, False, "reference")
     if lm.natural_temperature != 1:
         raise ModelError(
             f"objective.reference.model = {lm.name!r} was written by `limbeck bake` for temperature "

@@ -6,13 +6,11 @@ vocabularies bound the prompts), proving after it (the probes are made of the ta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-
+from limbeck.assemble.same_as_before import keep_answer, same_model_as_before
 from limbeck.assemble.site import Site
 from limbeck.config.base import ModelConfig
 from limbeck.config.factory import build_part
@@ -30,7 +28,6 @@ from limbeck.contract.natural import refuse_baked
 from limbeck.contract.probes import continuations, prove, same_weights
 from limbeck.contract.remote import prove_remote
 from limbeck.contract.tokenizers import check_same_tokenizer, check_tokenizers
-from limbeck.errors import ContractError
 from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
@@ -146,6 +143,7 @@ class _Local:
     async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
         teacher = LocalTeacher(self.name, self.lm)
         self.heads = teacher.heads
+        await same_model_as_before(f"teacher {self.name}", teacher, site)
         self.results += await _prove(teacher, site, task, support)
         return teacher
 
@@ -240,27 +238,12 @@ class _Remote:
 
 def _same_as_before(name: str, teacher: RemoteTeacher, site: Site) -> None:
     """A resumed run goes on with the teacher it began with. Raises `ContractError` for another one."""
-    baseline, folder, tolerance = teacher.proof.baseline, site.folder, teacher.client.section.probe_tolerance
+    baseline, tolerance = teacher.proof.baseline, teacher.client.section.probe_tolerance
     assert baseline is not None
     reply = baseline.replies[teacher.client.pool.urls[0]]
     values = reply.logprobs if reply.hidden is None else reply.hidden.mean(axis=1)
-    now = {
-        "method": teacher.proof.method,
-        "ids": baseline.request.token_ids.tolist(),
-        "values": [float(v) for v in values],
-    }
-    path = folder.path / f"teacher-{name}.jsonl"
-    if site.resumed and path.exists():
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if before["method"] == now["method"] and before["ids"] == now["ids"]:
-            difference = np.abs(np.array(before["values"]) - np.array(now["values"])).max(initial=0.0)
-            if difference > tolerance:
-                raise ContractError(
-                    f"teacher {name} is another one than this run began with: a fixed text is {difference:.3g} nats "
-                    f"away (at most {tolerance} expected). Start the former server again, or give the run another "
-                    "name=..."
-                )
-    folder.write_lines(path.name, [now])
+    remedy = "Start the former server again"
+    keep_answer(f"teacher {name}", teacher.proof.method, baseline.request, values, tolerance, remedy, site)
 
 
 KINDS: Mapping[type, Callable[[str, Any, Site], Opened]] = {

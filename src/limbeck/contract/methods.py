@@ -60,6 +60,13 @@ class ProofState:
                     return read_probe_file(Path(part))
         return None
 
+    def baked_for(self) -> float:
+        """T of a checkpoint that `limbeck bake` wrote, where it is known that the server holds one; else 1."""
+        if (probe := self.probe_file()) is not None:
+            return probe.temperature
+        folders = [part for name in self.names.values() for part in name.split()]
+        return next((found for found in map(natural_temperature_of, folders) if found != 1), 1.0)
+
     def teacher(self, method: Method, natural_temperature: float = 1.0) -> RemoteTeacher:
         """The teacher that training would have if this method were taken."""
         client = self.client
@@ -117,9 +124,8 @@ async def _try(state: ProofState, method: Method) -> tuple[ProbeResult, Proof]:
     """Raises `_Refused`, `ContractError`, `WireError` or `NotADistributionError` where it does not prove itself."""
     if method == "baked":
         return await _baked(state)
-    probe = state.probe_file()
-    if probe is not None and probe.temperature != 1:
-        raise _Refused(f"the server holds a checkpoint baked for temperature {probe.temperature}, not one at 1")
+    if (baked_for := state.baked_for()) != 1:
+        raise _Refused(f"the server holds a checkpoint baked for temperature {baked_for}, not one at 1")
     if method == "rescale":
         return await _rescale(state)
     if method == "hidden":

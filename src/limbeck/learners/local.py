@@ -173,7 +173,8 @@ class LocalLearner:
         self._lease = Lease(version)
 
     def _metrics(self, samples: Sequence[Scored]) -> TokenMetrics:
-        return TokenMetrics([sample.rollout.prompt.id for sample in samples], self.lm.device)
+        truncated = any(sample.rollout.sampling.truncated for sample in samples)
+        return TokenMetrics([sample.rollout.prompt.id for sample in samples], self.lm.device, truncated)
 
     def _batch(self, samples: Sequence[Scored]) -> Batch:
         config, lm = self.config, self.lm

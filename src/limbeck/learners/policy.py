@@ -23,13 +23,12 @@ from limbeck.learners.adapters import LoraAdapters
 from limbeck.learners.saving import write_model
 from limbeck.models.causal_lm import CausalLM, precision
 from limbeck.models.layout import lay_out, plan
-from limbeck.models.scoring import score_hidden
+from limbeck.models.scoring import refusal, score_hidden
 from limbeck.models.states import LocalStates
 from limbeck.records import (
     Adapter,
     Failure,
     HiddenScores,
-    Ints,
     ScoreRequest,
     Scores,
     TokenScores,
@@ -146,7 +145,7 @@ class LocalPolicy:
         context.
         """
         self._lease.check()
-        answers: list[Scores | Failure | None] = [self._refusal(request) for request in unit]
+        answers: list[Scores | Failure | None] = [refusal(self.lm, request) for request in unit]
         asked = [i for i, answer in enumerate(answers) if answer is None]
         was_training = self.lm.model.training
         self.lm.model.eval()
@@ -159,21 +158,6 @@ class LocalPolicy:
         finally:
             self.lm.model.train(was_training)
         return [answer for answer in answers if answer is not None]
-
-    def _refusal(self, request: ScoreRequest) -> Failure | None:
-        ids, context, rows = request.token_ids, self.info.context, self.info.vocabulary
-        embedded = self.lm.model.get_input_embeddings().weight.shape[0]
-        if len(ids) == 0 or ids.min() < 0 or ids.max() >= embedded:
-            why = f"its {len(ids)} token ids are not all from 0 to {embedded - 1}"
-        elif request.scored_ids.size and request.scored_ids.max() >= rows:
-            why = f"it asks for token {request.scored_ids.max()}, but the output head has {rows}"
-        elif not isinstance(request.support, str) and (odd := _odd_support(request.support, rows)):
-            why = f"it asks for {odd}, but the output head has {rows} tokens"
-        elif context is not None and len(ids) > context:
-            why = f"it has {len(ids)} tokens, but the model's context is {context}"
-        else:
-            return None
-        return Failure(request.id, "score", "bad_request", f"{self.lm.name} cannot score {request.id!r}: {why}.")
 
     def _score_batch(self, requests: Sequence[ScoreRequest]) -> Iterator[Scores]:
         batch = lay_out(requests, "padded").to(self.lm.device)
@@ -200,14 +184,6 @@ class LocalPolicy:
             scored.top_logprobs_SK.float().cpu().numpy(),
             logprobs_S,
         )
-
-
-def _odd_support(support: int | Ints, rows: int) -> str | None:
-    """What of a support the head does not have."""
-    if isinstance(support, int):
-        return None if 1 <= support <= rows else f"the top {support}"
-    outside = support[(support < 0) | (support >= rows)]
-    return f"token {outside[0]}" if outside.size else None
 
 
 def _state(lm: CausalLM) -> Iterator[tuple[str, Tensor]]:

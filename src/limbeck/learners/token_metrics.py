@@ -29,11 +29,12 @@ class TokenMetrics:
     """Collects `Measured` of every micro-batch of a step.
 
     `prompt_ids` [R] say which prompt each response is to: responses to one prompt are not independent, so
-    standard errors are over prompts.
+    standard errors are over prompts. Of `truncated` sampling there is no sampled KL: the mean of log p - log q over
+    what top_p and the like keep is no divergence of p, which is whole.
     """
 
-    def __init__(self, prompt_ids: Sequence[str], device: torch.device) -> None:
-        self.responses, self.device = len(prompt_ids), device
+    def __init__(self, prompt_ids: Sequence[str], device: torch.device, truncated: bool = False) -> None:
+        self.responses, self.device, self.truncated = len(prompt_ids), device, truncated
         places = {prompt_id: place for place, prompt_id in enumerate(dict.fromkeys(prompt_ids))}
         self.prompts = len(places)
         self.prompt_R = torch.tensor([places[one] for one in prompt_ids], dtype=torch.int64, device=device)
@@ -45,11 +46,11 @@ class TokenMetrics:
         """Adds one micro-batch; forces no synchronisation."""
         members = torch.tensor(micro.members, device=self.device)
         response_N = members[micro.tokens.sequence_N]
-        sampled_N = measured.student_logprob - measured.teacher_logprob
         log_weight_N = measured.student_logprob - micro.tokens.behaviour_N
         weight_N = log_weight_N.exp()
         self.importance_max = torch.maximum(self.importance_max, weight_N.max().double())
-        self._sum("reverse_kl/sampled", response_N, sampled_N)
+        if not self.truncated:
+            self._sum("reverse_kl/sampled", response_N, measured.student_logprob - measured.teacher_logprob)
         self._sum("importance/mean", response_N, weight_N)
         self._sum("importance/square", response_N, weight_N.square())
         self._sum("mismatch", response_N, log_weight_N.abs())

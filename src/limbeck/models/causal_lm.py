@@ -201,16 +201,9 @@ def stop_ids_of(lm: CausalLM, extra: Sequence[int] = ()) -> tuple[int, ...]:
 def turn_off_training_noise(lm: CausalLM) -> None:
     """Make training mode compute what evaluation mode does: no dropout, no dropped layers, no noise in a router.
 
-    On-policy, the learner must see the distribution that was sampled from. Modules stay in evaluation mode for good;
-    training mode only reaches the layers that transformers would checkpoint, for it checkpoints in no other.
+    On-policy, the learner must see the distribution that was sampled from. Modules stay in evaluation mode for good.
+    Layers that transformers checkpoints are in training mode until they are run, for it checkpoints in no other.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in lm.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for layer in layers:
-        for name, value in vars(layer).items():
-            if isinstance(value, float) and any(noise in name for noise in ("drop", "jitter")):
-                setattr(layer, name, 0.0)
     training = lm.model.training
     lm.model.train = partial(_train_quietly, lm.model)
     lm.model.train(training)
@@ -220,8 +213,28 @@ def _train_quietly(model: PreTrainedModel, mode: bool = True) -> PreTrainedModel
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for module in model.modules():
-        module.training = mode and (module is model or isinstance(module, GradientCheckpointingLayer))
+        checkpointed = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+        module.training = mode and (module is model or checkpointed)
+        if checkpointed:
+            checkpoint = module._gradient_checkpointing_func
+            if not (isinstance(checkpoint, partial) and checkpoint.func is _checkpoint_quietly):
+                module._gradient_checkpointing_func = partial(_checkpoint_quietly, module, checkpoint)
     return model
+
+
+def _checkpoint_quietly(
+    layer: nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *args: Any
+) -> Any:
+    """`checkpoint(forward, *args)` with the layer in evaluation mode while it runs."""
+    return checkpoint(partial(_run_quietly, layer, forward), *args)
+
+
+def _run_quietly(layer: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
+    mode, layer.training = layer.training, False
+    try:
+        return forward(*args)
+    finally:
+        layer.training = mode
 
 
 @dataclass(frozen=True)

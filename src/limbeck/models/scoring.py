@@ -17,9 +17,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head, at_least_float32
 from limbeck.models.sampling import truncate
-from limbeck.records import Sampling
+from limbeck.records import Failure, Ints, Sampling, ScoreRequest
 
 CHUNK_BYTES = 48 * 2**20
 
@@ -114,3 +115,31 @@ def _check(head: Head, hidden_Sd: Tensor, ids_S: Tensor, temperature: float, sup
 def _check_range(name: str, ids: Tensor, vocabulary: int) -> None:
     if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
         raise ValueError(f"{name} range from {int(ids.min())} to {int(ids.max())}, expected 0 to {vocabulary - 1}")
+
+
+def refusal(lm: CausalLM, request: ScoreRequest) -> Failure | None:
+    """Why a model has no answer to a request: ids that it does not have, or more tokens than its context.
+
+    Beyond the context nothing was learned, and what stands there may depend on its neighbours in the batch.
+    """
+    ids, rows = request.token_ids, lm.vocabulary
+    embedded = lm.model.get_input_embeddings().weight.shape[0]
+    if len(ids) == 0 or ids.min() < 0 or ids.max() >= embedded:
+        why = f"its {len(ids)} token ids are not all from 0 to {embedded - 1}"
+    elif request.scored_ids.size and request.scored_ids.max() >= rows:
+        why = f"it asks for token {request.scored_ids.max()}, but the output head has {rows}"
+    elif not isinstance(request.support, str) and (odd := _odd_support(request.support, rows)):
+        why = f"it asks for {odd}, but the output head has {rows} tokens"
+    elif lm.context is not None and len(ids) > lm.context:
+        why = f"it has {len(ids)} tokens, but the model's context is {lm.context}"
+    else:
+        return None
+    return Failure(request.id, "score", "bad_request", f"{lm.name} cannot score {request.id!r}: {why}.")
+
+
+def _odd_support(support: int | Ints, rows: int) -> str | None:
+    """What of a support the head does not have."""
+    if isinstance(support, int):
+        return None if 1 <= support <= rows else f"the top {support}"
+    outside = support[(support < 0) | (support >= rows)]
+    return f"token {outside[0]}" if outside.size else None

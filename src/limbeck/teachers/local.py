@@ -7,12 +7,14 @@ through the teacher's head chunk by chunk, together with the student's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.equivalence import share_prompts, use_fused_forward
 from limbeck.models.layout import Layout, lay_out, split
+from limbeck.models.scoring import refusal
 from limbeck.models.states import LocalStates
 from limbeck.records import Failure, HiddenScores, ScoreRequest, Scores
 
@@ -31,16 +33,20 @@ class LocalTeacher:
         use_fused_forward(lm)
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
-        """`HiddenScores` for each request, in order."""
+        """`HiddenScores` for each request, in order, or a `Failure` for one that the model has no answer to."""
+        refused = [refusal(self.lm, replace(request, support="full")) for request in unit]  # states are more than any
+        asked = [i for i, failure in enumerate(refused) if failure is None]
         states: dict[int, torch.Tensor] = {}
         with torch.inference_mode():
-            for part in split(unit, self.budget, self.layout):
+            for places in split([unit[i] for i in asked], self.budget, self.layout):
+                part = [asked[i] for i in places]
                 chosen = [unit[i] for i in part]
                 batch = lay_out(chosen, self.layout).to(self.lm.device)
                 hidden_Nd = self.lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N, batch.tree)
                 counts = [int(request.scored.sum()) for request in chosen]
                 states |= dict(zip(part, torch.split(hidden_Nd, counts), strict=True))
+        natural = self.info.natural_temperature
         return [
-            HiddenScores(self.name, LocalStates(states[index]), self.fingerprint, self.info.natural_temperature)
-            for index in range(len(unit))
+            failure or HiddenScores(self.name, LocalStates(states[index]), self.fingerprint, natural)
+            for index, failure in enumerate(refused)
         ]
