@@ -190,7 +190,7 @@ def _learner(site: Site, loss: Loss, heads: Mapping[str, Head]) -> Learner:
 
 
 def _reference(site: Site) -> CausalLM | None:
-    """The frozen policy of a KL-to-reference term, held to the tokenizer of the student like a teacher."""
+    """The frozen policy of a KL-to-reference term; its tokenizer is compared with the student's, like a teacher's."""
     section = site.recipe.objective.reference
     if section is None:
         return None

@@ -74,7 +74,7 @@ class RecordConfig(Config):
 
     every: Count = Field(10, description="steps between recorded ones, besides the first and the last; 0: none at all")
     rollouts_per_step: Count = Field(8, description="of the step's own rollouts, spread evenly over them")
-    watch: Count = Field(4, description="held-out prompts sampled with the same dice at every recorded step")
+    watch: Count = Field(4, description="held-out prompts sampled with the same seeds at every recorded step")
     top: Annotated[int, Field(ge=1, le=64)] = Field(5, description="most likely tokens kept for each position")
     max_mb: PositiveInt = Field(
         256, description="size of `rollouts/`; over it every second recorded step is dropped, and again"
@@ -100,7 +100,7 @@ class Recipe(Config):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     record: RecordConfig = RecordConfig()
-    trackers: tuple[TrackerConfig, ...] = Field((), description='who else is told: `[{kind = "tensorboard"}]`')
+    trackers: tuple[TrackerConfig, ...] = Field((), description='where metrics also go: `[{kind = "tensorboard"}]`')
 
     @model_validator(mode="before")
     @classmethod
@@ -218,7 +218,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError, source: str) -> str:
-    """One line per mistake: where it stands, what is wrong, what was given."""
+    """One line per mistake: where it is, what is wrong, what was given."""
     lines = []
     for item in error.errors():
         tags = {"local", "hf", *_TAGS}
