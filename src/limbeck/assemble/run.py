@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from limbeck.assemble.engines import make_engine
+from limbeck.assemble.own import checked_part
 from limbeck.assemble.site import Given, Site
 from limbeck.assemble.teachers import open_teachers
 from limbeck.config.engine import HFEngineConfig
@@ -182,10 +183,10 @@ def _longest_prompt(recipe: Recipe, student: CausalLM, of_teachers: Sequence[int
 def _learner(site: Site, loss: Loss, heads: Mapping[str, Head]) -> Learner:
     section = site.recipe.learner
     if site.given.learner is not None:
-        return site.given.learner
+        return checked_part(site.given.learner, Learner, "learner")
     if isinstance(section, PythonPartConfig):
         learner: Learner = build_part(section, "learner", site.build)
-        return learner
+        return checked_part(learner, Learner, "learner")
     return LocalLearner(site.student, section, loss, site.recipe.steps, site.recipe.seed, heads)
 
 

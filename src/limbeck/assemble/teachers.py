@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from limbeck.assemble.own import OwnTeacher
 from limbeck.assemble.site import Site
 from limbeck.config.base import ModelConfig
 from limbeck.config.factory import build_part
@@ -157,11 +158,11 @@ class _Own:
     """A teacher of the user's own, made already."""
 
     def __init__(self, teacher: Teacher) -> None:
-        self.teacher = teacher
+        self.teacher = OwnTeacher(teacher)
         self.models: Sequence[CausalLM] = ()
         self.context = teacher.info.context
         self.results: list[ProbeResult] = []
-        self.heads: Mapping[str, Head] = teacher.heads if isinstance(teacher, HoldsHeads) else {}
+        self.heads: Mapping[str, Head] = self.teacher.heads
 
     async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
         self.results += await _prove(self.teacher, site, task, support)
