@@ -189,9 +189,7 @@ async def _cancel_others() -> None:
 
 def _outside_loops(work: Callable[[StopSignals], T]) -> T:
     """`work` where no event loop runs: here, or, inside one, in a thread of its own that is waited for."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _in_a_loop():
         with StopSignals() as stop:
             return work(stop)
     stop = StopSignals()
@@ -204,6 +202,14 @@ def _outside_loops(work: Callable[[StopSignals], T]) -> T:
                 if future.done() or stop.number is not None:
                     raise
                 stop.request()  # the phase at hand ends first
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _recipe(recipe: Recipe | str | Path, overrides: Sequence[str]) -> Recipe:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from limbeck.assemble.own import OwnEngine, OwnTeacher, checked_part
-from limbeck.errors import ContractError, EngineError, RecipeError, TeacherError
+from limbeck.assemble.own import OwnEngine, OwnLearner, OwnTeacher, checked_part
+from limbeck.contract.order import prove_order
+from limbeck.errors import ContractError, EngineError, ModelError, RecipeError, TeacherError
 from limbeck.models.states import LocalStates
 from limbeck.protocols import Observer
 from limbeck.records import Failure, HiddenScores, Key, SampleRequest, Sampling, request_of
-from limbeck.testing import BigramEngine, BigramTeacher, FixedPolicy, Recorder, random_bigrams
+from limbeck.testing import BigramEngine, BigramTeacher, CountingLearner, FixedPolicy, Recorder, random_bigrams
 
 V = 12
 TABLE = random_bigrams(V)
@@ -171,3 +172,57 @@ def test_what_is_no_part_is_named() -> None:
         OwnEngine(BigramTeacher(TABLE), V)  # type: ignore[arg-type]
     seen = Recorder()
     assert checked_part(seen, Observer, "observers") is seen
+
+
+class ByLength(BigramTeacher):
+    """Sorts a unit by length, as one does to save padding, and forgets to sort the answers back."""
+
+    async def score(self, unit: Sequence[Any]) -> Any:
+        return await super().score(sorted(unit, key=lambda request: len(request.token_ids)))
+
+
+@pytest.mark.parametrize("support", ["sampled", 3])
+async def test_a_teacher_that_sorts_its_answers_is_refused(support: Any) -> None:
+    texts = [[1, 5, 2], [4, 7, 2, 9, 3, 8]]
+    with pytest.raises(
+        ContractError, match=r"of 4 requests at once, \d got an answer nearer to what another"
+    ) as caught:
+        await prove_order(ByLength(TABLE), texts, 0.7, {}, support)
+    assert caught.value.results[0].probe == "order"
+    assert (await prove_order(BigramTeacher(TABLE), texts, 0.7, {}, support)).ok
+    assert (await prove_order(BigramTeacher(TABLE), [[1]], 0.7, {}, support)).ok, "nothing to compare"
+
+
+def test_the_info_of_a_teacher_is_a_record() -> None:
+    wrong = BigramTeacher(TABLE)
+    wrong.info = None  # type: ignore[assignment]
+    with pytest.raises(RecipeError, match="teacher bigrams: info is None, expected a ModelInfo"):
+        OwnTeacher(wrong)
+
+
+async def test_a_learners_wrong_answer_is_named() -> None:
+    class Wrong(CountingLearner):
+        async def measure(self, samples: Any) -> Any:
+            return None
+
+        async def update(self, samples: Any) -> Any:
+            return fail()
+
+        async def publish(self) -> Any:
+            return None
+
+        async def trace(self, samples: Any, top: int) -> Any:
+            return [None]
+
+    learner = OwnLearner(Wrong(TABLE))
+    with pytest.raises(ModelError, match="learner Wrong: measure returned None, expected a StepReport"):
+        await learner.measure([])
+    with pytest.raises(ModelError, match="learner Wrong: publish: None has no version, info, adapter, tensors"):
+        await learner.publish()
+    with pytest.raises(ModelError, match="learner Wrong: trace gave 1 answers to 0 requests"):
+        await learner.trace([], 3)
+    with pytest.raises(KeyError) as caught:
+        await learner.update([])
+    assert caught.value.__notes__ == [
+        "learner Wrong raised this in `update`. The same command goes on from the last checkpoint."
+    ]

@@ -12,26 +12,24 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from limbeck.errors import ContractError, EngineError, LimbeckError, RecipeError, TeacherError
-from limbeck.protocols import Engine, HoldsHeads, Policy, Teacher
+from limbeck.assemble.answers import kind_of, problem_of_response, problem_of_scores
+from limbeck.errors import ContractError, EngineError, LimbeckError, ModelError, RecipeError, TeacherError
+from limbeck.protocols import Engine, HoldsHeads, Learner, Policy, Teacher
 from limbeck.records import (
     Failure,
-    HiddenScores,
+    ModelInfo,
     ProbeResult,
     Sampled,
     SampleRequest,
+    Scored,
     ScoreRequest,
     Scores,
-    TokenScores,
-    TopKScores,
 )
+from limbeck.reports import StepReport, Trace
 
 T = TypeVar("T")
 
 LIMBECK = str(Path(__file__).parents[1])
-MOST = 0.05  # nats by which rounding may lift a log-prob above 0
 
 
 class OwnTeacher:
@@ -44,6 +42,8 @@ class OwnTeacher:
     def __init__(self, teacher: Teacher) -> None:
         self.teacher = checked_part(teacher, Teacher, "teacher")
         self.name, self.info = teacher.name, teacher.info
+        if not isinstance(teacher.info, ModelInfo):
+            raise RecipeError(f"teacher {teacher.name}: info is {kind_of(teacher.info)}, expected a ModelInfo")
         self.heads: Mapping[str, Any] = teacher.heads if isinstance(teacher, HoldsHeads) else {}
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
@@ -67,9 +67,9 @@ class OwnEngine:
     def __init__(self, engine: Engine, vocabulary: int) -> None:
         self.engine = checked_part(engine, Engine, "engine")
         if engine.max_rows is not None and engine.max_rows < 1:
-            raise RecipeError(f"engine {_kind(engine)}: max_rows = {engine.max_rows}, expected None or at least 1")
+            raise RecipeError(f"engine {kind_of(engine)}: max_rows = {engine.max_rows}, expected None or at least 1")
         self.vocabulary = vocabulary
-        self.name = f"engine {_kind(engine)}"
+        self.name = f"engine {kind_of(engine)}"
         self.max_rows = engine.max_rows
 
     async def load(self, policy: Policy) -> None:
@@ -85,6 +85,45 @@ class OwnEngine:
         return answers
 
 
+class OwnLearner:
+    """A learner whose reports are checked. Raises `ModelError` for a wrong one, and where it raises outside `update`.
+
+    After an exception in `update` nobody knows its weights. It is raised as it is, and no checkpoint is made of it.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner, self.name = learner, f"learner {kind_of(learner)}"
+        self.save, self.restore = learner.save, learner.restore
+
+    async def update(self, samples: Sequence[Scored]) -> StepReport:
+        try:
+            report = await self.learner.update(samples)
+        except LimbeckError:
+            raise
+        except Exception as error:
+            error.add_note(f"{self.name} raised this in `update`. The same command goes on from the last checkpoint.")
+            raise
+        return self._checked(report, StepReport, "update")
+
+    async def measure(self, samples: Sequence[Scored]) -> StepReport:
+        report = await call(f"{self.name}: measure", ModelError, lambda: self.learner.measure(samples))
+        return self._checked(report, StepReport, "measure")
+
+    async def trace(self, samples: Sequence[Scored], top: int) -> list[Trace]:
+        traces = await call(f"{self.name}: trace", ModelError, lambda: self.learner.trace(samples, top))
+        _check_one_each(f"{self.name}: trace", ModelError, traces, len(samples))
+        return traces
+
+    async def publish(self) -> Policy:
+        policy = await call(f"{self.name}: publish", ModelError, self.learner.publish)
+        return checked_part(policy, Policy, f"{self.name}: publish", ModelError)
+
+    def _checked(self, report: T, kind: type, method: str) -> T:
+        if not isinstance(report, kind):
+            raise ModelError(f"{self.name}: {method} returned {kind_of(report)}, expected a {kind.__name__}")
+        return report
+
+
 async def call(what: str, kind: type[LimbeckError], part: Callable[[], Awaitable[T]]) -> T:
     """What `part` returns. What it raises is raised as `kind`, with `what` and its place; a `LimbeckError` as it is."""
     try:
@@ -95,7 +134,7 @@ async def call(what: str, kind: type[LimbeckError], part: Callable[[], Awaitable
         raise
     except Exception as error:
         raise kind(f"{what} raised {type(error).__name__}: {error} ({place_of(error)})") from error
-    raise kind(f"{what} returned {_kind(awaitable)}, expected an awaitable. Write it as `async def`.")
+    raise kind(f"{what} returned {kind_of(awaitable)}, expected an awaitable. Write it as `async def`.")
 
 
 def place_of(error: BaseException) -> str:
@@ -106,15 +145,15 @@ def place_of(error: BaseException) -> str:
     return f"{frame.filename}, line {frame.lineno}, in {frame.name}"
 
 
-def checked_part(part: T, protocol: type, seam: str) -> T:
-    """The part itself. Raises `RecipeError` for a class in its place, and where a member of the protocol is missing."""
+def checked_part(part: T, protocol: type, seam: str, kind: type[LimbeckError] = RecipeError) -> T:
+    """The part itself. Raises `kind` for a class in its place, and where a member of the protocol is missing."""
     if inspect.isclass(part):
-        raise RecipeError(f"{seam}: {part.__name__} is a class, expected an object: give {part.__name__}(...)")
+        raise kind(f"{seam}: {part.__name__} is a class, expected an object: give {part.__name__}(...)")
     names = [name for name in (*protocol.__annotations__, *vars(protocol)) if not name.startswith("_")]
     missing = [name for name in names if not hasattr(part, name)]
     if missing:
-        raise RecipeError(
-            f"{seam}: {_kind(part)} has no {', '.join(missing)}; expected everything of limbeck.protocols."
+        raise kind(
+            f"{seam}: {kind_of(part)} has no {', '.join(missing)}; expected everything of limbeck.protocols."
             f"{protocol.__name__}: {', '.join(names)}"
         )
     return part
@@ -122,135 +161,6 @@ def checked_part(part: T, protocol: type, seam: str) -> T:
 
 def _check_one_each(who: str, kind: type[LimbeckError], answers: Any, asked: int) -> None:
     if not isinstance(answers, list | tuple):
-        raise kind(f"{who} returned {_kind(answers)}, expected a list with one answer for each request")
+        raise kind(f"{who} returned {kind_of(answers)}, expected a list with one answer for each request")
     if len(answers) != asked:
         raise kind(f"{who} gave {len(answers)} answers to {asked} requests: it must give one each, in order")
-
-
-def problem_of_scores(scores: Any, request: ScoreRequest) -> str | None:
-    """Why the scores are not what the request asked for; None where they are."""
-    count, support = len(request.scored_ids), request.support
-    if not isinstance(scores, TokenScores | TopKScores | HiddenScores):
-        return f"it answered {_kind(scores)}, expected TokenScores, TopKScores, HiddenScores or a Failure"
-    if isinstance(scores, HiddenScores):
-        shape = getattr(scores.states, "shape", None)
-        if not hasattr(scores.states, "fetch") or shape is None or len(shape) != 2 or shape[0] != count:
-            return (
-                f"states are {_array(scores.states)} for {count} scored tokens; expected limbeck.protocols.States of "
-                f"shape [{count}, d], such as limbeck.models.states.LocalStates(tensor)"
-            )
-        return None  # more than any support
-    wanted: type = TopKScores
-    if isinstance(support, str):
-        wanted = TokenScores if support == "sampled" else HiddenScores
-    if count and not isinstance(scores, wanted):
-        have = "'sampled'" if isinstance(scores, TokenScores) else f"{scores.ids.shape[-1]}"
-        return (
-            f"it was asked for {_asked(support)} and answered {type(scores).__name__}, expected {wanted.__name__}. Set "
-            f"objective.support = {have} for this teacher, or answer with {wanted.__name__}."
-        )
-    if scores.temperature != request.temperature:
-        return (
-            f"the scores are stamped temperature {scores.temperature}, but the student sampled at "
-            f"{request.temperature}. Score at the temperature of the request."
-        )
-    return _problem_of_arrays(scores, request, count)
-
-
-def _problem_of_arrays(scores: TokenScores | TopKScores, request: ScoreRequest, count: int) -> str | None:
-    if not count:
-        return None
-    expected: dict[str, tuple[Any, str, tuple[int, ...]]] = {}
-    if isinstance(scores, TopKScores):
-        support = request.support
-        k = support if isinstance(support, int) else np.asarray(support).shape[1]
-        expected["ids"] = (scores.ids, "int64", (count, k))
-        expected["logprobs"] = (scores.logprobs, "float32", (count, k))
-        expected["logprobs_of_sampled"] = (scores.logprobs_of_sampled, "float32", (count,))
-    else:
-        expected["logprobs"] = (scores.logprobs, "float32", (count,))
-    if scores.errors is not None:
-        expected["errors"] = (scores.errors, "float32", (count,))
-    if scores.valid_mask is not None:
-        expected["valid_mask"] = (scores.valid_mask, "bool", (count,))
-    for name, (array, dtype, shape) in expected.items():
-        if problem := _problem_of_array(name, array, dtype, shape):
-            return problem
-    valid = np.ones(count, np.bool_) if scores.valid_mask is None else scores.valid_mask
-    for name, (array, _, _) in expected.items():
-        wrong = array[valid & ~(array <= MOST).reshape(count, -1).all(axis=1)]
-        if name.startswith("logprobs") and len(wrong):
-            return f"{name} has {wrong.max():.4g}, but a log-prob is at most 0. Normalise over the vocabulary."
-    if isinstance(scores, TopKScores) and (np.diff(np.sort(scores.ids, axis=1), axis=1) == 0).any():
-        return "ids name one token twice at one position, which would count twice. Return K different tokens."
-    return None
-
-
-def problem_of_response(sampled: Any, request: SampleRequest, vocabulary: int) -> str | None:
-    """Why a response cannot be one to the request; None where it can."""
-    if not isinstance(sampled, Sampled):
-        return f"it answered {_kind(sampled)}, expected Sampled or a Failure"
-    ids, sampling = sampled.token_ids, request.sampling
-    count = len(ids) if isinstance(ids, np.ndarray) and ids.ndim == 1 else 0
-    arrays: list[tuple[str, Any, str, tuple[int, ...]]] = [
-        ("token_ids", ids, "int64", (count,)),
-        ("logprobs", sampled.logprobs, "float32", (count,)),
-    ]
-    if request.top:
-        arrays.append(("top_ids", sampled.top_ids, "int64", (count, request.top)))
-    for name, array, dtype, shape in arrays:
-        if problem := _problem_of_array(name, array, dtype, shape):
-            return problem
-    if not 0 < count <= sampling.max_tokens:
-        return (
-            f"the response has {count} tokens, expected 1 to rollout.max_tokens = {sampling.max_tokens}; a stop token "
-            "belongs to the response"
-        )
-    outside = ids[(ids < 0) | (ids >= vocabulary)]
-    if len(outside):
-        return f"it sampled token {outside[0]}, but student and teacher share ids 0 to {vocabulary - 1} only"
-    wrong = sampled.logprobs[~(sampled.logprobs <= MOST) | np.isneginf(sampled.logprobs)]
-    if len(wrong):
-        return f"a sampled token has the log-prob {wrong[0]}, expected a finite number of at most 0"
-    return _problem_of_end(sampled, sampling.stop_ids, sampling.max_tokens)
-
-
-def _problem_of_end(sampled: Sampled, stop_ids: Sequence[int], max_tokens: int) -> str | None:
-    ids = sampled.token_ids
-    stops = np.flatnonzero(np.isin(ids, stop_ids))
-    if len(stops) and stops[0] < len(ids) - 1:
-        return (
-            f"it went on after the stop token {ids[stops[0]]}, token {stops[0]} of {len(ids)}. End with the first one."
-        )
-    if not len(stops) and len(ids) < max_tokens:
-        return (
-            f"the response ends after {len(ids)} of {max_tokens} tokens without a stop token {tuple(stop_ids)}. Keep "
-            "the stop token in the response, or add it to rollout.stop_ids."
-        )
-    finish = "stop" if len(stops) else "length"
-    if sampled.finish != finish:
-        return f"finish = {sampled.finish!r}, but the last token makes it {finish!r}"
-    return None
-
-
-def _problem_of_array(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> str | None:
-    if isinstance(array, np.ndarray) and array.dtype == dtype and array.shape == shape:
-        return None
-    remedy = " Compute in float32, and convert with .astype(np.float32)." if dtype == "float32" else ""
-    return f"{name} is {_array(array)}, expected a numpy array of {dtype} with shape {list(shape)}.{remedy}"
-
-
-def _array(array: Any) -> str:
-    if hasattr(array, "shape"):
-        return f"{_kind(array)} of {getattr(array, 'dtype', 'unknown type')} with shape {list(array.shape)}"
-    return _kind(array)
-
-
-def _asked(support: Any) -> str:
-    if isinstance(support, str):
-        return "the whole distribution (support 'full')" if support == "full" else "the sampled tokens' log-probs"
-    return f"{support} tokens a position" if isinstance(support, int) else "the log-probs of given ids"
-
-
-def _kind(thing: Any) -> str:
-    return "None" if thing is None else type(thing).__name__

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from limbeck.assemble.engines import make_engine
-from limbeck.assemble.own import checked_part
+from limbeck.assemble.own import OwnLearner, checked_part
 from limbeck.assemble.site import Given, Site
 from limbeck.assemble.teachers import open_teachers
 from limbeck.config.engine import HFEngineConfig
@@ -29,7 +29,7 @@ from limbeck.models.head import Head
 from limbeck.models.loading import load_model, resolve
 from limbeck.models.text import Decoder, Names, vocabulary_note
 from limbeck.objectives import Loss, loss_of
-from limbeck.protocols import Learner, Task
+from limbeck.protocols import Learner, Objective, Task
 from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
 from limbeck.tasks.python import PythonTask
@@ -74,6 +74,8 @@ async def _assemble(
     build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, folder.path)
     site = Site(recipe, student, device, build, folder, given, resources, resumed=checkpoint is not None)
 
+    if given.objective is not None:
+        checked_part(given.objective, Objective, "objective")
     loss = loss_of(recipe.objective, given.objective, build)
     teachers = open_teachers(site, loss.support)
     reference = _reference(site)
@@ -105,7 +107,7 @@ async def _assemble(
         engine=engine,
         teacher=proven.teacher,
         view=SameView(),
-        learner=learner,
+        learner=learner if isinstance(learner, LocalLearner) else OwnLearner(learner),
         decode=Decoder(student.tokenizer),
         names=Names(student.tokenizer),
         stop_ids=stop_ids,

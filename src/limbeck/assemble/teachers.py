@@ -28,6 +28,7 @@ from limbeck.config.teacher import (
     VLLMTeacherConfig,
 )
 from limbeck.contract.natural import refuse_baked
+from limbeck.contract.order import prove_order
 from limbeck.contract.probes import continuations, prove, same_weights
 from limbeck.contract.remote import prove_remote
 from limbeck.contract.tokenizers import check_same_tokenizer, check_tokenizers
@@ -160,12 +161,15 @@ class _Own:
     def __init__(self, teacher: Teacher) -> None:
         self.teacher = OwnTeacher(teacher)
         self.models: Sequence[CausalLM] = ()
-        self.context = teacher.info.context
+        self.context = self.teacher.info.context
         self.results: list[ProbeResult] = []
         self.heads: Mapping[str, Head] = self.teacher.heads
 
     async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
         self.results += await _prove(self.teacher, site, task, support)
+        texts = [prompt.token_ids for prompt in task.train[: 2 * PROBE_PROMPTS]]
+        temperature = site.recipe.rollout.temperature
+        self.results.append(await prove_order(self.teacher, texts, temperature, self.heads, support))
         return self.teacher
 
     def is_student(self, site: Site) -> bool:
