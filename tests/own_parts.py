@@ -81,3 +81,7 @@ def learner(build: Build, lr: float) -> LocalLearner:
 def tracker(build: Build) -> Recorder:
     made: Recorder = _keep("tracker", Recorder())
     return made
+
+
+def nothing(build: Build) -> None:
+    """A factory that forgets to return what it made."""

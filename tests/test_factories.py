@@ -124,3 +124,24 @@ async def test_training_inside_a_running_event_loop(tmp_path: Path) -> None:
     seen = Recorder()
     result = limbeck.train(recipe(tmp_path, steps=1), observers=[seen])
     assert len(result.steps) == len(seen.steps) == 1
+
+
+def test_an_objective_whose_factory_returns_nothing_is_named(tmp_path: Path) -> None:
+    nothing = {"divergence": "python", "factory": "tests.own_parts:nothing", "support": "sampled"}
+    with pytest.raises(RecipeError, match="objective NoneType has no method pull"):
+        limbeck.train(recipe(tmp_path, objective=nothing))
+
+
+@pytest.mark.parametrize("seam", ["teacher", "engine", "learner"])
+def test_a_factory_that_returns_nothing_is_named(tmp_path: Path, seam: str) -> None:
+    with pytest.raises(RecipeError, match=f"{seam}: None has no "):
+        limbeck.train(recipe(tmp_path, **{seam: {"kind": "python", "factory": "tests.own_parts:nothing"}}))
+
+
+def test_an_observer_that_raises_changes_nothing(tmp_path: Path) -> None:
+    class Broken(Recorder):
+        def started(self, step: int, steps: int) -> None:
+            raise ValueError("x")
+
+    result = limbeck.train(recipe(tmp_path, steps=1), observers=[Broken()])
+    assert len(result.steps) == 1

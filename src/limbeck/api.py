@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from limbeck.assemble.own import checked_part
 from limbeck.assemble.run import assemble, run_path, teacher_as_student
 from limbeck.assemble.site import Given
 from limbeck.config.recipe import Recipe, load_recipe
@@ -128,6 +129,8 @@ def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[P
 def _train(recipe: Recipe, fresh: bool, given: Given, observers: Sequence[Observer], stop: StopSignals) -> TrainResult:
     path = run_path(recipe)
     observers = [*observers, *make_trackers(recipe, path)]
+    for observer in observers:
+        checked_part(observer, Observer, "observers")
     if fresh:
         remove_run(path)
     folder = RunFolder(path)
@@ -170,9 +173,11 @@ def _run_to_end(
         raise
     finally:
         if run is not None:
-            runner.run(run.close())
-            for observer in observers if run.began else ():
-                observer.closed()
+            try:
+                runner.run(run.close())
+            finally:
+                if run.began:
+                    run.report("closed")
 
 
 async def _cancel_others() -> None:
@@ -184,9 +189,7 @@ async def _cancel_others() -> None:
 
 def _outside_loops(work: Callable[[StopSignals], T]) -> T:
     """`work` where no event loop runs: here, or, inside one, in a thread of its own that is waited for."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _in_a_loop():
         with StopSignals() as stop:
             return work(stop)
     stop = StopSignals()
@@ -199,6 +202,14 @@ def _outside_loops(work: Callable[[StopSignals], T]) -> T:
                 if future.done() or stop.number is not None:
                     raise
                 stop.request()  # the phase at hand ends first
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _recipe(recipe: Recipe | str | Path, overrides: Sequence[str]) -> Recipe:

@@ -40,12 +40,12 @@ class ModelError(LimbeckError, ValueError):
 class ContractError(LimbeckError):
     """The teacher cannot be proven to answer what was asked, so the run does not start.
 
-    `verdicts` (`records.ProbeResult`) are the probes up to and including the one that failed.
+    `results` (`records.ProbeResult`) are the probes up to and including the one that failed.
     """
 
-    def __init__(self, message: str, verdicts: Sequence[Any] = ()) -> None:
+    def __init__(self, message: str, results: Sequence[Any] = ()) -> None:
         super().__init__(message)
-        self.verdicts = tuple(verdicts)
+        self.results = tuple(results)
 
 
 class StalePolicyError(LimbeckError):
@@ -63,7 +63,7 @@ class TeacherError(LimbeckError):
 class NonFiniteError(LimbeckError):
     """A loss or a gradient is NaN or infinite. The weights are those before the step.
 
-    `samples` are the offending ones (`records.Scored`), or all of the step where none stands out.
+    `samples` are the offending ones (`records.Scored`), or all of the step where no single one is to blame.
     """
 
     def __init__(self, message: str, samples: Sequence[Any] = ()) -> None:

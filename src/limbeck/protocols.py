@@ -1,7 +1,7 @@
 """The seams of the house. Each takes records and returns records, or a `Failure` for each item.
 
 A backend is one class in its own folder that satisfies one of these, and one entry in one table of `assemble/`.
-Your own is a class of yours: see docs/guides/extending.md, and `limbeck.testing` for a fake of each. Answers stand
+Your own is a class of yours: see docs/guides/extending.md, and `limbeck.testing` for a fake of each. Answers are
 in the order of the questions, one each.
 """
 

@@ -255,7 +255,7 @@ class ScoreRequest:
 
     @property
     def start(self) -> int:
-        """Where the first scored token stands; the length where there is none."""
+        """Index of the first scored token; the length where there is none."""
         places = np.flatnonzero(self.scored)
         return int(places[0]) if len(places) else len(self.token_ids)
 
@@ -351,7 +351,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What could not be had, as a value: never a filler in its place."""
+    """What could not be obtained, as a value: nothing is made up in its place."""
 
     id: str  # of the prompt or the request
     stage: Literal["sample", "score", "grade"]

@@ -136,4 +136,4 @@ def test_a_baked_model_is_refused_with_the_way_out() -> None:
         ContractError, match=r"teacher\.model = 'm' was baked for temperature 0\.5.*baked from"
     ) as caught:
         refuse_baked("teacher.model", "m", 0.5)
-    assert caught.value.verdicts[0].remedy
+    assert caught.value.results[0].remedy

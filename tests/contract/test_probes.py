@@ -242,13 +242,13 @@ async def test_a_lying_teacher_is_refused(lie: str, temperature: float) -> None:
 async def test_top_tokens_that_are_not_k_of_a_distribution_are_refused(twist: Any, reason: str) -> None:
     with pytest.raises(ContractError, match=reason) as caught:
         await proven(twist, 0.7, 3)
-    assert [result.ok for result in caught.value.verdicts] == [True, False]
+    assert [result.ok for result in caught.value.results] == [True, False]
 
 
 async def test_a_failed_probe_is_the_last_of_the_results_and_says_what_to_do() -> None:
     with pytest.raises(ContractError) as caught:
         await proven(LIES["ignores T"][0], 0.7)
-    passed, failed = caught.value.verdicts
+    passed, failed = caught.value.results
     assert (passed.probe, passed.ok, failed.probe, failed.ok) == ("alignment", True, "temperature", False)
     assert "rollout.temperature = 1" in failed.remedy
     assert len(failed.measured) < 60

@@ -25,7 +25,7 @@ def refusal(student: CausalLM, teacher: CausalLM, **options: bool) -> str:
         check_tokenizers(student, teacher, **options)
     message = str(caught.value)
     assert "\n" not in message
-    (result,) = caught.value.verdicts
+    (result,) = caught.value.results
     assert not result.ok
     assert result.remedy
     assert message.endswith(result.remedy)

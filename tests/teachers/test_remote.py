@@ -218,7 +218,7 @@ async def test_a_server_that_acknowledges_t_and_ignores_it_is_caught_by_the_rati
     async with FakeServer(knows_temperature=True, ignores_temperature=True) as server:
         with pytest.raises(ContractError, match=r"(?s)does not score at temperature 0.7.*limbeck bake") as caught:
             await prove(client_of(server, kind, temperature_method="native"), 0.7)
-        assert [v.probe for v in caught.value.verdicts if not v.ok] == ["method native"]
+        assert [result.probe for result in caught.value.results if not result.ok] == ["method native"]
 
 
 @both
@@ -239,7 +239,7 @@ async def test_every_lie_is_named_before_training(kind: str, lie: dict[str, Any]
     async with FakeServer(**lie) as server:
         with pytest.raises(ContractError, match=says) as caught:
             await prove(client_of(server, kind), 0.7)
-        assert not caught.value.verdicts[-1].ok
+        assert not caught.value.results[-1].ok
 
 
 @both

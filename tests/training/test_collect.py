@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from limbeck.errors import EngineError, LimbeckError, TeacherError
 from limbeck.protocols import Generate
 from limbeck.records import Context, Episode, Failure, Key, Prompt, Sampled, SampleRequest, ScoreRequest, Scores
 from limbeck.seeding import served_seed, uniforms
-from limbeck.testing import BigramEngine, BigramTeacher, CountingLearner, FakeTask, random_bigrams
+from limbeck.testing import BigramEngine, BigramTeacher, CountingLearner, FakeTask, Recorder, random_bigrams
 from limbeck.training.collect import collect
+from limbeck.training.evaluation import evaluate
+from limbeck.training.recording import record
 from limbeck.training.run import Run
 from limbeck.training.run_folder import RunFolder
 from limbeck.training.view import SameView
@@ -152,3 +155,160 @@ async def test_a_teacher_that_answers_too_little_is_named(tmp_path: Path) -> Non
     run = run_of(tmp_path, teacher=Short(TABLE))
     with pytest.raises(TeacherError, match="gave 4 answers to 5 requests"):
         await collect(run, run.task.train, run.sampling(3))
+
+
+async def soon(work: Any) -> Any:
+    """A hang is a failure."""
+    return await asyncio.wait_for(work, 5)
+
+
+class Script:
+    """An environment that does `play`."""
+
+    def __init__(self, play: Any) -> None:
+        self.run = play
+
+
+async def never_asks(prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
+    return generate.episode()
+
+
+async def forgets_to_return(prompt: Prompt, key: Key, generate: Generate) -> Any:
+    await generate(Context(np.asarray(prompt.token_ids)))
+
+
+async def raises(prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
+    if prompt.id == "p3":
+        raise KeyError("tool")
+    await generate(Context(np.asarray(prompt.token_ids)))
+    return generate.episode()
+
+
+async def rewards_nan(prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
+    await generate(Context(np.asarray(prompt.token_ids)))
+    return generate.episode(reward=float("nan"))
+
+
+async def of_another(prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
+    await generate(Context(np.asarray(prompt.token_ids)))
+    rollouts = tuple(replace(rollout, key=Key("other")) for rollout in generate.episode().rollouts)
+    return Episode(key, rollouts)
+
+
+@pytest.mark.parametrize(
+    ("play", "message"),
+    [
+        (never_asks, "environment Script, prompt 'p1': the episode has no rollouts. Call `generate`"),
+        (forgets_to_return, "environment Script, prompt 'p1': run returned NoneType, expected generate.episode"),
+        (raises, "environment Script raised KeyError on prompt 'p3': 'tool'"),
+        (rewards_nan, "environment Script, prompt 'p1': the reward is nan"),
+        (of_another, "environment Script, prompt 'p1': the episode has rollouts of another key"),
+    ],
+)
+async def test_an_environment_that_does_wrong_is_named(tmp_path: Path, play: Any, message: str) -> None:
+    run = run_of(tmp_path, environment=Script(play))
+    with pytest.raises(EngineError, match=message):
+        await soon(collect(run, run.task.train, run.sampling(3)))
+    assert len(asyncio.all_tasks()) == 1, "nothing goes on sampling"
+
+
+async def test_two_turns_at_once_are_two_segments_and_one_reward(tmp_path: Path) -> None:
+    async def both(prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
+        context = Context(np.asarray(prompt.token_ids))
+        await asyncio.gather(generate(context), generate(context))
+        return generate.episode()
+
+    run = run_of(tmp_path, environment=Script(both))
+    found = await soon(collect(run, run.task.train, run.sampling(3)))
+    assert found.episodes == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert [rollout.segment for rollout in found.rollouts] == [0, 1] * 5
+    assert len(run.task.graded) == 5  # type: ignore[attr-defined]
+
+
+async def test_a_turn_that_is_not_waited_for_stops_nobody(tmp_path: Path) -> None:
+    async def impatient(prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
+        await generate(Context(np.asarray(prompt.token_ids)))
+        later = asyncio.create_task(generate(Context(np.array([5]), parent=0)))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        if prompt.id != "p1":
+            await later
+        return generate.episode()
+
+    run = run_of(tmp_path, environment=Script(impatient))
+    found = await soon(collect(run, run.task.train, run.sampling(3)))
+    assert len(found.rollouts) == 5
+
+
+@pytest.mark.parametrize("answers", [lambda a: a[:-1], lambda a: [*a, a[0]], lambda a: []])
+async def test_an_engine_that_answers_another_number_is_named(tmp_path: Path, answers: Any) -> None:
+    class Wrong(BigramEngine):
+        async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+            return answers(await super().sample(unit))
+
+    run = run_of(tmp_path, engine=Wrong(TABLE))
+    with pytest.raises(EngineError, match=r"engine Wrong gave \d answers to 5 requests"):
+        await soon(collect(run, run.task.train, run.sampling(3)))
+
+
+async def test_what_an_engine_raises_is_not_blamed_on_the_environment(tmp_path: Path) -> None:
+    class Wrong(BigramEngine):
+        async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+            raise ZeroDivisionError("in the engine")
+
+    run = run_of(tmp_path, engine=Wrong(TABLE))
+    with pytest.raises(ZeroDivisionError, match="in the engine"):
+        await soon(collect(run, run.task.train, run.sampling(3)))
+
+
+async def segments(prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
+    """As many as the prompt's second token and one."""
+    for _ in range(1 + prompt.token_ids[1]):
+        await generate(Context(np.asarray(prompt.token_ids)))
+    return generate.episode(reward=float(prompt.token_ids[1]))
+
+
+async def test_a_reward_counts_once_however_many_segments_an_episode_has(tmp_path: Path) -> None:
+    run = run_of(tmp_path, environment=Script(segments))
+    evaluation = await soon(evaluate(replace(run, task=FakeTask(PROMPTS, held_out=5))))
+    assert evaluation.prompts == 5
+    assert evaluation.samples_per_prompt == 1
+    assert evaluation.accuracy == 2.0, "the mean of 0 to 4, one each"
+
+
+async def test_an_observer_that_raises_is_called_no_more_and_stops_nothing(tmp_path: Path, caplog: Any) -> None:
+    class Broken(Recorder):
+        def phase(self, step: int, name: str) -> None:
+            self.events.append(name)
+            raise OSError("no space left")
+
+    broken, seen = Broken(), Recorder()
+    run = run_of(tmp_path, observers=[broken, seen])
+    await soon(collect(run, run.task.train, run.sampling(3)))
+    assert broken.events == ["sample"]
+    assert seen.events == ["sample 0", "grade 0", "score 0"]
+    assert "observer Broken raised OSError in `phase` and is called no more: no space left" in caplog.text
+
+
+@pytest.mark.parametrize("broken", ["names", "trace", "file"])
+async def test_what_cannot_be_recorded_is_a_warning_whatever_it_is(
+    tmp_path: Path, broken: str, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Names:
+        special_ids = frozenset({0})
+
+        def __call__(self, ids: Sequence[int]) -> list[str]:
+            return [f"<{i}>" for i in ids] if broken != "names" else [][0]
+
+    class Learner(CountingLearner):
+        async def trace(self, samples: Any, top: int) -> Any:
+            return (await super().trace(samples, top))[: -1 if broken == "trace" else None]
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    run = run_of(tmp_path, names=Names(), learner=Learner(TABLE))
+    if broken == "file":
+        monkeypatch.setattr("limbeck.training.recording.write_rollouts", full)
+    found = await collect(run, run.task.train, run.sampling(3))
+    await soon(record(run, 1, found.samples))
+    assert "the rollouts of step 1 are not recorded" in caplog.text

@@ -143,18 +143,18 @@ def test_a_teacher_that_changes_mid_run_stops_it(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_is_the_student_must_score_as_the_student(tmp_path: Path) -> None:
-    def verdicts(server: FakeServer, name: str) -> dict[str, str]:
-        return {verdict.probe: verdict.measured for verdict in api.check(recipe(server, tmp_path, name))}
+    def results(server: FakeServer, name: str) -> dict[str, str]:
+        return {result.probe: result.measured for result in api.check(recipe(server, tmp_path, name))}
 
     honest = FakeEngine(tiny.lm_of("llama").model)
-    honest.model = tiny.folder_of("llama")  # the name it tells
+    honest.model = tiny.folder_of("llama")  # the name it reports
     with in_thread(honest) as server:
-        assert float(verdicts(server, "honest")["same weights"].split()[0]) < 1e-6
+        assert float(results(server, "honest")["same weights"].split()[0]) < 1e-6
         honest.model = "another"
-        assert "same weights" not in verdicts(server, "another")
+        assert "same weights" not in results(server, "another")
     impostor = FakeServer(vocabulary=tiny.VOCABULARY, model=tiny.folder_of("llama"))
     with in_thread(impostor) as server, pytest.raises(ContractError, match="is the student's own model, but"):
-        verdicts(server, "impostor")
+        results(server, "impostor")
 
 
 def test_two_teachers_one_here_and_one_there(tmp_path: Path) -> None:

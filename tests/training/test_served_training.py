@@ -47,8 +47,8 @@ def test_a_run_on_a_server(kind: str, tmp_path: Path) -> None:
 def test_check_says_what_was_proven_of_the_engine(tmp_path: Path) -> None:
     with in_thread(FakeEngine(tiny.lm_of("llama").model)) as server:
         server.raw_logprobs = True
-        verdicts = api.check(recipe(server, tmp_path))
-    (logprobs,) = [verdict for verdict in verdicts if verdict.probe == "engine: log-probs"]
+        results = api.check(recipe(server, tmp_path))
+    (logprobs,) = [result for result in results if result.probe == "engine: log-probs"]
     assert "recomputed by the learner" in logprobs.measured
 
 

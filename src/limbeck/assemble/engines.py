@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from limbeck.assemble.own import OwnEngine
 from limbeck.assemble.site import Site
 from limbeck.config.engine import (
     HFEngineConfig,
@@ -30,7 +31,8 @@ FIXED_TEXT = 64  # tokens of the task's prompts by which a served engine's weigh
 def make_engine(site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
     """The engine the caller gave, or the one of the recipe's table."""
     if site.given.engine is not None:
-        return site.given.engine
+        given = site.given.engine
+        return given if isinstance(given, ServedEngine) else OwnEngine(given, site.student.vocabulary)
     section = site.recipe.engine
     return ENGINES[type(section)](section, site, learner, task, stop_ids)
 
@@ -70,8 +72,7 @@ def _served(server: Callable[[Any], Server]) -> Callable[..., Engine]:
 
 
 def _python(section: PythonEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
-    engine: Engine = build_part(section, "engine", site.build)
-    return engine
+    return OwnEngine(build_part(section, "engine", site.build), site.student.vocabulary)
 
 
 ENGINES: Mapping[type, Callable[..., Engine]] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from limbeck.assemble.engines import make_engine
+from limbeck.assemble.own import OwnLearner, checked_part
 from limbeck.assemble.same_as_before import same_model_as_before
 from limbeck.assemble.site import Given, Site
 from limbeck.assemble.teachers import open_teachers
@@ -29,7 +30,7 @@ from limbeck.models.head import Head
 from limbeck.models.loading import load_model, resolve
 from limbeck.models.text import Decoder, Names, vocabulary_note
 from limbeck.objectives import Loss, loss_of
-from limbeck.protocols import Learner, Task
+from limbeck.protocols import Learner, Objective, Task
 from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
 from limbeck.tasks.python import PythonTask
@@ -74,6 +75,8 @@ async def _assemble(
     build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, folder.path)
     site = Site(recipe, student, device, build, folder, given, resources, resumed=checkpoint is not None)
 
+    if given.objective is not None:
+        checked_part(given.objective, Objective, "objective")
     loss = loss_of(recipe.objective, given.objective, build)
     teachers = open_teachers(site, loss.support)
     reference = _reference(site)
@@ -108,7 +111,7 @@ async def _assemble(
         engine=engine,
         teacher=proven.teacher,
         view=SameView(),
-        learner=learner,
+        learner=learner if isinstance(learner, LocalLearner) else OwnLearner(learner),
         decode=Decoder(student.tokenizer),
         names=Names(student.tokenizer),
         stop_ids=stop_ids,
@@ -186,15 +189,15 @@ def _longest_prompt(recipe: Recipe, contexts: Sequence[int]) -> int | None:
 def _learner(site: Site, loss: Loss, heads: Mapping[str, Head]) -> Learner:
     section = site.recipe.learner
     if site.given.learner is not None:
-        return site.given.learner
+        return checked_part(site.given.learner, Learner, "learner")
     if isinstance(section, PythonPartConfig):
         learner: Learner = build_part(section, "learner", site.build)
-        return learner
+        return checked_part(learner, Learner, "learner")
     return LocalLearner(site.student, section, loss, site.recipe.steps, site.recipe.seed, heads)
 
 
 def _reference(site: Site) -> CausalLM | None:
-    """The frozen policy of a KL-to-reference term, held to the tokenizer of the student like a teacher."""
+    """The frozen policy of a KL-to-reference term; its tokenizer is compared with the student's, like a teacher's."""
     section = site.recipe.objective.reference
     if section is None:
         return None

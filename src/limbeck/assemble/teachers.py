@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from limbeck.assemble.own import OwnTeacher
 from limbeck.assemble.same_as_before import keep_answer, same_model_as_before
 from limbeck.assemble.site import Site
 from limbeck.config.base import ModelConfig
@@ -25,6 +26,7 @@ from limbeck.config.teacher import (
     VLLMTeacherConfig,
 )
 from limbeck.contract.natural import refuse_baked
+from limbeck.contract.order import prove_order
 from limbeck.contract.probes import continuations, prove, same_weights
 from limbeck.contract.remote import prove_remote
 from limbeck.contract.tokenizers import check_same_tokenizer, check_tokenizers
@@ -155,14 +157,17 @@ class _Own:
     """A teacher of the user's own, made already."""
 
     def __init__(self, teacher: Teacher) -> None:
-        self.teacher = teacher
+        self.teacher = OwnTeacher(teacher)
         self.models: Sequence[CausalLM] = ()
-        self.context = teacher.info.context
+        self.context = self.teacher.info.context
         self.results: list[ProbeResult] = []
-        self.heads: Mapping[str, Head] = teacher.heads if isinstance(teacher, HoldsHeads) else {}
+        self.heads: Mapping[str, Head] = self.teacher.heads
 
     async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
         self.results += await _prove(self.teacher, site, task, support)
+        texts = [prompt.token_ids for prompt in task.train[: 2 * PROBE_PROMPTS]]
+        temperature = site.recipe.rollout.temperature
+        self.results.append(await prove_order(self.teacher, texts, temperature, self.heads, support))
         return self.teacher
 
     def is_student(self, site: Site) -> bool:

@@ -183,7 +183,7 @@ def check(
 
             results = api.check(loaded)
     except LimbeckError as error:
-        show_results(error.verdicts if isinstance(error, ContractError) else (), as_json, str(error))
+        show_results(error.results if isinstance(error, ContractError) else (), as_json, str(error))
         raise
     show_results(results, as_json)
 

@@ -3,7 +3,7 @@
     [task]
     kind = "python"
     factory = "my_package.tasks:riddles"      # called as riddles(build, level=3)
-    level = 3                                 # whatever else stands in the table is an option
+    level = 3                                 # every other key of the table is an option
 
 `build` is a `Build`. What the factory must return is the protocol of the seam (`limbeck.protocols`).
 """
@@ -79,7 +79,7 @@ def build_part(section: PythonPartConfig, where: str, build: Build, given: Mappi
 
 
 def resolve_factory(name: str, where: str) -> Callable[..., Any]:
-    """The function or class that `name`, of the form `package.module:name`, stands for.
+    """The function or class named by `name`, of the form `package.module:name`.
 
     `where` is the recipe's key, for the messages. Raises `RecipeError` for another form, a module that cannot be
     imported, a name that is not in it, and what cannot be called.

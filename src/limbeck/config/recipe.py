@@ -222,7 +222,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError, source: str) -> str:
-    """One line per mistake: where it stands, what is wrong, what was given."""
+    """One line per mistake: where it is, what is wrong, what was given."""
     lines = []
     for item in error.errors():
         tags = {"local", "hf", *_TAGS}

@@ -64,7 +64,7 @@ async def prove(
         try:
             results.append(await step())
         except ContractError as error:
-            error.verdicts = (*results, *error.verdicts)
+            error.results = (*results, *error.results)
             raise
     return results
 

@@ -87,7 +87,7 @@ def _with_results(
     """The error with the results up to and including the one that failed."""
     if isinstance(error, TeacherError):
         return error
-    tried = error.verdicts if isinstance(error, ContractError) else ()
+    tried = error.results if isinstance(error, ContractError) else ()
     message = str(error) if isinstance(error, LimbeckError) else f"teacher {client.name}: {error}"
     return ContractError(message, [*before, *(tried or [ProbeResult(probe, message, "", ok=False)])])
 

@@ -181,8 +181,8 @@ class LocalLearner:
         batch = make_batch(samples, self.layout, config.micro_batch_tokens, lm.device, self.heads, lm.vocabulary)
         if batch.global_tokens == 0:
             raise EngineError(
-                f"none of the {len(samples)} responses has a sampled token, so there is nothing to learn from. "
-                "Does the engine strip the stop token, or stop at once?"
+                f"none of the {len(samples)} responses has a token to learn from. Does the engine strip the stop "
+                "token, or stop at once? Does the teacher's valid_mask leave everything out?"
             )
         return batch
 

@@ -52,7 +52,7 @@ class CausalLM:
     def context(self) -> int | None:
         """Longest sequence the model is run on, None where its config does not say.
 
-        Less than the model was made for where more tokens would change what stands before or beside them.
+        Less than the model was made for where more tokens would change what is before or beside them.
         """
         config = text_config(self.model)
         longest, limit = getattr(config, "max_position_embeddings", None), context_limit(config)
@@ -109,7 +109,7 @@ class CausalLM:
     def body(self) -> nn.Module:
         """The model without its head."""
         body: nn.Module = self.model.base_model
-        if body is self.model:  # the class does not say under which name it stands (Llama 4): nearly always this one
+        if body is self.model:  # the class does not say under which name it is (Llama 4): nearly always this one
             body = getattr(self.model, "model", body)
         return body
 
@@ -129,7 +129,7 @@ class CausalLM:
         return hidden_BLd
 
     def states(self, tokens_BL: Tensor, positions_BL: Tensor, predict_N: Tensor, tree: Tree | None = None) -> Tensor:
-        """[N, d] of `hidden` what stands at the flat places `predict_N`, by `passes` where there are any.
+        """[N, d] the rows of `hidden` at the flat places `predict_N`, by `passes` where there are any.
 
         Sequences laid end to end in one row, and what runs under autocast, do without.
         """

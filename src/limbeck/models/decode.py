@@ -244,7 +244,7 @@ class FastRows:
         self.bias = None if self.bias is None else self.bias[rows]
 
     def _arrange(self) -> None:
-        """Where each row stands among [prompts, samples], as many samples as the most any prompt has."""
+        """The place of each row in [prompts, samples], as many samples as the most any prompt has."""
         count_P = torch.bincount(self.prompt_B)
         self.samples = int(count_P.max())
         first_P = count_P.cumsum(0) - count_P

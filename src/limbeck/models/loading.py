@@ -58,7 +58,7 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
             path,
             dtype=getattr(torch, section.dtype),
             attn_implementation=_attention(section, config),
-            ignore_mismatched_sizes=True,  # told below, by name
+            ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError...

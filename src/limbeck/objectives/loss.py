@@ -67,7 +67,8 @@ def loss_of(config: ObjectiveConfig, custom: Objective | None = None, build: Bui
         if build is None:
             raise RecipeError(f"the objective of {config.factory!r} has to be built: give loss_of `build` or `custom`")
         custom = build_part(config, "objective", build)
-    if custom is not None:
+        check_objective(custom)  # None too, which a factory returns that forgets to
+    elif custom is not None:
         check_objective(custom)
     return Loss(
         objective=_BUILT[type(config)](config) if custom is None else custom,

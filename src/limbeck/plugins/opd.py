@@ -53,7 +53,7 @@ _proven: dict[tuple[Any, ...], asyncio.Task[RemoteTeacher]] = {}
 
 
 async def reward_func(args: Any, sample: Any, **kwargs: Any) -> dict[str, Any]:
-    """Score one sample. Raises `LimbeckError` where its score cannot be had: a filler would be trained on."""
+    """Score one sample. Raises `LimbeckError` where its score cannot be had; nothing is put in its place."""
     for name in UNSUPPORTED:
         if given := getattr(args, name, None):
             raise RecipeError(

@@ -94,7 +94,7 @@ def _support(request: ScoreRequest) -> Support:
 
 
 def _with_last_state(request: ScoreRequest) -> ScoreRequest:
-    """The same with a token more, which stands for what comes after the last one. It is not fed to the model."""
+    """The same with a token more, in the place of what comes after the last one. It is not fed to the model."""
     return replace(
         request,
         token_ids=np.append(request.token_ids, 0),

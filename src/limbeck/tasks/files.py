@@ -65,7 +65,7 @@ class Rows:
         return None if self._grader is None else self._grader(prompt, response)
 
     def _read(self, source: Source, seen: dict[str, str]) -> list[Prompt]:
-        """The prompts that fit. `seen` maps each id to where it stands."""
+        """The prompts that fit. `seen` maps each id to where it was first seen."""
         prompts = []
         for row in source.rows:
             try:

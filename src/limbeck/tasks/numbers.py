@@ -7,7 +7,7 @@ r"""Numbers as people and models write them, read exactly; what is not one numbe
     read_answer("... #### 1,234")           Number(1234)
     read_answer("(1, 2)")                   UnreadableAnswer
 
-A response is read by its last expression, whatever stands before it. An answer of a data set must be one number as a
+A response is read by its last expression, whatever is before it. An answer of a data set must be one number as a
 whole, a unit aside. Both are read by the same rules, so an answer that is accepted is right as a response.
 """
 
@@ -52,7 +52,7 @@ def read_answer(answer: str) -> Number:
         raise UnreadableAnswer(f"{text[expression.start : expression.end].strip()!r} is not one finite number")
     before, after = text[right : expression.start].strip(_AROUND), text[expression.end :].strip(_AROUND)
     if before or not all(_is_unit(word) for word in _WORDS.findall(after)):
-        raise UnreadableAnswer(f"{(before or after)!r} stands beside the number")
+        raise UnreadableAnswer(f"{(before or after)!r} is beside the number")
     return expression.number
 
 

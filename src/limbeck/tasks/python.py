@@ -13,7 +13,7 @@ from limbeck.tasks.prompts import check_unicode, fit
 
 
 class PythonTask:
-    """Any object with `train`, `held_out` and `grade`. `name` stands for it in messages, `vocabulary` is the student's.
+    """Any object with `train`, `held_out` and `grade`. Messages call it `name`; `vocabulary` is the student's size.
 
     Raises `DataError` where one of these is missing, a part is empty, an id is there twice or a prompt cannot be used,
     and on grading as `checked_reward` does.

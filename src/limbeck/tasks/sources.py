@@ -28,7 +28,7 @@ from limbeck.tasks import optional
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and where it stands."""
+    """One row, and where it came from."""
 
     where: str  # "sums.jsonl line 17"
     default_id: str  # "sums-000017": where the row has no id of its own

@@ -10,13 +10,14 @@ once every one of them waits for a turn, so what is decoded together follows fro
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from limbeck.environments.session import Session
-from limbeck.errors import DataError, LimbeckError, TeacherError
+from limbeck.errors import DataError, EngineError, LimbeckError, TeacherError
 from limbeck.protocols import Engine
 from limbeck.records import (
     Episode,
@@ -41,11 +42,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Collected:
-    """Everything that came of some prompts. The first three are of every rollout, in order."""
+    """Everything that came of some prompts. The first four are of every rollout, in order."""
 
     rollouts: list[Rollout]
     texts: list[str]  # what graders saw
     rewards: list[float | None]
+    episodes: list[int]  # which episode each is a segment of: a reward is of an episode
     samples: list[Scored]  # of the rollouts that could be scored; none where nothing was to be
 
 
@@ -60,13 +62,13 @@ async def collect(
     with run.phase("sample"):
         episodes = unwrap_failures(await sample_episodes(run, prompts, sampling, samples_per_prompt))
     with run.phase("grade"):
-        rollouts, texts, rewards = _grade(run, episodes)
+        graded = _grade(run, episodes)
     if not scored:
-        return Collected(rollouts, texts, rewards, [])
+        return graded
     with run.phase("score"):
-        samples = await _score(run, rollouts, rewards)
+        samples = await _score(run, graded)
         run.note_seconds({f"score/{name}": seconds for name, seconds in run.teacher_seconds().items()})
-    return Collected(rollouts, texts, rewards, samples)
+    return replace(graded, samples=samples)
 
 
 async def sample_episodes(
@@ -84,21 +86,64 @@ async def sample_episodes(
         async def submit(request: SampleRequest) -> Sampled | Failure:
             return await waves.submit(number, request)
 
+        session = Session(prompt, key, sampling, submit, run.student_top)
         try:
-            return await run.environment.run(prompt, key, Session(prompt, key, sampling, submit, run.student_top))
+            return _checked(run, key, await run.environment.run(prompt, key, session))
+        except LimbeckError:
+            raise
+        except Exception as error:
+            if error is waves.failed:  # the engine's, not the environment's
+                raise
+            raise EngineError(
+                f"environment {type(run.environment).__name__} raised {type(error).__name__} on prompt {prompt.id!r}: "
+                f"{error}. Return a Failure where a prompt cannot be run."
+            ) from error
         finally:
-            waves.ended()
+            waves.ended(number)
 
-    return list(await asyncio.gather(*(one(number, *item) for number, item in enumerate(keyed))))
+    return await _all_or_none(waves, (one(number, *item) for number, item in enumerate(keyed)))
+
+
+async def _all_or_none(waves: _Waves, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What they return. The first that raises stops the others: none goes on sampling behind the caller's back."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        under_way = [*tasks, *waves.decoding]
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+
+def _checked(run: Run, key: Key, episode: object) -> Episode | Failure:
+    """Raises `EngineError` for what is no episode of this key, or none that can be graded."""
+    who = f"environment {type(run.environment).__name__}, prompt {key.prompt_id!r}"
+    if isinstance(episode, Failure):
+        return episode
+    if not isinstance(episode, Episode):
+        raise EngineError(f"{who}: run returned {type(episode).__name__}, expected generate.episode() or a Failure")
+    if not episode.rollouts:
+        raise EngineError(
+            f"{who}: the episode has no rollouts. Call `generate` at least once before generate.episode(), or return a "
+            "Failure."
+        )
+    if any(rollout.key != key for rollout in episode.rollouts):
+        raise EngineError(f"{who}: the episode has rollouts of another key. Return what generate.episode() gives.")
+    for reward in (episode.reward, *episode.turn_rewards):
+        if reward is not None and not math.isfinite(reward):
+            raise EngineError(f"{who}: the reward is {reward}, expected a finite number, or None for the task's grader")
+    return episode
 
 
 class _Waves:
     """Turns of many sessions, decoded together once every session that still runs waits for one."""
 
     def __init__(self, engine: Engine, sessions: int) -> None:
-        self.engine, self.running = engine, sessions
+        self.engine, self.running = engine, set(range(sessions))
         self.waiting: list[tuple[int, SampleRequest, asyncio.Future[Sampled | Failure]]] = []
-        self.decoding: asyncio.Task[None] | None = None
+        self.decoding: set[asyncio.Task[None]] = set()
+        self.failed: Exception | None = None
 
     async def submit(self, session: int, request: SampleRequest) -> Sampled | Failure:
         future: asyncio.Future[Sampled | Failure] = asyncio.get_running_loop().create_future()
@@ -106,21 +151,28 @@ class _Waves:
         self._decode_if_all_wait()
         return await future
 
-    def ended(self) -> None:
-        self.running -= 1
+    def ended(self, session: int) -> None:
+        """It asks no more; a turn that it did not wait for is dropped, or the others would wait for it forever."""
+        self.running.discard(session)
+        for _, _, future in (item for item in self.waiting if item[0] == session):
+            future.cancel()
+        self.waiting = [item for item in self.waiting if item[0] != session]
         self._decode_if_all_wait()
 
     def _decode_if_all_wait(self) -> None:
-        if self.waiting and len({session for session, _, _ in self.waiting}) == self.running:
+        if self.waiting and {session for session, _, _ in self.waiting} == self.running:
             wave, self.waiting = sorted(self.waiting, key=lambda item: (item[0], item[1].key.turn)), []
-            self.decoding = asyncio.create_task(self._decode(wave))
+            task = asyncio.create_task(self._decode(wave))
+            self.decoding.add(task)  # the loop itself keeps only a weak reference
+            task.add_done_callback(self.decoding.discard)
 
     async def _decode(self, wave: list[tuple[int, SampleRequest, asyncio.Future[Sampled | Failure]]]) -> None:
         requests = [request for _, request, _ in wave]
         units = plan_units(requests, self.engine.max_rows)
         try:
-            answers = await asyncio.gather(*(self.engine.sample([requests[i] for i in unit]) for unit in units))
+            answers = await asyncio.gather(*(self._sample([requests[i] for i in unit]) for unit in units))
         except Exception as error:
+            self.failed = error
             for _, _, future in wave:
                 if not future.done():
                     future.set_exception(error)
@@ -130,30 +182,39 @@ class _Waves:
                 if not wave[index][2].done():  # a session that was cancelled asks no more
                     wave[index][2].set_result(answer)
 
+    async def _sample(self, unit: list[SampleRequest]) -> list[Sampled | Failure]:
+        answers = await self.engine.sample(unit)
+        if len(answers) != len(unit):
+            raise EngineError(
+                f"engine {type(self.engine).__name__} gave {len(answers)} answers to {len(unit)} requests: it must "
+                "give one each, in order"
+            )
+        return answers
 
-def _grade(run: Run, episodes: Sequence[Episode]) -> tuple[list[Rollout], list[str], list[float | None]]:
+
+def _grade(run: Run, episodes: Sequence[Episode]) -> Collected:
     """Rollouts, their texts and rewards; the segments of an episode share its reward."""
-    rollouts: list[Rollout] = []
-    texts: list[str] = []
-    rewards: list[float | None] = []
-    for episode in episodes:
-        said = [run.decode(rollout.response_ids) for rollout in episode.rollouts]
+    graded = Collected([], [], [], [], [])
+    for number, episode in enumerate(episodes):
+        texts = [run.decode(rollout.response_ids) for rollout in episode.rollouts]
         reward = episode.reward
-        if reward is None and episode.rollouts:
-            reward = run.task.grade(episode.rollouts[-1].prompt, said[-1])
-        rollouts += episode.rollouts
-        texts += said
-        rewards += [reward] * len(said)
-    return rollouts, texts, rewards
+        if reward is None:
+            reward = run.task.grade(episode.rollouts[-1].prompt, texts[-1])
+        graded.rollouts.extend(episode.rollouts)
+        graded.texts.extend(texts)
+        graded.rewards.extend([reward] * len(texts))
+        graded.episodes.extend([number] * len(texts))
+    return graded
 
 
-async def _score(run: Run, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> list[Scored]:
+async def _score(run: Run, graded: Collected) -> list[Scored]:
     """Scores of teacher and reference, and advantages, for each rollout that could be scored."""
+    rollouts, rewards = graded.rollouts, graded.rewards
     views = unwrap_failures([run.view.see(rollout, run.support) for rollout in rollouts])
     requests = [view.request for view in views]
     answers = await run.teacher.score(requests)
     _check_count(run.teacher.name, answers, requests)
-    advantages = _advantages(run, rollouts, rewards)  # of the whole group, whatever the teacher could score
+    advantages = _advantages(run, graded)  # of the whole group, whatever the teacher could score
     kept = require_scored_fraction(answers, run.min_scored_fraction)
     scores: list[Scores] = [answer for answer in answers if not isinstance(answer, Failure)]
     references: Sequence[HiddenScores | None] = [None] * len(kept)
@@ -173,17 +234,34 @@ def _check_count(name: str, answers: Sequence[object], requests: Sequence[ScoreR
         )
 
 
-def _advantages(run: Run, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> list[float]:
+def _advantages(run: Run, graded: Collected) -> list[float]:
+    """One a rollout. The group of a prompt are its episodes, however many segments each has."""
     section = run.recipe.objective.task_reward
     if section is None:
-        return [0.0] * len(rollouts)
-    graded = [reward for reward in rewards if reward is not None]
-    if len(graded) < len(rewards):
+        return [0.0] * len(graded.rollouts)
+    rewards: list[float] = []
+    groups: list[str] = []
+    missing = 0
+    for rollout, reward in first_segments(graded.episodes, zip(graded.rollouts, graded.rewards, strict=True)):
+        groups.append(rollout.prompt.id)
+        rewards.append(reward if reward is not None else math.nan)
+        missing += reward is None
+    if missing:
         raise DataError(
-            f"objective.task_reward needs a reward for every response, but {len(rewards) - len(graded)} of "
-            f"{len(rewards)} could not be graded. Give the task a grader and every prompt an answer."
+            f"objective.task_reward needs a reward for every response, but {missing} of {len(rewards)} could not be "
+            "graded. Give the task a grader and every prompt an answer."
         )
-    return group_advantages(graded, [rollout.prompt.id for rollout in rollouts], section)
+    advantages = group_advantages(rewards, groups, section)
+    return [advantages[episode] for episode in graded.episodes]
+
+
+def first_segments(episodes: Sequence[int], values: Iterable[T]) -> list[T]:
+    """One of `values`, which are of rollouts, for each episode.
+
+    >>> first_segments([0, 1, 1, 2], "abcd")
+    ['a', 'b', 'd']
+    """
+    return [value for i, value in enumerate(values) if i == 0 or episodes[i] != episodes[i - 1]]
 
 
 def require_scored_fraction(answers: Sequence[T | Failure], least: float) -> list[int]:

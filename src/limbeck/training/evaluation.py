@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from limbeck.records import Rollout
 from limbeck.reports import Mean
 from limbeck.seeding import derive_seed
-from limbeck.training.collect import collect
+from limbeck.training.collect import collect, first_segments
 from limbeck.training.finite import require_finite
 from limbeck.training.intervals import RewardSummary, summarise_rewards
 from limbeck.training.run import Run
@@ -71,7 +72,11 @@ async def evaluate(run: Run) -> Evaluation:
     if section.greedy:  # the KL above is on samples all the same
         graded = await collect(run, prompts, run.sampling(sampling.seed, greedy=True), scored=False)
     answers = tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards))
-    found = _summarise(answers, len(prompts), section.greedy, means, time.perf_counter() - start)
+    rewards = first_segments(graded.episodes, graded.rewards)
+    summary = _summarise(rewards, len(prompts))
+    samples = len(rewards) // len(prompts)
+    seconds = time.perf_counter() - start
+    found = Evaluation(len(prompts), samples, section.greedy, summary, means, answers, seconds)
     require_finite(found.values(), f"the evaluation after step {run.step}")
     return found
 
@@ -81,12 +86,10 @@ def _answer(rollout: Rollout, text: str, reward: float | None) -> Answer:
     return Answer(prompt.id, prompt.text, text, reward, len(rollout.response_ids), rollout.finish)
 
 
-def _summarise(
-    answers: tuple[Answer, ...], prompts: int, greedy: bool, means: dict[str, Mean], seconds: float
-) -> Evaluation:
-    samples = len(answers) // prompts
-    rewards = [answer.reward for answer in answers if answer.reward is not None]
-    if len(rewards) < len(answers):
-        return Evaluation(prompts, samples, greedy, None, means, answers, seconds)
-    rows = [rewards[i : i + samples] for i in range(0, len(rewards), samples)]
-    return Evaluation(prompts, samples, greedy, summarise_rewards(rows), means, answers, seconds)
+def _summarise(rewards: Sequence[float | None], prompts: int) -> RewardSummary | None:
+    """Of the episodes of `prompts` prompts, as many of each; None where one could not be graded."""
+    graded = [reward for reward in rewards if reward is not None]
+    if len(graded) < len(rewards):
+        return None
+    samples = len(rewards) // prompts
+    return summarise_rewards([graded[i : i + samples] for i in range(0, len(graded), samples)])

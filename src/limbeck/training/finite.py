@@ -32,7 +32,7 @@ def to_json(values: Mapping[str, Any], what: str, ascii_only: bool = True) -> st
 
 
 def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
-    """Every number in `value`, however deep, with where it stands."""
+    """Every number in `value`, however deep, with its place."""
     if isinstance(value, float):
         yield place, value
     elif isinstance(value, Mapping):

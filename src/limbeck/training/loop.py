@@ -31,8 +31,7 @@ async def train(run: Run) -> None:
     """
     run.step = run.made = run.start
     run.began = True
-    for observer in run.observers:
-        observer.started(run.start, run.recipe.steps)
+    run.report("started", run.start, run.recipe.steps)
     try:
         await _train(run)
     except NonFiniteError:

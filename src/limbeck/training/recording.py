@@ -54,8 +54,8 @@ async def record(run: Run, step: int, samples: Sequence[Scored]) -> None:
     """
     try:
         await _record(run, step, samples)
-    except LimbeckError as error:
-        logger.warning("the rollouts of step %d are not recorded: %s", step, error)
+    except Exception as error:  # whatever it is: a full disk, a token without a name, a part of the user's own
+        logger.warning("the rollouts of step %d are not recorded: %s", step, _reason(error), exc_info=_bug(error))
 
 
 async def _record(run: Run, step: int, samples: Sequence[Scored]) -> None:
@@ -79,9 +79,20 @@ async def _watched(run: Run) -> list[Scored]:
     sampling = run.sampling(derive_seed(run.recipe.seed, "watch"))
     try:
         return (await collect(run, prompts, sampling)).samples
-    except LimbeckError as error:
-        logger.warning("the watched prompts of step %d are not recorded: %s", run.step, error)
+    except Exception as error:
+        logger.warning(
+            "watched prompts of step %d are not recorded: %s", run.step, _reason(error), exc_info=_bug(error)
+        )
         return []
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, LimbeckError) else f"{type(error).__name__}: {error}"
+
+
+def _bug(error: Exception) -> Exception | None:
+    """An error that nobody raised on purpose: its traceback is worth showing."""
+    return None if isinstance(error, LimbeckError) else error
 
 
 def _spread(samples: Sequence[Scored], count: int) -> list[Scored]:
@@ -113,7 +124,9 @@ def _thin_out(run: Run) -> None:
 def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> dict[str, Any]:
     rollout, prompt = apply_valid_mask(sample).rollout, sample.rollout.prompt  # a masked token has no numbers
     assert run.names is not None
-    ids, response = rollout.token_ids, slice(len(prompt.token_ids), None)
+    start = next((turn.start for turn in rollout.turns if turn.role == "student"), len(prompt.token_ids))
+    ids, response = rollout.token_ids, slice(start, None)
+    prompt_ids = ids[:start].tolist()  # of a segment with a prefix of its own, that prefix
     mask = rollout.trained[response]
     numbers = {
         "student_logprob": trace.student_logprobs,
@@ -144,8 +157,8 @@ def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> d
         "log_ratio_mean": float(log_ratio.mean()),
         "reverse_kl_mean": None if trace.reverse_kl is None else float(trace.reverse_kl.mean()),
         "kl_max": float(exact.max()),
-        "prompt_ids": list(prompt.token_ids),
-        "prompt_tokens": run.names(prompt.token_ids),
+        "prompt_ids": prompt_ids,
+        "prompt_tokens": run.names(prompt_ids),
         "token_ids": ids[response].tolist(),
         "tokens": run.names(ids[response].tolist()),
         "special": [id_ in run.names.special_ids for id_ in ids[response].tolist()],

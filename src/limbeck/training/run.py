@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -13,6 +14,8 @@ from limbeck.protocols import Engine, Environment, Learner, Observer, Task, Teac
 from limbeck.records import Ints, Sampling, Support
 from limbeck.training.interruption import StopSignals
 from limbeck.training.run_folder import RunFolder
+
+logger = logging.getLogger("limbeck")
 
 
 @dataclass
@@ -71,8 +74,7 @@ class Run:
         self._depth += 1
         outermost = self._depth == 1
         if outermost:
-            for observer in self.observers:
-                observer.phase(self.step, name)
+            self.report("phase", self.step, name)
         start = time.perf_counter()
         try:
             yield
@@ -89,5 +91,16 @@ class Run:
     def log(self, line: Mapping[str, Any]) -> None:
         """Append to `metrics.jsonl` and report to the observers."""
         self.folder.append(line)
-        for observer in self.observers:
-            (observer.stepped if line["kind"] == "train" else observer.evaluated)(line)
+        self.report("stepped" if line["kind"] == "train" else "evaluated", line)
+
+    def report(self, event: str, *values: Any) -> None:
+        """Call each observer. One that raises is left out from then on, with a warning: no run ends for one."""
+        for observer in list(self.observers):
+            try:
+                getattr(observer, event)(*values)
+            except Exception as error:
+                self.observers = [other for other in self.observers if other is not observer]
+                logger.warning(
+                    "observer %s raised %s in `%s` and is called no more: %s",
+                    type(observer).__name__, type(error).__name__, event, error, exc_info=error,
+                )  # fmt: skip

@@ -81,7 +81,7 @@ def in_one_file(data: Mapping[str, Any], title: str) -> str:
 
 
 def inert(data: Any) -> str:
-    """JSON that cannot end the script element it stands in, whatever a model wrote."""
+    """JSON that cannot end the script element around it, whatever a model wrote."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -53,7 +53,7 @@ function hasShares(run) {
   return !run.eval.values["accuracy/min"]?.some((value) => value !== null) && !run.train.values.reward?.some(outside);
 }
 
-// A faint line stands behind a stronger one of its chart; where several runs are overlaid it is not drawn.
+// A faint line is behind a stronger one of its chart; where several runs are overlaid it is not drawn.
 function lineOf(run, spec, line, several) {
   const columns = run[line.from ?? "train"], key = keyOf(run, line);
   const faint = line.faint && spec.lines.some((other) => !other.faint && keyOf(run, other));
