@@ -99,15 +99,17 @@ def evaluate(
     if of == "teacher":
         recipe = teacher_as_student(recipe)
 
-    async def run() -> Evaluation:
+    async def run(stop: StopSignals) -> Evaluation:
+        stop.interrupts(asyncio.get_running_loop())
         with tempfile.TemporaryDirectory() as scratch:
             assembled = await assemble(recipe, RunFolder(Path(scratch)))
+            assembled.run.stop = stop
             try:
                 return await evaluate_run(assembled.run)
             finally:
                 await assembled.run.close()
 
-    return _outside_loops(lambda stop: asyncio.run(run()))
+    return _outside_loops(lambda stop: asyncio.run(run(stop)))
 
 
 def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[ProbeResult, ...]:
@@ -117,13 +119,14 @@ def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[P
     """
     recipe = _recipe(recipe, overrides)
 
-    async def run() -> tuple[ProbeResult, ...]:
+    async def run(stop: StopSignals) -> tuple[ProbeResult, ...]:
+        stop.interrupts(asyncio.get_running_loop())
         with tempfile.TemporaryDirectory() as scratch:
             assembled = await assemble(recipe, RunFolder(Path(scratch)))
             await assembled.run.close()
             return assembled.results
 
-    return _outside_loops(lambda stop: asyncio.run(run()))
+    return _outside_loops(lambda stop: asyncio.run(run(stop)))
 
 
 def _train(recipe: Recipe, fresh: bool, given: Given, observers: Sequence[Observer], stop: StopSignals) -> TrainResult:
@@ -140,6 +143,7 @@ def _train(recipe: Recipe, fresh: bool, given: Given, observers: Sequence[Observ
         logger.warning("%s: %s", path, note)
     try:
         with asyncio.Runner() as runner:
+            stop.interrupts(runner.get_loop())
             _run_to_end(runner, recipe, folder, checkpoint, given, observers, stop)
     finally:
         folder.close()
@@ -166,11 +170,14 @@ def _run_to_end(
         run = runner.run(assemble(recipe, folder, checkpoint, given)).run
         run.observers, run.stop = observers, stop
         runner.run(train_run(run))
-    except Interrupted as stopped:
-        runner.run(_cancel_others())
+    except BaseException as error:
+        stopped = stop.caught(error)
+        if stopped is None:
+            raise
+        _cancel_all(runner)
         stopped.folder = folder.path
         stopped.step = keep(run) if run is not None else checkpoint.step if checkpoint else 0
-        raise
+        raise stopped from None
     finally:
         if run is not None:
             try:
@@ -178,6 +185,15 @@ def _run_to_end(
             finally:
                 if run.began:
                     run.report("closed")
+
+
+def _cancel_all(runner: asyncio.Runner) -> None:
+    """A signal that a task met leaves the loop once more from the task that waits for it."""
+    while True:
+        try:
+            return runner.run(_cancel_others())
+        except Interrupted:
+            continue
 
 
 async def _cancel_others() -> None:
@@ -193,15 +209,17 @@ def _outside_loops(work: Callable[[StopSignals], T]) -> T:
         with StopSignals() as stop:
             return work(stop)
     stop = StopSignals()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="limbeck") as pool:
-        future = pool.submit(work, stop)
-        while True:
-            try:
-                return future.result()
-            except KeyboardInterrupt:
-                if future.done() or stop.number is not None:
-                    raise
-                stop.request()  # the phase at hand ends first
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="limbeck")
+    future = pool.submit(work, stop)
+    while True:
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            if future.done() or stop.number is not None:
+                raise  # the second one waits for nothing; the thread ends at its next phase
+            stop.request()
+        finally:
+            pool.shutdown(wait=False)
 
 
 def _in_a_loop() -> bool:

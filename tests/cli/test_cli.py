@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from click.testing import CliRunner, Result
 
 import limbeck
-from limbeck.cli.main import main
+from limbeck.cli.main import _where_it_stopped, main
+from limbeck.training.interruption import Interrupted
 from tests.helpers import save_tiny, tiny_llama
 
 IMPORTS_NO_TORCH = """
@@ -246,3 +248,16 @@ def test_help_takes_less_than_a_third_of_a_second() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.3
+
+
+def test_where_a_run_stopped_and_the_command_that_goes_on(tmp_path: Path) -> None:
+    """The same command would begin again where it was `limbeck demo` or had --fresh."""
+    stopped = Interrupted(signal.SIGTERM)
+    assert _where_it_stopped(stopped) == "stopped by SIGTERM"
+    stopped.folder = tmp_path
+    assert "no update was made" in _where_it_stopped(stopped)
+    stopped.step = 7
+    assert _where_it_stopped(stopped).splitlines() == [
+        f"stopped by SIGTERM after step 7: the checkpoint is in {tmp_path / 'checkpoints'}.",
+        f"To go on from there:  limbeck train {tmp_path / 'recipe.toml'}",
+    ]

@@ -67,6 +67,12 @@ def test_overrides_choose_the_kind_of_a_union() -> None:
     ("override", "message"),
     [
         ("rollout.temprature=0.7", "rollout: unknown key 'temprature'. Did you mean 'temperature'?"),
+        ("task.grader.kind='exact'", "task: unknown key 'grader'. It goes with kind = 'file'"),
+        ("objective.beta=0.5", "objective: unknown key 'beta'. It goes with divergence = 'jsd'."),
+        ("teacher.url='http://there'", "teacher: kind is missing, and its keys do not say which is meant"),
+        ("steps=true", "steps is true, expected a number"),
+        ("learner.lr=true", "lr is true, expected a number"),
+        ("rollout.stop_ids=[1, true]", "stop_ids is [1, true], expected a number"),
         ("temperature=0.7", "unknown key 'temperature'. There is 'rollout.temperature'."),
         ("step=7", "unknown key 'step'. Did you mean 'steps'?"),
         ("learner.lora.r=4", "learner.lora: unknown key 'r'"),

@@ -227,6 +227,14 @@ def test_columns_that_mean_something_and_are_not_used_are_named_once(write, chat
     assert not any(name in message for name in ("images", "level", "'solution'"))
 
 
+def test_what_a_template_would_be_given_is_named_too(write, chat, caplog):
+    rows = [{"prompt": "a", "tools": [ADD], "documents": [{"text": "b"}], "enable_thinking": False}] * 3
+    with caplog.at_level(logging.WARNING, "limbeck"):
+        load(write(*rows), chat, columns={"tools": "absent"})
+    [record] = [r for r in caplog.records if "not used" in r.getMessage()]
+    assert all(name in record.getMessage() for name in ("'tools'", "'documents'", "'enable_thinking'"))
+
+
 # Chat templates
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
+from tests.fake_server import FakeServer, in_thread
 from tests.helpers import save_tiny
 
 STEPS = 6
@@ -127,9 +129,7 @@ def test_a_signal_in_any_phase_keeps_the_last_update(recipe: Path, straight: Pat
     mine = of(recipe, tmp_path / "out")
     child = start(mine, phase, step)
     assert child.stdout is not None
-    for line in child.stdout:
-        if line == "THERE\n":
-            break
+    assert "THERE\n" in child.stdout  # reads up to it
     sent = time.monotonic()
     child.send_signal(number)
     out, err = child.communicate(timeout=60)
@@ -141,3 +141,109 @@ def test_a_signal_in_any_phase_keeps_the_last_update(recipe: Path, straight: Pat
     finish(mine)
     assert weights(tmp_path / "out") == weights(straight)
     assert lines(tmp_path / "out") == lines(straight)
+
+
+def limbeck(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "limbeck", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["check", "eval", "train"])
+@pytest.mark.parametrize("seconds", [0.7, 1.2, 2.0, 3.0])
+def test_a_signal_while_parts_are_imported_and_loaded_is_one_line(
+    recipe: Path, tmp_path: Path, command: str, seconds: float
+) -> None:
+    number = signal.SIGINT if command != "eval" else signal.SIGTERM
+    child = limbeck(command, str(of(recipe, tmp_path / "out")), "task.held_out=20000", "eval.prompts=20000")
+    time.sleep(seconds)
+    child.send_signal(number)
+    out, _ = child.communicate(timeout=10)
+    assert child.returncode == 128 + number, out
+    last = out.splitlines()[-1]
+    assert last.startswith(f"stopped by {signal.Signals(number).name}")
+    assert "Traceback" not in out
+    assert len([line for line in out.splitlines() if "stopped by" in line]) == 1
+
+
+REMOTE = """
+steps = 60
+threads = 1
+output = "{output}"
+[student]
+model = "{student}"
+[teacher]
+kind = "sglang"
+url = "{url}"
+vocabulary = {vocabulary}
+top_logprobs = 90
+retry_seconds = 600
+[task]
+kind = "arithmetic"
+digits = 1
+train = 32
+held_out = 4
+[rollout]
+temperature = 0.7
+max_tokens = 8
+prompts_per_step = 4
+[objective]
+support = 5
+[eval]
+prompts = 2
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["loading", "training"])
+def test_a_run_that_waits_for_a_teacher_that_is_away(tmp_path: Path, phase: str) -> None:
+    path, folder = tmp_path / "recipe.toml", tmp_path / "run"
+    with in_thread(FakeServer(drop=1.0 if phase == "loading" else 0.0)) as server:
+        student = tiny.folder_of("llama")
+        path.write_text(
+            REMOTE.format(output=tmp_path, student=student, url=server.url, vocabulary=server.vocabulary + 1)
+        )
+        child = limbeck("train", str(path), "--json")
+        assert child.stdout is not None
+        if phase == "training":
+            assert any('"step": 2' in line for line in child.stdout)  # reads up to it
+            server.drop = 1.0
+        before = server.requests
+        deadline = time.monotonic() + 60
+        while server.requests < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGTERM)
+        out, _ = child.communicate(timeout=10)
+        assert child.returncode == 143, out
+        if phase == "loading":
+            assert "no update was made" in out
+            return
+        made = len(trained(folder))
+        assert f"after step {made}" in out
+        assert (folder / "checkpoints" / f"step-{made:06d}").is_dir()
+        server.drop = 0.0
+        child = limbeck("train", str(folder / "recipe.toml"), "--quiet")
+        assert child.communicate(timeout=60)[0] == ""
+        assert trained(folder) == list(range(1, 61))
+
+
+def trained(folder: Path) -> list[int]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if line["kind"] == "train"]
+
+
+@pytest.mark.slow
+def test_the_second_signal_waits_for_nothing(recipe: Path, tmp_path: Path) -> None:
+    child = start(of(recipe, tmp_path / "out"), "update", 3)
+    assert child.stdout is not None
+    assert "THERE\n" in child.stdout
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=2)
+    assert child.returncode == -signal.SIGINT

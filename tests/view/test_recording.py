@@ -132,6 +132,35 @@ class _Run:
         self.recipe = type("", (), {"record": type("", (), {"every": every, "max_mb": max_mb})()})()
 
 
+def test_every_step_is_recorded_where_every_one_is_asked_for(tmp_path: Path) -> None:
+    """Step 1 is always kept; where `every` is 1, step 2 after it does not mean that every second one is."""
+    folder = RunFolder(tmp_path)
+    folder.rollouts.mkdir()
+    run: Any = _Run(folder, every=1, max_mb=1)
+    for step in range(1, 8):
+        assert _stride(run) == 1
+        (folder.rollouts / f"step-{step:06d}.parquet").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("last", [20, 100])
+def test_every_step_is_recorded_until_there_are_too_many(tmp_path: Path, last: int) -> None:
+    folder = RunFolder(tmp_path)
+    folder.rollouts.mkdir()
+    run: Any = _Run(folder, every=1, max_mb=10 / 1024)
+    for step in range(1, last + 1):
+        if step % _stride(run):
+            continue
+        (folder.rollouts / f"step-{step:06d}.parquet").write_bytes(b"x" * 1024)
+        _thin_out(run)
+        assert len(list(folder.rollouts.iterdir())) <= 10
+    kept = sorted(int(path.stem[5:]) for path in folder.rollouts.iterdir())
+    assert kept[0] == 1
+    stride = _stride(run)
+    multiples = set(range(stride, last + 1, stride))
+    assert multiples <= set(kept)
+    assert len(set(kept) - multiples) <= 2, "besides them the first, and the newest when they were thinned out"
+
+
 def test_the_size_is_bounded_and_the_kept_steps_stay_evenly_spread(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.rollouts.mkdir()

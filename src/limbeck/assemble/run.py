@@ -153,9 +153,9 @@ def _student_source(recipe: Recipe, checkpoint: Checkpoint | None) -> StudentCon
 def _refuse_baked_student(student: CausalLM) -> None:
     if student.natural_temperature != 1:
         raise ModelError(
-            f"student.model = {student.name!r} was written by `limbeck bake` for temperature "
-            f"{student.natural_temperature:g}: its logits are divided already, and the student divides them itself. "
-            "Train the model that it was made of."
+            f"{student.name!r} was written by `limbeck bake` for temperature {student.natural_temperature:g}: its "
+            "logits are divided already, and whoever trains or evaluates divides them again. Take the model that it "
+            "was made of."
         )
 
 

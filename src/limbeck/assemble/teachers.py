@@ -130,13 +130,18 @@ def open_teachers(site: Site, support: Support) -> OpenTeachers:
     return OpenTeachers(members, default, routed, max(fractions, default=1.0), support)
 
 
+def _key(name: str, key: str) -> str:
+    """Where a member's `key` stands in the recipe."""
+    return f"teacher.{key}" if name == ONLY else f"teacher.teachers.{name}.{key}"
+
+
 class _Local:
     """A model of this process."""
 
     def __init__(self, name: str, section: LocalTeacherConfig, site: Site) -> None:
         self.name, self.section = name, section
         self.lm = load_model(section, site.device)
-        refuse_baked(f"teacher {name}: model", section.model, self.lm.natural_temperature)
+        refuse_baked(_key(name, "model"), section.model, self.lm.natural_temperature)
         self.results = [check_tokenizers(site.student, self.lm, section.same_chat_template)]
         self.models: Sequence[CausalLM] = (self.lm,)
         self.context = self.lm.context
@@ -207,7 +212,7 @@ class _Remote:
             self.results.append(ProbeResult("tokenizer", f"{section.tokenizer}: {len(theirs)} tokens", "the student's"))
         if isinstance(section, StatesTeacherConfig) and section.head is not None:
             lm = load_model(ModelConfig(model=section.head), self.site.device)
-            refuse_baked(f"teacher {self.name}: head", section.head, lm.natural_temperature)
+            refuse_baked(_key(self.name, "head"), section.head, lm.natural_temperature)
             check_tokenizers(student, lm, section.same_chat_template)
             self.head_model, self.models = lm, (lm,)
 

@@ -14,18 +14,22 @@ from limbeck.cli.export import export
 from limbeck.cli.wire import bake, serve
 from limbeck.errors import ContractError, LimbeckError
 from limbeck.sanitize import printable
-from limbeck.training.interruption import Interrupted
+from limbeck.training.interruption import Interrupted, StopSignals
 
 RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
 
 
 class _Commands(click.Group):
-    """Prints a `LimbeckError` as one message and exits 1. Anything else is a bug and shows its trace."""
+    """Prints a `LimbeckError` as one message and exits 1. Anything else is a bug and shows its trace.
+
+    A signal is one line and 130 or 143, from the first import on.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with StopSignals():
+                return super().invoke(ctx)
         except LimbeckError as error:
             click.secho(f"error: {printable(str(error))}", fg="red", err=True)  # it may quote a server or a data set
             ctx.exit(1)
@@ -35,11 +39,13 @@ class _Commands(click.Group):
 
 
 def _where_it_stopped(stopped: Interrupted) -> str:
-    if stopped.folder is None or not stopped.step:
+    if stopped.folder is None:
+        return str(stopped)
+    if not stopped.step:
         return f"{stopped}: no update was made, there is nothing to keep"
     return (
-        f"{stopped} after step {stopped.step}: the checkpoint is in {stopped.folder / 'checkpoints'}. "
-        "The same command goes on from there."
+        f"{stopped} after step {stopped.step}: the checkpoint is in {stopped.folder / 'checkpoints'}.\n"
+        f"To go on from there:  limbeck train {stopped.folder / 'recipe.toml'}"
     )
 
 

@@ -30,6 +30,19 @@ class Config(BaseModel):
                     raise ValueError(_unknown_key(str(key), cls))
         return given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_booleans_as_numbers(cls, given: Any) -> Any:
+        """Pydantic takes `true` for 1."""
+        for key, value in given.items() if isinstance(given, Mapping) else ():
+            field = cls.model_fields.get(key)
+            values = value if isinstance(value, list | tuple) else [value]
+            if field is not None and any(isinstance(item, bool) for item in values):
+                types = set(_plain_types(field.annotation))
+                if types & {int, float} and bool not in types:
+                    raise ValueError(f"{key} is {str(value).lower()}, expected a number")
+        return given
+
 
 class ModelConfig(Config):
     """A Hugging Face model folder (or hub name) and how to hold it."""
@@ -58,6 +71,34 @@ def configs_of(annotation: Any) -> list[type[Config]]:
     return [section for part in get_args(annotation) for section in configs_of(part)]
 
 
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    """The types without parts inside a field's type, such as int of `tuple[Annotated[int, ...], ...] | None`."""
+    parts = get_args(annotation)
+    if not parts:
+        yield annotation
+    for part in parts:
+        yield from _plain_types(part)
+
+
+def _kinds_with(key: str, section: type[Config]) -> list[str]:
+    """The other kinds of this table that have the key, such as `kind = 'file'`."""
+    kinds = []
+    for siblings in _unions(Config.root) if Config.root else ():
+        for sibling in siblings if section in siblings else ():
+            for tag in ("kind", "divergence"):
+                if key in sibling.model_fields and tag in sibling.model_fields:
+                    kinds += [f"{tag} = {value!r}" for value in get_args(sibling.model_fields[tag].annotation)]
+    return list(dict.fromkeys(kinds))
+
+
+def _unions(section: type[BaseModel]) -> Iterator[list[type[Config]]]:
+    for info in section.model_fields.values():
+        configs = configs_of(info.annotation)
+        yield configs
+        for nested in configs:
+            yield from _unions(nested)
+
+
 def _unknown_key(key: str, section: type[Config]) -> str:
     known = list(section.model_fields)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -65,6 +106,8 @@ def _unknown_key(key: str, section: type[Config]) -> str:
     elsewhere = [path for path in everywhere if path.rpartition(".")[2] == key]
     if near:
         hint = f"Did you mean {near[0]!r}?"
+    elif kinds := _kinds_with(key, section):
+        hint = f"It goes with {' or '.join(kinds[:3])}."
     elif elsewhere:
         hint = f"There is {' and '.join(repr(path) for path in elsewhere[:3])}."
     else:

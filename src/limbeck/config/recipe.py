@@ -230,6 +230,8 @@ def _explain(error: ValidationError, source: str) -> str:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "missing":
             lines.append(f"{where}: missing, and it has no default")
+        elif item["type"] == "union_tag_not_found":
+            lines.append(f"{where}: kind is missing, and its keys do not say which is meant (got {item['input']!r})")
         elif item["type"] == "value_error":
             lines.append(f"{where}: {message}")
         else:

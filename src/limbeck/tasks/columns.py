@@ -23,13 +23,17 @@ from limbeck.tasks.sources import Row, shortened
 # Columns that mean something in data sets of the field and that nothing here reads, and what may be wanted instead.
 _AN_ANSWER = "point task.columns.answer at it if graders are to compare with it"
 _A_SYSTEM_MESSAGE = "set task.system, or put it into the messages"
+_A_TEMPLATE_ARGUMENT = "chat templates get messages and tools and nothing else"
 _NOT_TEXT = "prompts are text alone"
 _A_RESPONSE = "the student samples its own responses"
 KNOWN_COLUMNS = {
     "system": _A_SYSTEM_MESSAGE,
     "system_prompt": _A_SYSTEM_MESSAGE,
     "functions": "point task.columns.tools at it",
-    "chat_template_kwargs": "chat templates get messages and tools and nothing else",
+    "tools": "point task.columns.tools at it",
+    "chat_template_kwargs": _A_TEMPLATE_ARGUMENT,
+    "documents": _A_TEMPLATE_ARGUMENT,
+    "enable_thinking": _A_TEMPLATE_ARGUMENT,
     "conversations": "point task.columns.messages at it if it has role and content",
     "solution": _AN_ANSWER,
     "label": _AN_ANSWER,

@@ -6,6 +6,9 @@
             ...                   # what is done here is finished first
 
 Sampling, scoring and everything else that can be made again is abandoned; an update and what belongs to it is held.
+
+An exception that a handler raises can be lost: an import turns it into an error of its own, a destructor or a user's
+bare `except` drops it. So `check` raises again until `caught` has had it, and an error that follows it counts as it.
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -42,17 +48,27 @@ class StopSignals:
     def __init__(self) -> None:
         self.number: int | None = None
         self._held = 0
-        self._raised = False
+        self._raised = self._caught = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            outer = getattr(self._before[signal.SIGINT], "__self__", None)
+            if isinstance(outer, StopSignals):
+                outer.check()  # an import may have lost it
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, Exception) and (stopped := self.caught(error)) is not None:
+            raise stopped from error
+
+    def interrupts(self, loop: asyncio.AbstractEventLoop) -> None:
+        """What another thread asks for with `request` also ends what this loop waits for."""
+        self._loop = loop
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -65,14 +81,27 @@ class StopSignals:
         self.check()
 
     def check(self) -> None:
-        """Raises `Interrupted`, once, where a stop was asked for and nothing is held."""
-        if self.number is not None and not self._held and not self._raised:
+        """Raises `Interrupted` where a stop was asked for, nothing is held, and nobody has `caught` it."""
+        if self.number is not None and not self._held and not self._caught:
             self._raised = True
             raise Interrupted(self.number)
+
+    def caught(self, error: BaseException) -> Interrupted | None:
+        """The stop behind an error, if it is one. From then on `check` is silent: what was made is being saved."""
+        if isinstance(error, Interrupted):
+            self._caught = True
+            return error
+        if self.number is None or not self._raised or self._caught:
+            return None
+        self._caught = True
+        return Interrupted(self.number)
 
     def request(self, number: int = signal.SIGINT) -> None:
         """Ask for a stop from another thread: it comes at the next `check`."""
         self.number = number
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed: all is done
+                self._loop.call_soon_threadsafe(self.check)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:

@@ -105,6 +105,8 @@ def _stride(run: Run) -> int:
     """How many recorded steps one is kept of: the first file after step 1 tells, so a resumed run knows."""
     every = run.recipe.record.every
     steps = sorted(recorded_step(path) for path in run.folder.rollouts.glob("step-*.parquet"))
+    if every == 1 and 2 in steps:  # it is kept of both: step 3 tells, once it has been there
+        return 1 if 3 in steps or steps[-1] == 2 else 2
     first = next((step // every for step in steps if step > 1 and step % every == 0), 1)
     return first & -first  # the power of two in it, in case `every` was changed between
 
