@@ -141,6 +141,12 @@ def test_a_response_whose_last_expression_is_no_number_is_not_its_last_digit(res
         ],
         *[
             ("- 72", "72"),
+            ("The answer is - 72.", "-72"),
+            ("it equals - 1/2", "-1/2"),
+            ("minus 5", "-5"),
+            ("**Answer:** minus $5", "-5"),
+            ("it is minus 5", "-5"),
+            ("8 minus 3 is 5", "5"),
             ("I have 5 - that is all", "5"),
             ("negative 5", "-5"),
             ("72 (apples)", "72"),
@@ -223,3 +229,8 @@ def test_long_text_is_read_in_linear_time(piece):
     start = time.monotonic()
     last_number(piece * (60_000 // len(piece)))
     assert time.monotonic() - start < 10, "seconds; quadratic would be minutes"
+
+
+@pytest.mark.parametrize("text", ["8 minus 3", "x minus 3", "(8) minus 3", "50% minus 3", "the cost minus 3"])
+def test_what_is_left_after_minus_is_not_what_is_taken_away(text: str) -> None:
+    assert last_number(text) is None

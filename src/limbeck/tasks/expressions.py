@@ -127,7 +127,8 @@ _NUMBER = re.compile(
 )
 _FRACTION = re.compile(r"(?P<sign>[-+]\s?)?[$€£¥₹]?\\frac(?![A-Za-z])\s*")
 _SIGN_BEFORE = re.compile(r"(?:[-+] ?)?(?:[$€£¥₹] ?)?[-+]?$")
-_NEGATIVE_BEFORE = re.compile(r"(?<![A-Za-z])negative\s+$", re.IGNORECASE)
+_NEGATIVE_BEFORE = re.compile(r"(?<![A-Za-z])(?:negative|(?P<minus>minus))\s+$", re.IGNORECASE)
+_SAYS = re.compile(r"(?<![A-Za-z])(?:is|be|was|equals|gives|becomes)$", re.IGNORECASE)  # a sign may follow, no operand
 _OPERATOR_GLUED = re.compile(r"[-+×/^](?=[0-9({\\])")
 _POWER = re.compile(r"\s?\^\s?(?:\{\s*(?P<braced>[-+]?[0-9]+)\s*\}|(?P<bare>[-+]?[0-9]+))")
 _TIMES = re.compile(r"[ \t]*(?:×|[xX](?=[ \t]*[0-9.]))[ \t]*")
@@ -188,7 +189,8 @@ def _with_sign(text: str, start: int) -> int:
         spaced = found[1:2] == " "
         operand = text[max(0, begin - 1) : begin].isalnum()
         before = text[max(0, begin - 9) : begin]
-        is_sign = before.endswith("$") or before.rstrip(" $")[-1:] in ("=", "(", "{", "[")
+        bare = before.rstrip(" $")
+        is_sign = before.endswith("$") or bare[-1:] in ("=", "(", "{", "[") or bool(_SAYS.search(bare))
         if operand or (spaced and not is_sign):
             return start if spaced or len(found) == 1 else begin + 1  # a hyphen or a dash
     return begin
@@ -234,7 +236,9 @@ class _Reading:
             raise _NotANumberError
         if self.text[self.start - 1 : self.start] == "|" and self.text[self.position : self.position + 1] == "|":
             raise _NotANumberError  # |-3|; in a table there are spaces
-        if _NEGATIVE_BEFORE.search(self.text[max(0, self.start - 12) : self.start]):
+        if match := _NEGATIVE_BEFORE.search(self.text[max(0, self.start - 12) : self.start]):
+            if match["minus"]:
+                self._check_is_sign(self.start - len(match[0]))
             value = -value
         return Number(value, percent=self.kind == "percent")
 
@@ -245,6 +249,12 @@ class _Reading:
         if operator and (operator in "×/^" or (operator in "-+" and before[-1:] in ("(", "{", "["))):
             raise _NotANumberError
         if self.text[self.start] in "-+" and self.text[max(0, self.start - 1) : self.start] in (")", "]", "}"):
+            raise _NotANumberError
+
+    def _check_is_sign(self, minus: int) -> None:
+        """The word "minus" at this place takes something from what stands before, unless nothing does."""
+        before = self.text[max(0, minus - 12) : minus].rstrip()
+        if before and (before[-1].isalnum() or before[-1] in ")]}%") and not _SAYS.search(before):
             raise _NotANumberError
 
     def _continued(self, value: Fraction) -> Fraction | None:
