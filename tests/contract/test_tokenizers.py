@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -163,6 +164,33 @@ def test_templates_that_both_want_a_system_message_are_compared_with_one() -> No
     check_tokenizers(student, teacher)
     teacher.tokenizer.chat_template = NEEDS_SYSTEM.replace("<assistant>", "<assistant>\n")
     assert "different chat templates" in refusal(student, teacher)
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_templates_that_differ_in_what_one_message_does_not_show_are_refused(role: str) -> None:
+    """A run with a system message, or with several turns, would ask the teacher in a form that it does not know."""
+    student, teacher = pair()
+    shown = "message['role'] + '>' + message['content']"
+    assert shown in tiny.TEMPLATE
+    hidden = f"(message['role'] if message['role'] != '{role}' else 'user') + '>' + message['content']"
+    teacher.tokenizer.chat_template = tiny.TEMPLATE.replace(shown, hidden)
+    assert "different chat templates" in refusal(student, teacher)
+    check_tokenizers(student, teacher, same_chat_template=False)
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_a_chat_that_one_template_does_not_take_is_not_held_against_it(role: str) -> None:
+    student, teacher = pair()
+    raises = "{% for message in messages %}{% if message['role'] == '" + role + "' %}{{ raise_exception('no') }}"
+    teacher.tokenizer.chat_template = raises + "{% endif %}{% endfor %}" + tiny.TEMPLATE
+    check_tokenizers(student, teacher)
+
+
+def test_long_templates_are_shown_from_where_they_differ() -> None:
+    student, teacher = pair()
+    for lm, end in ((student, "1"), (teacher, "2")):
+        lm.tokenizer.chat_template = "-" * 1000 + end + "-" * 1000
+    assert re.search(r"\.\.\.'-{50}1-+' against \.\.\.'-{50}2-+'", refusal(student, teacher))
 
 
 def test_templates_that_both_raise_always_are_named() -> None:

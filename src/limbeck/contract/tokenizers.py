@@ -24,6 +24,7 @@ PROBE_TEXTS = (
 )
 CHAT = ({"role": "user", "content": "Hi"},)
 WITH_SYSTEM = ({"role": "system", "content": "Be brief."}, *CHAT)  # for templates that raise without one
+TURNS = (*CHAT, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "And now?"})
 ACCEPT = "teacher.same_chat_template = false"
 SHOWN = 200  # characters of a rendered template
 ONE_FAMILY = "Distillation compares them token by token: choose models of one tokenizer family."
@@ -106,15 +107,19 @@ def check_same_tokenizer(
 def _check_templates(
     student: str, ours: PreTrainedTokenizerBase, other: str, theirs: PreTrainedTokenizerBase, role: str, accept: str
 ) -> None:
-    """Both render the same, or neither exists. Raises `ContractError`."""
+    """Both render the same chats the same: a message, one after a system's, several turns; or neither exists.
+
+    Raises `ContractError`.
+    """
     or_accept = f", or accept the difference with {accept}." if accept else "."
     if not ours.chat_template and not theirs.chat_template:
         return
-    for chat in (CHAT, WITH_SYSTEM):
+    both_render = False
+    for chat in (CHAT, WITH_SYSTEM, TURNS):
         rendered = {name: _render(tokenizer, chat) for name, tokenizer in ((student, ours), (other, theirs))}
         errors = {name: result for name, result in rendered.items() if isinstance(result, Exception)}
-        if len(errors) == len(rendered) and chat is not WITH_SYSTEM:
-            continue  # both want a system message, perhaps
+        if errors and (both_render or (len(errors) == len(rendered) and chat is CHAT)):
+            continue  # a template need not take every chat, and both may want a system message
         for name, error in errors.items():
             raise _refusal(
                 f"the chat template of {name} cannot be rendered: {type(error).__name__}: {error}.",
@@ -123,7 +128,7 @@ def _check_templates(
                 "one that renders a user's message",
             )
         if rendered[student] != rendered[other]:
-            shown = {name: "none" if text is None else repr(str(text)[:SHOWN]) for name, text in rendered.items()}
+            shown = dict(zip(rendered, _from_first_difference(*rendered.values()), strict=True))
             raise _refusal(
                 f"{student} and {other} have different chat templates: {shown[student]} against {shown[other]}. The "
                 f"{role} would score answers to prompts in a form that it was not made for.",
@@ -131,7 +136,17 @@ def _check_templates(
                 "two chat templates" if None not in rendered.values() else "one chat template for two models",
                 "one for both, or none",
             )
-        return
+        both_render = True
+
+
+def _from_first_difference(one: str | None, other: str | None) -> list[str]:
+    """Two rendered templates, none where there is none, so that a reader sees in what they differ."""
+    pairs = enumerate(zip(one or "", other or "", strict=False))  # one may go on where the other ends
+    common = next((place for place, (a, b) in pairs if a != b), min(len(one or ""), len(other or "")))
+    start = 0 if common < SHOWN // 2 else common - SHOWN // 4
+    return [
+        "none" if text is None else f"{'...' if start else ''}{text[start : start + SHOWN]!r}" for text in (one, other)
+    ]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]]) -> Any:
