@@ -40,17 +40,25 @@ def _reply(answer: str, response: str) -> dict[str, Any]:
         expected = parse(_as_latex(answer))
         if not expected:
             return {"unreadable_answer": True}
-        return {"score": float(verify(expected, parse(response)))}
+        readings = dict.fromkeys((response, _EXPONENT.sub(_spelled_out, response)))
+        return {"score": float(any(verify(expected, parse(reading)) for reading in readings))}
     except TimeoutException:  # a BaseException: an alarm that rang outside of the package's own guard
         return {"score": 0.0}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
+# As a number with an exponent, 1e-05 would be read as e minus 5. A response may also mean that: 2e-3 is tried as both.
+_EXPONENT = re.compile(r"(?<![\w.\\])[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]{1,3}(?![\w^])")
+
+
+def _spelled_out(match: re.Match[str]) -> str:
+    return f"{Decimal(match[0]):f}"
+
+
 def _as_latex(answer: str) -> str:
-    # As a number with an exponent, 1e-05 would be read as e minus 5.
-    if re.fullmatch(r"\s*[-+]?[0-9]*\.?[0-9]+[eE][-+]?[0-9]{1,3}\s*", answer):
-        return rf"\boxed{{{Decimal(answer):f}}}"
+    if match := _EXPONENT.fullmatch(answer.strip()):
+        return rf"\boxed{{{_spelled_out(match)}}}"
     # Outside of a LaTeX environment the package looks for numbers only: of a bare "2x+1" or "2\sqrt{3}"
     # it would read the 2, and take every other 2 for right.
     if any(opening in answer for opening in ("$", r"\boxed", r"\(", r"\[")):
