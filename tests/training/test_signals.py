@@ -203,11 +203,10 @@ prompts = 2
 @pytest.mark.parametrize("phase", ["loading", "training"])
 def test_a_run_that_waits_for_a_teacher_that_is_away(tmp_path: Path, phase: str) -> None:
     path, folder = tmp_path / "recipe.toml", tmp_path / "run"
-    with in_thread(FakeServer(drop=1.0 if phase == "loading" else 0.0)) as server:
+    away = 1.0 if phase == "loading" else 0.0
+    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY, drop=away)) as server:
         student = tiny.folder_of("llama")
-        path.write_text(
-            REMOTE.format(output=tmp_path, student=student, url=server.url, vocabulary=server.vocabulary + 1)
-        )
+        path.write_text(REMOTE.format(output=tmp_path, student=student, url=server.url, vocabulary=server.vocabulary))
         child = limbeck("train", str(path), "--json")
         assert child.stdout is not None
         if phase == "training":
