@@ -18,7 +18,7 @@ from limbeck.errors import ContractError, RecipeError
 
 PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if block.startswith("# my_parts.py")]
-TABLES = tomllib.loads(re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)[0])
+TABLES, ENGINE = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL))
 SHORT = {"steps": 2, "threads": 1, "student": {"model": "demo:student"}, "eval": {"prompts": 8}}
 ROLLOUT = {"temperature": 0.7, "max_tokens": 6, "prompts_per_step": 8}
 
@@ -63,3 +63,12 @@ def test_an_objective_with_a_slip_is_refused(my_parts: Path) -> None:
     (my_parts / "my_parts.py").write_text(wrong)
     with pytest.raises(RecipeError, match="pull"):
         limbeck.train(recipe(my_parts))
+
+
+def test_the_pages_engine_samples_what_the_built_in_one_does(my_parts: Path) -> None:
+    ours = limbeck.train(recipe(my_parts, name="ours", **ENGINE))
+    built_in = limbeck.train(recipe(my_parts, name="built-in"))
+    assert [step["objective"] for step in ours.steps] == pytest.approx(
+        [s["objective"] for s in built_in.steps], abs=1e-5
+    )
+    assert abs(ours.steps[-1]["mismatch"]) < 1e-4

@@ -139,7 +139,7 @@ def test_measure_changes_nothing_and_agrees_with_update() -> None:
 
 def test_a_step_without_tokens_stops() -> None:
     learner = learner_of(tiny_lm(1), tiny_lm(2))
-    with pytest.raises(EngineError, match="none of the 2 responses has a sampled token"):
+    with pytest.raises(EngineError, match="none of the 2 responses has a token to learn from"):
         asyncio.run(learner.update(random_samples(tiny_lm(2), [0, 0])))
 
 

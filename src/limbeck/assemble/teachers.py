@@ -131,7 +131,7 @@ def open_teachers(site: Site, support: Support) -> OpenTeachers:
 
 
 def _key(name: str, key: str) -> str:
-    """Where a member's `key` stands in the recipe."""
+    """Where a member's `key` is in the recipe."""
     return f"teacher.{key}" if name == ONLY else f"teacher.teachers.{name}.{key}"
 
 

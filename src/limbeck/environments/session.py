@@ -1,4 +1,4 @@
-"""One key's conversation: what the student was shown, what it said, and the rollouts that follow.
+"""One key's conversation: what the student was shown, what it sampled, and the rollouts that follow.
 
     generate = Session(prompt, key, sampling, submit)
     first = await generate(Context(prompt_ids))
@@ -35,12 +35,12 @@ Submit: TypeAlias = Callable[[SampleRequest], Awaitable[Sampled | Failure]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _Turn:
     """One turn of the student, and the whole sequence up to its end."""
 
     key: Key
     parent: int | None
-    before: int  # tokens before it: of its prefix
+    prefix: int  # tokens before it
     token_ids: Ints  # prefix and turn
     sampled: Sampled
 
@@ -51,60 +51,60 @@ class Session:
     def __init__(self, prompt: Prompt, key: Key, sampling: Sampling, submit: Submit, top: int = 0) -> None:
         self.prompt, self.key, self.sampling, self.top = prompt, key, sampling, top
         self._submit = submit
-        self._asked = 0
-        self._said: dict[int, _Said] = {}
+        self._next = 0
+        self._turns: dict[int, _Turn] = {}
 
     async def __call__(self, context: Context) -> Sampled | Failure:
         """Raises `ValueError` for a parent that has not been sampled."""
         prefix = np.asarray(context.token_ids, dtype=np.int64)
         if context.parent is not None:
-            if context.parent not in self._said:
+            if context.parent not in self._turns:
                 raise ValueError(
                     f"prompt {self.prompt.id!r}: turn {context.parent} has not been sampled, so nothing can follow it; "
-                    f"there are turns {sorted(self._said)}"
+                    f"there are turns {sorted(self._turns)}"
                 )
-            prefix = np.concatenate([self._said[context.parent].token_ids, prefix])
-        turn, self._asked = self._asked, self._asked + 1
-        key = replace(self.key, turn=turn)
+            prefix = np.concatenate([self._turns[context.parent].token_ids, prefix])
+        number, self._next = self._next, self._next + 1
+        key = replace(self.key, turn=number)
         sampled = await self._submit(SampleRequest(key, prefix, self.sampling, self.top))
         if not isinstance(sampled, Failure):
             whole = np.concatenate([prefix, sampled.token_ids])
-            self._said[turn] = _Said(key, context.parent, len(prefix), whole, sampled)
+            self._turns[number] = _Turn(key, context.parent, len(prefix), whole, sampled)
         return sampled
 
     def episode(self, reward: float | None = None, turn_rewards: Sequence[float] = ()) -> Episode:
         """Every turn so far, each trained in exactly one rollout."""
-        parents = {said.parent for said in self._said.values()}
+        parents = {turn.parent for turn in self._turns.values()}
         trained: set[int] = set()
         rollouts: list[Rollout] = []
-        for leaf in sorted(turn for turn in self._said if turn not in parents):
+        for leaf in sorted(turn for turn in self._turns if turn not in parents):
             rollouts.append(self._rollout(self._path(leaf), trained, len(rollouts)))
         return Episode(self.key, tuple(rollouts), reward, tuple(turn_rewards))
 
     def _path(self, leaf: int) -> list[int]:
         """The turns that lead to `leaf`, the first one first."""
         path = [leaf]
-        while (parent := self._said[path[0]].parent) is not None:
+        while (parent := self._turns[path[0]].parent) is not None:
             path.insert(0, parent)
         return path
 
     def _rollout(self, path: list[int], trained: set[int], segment: int) -> Rollout:
         """The sequence of one path; adds to `trained` the turns that it trains."""
-        token_ids = self._said[path[-1]].token_ids
+        token_ids = self._turns[path[-1]].token_ids
         mask = np.zeros(len(token_ids), dtype=np.bool_)
         turns: list[Turn] = []
         own: list[Sampled] = []
         end = 0
         for number in path:
-            said = self._said[number]
-            if said.before > end:
-                turns.append(Turn(end, said.before, "context"))
-            end = len(said.token_ids)
-            turns.append(Turn(said.before, end, "student", said.key, said.sampled.finish))
+            turn = self._turns[number]
+            if turn.prefix > end:
+                turns.append(Turn(end, turn.prefix, "context"))
+            end = len(turn.token_ids)
+            turns.append(Turn(turn.prefix, end, "student", turn.key, turn.sampled.finish))
             if number not in trained:
                 trained.add(number)
-                own.append(said.sampled)
-                mask[said.before : end] = True
+                own.append(turn.sampled)
+                mask[turn.prefix : end] = True
         tops = [sampled.top_ids for sampled in own if sampled.top_ids is not None]
         return Rollout(
             prompt=self.prompt,

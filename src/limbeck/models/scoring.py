@@ -120,7 +120,7 @@ def _check_range(name: str, ids: Tensor, vocabulary: int) -> None:
 def refusal(lm: CausalLM, request: ScoreRequest) -> Failure | None:
     """Why a model has no answer to a request: ids that it does not have, or more tokens than its context.
 
-    Beyond the context nothing was learned, and what stands there may depend on its neighbours in the batch.
+    Beyond the context nothing was learned, and what is there may depend on its neighbours in the batch.
     """
     ids, rows = request.token_ids, lm.vocabulary
     embedded = lm.model.get_input_embeddings().weight.shape[0]

@@ -2,7 +2,8 @@
 
     teacher = BigramTeacher(log_probs_at_one)         scores by a table, at any temperature
     engine = BigramEngine(log_probs_at_one)           samples from a table, reproducibly
-    limbeck.train(recipe, teacher=teacher, engine=engine, task=FakeTask({...}), observers=[Recorder()])
+    learner = CountingLearner(log_probs_at_one)       publishes the table that the engine samples from
+    limbeck.train(recipe, teacher=teacher, engine=engine, learner=learner, task=FakeTask({...}), observers=[Recorder()])
 
 None of them imports torch. `docs/guides/extending.md` shows them at work.
 """
