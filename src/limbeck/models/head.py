@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+FEW = 64  # rows, of decoding
 HASHED_BYTES = 64 * 2**20  # of a head that are copied at a time while it is hashed
 
 
@@ -68,12 +69,21 @@ class Head:
         if out_CV is not None and bias_V is None and out_CV.dtype == hidden_Cd.dtype:
             logits_CV = torch.mm(hidden_Cd, weight_Vd.T, out=out_CV)
         else:
-            logits_CV = at_least_float32(torch.nn.functional.linear(hidden_Cd, weight_Vd, bias_V))
+            logits_CV = at_least_float32(_product(hidden_Cd, weight_Vd, bias_V))
         if self.multiplier != 1.0:
             logits_CV = logits_CV * self.multiplier
         if self.softcap is not None:
             logits_CV = self.softcap * torch.tanh(logits_CV / self.softcap)
         return logits_CV
+
+
+def _product(hidden_Cd: Tensor, weight_Vd: Tensor, bias_V: Tensor | None) -> Tensor:
+    """`hidden @ weight.T + bias`. The CPU is half as fast again the other way round, for few rows."""
+    few = hidden_Cd.ndim == 2 and len(hidden_Cd) <= FEW and hidden_Cd.device.type == "cpu"
+    if not few or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return torch.nn.functional.linear(hidden_Cd, weight_Vd, bias_V)
+    logits_CV = torch.mm(weight_Vd, hidden_Cd.t()).t().contiguous()
+    return logits_CV if bias_V is None else logits_CV.add_(bias_V)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -128,12 +128,13 @@ class WholeRows:
 
     def __call__(self, block: Block, query_Nn: Tensor, key_Nn: Tensor, value_Nn: Tensor) -> Tensor:
         """[N, H * D]"""
+        padded = ops.padded_length(self.length)
         query_BHLD, key_BJLD, value_BJLD = _heads(
-            block, self.width, self.length, self.rotation, query_Nn, key_Nn, value_Nn
+            block, self.width, self.length, self.rotation, query_Nn, key_Nn, value_Nn, padded
         )
         if self.kept is not None:
-            self.kept.append((key_BJLD, value_BJLD))
-        attended_BHLD = ops.attend(query_BHLD, key_BJLD, value_BJLD, None, scaling=1.0)
+            self.kept.append((key_BJLD[:, :, : self.length], value_BJLD[:, :, : self.length]))
+        attended_BHLD = ops.attend(query_BHLD, key_BJLD, value_BJLD, None, scaling=1.0)[:, :, : self.length]
         return attended_BHLD.transpose(1, 2).reshape(query_Nn.shape)
 
 
@@ -160,8 +161,9 @@ def _heads(
     query_Nn: Tensor,
     key_Nn: Tensor,
     value_Nn: Tensor,
+    padded: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, H, L, D] queries, rotated and scaled, and [B, J, L, D] keys, rotated, and values."""
+    """[B, H, L, D] queries, rotated and scaled, and [B, J, L, D] keys, rotated, and values; see `ops.heads`."""
     query_BLHD, key_BLJD, value_BLJD = (
         part_Nn.view(-1, length, part_Nn.shape[1] // width, width) for part_Nn in (query_Nn, key_Nn, value_Nn)
     )
@@ -169,7 +171,11 @@ def _heads(
         query_BLHD, key_BLJD = ops.norm(query_BLHD, block.query_norm), ops.norm(key_BLJD, block.key_norm)
     cos_BLD, sin_BLD = rotation
     scaled = (cos_BLD * block.scaling, sin_BLD * block.scaling)  # no pass of its own over the scores
-    return ops.heads(query_BLHD, *scaled), ops.heads(key_BLJD, cos_BLD, sin_BLD), ops.heads(value_BLJD)
+    return (
+        ops.heads(query_BLHD, *scaled, padded),
+        ops.heads(key_BLJD, cos_BLD, sin_BLD, padded),
+        ops.heads(value_BLJD, padded=padded),
+    )
 
 
 def parts_of(lm: CausalLM) -> LlamaParts | str:

@@ -11,6 +11,7 @@ Q queries and K keys of a row, d model width, n any layer's width.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from limbeck.models.head import at_least_float32
+
+FEW_KEYS = 64  # up to which three plain operations are faster than the CPU's fused attention
+STRIDE = 8  # rows of so few keys are padded to a multiple: odd strides double the time of small products
 
 
 def norm(x_Nd: Tensor, layer: Any) -> Tensor:
@@ -49,13 +53,24 @@ def add_gated(x_Nd: Tensor, gate_Nn: Tensor, up_Nn: Tensor, down: nn.Linear) -> 
     return gated_Nd if down.bias is None else gated_Nd + down.bias
 
 
-def heads(x_BLHD: Tensor, cos_BLD: Tensor | None = None, sin_BLD: Tensor | None = None) -> Tensor:
+def heads(
+    x_BLHD: Tensor, cos_BLD: Tensor | None = None, sin_BLD: Tensor | None = None, padded: int | None = None
+) -> Tensor:
     """[B, H, L, D] rotated by cos and sin of each token's position ([1, L, D] where rows have the same), halves
-    against each other."""
-    if cos_BLD is None or sin_BLD is None:
+    against each other.
+
+    With `padded` each head is by itself in memory, zeros after L up to so many tokens; without, each token is.
+    """
+    rotation = (None, None) if cos_BLD is None or sin_BLD is None else (cos_BLD[:, None], sin_BLD[:, None])
+    if padded is None and rotation[0] is None:
         return x_BLHD.transpose(1, 2)
-    heads_BHLD: Tensor = _Rotated.apply(x_BLHD, cos_BLD[:, None], sin_BLD[:, None])  # type: ignore[no-untyped-call]
+    heads_BHLD: Tensor = _Heads.apply(x_BLHD, *rotation, padded)  # type: ignore[no-untyped-call]
     return heads_BHLD
+
+
+def padded_length(length: int) -> int:
+    """Tokens of a row, padded where many small products are multiplied: causal, no token sees the padding."""
+    return length if length > FEW_KEYS else -(-length // STRIDE) * STRIDE
 
 
 def attend(
@@ -70,6 +85,9 @@ def attend(
     group = query_BHQD.shape[1] // key_BJKD.shape[1]
     on_cpu = query_BHQD.device.type == "cpu"
     bias_B1QK = None if bias_B1QK is None else bias_B1QK.to(query_BHQD.dtype)
+    exact = query_BHQD.dtype in (torch.float32, torch.float64)  # narrower, the fused kernel rounds less
+    if on_cpu and exact and key_BJKD.shape[2] <= FEW_KEYS and not dropout:
+        return _attend_plainly(query_BHQD, key_BJKD, value_BJKD, bias_B1QK, scaling)
     if group > 1 and not on_cpu:  # only the CPU's kernel takes groups and a mask
         key_BJKD, value_BJKD = (x.repeat_interleave(group, dim=1) for x in (key_BJKD, value_BJKD))
     return scaled_dot_product_attention(
@@ -82,6 +100,24 @@ def attend(
         scale=scaling,
         enable_gqa=group > 1 and on_cpu,
     )
+
+
+def _attend_plainly(
+    query_BHQD: Tensor, key_BJKD: Tensor, value_BJKD: Tensor, bias_B1QK: Tensor | None, scaling: float | None
+) -> Tensor:
+    rows, all_heads, queries, width = query_BHQD.shape
+    groups, keys = key_BJKD.shape[1:3]
+    if bias_B1QK is None:
+        bias_B1QK = query_BHQD.new_full((1, 1, queries, keys), -math.inf).triu_(1)
+    bias_B1MK = bias_B1QK.repeat(1, 1, all_heads // groups, 1)  # the queries of a group are below each other
+    scores_CMK = torch.baddbmm(
+        bias_B1MK.expand(rows, groups, -1, -1).reshape(rows * groups, -1, keys),
+        query_BHQD.reshape(rows * groups, -1, width),
+        key_BJKD.reshape(rows * groups, keys, width).transpose(1, 2),
+        alpha=width**-0.5 if scaling is None else scaling,
+    )
+    value_CKD = value_BJKD.reshape(rows * groups, keys, width)
+    return torch.bmm(torch.softmax(scores_CMK, dim=-1), value_CKD).view(query_BHQD.shape)
 
 
 class _Norm(Function):
@@ -146,25 +182,36 @@ class _Gated(Function):
         return of_gate_Nn, of_up_Nn, of_weight_dn, grad_Nd
 
 
-class _Rotated(Function):
+class _Heads(Function):
     @staticmethod
-    def forward(ctx: Any, x_BLHD: Tensor, cos_B1LD: Tensor, sin_B1LD: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_BLHD: Tensor, cos_B1LD: Tensor | None, sin_B1LD: Tensor | None, padded: int | None
+    ) -> Tensor:
         ctx.save_for_backward(cos_B1LD, sin_B1LD)
-        heads_BHLD = torch.empty_like(x_BLHD).transpose(1, 2)
-        _rotate(x_BLHD.transpose(1, 2), cos_B1LD, sin_B1LD, 1, heads_BHLD)
+        rows, ctx.length, number, width = x_BLHD.shape
+        if padded is None:
+            heads_BHLD = x_BLHD.new_empty(x_BLHD.shape).transpose(1, 2)
+        else:
+            heads_BHLD = x_BLHD.new_empty(rows, number, padded, width)
+            heads_BHLD[:, :, ctx.length :].zero_()
+        _rotate(x_BLHD.transpose(1, 2), cos_B1LD, sin_B1LD, 1, heads_BHLD[:, :, : ctx.length])
         return heads_BHLD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BHLD: Tensor) -> tuple[Tensor | None, ...]:
-        of_x_BLHD = torch.empty_like(grad_BHLD.transpose(1, 2), memory_format=torch.contiguous_format)
+        rows, number, _, width = grad_BHLD.shape
+        of_x_BLHD = grad_BHLD.new_empty(rows, ctx.length, number, width)
         cos_B1LD, sin_B1LD = ctx.saved_tensors
-        _rotate(grad_BHLD, cos_B1LD, sin_B1LD, -1, of_x_BLHD.transpose(1, 2))
-        return of_x_BLHD, None, None
+        _rotate(grad_BHLD[:, :, : ctx.length], cos_B1LD, sin_B1LD, -1, of_x_BLHD.transpose(1, 2))
+        return of_x_BLHD, None, None, None
 
 
-def _rotate(x_BHLD: Tensor, cos_B1LD: Tensor, sin_B1LD: Tensor, sign: int, out_BHLD: Tensor) -> None:
+def _rotate(x_BHLD: Tensor, cos_B1LD: Tensor | None, sin_B1LD: Tensor | None, sign: int, out_BHLD: Tensor) -> None:
     """Write `x` to `out`, halves rotated against each other; back again with `sign` -1."""
+    if cos_B1LD is None or sin_B1LD is None:
+        out_BHLD.copy_(x_BHLD)
+        return
     half = x_BHLD.shape[-1] // 2
     torch.mul(x_BHLD, cos_B1LD, out=out_BHLD)
     out_BHLD[..., :half].addcmul_(x_BHLD[..., half:], sin_B1LD[..., :half], value=-sign)
