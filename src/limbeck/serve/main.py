@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,8 @@ def serve(
         refuse_baked(lm)
         app = make_app(Scorer(lm, batch_invariant=batch_invariant), settings, f"{model} {fingerprint(lm)}")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
-        Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # a signal is how one stops it
+            Server(config).run(sockets=[listener])
 
 
 def refuse_baked(lm: CausalLM) -> None:
