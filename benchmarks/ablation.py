@@ -194,12 +194,14 @@ def plain_gated(x_Nd: Tensor, gate_Nn: Tensor, up_Nn: Tensor, down: nn.Linear) -
     return x_Nd + down(nn.functional.silu(gate_Nn) * up_Nn)
 
 
-def plain_heads(x_BLHD: Tensor, cos_BLD: Tensor | None = None, sin_BLD: Tensor | None = None) -> Tensor:
+def plain_heads(
+    x_BLHD: Tensor, cos_BLD: Tensor | None = None, sin_BLD: Tensor | None = None, padded: int | None = None
+) -> Tensor:
     x_BHLD = x_BLHD.transpose(1, 2)
-    if cos_BLD is None or sin_BLD is None:
-        return x_BHLD
-    one, other = x_BHLD.chunk(2, dim=-1)
-    return x_BHLD * cos_BLD[:, None] + torch.cat([-other, one], dim=-1) * sin_BLD[:, None]
+    if cos_BLD is not None and sin_BLD is not None:
+        one, other = x_BHLD.chunk(2, dim=-1)
+        x_BHLD = x_BHLD * cos_BLD[:, None] + torch.cat([-other, one], dim=-1) * sin_BLD[:, None]
+    return x_BHLD if padded is None else nn.functional.pad(x_BHLD, (0, 0, 0, padded - x_BHLD.shape[2]))
 
 
 BY_HAND = {"norm": plain_norm, "normed_linears": plain_linears, "add_gated": plain_gated, "heads": plain_heads}
@@ -208,6 +210,7 @@ PIECES = [
     Piece("numba", ["sample"], torch_decode),
     Piece("few rows: x @ weight.T", ["sample"], setting(decode, FEW=0)),
     Piece("all of the fused forward", ["score", "update"], transformers_forward),
+    Piece("short attention by plain products", ["score", "update"], setting(ops, FEW_KEYS=0)),
     Piece("operations with gradients by hand", ["score", "update"], setting(ops, **BY_HAND)),
     Piece("last layer: only what is read", ["score", "update"], setting(None, everywhere=True)),
     Piece("prefix tree", ["score", "update"], setting(None, layout="padded")),
