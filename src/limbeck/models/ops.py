@@ -116,8 +116,9 @@ def _attend_plainly(
         key_BJKD.reshape(rows * groups, keys, width).transpose(1, 2),
         alpha=width**-0.5 if scaling is None else scaling,
     )
-    value_CKD = value_BJKD.reshape(rows * groups, keys, width)
-    return torch.bmm(torch.softmax(scores_CMK, dim=-1), value_CKD).view(query_BHQD.shape)
+    value_CKD = value_BJKD.reshape(rows * groups, keys, -1)
+    attended_CMD = torch.bmm(torch.softmax(scores_CMK, dim=-1), value_CKD)
+    return attended_CMD.view(rows, all_heads, queries, -1)  # values may be of another width
 
 
 class _Norm(Function):
