@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.errors import DataError, LimbeckError, ModelError
-from limbeck.sanitize import visible
+from limbeck.sanitize import printable
 
 # Not in recipes/smollm2_prompts.jsonl, so that no split of that file has them among its training prompts.
 HELD_OUT_PROMPTS = (
@@ -126,7 +126,7 @@ def show(prompts: Sequence[str], columns: Sequence[Column]) -> None:
     for column in columns:
         table.add_column(f"{column.title} ({column.layers} layers)", ratio=3)
     for prompt, *answers in zip(prompts, *(column.answers for column in columns), strict=True):
-        table.add_row(Text(visible(prompt), style="bold"), *(Text(visible(answer)) for answer in answers))
+        table.add_row(Text(printable(prompt), style="bold"), *(Text(printable(answer)) for answer in answers))
     console = Console()
     # In a file or a pipe rich assumes 80 columns, too few for four columns of text.
     (console if console.is_terminal else Console(width=132)).print(table)
