@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import api
-from limbeck.config.recipe import Recipe, load_recipe
+from limbeck.config.recipe import load_recipe
 from limbeck.formatting import duration, interval, number
 from limbeck.trackers.console import make_console
 
@@ -76,8 +76,3 @@ def next_commands(folder: Path) -> list[str]:
         f"  limbeck train {folder / 'recipe.toml'} steps=600             # more steps, from the last checkpoint",
         f"  limbeck train {folder / 'recipe.toml'} name=hot rollout.temperature=1.3   # another temperature",
     ]
-
-
-def demo_recipe() -> Recipe:
-    """The embedded recipe."""
-    return load_recipe(RECIPE)

@@ -27,15 +27,8 @@ from limbeck.models.decode import Columns, Prefilled, norm_heads
 from limbeck.models.llama import Block, LlamaParts, run_block
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # OpenMP reads it when its library is loaded
-DTYPES = (torch.float32, torch.float64)
 # Sums may be reordered, which lets them be vectorised; NaN and infinity mean what they always do.
 REORDER = {"reassoc", "contract", "arcp", "nsz"}
-
-
-def suits(model: LlamaParts) -> bool:
-    """Whether the model lies where numba can reach it, in a dtype that it knows."""
-    weight = model.embedding.weight
-    return weight.device.type == "cpu" and weight.dtype in DTYPES
 
 
 class NumbaColumns(Columns):

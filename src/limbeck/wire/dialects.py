@@ -7,7 +7,7 @@ reply = await dialect.ask(pool, request)          # Reply, or WireError
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from limbeck.records import SampleRequest, ScoreRequest
@@ -38,20 +38,6 @@ class Dialect(Protocol):
         ...
 
     async def tokenize(self, pool: Pool, text: str) -> list[int]: ...
-
-
-class JsonSchema(Protocol):
-    """The part of `wire/sglang.py` and `wire/vllm.py` that a dialect is made of."""
-
-    PATH: str
-    IDENTITY_PATH: str
-    write: Callable[[ScoreRequest, str | None, bool], dict[str, Any]]
-    read: Callable[[Any, ScoreRequest, bool], Reply]
-    write_sample: Callable[[SampleRequest, str | None], dict[str, Any]]
-    read_sample: Callable[[Any, SampleRequest, int], SampleReply]
-    read_identity: Callable[[Any], str]
-    write_tokenize: Callable[[str, str | None], tuple[str, dict[str, Any]]]
-    read_tokenize: Callable[[Any], list[int]]
 
 
 class JsonDialect:
