@@ -194,13 +194,24 @@ def test_tensorboard_has_the_numbers_of_the_file(models: Path, tmp_path: Path) -
 
 def test_wandb_offline_writes_a_run_of_all_lines(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-
     monkeypatch.setattr("limbeck.trackers.background.PATIENCE", 120.0)
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     folder = api.train(_recipe(tmp_path, {"kind": "wandb", "mode": "offline"}, models)).folder
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    deadline = time.monotonic() + 60  # wandb's own process closes the file some time after `finish` has returned
+    while len(rows := _wandb_history(file)) < len(lines) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [row["step"] for row in rows] == [line["step"] for line in lines]
+    for row, line in zip(rows, lines, strict=True):
+        assert row[f"{line['kind']}/reverse_kl/exact"] == pytest.approx(line["reverse_kl/exact"])
+
+
+def _wandb_history(file: Path) -> list[dict[str, Any]]:
+    """The lines of a run that are in W&B's file so far."""
+    from wandb.proto import wandb_internal_pb2
+
     rows = []
     for data in _leveldb_records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
@@ -208,10 +219,7 @@ def test_wandb_offline_writes_a_run_of_all_lines(models: Path, tmp_path: Path, m
         if record.HasField("history"):
             items = record.history.item
             rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [line["step"] for line in lines]
-    for row, line in zip(rows, lines, strict=True):
-        assert row[f"{line['kind']}/reverse_kl/exact"] == pytest.approx(line["reverse_kl/exact"])
+    return rows
 
 
 def _leveldb_records(data: bytes) -> Iterator[bytes]:
@@ -222,6 +230,8 @@ def _leveldb_records(data: bytes) -> Iterator[bytes]:
             position += left
             continue
         length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if position + 7 + length > len(data):  # still being written
+            return
         parts.append(data[position + 7 : position + 7 + length])
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part of one
