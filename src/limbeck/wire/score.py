@@ -22,6 +22,8 @@ Any other server is sent none, and answers at its own: stock servers at temperat
     inconsistent               yes        top tokens contradict the sampled one, or are not log-probs
     wrong_ids                  yes        the echoed token ids are not those that were sent
     temperature                yes        a scoring temperature that is not the one asked for
+    unbound                    yes        the answer belongs to another request, or one of the two was damaged
+    other_model                yes        the answer is of other weights than those that were proven
 
 Shape legend: L sequence, n tokens from the first scored one to the end, S scored tokens, K tokens a position,
 d hidden width.
@@ -41,6 +43,7 @@ from limbeck.records import Floats, Ints, Mask, ScoreRequest
 Kind: TypeAlias = Literal[
     "unreachable", "timeout", "busy", "server", "refused", "malformed", "short", "not_finite", "clamped",
     "inconsistent", "wrong_ids", "temperature", "unacknowledged", "unsupported", "unfit",
+    "unbound", "other_model",
 ]  # fmt: skip
 FINAL = ("unfit", "unsupported")  # asking until something else comes would change what is sampled from
 REFUSALS = ("refused", "unacknowledged")  # tried once more: a server that is starting may refuse what it later takes
