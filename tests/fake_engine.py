@@ -131,7 +131,8 @@ class FakeEngine(FakeServer):
         }  # fmt: skip
         if body["top_logprobs_num"] and not self.hides_tops:
             meta["output_top_logprobs"] = [[[value, token, None] for token, value in row] for row in tops]
-        return {"output_ids": tokens, "meta_info": meta}
+        meta |= {"id": body["rid"], "prompt_tokens": len(body["input_ids"])}
+        return {"output_ids": tokens, "prompt_token_ids": body["input_ids"], "meta_info": meta}
 
     def _vllm(self, body: dict[str, Any]) -> dict[str, Any]:
         if "prompt_logprobs" in body:
@@ -145,7 +146,8 @@ class FakeEngine(FakeServer):
         if not self.hides_tops:  # the sampled token first, then the K, of which it may be one
             rows = [[(t, x), *row] for t, x, row in zip(tokens, logprobs, tops, strict=True)]
             found["top_logprobs"] = [{f"token_id:{token}": value for token, value in row} for row in rows]
-        return {"choices": [{"token_ids": tokens, "logprobs": found, "finish_reason": reason}]}
+        choice = {"token_ids": tokens, "prompt_token_ids": body["prompt"], "logprobs": found, "finish_reason": reason}
+        return {"id": f"cmpl-{body['request_id']}", "model": body["model"], "choices": [choice]}
 
     def _sample(
         self, prompt: list[int], sampling: Sampling, top: int

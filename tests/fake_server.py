@@ -10,16 +10,22 @@ its answers; faults change how the bytes travel. Both are switched by attributes
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
+
+from limbeck.wire import binding
+from limbeck.wire.score import WireError
+
+BOUND: ContextVar[str] = ContextVar("the digest of the request at hand", default="")
 
 
 def log_softmax(x: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -58,7 +64,8 @@ class FakeServer:
     garble: float = 0.0  # what comes is no JSON
     fail: float = 0.0
     busy: float = 0.0
-    digest: bool = False
+    binds: bool = False  # verifies requests and sends digests, as `limbeck serve` does
+    echoes: bool = True  # repeats the request's id and tokens
     # bookkeeping
     requests: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -120,7 +127,12 @@ class FakeServer:
         line, *headers = head.split("\r\n")
         fields = {k.lower(): v.strip() for k, _, v in (h.partition(":") for h in headers) if k}
         body = await reader.readexactly(int(fields.get("content-length", 0)))
-        path = line.split()[1]
+        method, path = line.split()[:2]
+        if self.binds:
+            try:
+                BOUND.set(binding.verified_request(b"", method, path, body, fields))
+            except WireError as error:
+                return await self._send(writer, 400, str(error).encode(), [f"{binding.PROBLEM}: request"])
         if self.token is not None and fields.get("authorization") != f"Bearer {self.token}":
             return await self._send(writer, 401, b'{"error": "no"}')
         if path in ("/get_model_info", "/v1/models"):
@@ -165,8 +177,10 @@ class FakeServer:
         faulty: bool = False,
     ) -> bool:
         length, headers = len(body), list(headers or [])
-        if self.digest:
-            headers.append(f"limbeck-digest: {zlib.crc32(body):08x}")
+        if self.binds:
+            weights = hashlib.sha256(self.logits_VV.tobytes()).hexdigest()[:32]
+            bound = binding.answer_headers(b"", BOUND.get(), status, weights, None, body)
+            headers += [f"{name}: {value}" for name, value in bound.items()]
         if faulty and self.dice.random() < self.corrupt:
             at = self.dice.randrange(len(body))
             body = body[:at] + bytes([body[at] ^ (1 + self.dice.randrange(255))]) + body[at + 1 :]
@@ -234,7 +248,10 @@ class FakeServer:
             meta["input_token_ids_logprobs"] = [None, *lists]
         if self.knows_temperature and asked is not None:
             meta["input_logprob_temperature"] = asked
-        return {"text": "", "meta_info": meta}
+        if not self.echoes:
+            return {"text": "", "meta_info": meta}
+        meta |= {"id": body["rid"], "prompt_tokens": len(ids)}
+        return {"text": "", "prompt_token_ids": ids, "meta_info": meta}
 
     def _vllm(self, body: dict[str, Any]) -> dict[str, Any]:
         ids, top = body["prompt"], body["prompt_logprobs"]
@@ -246,6 +263,9 @@ class FakeServer:
                 {str(j): {"logprob": v, "rank": n + 1} for n, (v, j) in enumerate(row)} | {str(i): {"logprob": value}}
             )
         answer: dict[str, Any] = {"choices": [{"prompt_logprobs": rows}]}
+        if self.echoes:
+            answer |= {"id": f"cmpl-{body['request_id']}", "model": body["model"]}
+            answer["choices"][0]["prompt_token_ids"] = ids
         if self.knows_temperature and asked is not None:
             answer["prompt_logprobs_temperature"] = asked
         return answer

@@ -80,7 +80,7 @@ def test_a_stock_server_at_another_temperature_is_rescaled_and_reported(tmp_path
 
 
 def test_a_storm_on_the_wire_does_not_change_the_weights(tmp_path: Path, calm: dict[str, torch.Tensor]) -> None:
-    stormy = FakeServer(vocabulary=tiny.VOCABULARY, drop=0.1, cut=0.1, corrupt=0.2, fail=0.1, busy=0.1, digest=True)
+    stormy = FakeServer(vocabulary=tiny.VOCABULARY, drop=0.1, cut=0.1, corrupt=0.2, fail=0.1, busy=0.1, binds=True)
     with in_thread(stormy) as server:
         assert equal(calm, weights(api.train(recipe(server, tmp_path, "stormy"))))
     assert stormy.requests > 20
@@ -97,18 +97,18 @@ def test_answers_that_do_not_parse_do_not_change_the_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("digest", [False, True])
+@pytest.mark.parametrize("binds", [False, True])
 @pytest.mark.parametrize("kind", ["sglang", "vllm"])
 def test_a_proxy_that_spoils_answers_anywhere_does_not_change_the_weights(
-    kind: str, digest: bool, tmp_path: Path, calm: dict[str, torch.Tensor]
+    kind: str, binds: bool, tmp_path: Path, calm: dict[str, torch.Tensor]
 ) -> None:
-    """Status lines and headers too, of which there is no digest. Bytes are changed only where there is one."""
-    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY, digest=digest)) as server:
-        proxy = ChaosProxy(server.port, drop=0.03, delay=0.05, cut=0.03, corrupt=0.1 if digest else 0.0)
+    """Status lines and headers too, which no digest covers. Bytes are changed only where there is one."""
+    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY, binds=binds)) as server:
+        proxy = ChaosProxy(server.port, drop=0.03, delay=0.05, cut=0.03, corrupt=0.1 if binds else 0.0)
         with in_thread(proxy):
             run = api.train(recipe(server, tmp_path, "proxied", kind=kind, url=proxy.url, timeout=1.5))
     assert equal(calm, weights(run))
-    assert all(proxy.faults[fault] for fault in ("drop", "delay", "cut", *(["corrupt"] if digest else [])))
+    assert all(proxy.faults[fault] for fault in ("drop", "delay", "cut", *(["corrupt"] if binds else [])))
 
 
 def test_a_run_whose_teacher_dies_is_resumed_to_the_same_weights(tmp_path: Path, calm: dict[str, torch.Tensor]) -> None:

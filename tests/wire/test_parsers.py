@@ -208,18 +208,6 @@ def test_a_damaged_answer_is_an_error_or_still_valid(request: ScoreRequest, junk
             assert reply.top_ids.shape == reply.top_logprobs.shape == (n, top_k(request))
 
 
-@given(requests(), st.integers(0, 2**32), st.booleans())
-@settings(max_examples=300, deadline=None)
-def test_damaged_bytes_of_our_own_route_never_pass(request: ScoreRequest, seed: int, cut: bool) -> None:
-    body, dice = bytearray(say_binary(request)), random.Random(seed)
-    if cut:
-        del body[dice.randrange(len(body)) :]
-    else:
-        body[dice.randrange(len(body))] ^= 1 + dice.randrange(255)
-    with pytest.raises(WireError):
-        binary.read(bytes(body), [request])
-
-
 REQUEST = request_of([5, 6, 7, 8], 2, 1.0, 2)
 
 
@@ -300,7 +288,7 @@ def test_a_temperature_that_was_sent_must_be_acknowledged() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"top_k": -1}, {"top_k": True}, {"hidden": 1}, {"temperature": "hot"}, {"sequences": {}},
+    [{"format": 1}, {"top_k": -1}, {"top_k": True}, {"hidden": 1}, {"temperature": "hot"}, {"sequences": {}},
      {"sequences": [{"ids": b"abc", "start": 1}]}, {"sequences": [{"ids": b"\0" * 8, "start": 0}]},
      {"sequences": [{"ids": b"\0" * 8, "start": 3}]}],
 )  # fmt: skip

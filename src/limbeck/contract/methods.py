@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class ProofState:
             return read_probe_file(Path(self.client.section.baked))
         for name in self.names.values():
             for part in name.split():
-                if (Path(part) / FILE).is_file():
+                if os.path.isfile(Path(part) / FILE):
                     return read_probe_file(Path(part))
         return None
 

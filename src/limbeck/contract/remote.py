@@ -7,6 +7,7 @@
     noise          the same text alone and among others, again and again
     temperature    each method in turn, with why it was not taken; see DESIGN section 3
     baseline       a fixed text, asked again during the run
+    binding        what ties each answer to its request and to the weights
 
 Nothing is assumed of the server but what it answers, and neither client nor server is changed by being asked: what was
 found out is the `Proof`.
@@ -70,6 +71,7 @@ async def prove_remote(
         "noise": partial(_noise, state),
         "temperature": partial(choose_method, state),
         "baseline": partial(_baseline, state),
+        "binding": partial(_binding, state),
     }
     results: list[ProbeResult] = []
     for name, step in steps.items():
@@ -185,3 +187,16 @@ async def _baseline(state: ProofState) -> list[ProbeResult]:
     count, every = len(baseline.request.scored_ids), state.client.section.probe_every
     measured = f"{count} tokens on {len(baseline.replies)} replicas"
     return [ProbeResult("baseline", measured, f"the same every {every} steps")]
+
+
+async def _binding(state: ProofState) -> list[ProbeResult]:
+    """What the server has shown by now, and must go on showing. Nothing is refused here."""
+    known = list(state.client.pool.known.values())
+    if all(one.binds for one in known):
+        return [
+            ProbeResult("binding", f"digests; weights {known[0].weights}", "each answer to its request and weights")
+        ]
+    echoes = set.intersection(*(one.echoes for one in known))
+    measured = " and ".join(sorted(echoes)) or "the response's token ids"
+    safe = all(url.startswith("https:") for url in state.client.pool.urls)
+    return [ProbeResult("binding", f"{measured} repeated", "over https" if safe else "no digests: use https")]

@@ -33,11 +33,11 @@ from limbeck.serve.queue import ClosedError, QueueFullError, ScoringQueue
 from limbeck.serve.scorer import Asked, Scorer
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire import binary
-from limbeck.wire.http import DIGEST_HEADER
 from limbeck.wire.score import WireError
 
 T = TypeVar("T")
 
+DIGEST_HEADER = "limbeck-digest"
 _log = logging.getLogger(__name__)
 
 

@@ -35,6 +35,12 @@ async def record_baseline(client: RemoteClient, request: ScoreRequest, acknowled
     identities = {url: await client.identity(url) for url in urls}
     first, tolerance = urls[0], client.section.probe_tolerance
     for url in urls[1:]:
+        weights = [client.pool.known[replica].weights for replica in (first, url)]
+        if None not in weights and weights[0] != weights[1]:
+            raise ContractError(
+                f"teacher {client.name}: replicas {first} ({identities[first]}) and {url} ({identities[url]}) have "
+                f"other weights ({weights[0]} and {weights[1]}). All URLs must serve one model in one dtype."
+            )
         difference = max_difference(replies[first], replies[url])
         if difference > tolerance:
             raise ContractError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from limbeck.config.teacher import RemoteTeacherConfig
 from limbeck.errors import ContractError, RecipeError
 from limbeck.records import ScoreRequest
 from limbeck.wire.dialects import Dialect
 from limbeck.wire.http import Pool
-from limbeck.wire.score import Reply, top_k
+from limbeck.wire.score import Reply, WireError, top_k
 
 
 class RemoteClient:
@@ -27,14 +30,15 @@ class RemoteClient:
         """One reply, see `Dialect.ask`.
 
         Raises `WireError`; `RecipeError` for a K that some servers do not survive; `ContractError` for a token
-        beyond `vocabulary`, on which every certificate rests.
+        beyond `vocabulary`, on which every certificate rests, and for answers of other weights than those before.
         """
         if top_k(request) > self.largest_k:
             raise RecipeError(
                 f"teacher {self.name}: top {top_k(request)} of a vocabulary of {self.largest_k}. Lower "
                 "objective.support or teacher.top_logprobs."
             )
-        reply = await self.dialect.ask(self.pool, request, url, acknowledges=acknowledges)
+        with self._same_weights():
+            reply = await self.dialect.ask(self.pool, request, url, acknowledges=acknowledges)
         highest = -1 if reply.top_ids is None else int(reply.top_ids.max(initial=-1))
         if highest >= self.vocabulary:
             raise ContractError(
@@ -44,12 +48,25 @@ class RemoteClient:
         return reply
 
     async def identity(self, url: str) -> str:
-        """The model behind one replica, as far as the server tells. Raises `WireError`."""
-        return await self.dialect.identity(self.pool, url)
+        """The model behind one replica, as far as the server tells. Raises as `ask` does."""
+        with self._same_weights():
+            return await self.dialect.identity(self.pool, url)
 
     async def tokenize(self, text: str) -> list[int]:
         """How the server splits `text`. Raises `WireError`."""
         return await self.dialect.tokenize(self.pool, text)
+
+    @contextmanager
+    def _same_weights(self) -> Iterator[None]:
+        try:
+            yield
+        except WireError as error:
+            if error.kind != "other_model":
+                raise
+            raise ContractError(
+                f"teacher {self.name} drifted: {error}. Nothing was updated in this step. Start the right server "
+                "again, or take the other model out from behind this address, then start the same command again."
+            ) from error
 
     async def close(self) -> None:
         await self.pool.close()

@@ -18,22 +18,24 @@ class Backend:
 
     config: type[RemoteTeacherConfig]
     dialect: Callable[[], Dialect]
+    binds: bool = False  # whether each of its answers is bound to its request: see `wire.binding`
 
 
 BACKENDS: Mapping[str, Backend] = {
     "sglang": Backend(SGLangTeacherConfig, lambda: JsonDialect("sglang", sglang)),
     "vllm": Backend(VLLMTeacherConfig, lambda: JsonDialect("vllm", vllm, names_model=True)),
-    "limbeck": Backend(LimbeckTeacherConfig, BinaryDialect),
+    "limbeck": Backend(LimbeckTeacherConfig, BinaryDialect, binds=True),
 }
 
 
 def connect(name: str, section: RemoteTeacherConfig, vocabulary: int, largest_k: int) -> RemoteClient:
     """A client for the servers of a recipe's table, of which nothing is proven yet. See `RemoteClient`."""
+    (backend,) = (backend for backend in BACKENDS.values() if type(section) is backend.config)
     settings = PoolSettings(
         concurrency=section.max_concurrency,
         timeout=section.timeout,
         patience=section.retry_seconds,
         token_env=section.token_env,
+        binds=backend.binds,
     )
-    (backend,) = (backend for backend in BACKENDS.values() if type(section) is backend.config)
     return RemoteClient(name, section, backend.dialect(), Pool(section.urls, settings), vocabulary, largest_k)

@@ -150,7 +150,13 @@ class RemoteTeacher:
         natural = self.info.natural_temperature
         if self.proof.method == "hidden":
             assert reply.hidden is not None
-            (head,) = self.heads
+            ((head, rows),) = self.heads.items()
+            width, expected = reply.hidden.shape[1], rows.weight_Vd.shape[1]
+            if len(reply.hidden) and width != expected:
+                raise ContractError(
+                    f"teacher {self.name} answers with hidden states of width {width}, but teacher.head takes states "
+                    f"of {expected}: another model is behind its address, or the head is another model's."
+                )
             return HiddenScores(self.name, ReceivedStates(reply.hidden), head, natural)
         temperature = natural * (1.0 if reply.temperature is None else reply.temperature)
         if self.proof.method == "rescale":

@@ -15,11 +15,9 @@ def bearer_token(variable: str, named_by: str) -> str:
     token = os.environ.get(variable)
     if not token:
         raise RecipeError(f"{named_by} names {variable!r}, but the environment has no such variable. Set it.")
-    odd = [place for place, character in enumerate(token) if not "!" <= character <= "~"]
-    if odd:
-        where = "the end" if odd[0] == len(token.rstrip()) else f"place {odd[0] + 1} of {len(token)}"
+    if token != token.strip() or not all(" " <= character <= "~" for character in token):
         raise RecipeError(
-            f"{named_by} names {variable!r}, whose token has a character at {where} that no bearer token may have (a "
-            "space, a line break, or not ASCII). Set it without."
+            f"{named_by} names {variable!r}, whose token has a character that no header can carry (white space at an "
+            "end, a line break, or not ASCII). Set it without."
         )
     return token

@@ -1,15 +1,14 @@
-"""Limbeck's own route, `/limbeck/score`: msgpack, exact float32, hidden states, a digest. No pickle.
+"""Limbeck's own route, `/limbeck/score`: msgpack, exact float32, hidden states. No pickle.
 
-    request   {"format": 1, "temperature": 0.7, "top_k": 20, "hidden": false,
+    request   {"format": 2, "temperature": 0.7, "top_k": 20, "hidden": false,
                "sequences": [{"ids": <int32 bytes>, "start": 6}]}
-    answer    {"digest": <crc32 of "body">, "body": <msgpack of what follows>}
-              {"format": 1, "model": "...", "temperature": 0.7,
+    answer    {"format": 2, "model": "...", "temperature": 0.7,
                "sequences": [{"ids": <int32 bytes>, "logprobs": <float32>, "top_ids": <int32>,
                               "top_logprobs": <float32>, "hidden": <float32>}]}
 
 Arrays are little-endian and row-major; their shapes follow from the request. With `hidden` there are
-no log-probs: the asker holds the head, and takes them from the states. A digest that does not fit is an
-answer that was damaged on the way, and is asked for again.
+no log-probs: the asker holds the head, and takes them from the states. What ties the two together is in the headers:
+see `binding`.
 
 Bytes a position: 8 for the sampled token, 8 more for each top token, 4 d for hidden states, against
 4 V for full logits: with d = 4096 and V = 152k that is 8, 168 (K = 20), 16,392 and 608,000.
@@ -17,7 +16,6 @@ Bytes a position: 8 for the sampled token, 8 more for each top token, 4 d for hi
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.records import ScoreRequest, request_of
+from limbeck.wire.binding import Echo
 from limbeck.wire.score import (
     Reply,
     WireError,
@@ -46,7 +45,7 @@ from limbeck.wire.score import (
 
 PATH = "/limbeck/score"
 MEDIA_TYPE = "application/msgpack"
-FORMAT = 1
+FORMAT = 2  # 1 had a checksum in the body
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +114,18 @@ def write_answer(requests: Sequence[ScoreRequest], results: Sequence[Result], te
                 values = values[: len(asked_ids(request))]
                 row[name] = _bytes(values, kind)
         rows.append(row)
-    body = _pack({"format": FORMAT, "model": model, "temperature": temperature, "sequences": rows})
-    return _pack({"digest": zlib.crc32(body), "body": body})
+    return _pack({"format": FORMAT, "model": model, "temperature": temperature, "sequences": rows})
 
 
-def read(body: bytes, requests: Sequence[ScoreRequest], acknowledges: bool = True) -> list[Reply]:
+def read(
+    body: bytes, requests: Sequence[ScoreRequest], acknowledges: bool = True, echo: Echo | None = None
+) -> list[Reply]:
     """Replies to `requests`. Raises `WireError` for anything else."""
-    envelope = _unpack(body)
-    packed = member(envelope, "body")
-    if not isinstance(packed, bytes) or zlib.crc32(packed) != member(envelope, "digest"):
-        raise WireError("malformed", "the answer does not fit its digest: it was damaged on the way")
-    answer = _unpack(packed)
+    echo, answer = echo or Echo(), _unpack(body)
     if member(answer, "format") != FORMAT:
         raise WireError("malformed", f"the answer has format {answer['format']!r}, expected {FORMAT}")
+    echo.model(member(answer, "model"))
+    echo.temperature(answer.get("temperature"))
     rows = sequence(member(answer, "sequences"), "sequences")
     if len(rows) != len(requests):
         raise WireError("short", f"the answer has {len(rows)} sequences, {len(requests)} were asked for")

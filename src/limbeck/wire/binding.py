@@ -105,8 +105,8 @@ class Known:
             if self.binds:
                 raise WireError(
                     "unbound",
-                    "the answer carries no digest, though this server's answers did before: something on the way takes "
-                    "the headers Limbeck-* out, or another server answers",
+                    "the answer carries no digest, as every answer of `limbeck serve` does: something on the way takes "
+                    "its headers (Limbeck-*) out, another server answers, or it is of an older version",
                 )
             return
         self.binds = True
@@ -124,15 +124,22 @@ class Echo:
     Servers differ in what they repeat. Whatever is there is compared; what a server has repeated once, it must always.
     """
 
-    def __init__(self, nonce: str, known: Known | None = None, temperature: float | None = None) -> None:
-        self.nonce, self.known, self.temperature = nonce, known or Known(), temperature
+    def __init__(self, nonce: str = "", known: Known | None = None, stamp: Stamp | None = None) -> None:
+        self.nonce, self.known, self.stamp = nonce, known or Known(), stamp
+
+    def temperature(self, reported: Any) -> None:
+        """`reported` is the scoring temperature in the body. Raises `WireError` where the server stamped another."""
+        if self.stamp is not None and self.stamp.temperature is not None and reported != self.stamp.temperature:
+            raise WireError(
+                "temperature", f"the answer says temperature {reported!r}, its header {self.stamp.temperature}"
+            )
 
     def request_id(self, found: Any) -> None:
         """`found` is the answer's name for the request, which was asked to be the nonce. Raises `WireError`.
 
         A gateway may put names of its own in their place: then it never repeats one, and nothing is concluded.
         """
-        if isinstance(found, str) and found.endswith(self.nonce):  # vLLM puts "cmpl-" in front
+        if self.nonce and isinstance(found, str) and found.endswith(self.nonce):  # vLLM puts "cmpl-" in front
             self.known.echoes.add("request id")
         elif "request id" in self.known.echoes:
             raise WireError("unbound", f"the answer is to the request {found!r}, expected {self.nonce!r}")

@@ -52,32 +52,38 @@ class JsonDialect:
     async def ask(
         self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
     ) -> Reply:
-        body = _dump(self.schema.write(request, await self._name(pool), acknowledges))
+        body = self.schema.write(request, await self._name(pool), acknowledges)
         return await pool.post(
-            self.schema.PATH, body, lambda data: self.schema.read(_load(data), request, acknowledges), url=url
+            self.schema.PATH,
+            lambda nonce: _dump(body | self.schema.ties(nonce)),
+            lambda data, echo: self.schema.read(_load(data), request, acknowledges, echo),
+            url=url,
         )
 
     async def sample(self, pool: Pool, request: SampleRequest, vocabulary: int) -> SampleReply:
         """One turn; ids from `vocabulary` on are refused."""
-        body = _dump(self.schema.write_sample(request, await self._name(pool)))
+        body = self.schema.write_sample(request, await self._name(pool))
         return await pool.post(
-            self.schema.PATH, body, lambda data: self.schema.read_sample(_load(data), request, vocabulary)
+            self.schema.PATH,
+            lambda nonce: _dump(body | self.schema.ties(nonce)),
+            lambda data, echo: self.schema.read_sample(_load(data), request, vocabulary, echo),
         )
 
     async def tell(self, pool: Pool, path: str, body: Mapping[str, Any]) -> Any:
         """The answer to a command, such as new weights; None where it is empty. Raises `WireError`."""
-        return await pool.post(path, _dump(body), lambda data: _load(data) if data.strip() else None)
+        packed = _dump(body)
+        return await pool.post(path, lambda _: packed, lambda data, _: _load(data) if data.strip() else None)
 
     async def identity(self, pool: Pool, url: str) -> str:
-        return await pool.get(self.schema.IDENTITY_PATH, lambda data: self.schema.read_identity(_load(data)), url)
+        return await pool.get(self.schema.IDENTITY_PATH, lambda data, _: self.schema.read_identity(_load(data)), url)
 
     async def tokenize(self, pool: Pool, text: str) -> list[int]:
         path, body = self.schema.write_tokenize(text, await self._name(pool))
-        return await pool.post(path, _dump(body), lambda data: self.schema.read_tokenize(_load(data)))
+        return await pool.post(path, lambda _: _dump(body), lambda data, _: self.schema.read_tokenize(_load(data)))
 
     async def _name(self, pool: Pool) -> str | None:
         if self.names_model and self._model is None:
-            self._model = await pool.get(vllm.IDENTITY_PATH, lambda data: vllm.read_model_name(_load(data)))
+            self._model = await pool.get(vllm.IDENTITY_PATH, lambda data, _: vllm.read_model_name(_load(data)))
         return self._model
 
 
@@ -89,20 +95,21 @@ class BinaryDialect:
     async def ask(
         self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
     ) -> Reply:
+        body = binary.write([request], acknowledges)
         return await pool.post(
             binary.PATH,
-            binary.write([request], acknowledges),
-            lambda data: binary.read(data, [request], acknowledges)[0],
+            lambda _: body,
+            lambda data, echo: binary.read(data, [request], acknowledges, echo)[0],
             media=binary.MEDIA_TYPE,
             url=url,
         )
 
     async def identity(self, pool: Pool, url: str) -> str:
-        return await pool.get(vllm.IDENTITY_PATH, lambda data: vllm.read_identity(_load(data)), url)
+        return await pool.get(vllm.IDENTITY_PATH, lambda data, _: vllm.read_identity(_load(data)), url)
 
     async def tokenize(self, pool: Pool, text: str) -> list[int]:
         path, body = vllm.write_tokenize(text)
-        return await pool.post(path, _dump(body), lambda data: vllm.read_tokenize(_load(data)))
+        return await pool.post(path, lambda _: _dump(body), lambda data, _: vllm.read_tokenize(_load(data)))
 
 
 def _dump(body: Mapping[str, Any]) -> bytes:

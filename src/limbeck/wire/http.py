@@ -1,15 +1,16 @@
 """One pooled HTTP client for a scoring server and its replicas: bounded, patient, strict about answers.
 
     pool = Pool(["http://a:30000", "http://b:30000"], PoolSettings(concurrency=32))
-    reply = await pool.post("/generate", json_body, lambda body: sglang.read(json.loads(body), request))
+    reply = await pool.post("/generate", lambda nonce: body, lambda answer, echo: sglang.read(answer, request, echo))
 
-Parsing runs inside the retry: an answer that does not parse is as good as none. A replica that is away
-rests for a moment while the others are asked. What is worth waiting for (no connection, 429, 5xx) is
-tried until `patience` seconds have passed, with growing waits or a server's own Retry-After; an answer that is
-wrong a few times, a refusal twice, at once. Waiting does not use up tries, and is jittered.
+Every try has a nonce of its own, for the body and the digests of `binding`. An answer is parsed once it is known to
+belong to this try, and to come from the weights that answered before. Parsing runs inside the retry: an answer that
+does not parse is as good as none. A replica that is away rests for a moment while the others are asked. What is worth
+waiting for (no connection, 429, 5xx) is tried until `patience` seconds have passed, with growing waits or a server's
+own Retry-After; an answer that is wrong a few times, a refusal twice, at once. Waiting does not use up tries, and is
+jittered.
 
-Damage on the way shows where a server sends a digest (`limbeck serve`) or the connection is https. Plain HTTP has no
-checksum: a changed digit in a stock server's JSON can be another valid number.
+A stock server sends no digests, and plain HTTP has no checksum: there a changed digit can be another valid number.
 """
 
 from __future__ import annotations
@@ -17,28 +18,30 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import time
-import zlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import NoReturn, TypeVar
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random, wait_random_exponential
 
-from limbeck.errors import RecipeError
+from limbeck.wire import binding
+from limbeck.wire.bearer import bearer_token
+from limbeck.wire.binding import Echo, Known, Stamp
 from limbeck.wire.score import AWAY, REFUSALS, WireError
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-DIGEST_HEADER = "limbeck-digest"  # crc32 of the body in hex, where the server sends it
 REST = 1.0  # seconds a replica is passed over after it was away
 SHOWN = 300  # characters of a server's error text
+TIED = ("unbound", "other_model")
 PINNED_TRIES = 3  # of one replica of several that is away
-LOG_EVERY = 30.0  # seconds between log lines about a server that is waited for
+LOG_EVERY = 30.0  # seconds between log lines about a server that is waited for, or answers wrongly
+MAX_ANSWER = 2**30  # bytes: hidden states of 64k tokens, 4096 wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class PoolSettings:
     longest_wait: float = 20.0
     token_env: str | None = None
     table: str = "teacher"  # of the recipe, for messages
+    binds: bool = False  # whether this kind of server binds every answer, from the first one on
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Counts:
     retries: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)  # answers that were not taken, by the kind of `WireError`
 
 
 class Pool:
@@ -71,15 +76,17 @@ class Pool:
     def __init__(self, urls: Sequence[str], settings: PoolSettings, transport: httpx.AsyncBaseTransport | None = None):
         assert urls
         self.urls, self.settings, self.counts = tuple(url.rstrip("/") for url in urls), settings, Counts()
+        token = bearer_token(settings.token_env, f"{settings.table}.token_env") if settings.token_env else ""
+        self._key = token.encode()
         self._client = httpx.AsyncClient(
-            headers=_authorization(settings),
+            headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(settings.timeout, connect=min(10.0, settings.timeout)),
             limits=httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
             transport=transport,
         )
+        self.known = {url: Known(settings.binds) for url in self.urls}
         self._places = asyncio.Semaphore(settings.concurrency)
         self._turn = itertools.count()
-        self._signing: set[str] = set()  # urls whose answers carry a digest
         self._resting: dict[str, float] = {}  # url -> when it may be asked again
         self._logged = -LOG_EVERY  # when the last of them was written
         self._gave_up = -1.0  # when one request's patience ran out: those it waited with need not lose theirs too
@@ -87,18 +94,18 @@ class Pool:
     async def post(
         self,
         path: str,
-        body: bytes,
-        parse: Callable[[bytes], T],
+        write: Callable[[str], bytes],
+        parse: Callable[[bytes, Echo], T],
         media: str = "application/json",
         url: str | None = None,
     ) -> T:
-        """The parsed answer. `url` pins one replica, which of several gets no patience.
+        """The parsed answer. `write` makes the body of a try from its nonce; `parse` compares the answer with it.
 
-        Raises `WireError` where there is none to be got.
+        `url` pins one replica, which of several gets no patience. Raises `WireError` where there is none to be got.
         """
-        return await self._retry(lambda at: self._once(at, path, "POST", body, media, parse), url)
+        return await self._retry(lambda at: self._once(at, path, "POST", write, media, parse), url)
 
-    async def get(self, path: str, parse: Callable[[bytes], T], url: str | None = None) -> T:
+    async def get(self, path: str, parse: Callable[[bytes, Echo], T], url: str | None = None) -> T:
         """As `post`, without a body."""
         return await self._retry(lambda at: self._once(at, path, "GET", None, None, parse), url)
 
@@ -123,6 +130,8 @@ class Pool:
                 except WireError as error:
                     if error.kind in AWAY:
                         self._resting[at] = time.monotonic() + REST
+                    else:
+                        self._count_wrong(error)
                     raise
         raise AssertionError("a retry ends with an answer or an error")
 
@@ -136,6 +145,13 @@ class Pool:
             _log.warning("%s; trying again for up to %g s", error, self.settings.patience)
         return began > self._gave_up
 
+    def _count_wrong(self, error: WireError) -> None:
+        self.counts.wrong[error.kind] += 1
+        now = time.monotonic()
+        if error.kind in TIED and now - self._logged >= LOG_EVERY:  # of others, what becomes of them is said
+            self._logged = now
+            _log.warning("%s; not used, and asked for again", error)
+
     def _next(self) -> str:
         """The replica whose turn it is, passing over those that rest while another does not."""
         now = time.monotonic()
@@ -143,15 +159,48 @@ class Pool:
         return awake[next(self._turn) % len(awake)]
 
     async def _once(
-        self, at: str, path: str, method: str, body: bytes | None, media: str | None, parse: Callable[[bytes], T]
+        self,
+        at: str,
+        path: str,
+        method: str,
+        write: Callable[[str], bytes] | None,
+        media: str | None,
+        parse: Callable[[bytes, Echo], T],
     ) -> T:
-        address = at + path
+        address, nonce = at + path, binding.new_nonce()
+        body = write(nonce) if write else b""
+        headers = binding.request_headers(self._key, method, path, body, nonce)
         self.counts.requests += 1
-        self.counts.bytes_sent += len(body or b"")
-        headers = {"content-type": media} if media else {}
+        self.counts.bytes_sent += len(body)
+        status, answer, received = await self._exchange(
+            method, address, body, {**headers, **({"content-type": media} if media else {})}
+        )
+        self.counts.bytes_received += len(answer)
         try:
-            async with asyncio.timeout(self.settings.timeout):  # of the complete answer: httpx's own is between bytes
-                response = await self._client.request(method, address, content=body, headers=headers)
+            stamp = self._verify(at, headers[binding.REQUEST], status, answer, received)
+            if status != 200:
+                _raise_for(status, answer, received, self.settings.table)
+            return parse(answer, Echo(nonce, self.known[at], stamp))
+        except WireError as error:
+            error.args = (f"{address}: {error}",)
+            raise
+        except (ValueError, ArithmeticError, RecursionError) as error:
+            raise WireError("malformed", f"{address}: the answer cannot be read: {error}") from None
+
+    async def _exchange(
+        self, method: str, address: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, bytes, httpx.Headers]:
+        """Status, body and headers of the complete answer."""
+        parts, size = [], 0
+        try:
+            async with (
+                asyncio.timeout(self.settings.timeout),  # of the complete answer: httpx's own is between bytes
+                self._client.stream(method, address, content=body, headers=headers) as response,
+            ):
+                async for part in response.aiter_bytes():
+                    parts.append(part)
+                    if (size := size + len(part)) > MAX_ANSWER:
+                        raise WireError("malformed", f"{address}: the answer is longer than {MAX_ANSWER >> 20} MB")
         except (httpx.TimeoutException, TimeoutError) as error:
             raise WireError(
                 "timeout", f"{address} did not answer within {self.settings.timeout:g} s ({type(error).__name__})"
@@ -160,24 +209,24 @@ class Pool:
             raise WireError("unreachable", f"{address} cannot be reached: {type(error).__name__}: {error}") from None
         except httpx.InvalidURL as error:
             raise WireError("refused", f"{address} is not an address: {error}") from None
-        self.counts.bytes_received += len(response.content)
-        _check_status(response, address, self.settings.table)
-        self._check_digest(at, response)
-        try:
-            return parse(response.content)
-        except WireError as error:
-            error.args = (f"{address}: {error}",)
-            raise
-        except (ValueError, RecursionError) as error:
-            raise WireError("malformed", f"{address}: the answer cannot be read: {error}") from None
+        return response.status_code, b"".join(parts), response.headers
 
-    def _check_digest(self, at: str, response: httpx.Response) -> None:
-        digest = response.headers.get(DIGEST_HEADER)
-        if digest is None and at not in self._signing:
-            return
-        if digest != f"{zlib.crc32(response.content):08x}":
-            raise WireError("malformed", f"{at}: the answer does not fit its digest: it was damaged on the way")
-        self._signing.add(at)
+    def _verify(self, at: str, request: str, status: int, body: bytes, headers: httpx.Headers) -> Stamp | None:
+        """What the server says of its answer. Raises `WireError` for one that is not to this request.
+
+        Errors need no digest where a gateway may have made them, or where they end in waiting anyway; a refusal does,
+        for it ends the asking. Who has another token than the server has another key too.
+        """
+        if status in (401, 403):
+            return None
+        if headers.get(binding.PROBLEM) == "request":
+            raise WireError(
+                "unbound", "the server says that the request does not fit its digest: it was damaged on the way"
+            )
+        stamp = binding.verified_answer(self._key, request, status, body, headers)
+        if status in (200, 400) or stamp is not None:
+            self.known[at].check_stamp(stamp)
+        return stamp
 
 
 class _Tries:
@@ -217,41 +266,27 @@ def _error(state: RetryCallState) -> WireError:
     return error
 
 
-def _check_status(response: httpx.Response, address: str, table: str) -> None:
-    code = response.status_code
-    if code == 200:
-        return
-    text = response.content[: 4 * SHOWN].decode("utf-8", "replace").strip()[:SHOWN]
-    message = f"{address} answered {code}: {text}"
-    if code in (429, 503):
-        raise WireError("busy", message, _retry_after(response.headers))
-    if code in (408, 425) or code >= 500:
+def _raise_for(status: int, body: bytes, headers: httpx.Headers, table: str) -> NoReturn:
+    """What a status other than 200 means."""
+    text = body[: 4 * SHOWN].decode("utf-8", "replace").strip()[:SHOWN]
+    message = f"answered {status}: {text}"
+    if status in (429, 503):
+        raise WireError("busy", message, _retry_after(headers))
+    if status in (408, 425) or status >= 500:
         raise WireError("server", message)
-    if not 300 <= code < 500:
+    if not 300 <= status < 500:
         raise WireError("malformed", message)
-    if code in (401, 403):
+    if status in (401, 403):
         raise WireError(
             "refused", f"{message}. Give the server's token in a variable and name it in {table}.token_env."
         )
-    if code in (404, 405):
+    if status in (404, 405):
         raise WireError("refused", f"{message}. It has no such route: look at the address and at the kind of server")
     raise WireError("refused", message)
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def _retry_after(headers: httpx.Headers) -> float | None:
     try:
         return max(0.0, float(headers.get("retry-after", "")))
     except ValueError:  # absent, or a date: then our own waits serve
         return None
-
-
-def _authorization(settings: PoolSettings) -> dict[str, str]:
-    name = settings.token_env
-    if name is None:
-        return {}
-    token = os.environ.get(name)
-    if not token:
-        raise RecipeError(
-            f"{settings.table}.token_env names {name!r}, but the environment has no such variable. Set it."
-        )
-    return {"authorization": f"Bearer {token}"}

@@ -39,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.records import Floats, Ints, Mask, ScoreRequest
+from limbeck.sanitize import printable
 
 Kind: TypeAlias = Literal[
     "unreachable", "timeout", "busy", "server", "refused", "malformed", "short", "not_finite", "clamped",
@@ -49,16 +50,20 @@ FINAL = ("unfit", "unsupported")  # asking until something else comes would chan
 REFUSALS = ("refused", "unacknowledged")  # tried once more: a server that is starting may refuse what it later takes
 AWAY = ("unreachable", "timeout", "busy", "server")  # worth waiting for; anything else is worth a few tries
 
+LONGEST_MESSAGE, LONGEST_NAME = 1000, 1000  # characters
 CLAMP = -9000.0  # vLLM writes -9999 for minus infinity; no float32 log-softmax comes near
 ABOVE_ZERO = 1e-4  # nats: a rounded log-prob of a certain token
 AGREEMENT = 1e-3  # nats: one token's log-prob in two places of one answer
 
 
 class WireError(Exception):
-    """A server gave no answer, or none that can be used. `kind` says why, `retry_after` when to ask again."""
+    """A server gave no answer, or none that can be used. `kind` says why, `retry_after` when to ask again.
+
+    Here a server's text becomes a message: what a terminal would obey is made visible, and it is kept short.
+    """
 
     def __init__(self, kind: Kind, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
+        super().__init__(shown(message, LONGEST_MESSAGE))
         self.kind, self.retry_after = kind, retry_after
 
     @property
@@ -275,11 +280,24 @@ def _check_sampled(
     return found
 
 
+def shown(text: Any, longest: int = LONGEST_NAME) -> str:
+    """Text of a server, safe to print and cut where it is too long."""
+    safe = printable(str(text))
+    return safe if len(safe) <= longest else f"{safe[:longest]}... ({len(safe)} characters)"
+
+
 def member(value: Any, key: str, of: str = "the answer") -> Any:
     """`value[key]` of a JSON object. Raises `WireError` where it is not one or has no such member."""
     if not isinstance(value, Mapping) or key not in value:
         raise WireError("malformed", f"{of} has no {key!r}")
     return value[key]
+
+
+def optional(value: Any, key: str, of: str = "the answer") -> Any:
+    """`value[key]` of a JSON object, or None. Raises `WireError` where it is not one."""
+    if not isinstance(value, Mapping):
+        raise WireError("malformed", f"{of} is a {type(value).__name__}, expected an object")
+    return value.get(key)
 
 
 def sequence(value: Any, what: str) -> Sequence[Any]:
@@ -290,14 +308,19 @@ def sequence(value: Any, what: str) -> Sequence[Any]:
 
 
 def number(value: Any, what: str) -> float:
-    """A JSON number. Raises `WireError` for None, booleans and text."""
+    """A JSON number. Raises `WireError` for None, booleans, text, and what no float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise WireError("malformed", f"a {what} is {value!r}, expected a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise WireError("malformed", f"a {what} is an integer of more digits than any number has here") from None
 
 
 def integer(value: Any, what: str) -> int:
-    """A JSON integer. Raises `WireError` otherwise."""
+    """A JSON integer of at most 63 bits. Raises `WireError` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise WireError("malformed", f"a {what} is {value!r}, expected an integer")
+    if value.bit_length() > 63:
+        raise WireError("malformed", f"a {what} is an integer of {value.bit_length()} bits, expected at most 63")
     return value

@@ -10,6 +10,9 @@
 Tokens of one's own choice, the same at every position, go in as `token_ids_logprob` and come back in
 `input_token_ids_logprobs`, in their order.
 
+`rid` comes back as `meta_info.id`, and with `return_prompt_token_ids` newer builds repeat all ids that they had as
+`prompt_token_ids`; others still tell their number, and the token before the first scored one. See `binding.Echo`.
+
 The first entry is a placeholder: with `logprob_start_len` s, values begin at token s + 1, so a response
 that begins at p is asked for with s = p - 1. Stock servers answer at temperature 1 whatever
 `sampling_params` says; `input_logprob_temperature` is the field of builds that can do better, and they
@@ -36,8 +39,9 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.records import Floats, SampleRequest, ScoreRequest
+from limbeck.records import Floats, Ints, SampleRequest, ScoreRequest
 from limbeck.seeding import served_seed
+from limbeck.wire.binding import Echo
 from limbeck.wire.sample import SampleReply, make_sample_reply
 from limbeck.wire.score import (
     Reply,
@@ -48,7 +52,9 @@ from limbeck.wire.score import (
     kept,
     make_reply,
     member,
+    optional,
     sequence,
+    shown,
     top_k,
     wants_states,
 )
@@ -80,9 +86,16 @@ def write(request: ScoreRequest, model: str | None = None, acknowledges: bool = 
     return body
 
 
-def read(answer: Any, request: ScoreRequest, acknowledges: bool = False) -> Reply:
+def ties(nonce: str) -> dict[str, Any]:
+    """The fields of any request whose answers show that they belong to it."""
+    return {"rid": nonce, "return_prompt_token_ids": True}
+
+
+def read(answer: Any, request: ScoreRequest, acknowledges: bool = False, echo: Echo | None = None) -> Reply:
     """Raises `WireError` for anything that is not a complete answer to this request."""
-    meta = member(answer, "meta_info")
+    echo, meta = echo or Echo(), member(answer, "meta_info")
+    _check_ties(answer, request.token_ids, echo)
+    echo.temperature(optional(meta, "input_logprob_temperature", "meta_info"))
     entries = [_triple(entry) for entry in sequence(member(meta, "input_token_logprobs", "meta_info"), "log-probs")]
     expected = len(asked_ids(request)) + 1
     if len(entries) != expected:
@@ -92,6 +105,12 @@ def read(answer: Any, request: ScoreRequest, acknowledges: bool = False) -> Repl
         )  # fmt: skip
     if entries[0][0] is not None:
         raise WireError("malformed", "the first of meta_info.input_token_logprobs has a value, expected a placeholder")
+    before = int(request.token_ids[request.start - 1])
+    if entries[0][1] != before and not (entries[0][1] == 0 and before == request.token_ids.max()):
+        raise WireError(
+            "unbound",
+            f"the token before the first scored one was {entries[0][1]!r} at the server, but {before} was sent",
+        )
     tops = None
     if top_k(request):
         tops = _lists(meta, "input_top_logprobs", expected)
@@ -106,6 +125,16 @@ def read(answer: Any, request: ScoreRequest, acknowledges: bool = False) -> Repl
         acknowledges=acknowledges,
     )
     return replace(reply, hidden=_states(meta, request)) if wants_states(request) else reply
+
+
+def _check_ties(answer: Any, sent: Ints, echo: Echo) -> None:
+    """Whether the server had this request, as far as it tells. Raises `WireError`."""
+    meta = member(answer, "meta_info")
+    echo.request_id(optional(meta, "id", "meta_info"))
+    count = optional(meta, "prompt_tokens", "meta_info")
+    if count is not None and count != len(sent):
+        raise WireError("unbound", f"the server had {count!r} tokens, but {len(sent)} were sent")
+    echo.prompt_ids(optional(answer, "prompt_token_ids"), sent.tolist())
 
 
 def _lists(meta: Any, name: str, expected: int) -> list[list[tuple[Any, Any]]]:
@@ -134,7 +163,7 @@ def _states(meta: Any, request: ScoreRequest) -> Floats:
         raise WireError("malformed", "the rows of hidden_states have different lengths")
     try:
         states = np.array(rows[-needed:-1], dtype=np.float64).reshape(needed - 1, width)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise WireError("malformed", f"hidden_states holds something else than numbers: {error}") from None
     if not np.isfinite(states).all():
         raise WireError("not_finite", "the answer has hidden states that are not finite")
@@ -161,7 +190,7 @@ def _triple(entry: Any) -> tuple[Any, Any]:
 
 def read_identity(answer: Any) -> str:
     """The served model, from `/get_model_info`."""
-    return str(member(answer, "model_path"))
+    return shown(member(answer, "model_path"))
 
 
 def write_tokenize(text: str, model: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -202,16 +231,18 @@ def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, 
     }
 
 
-def read_sample(answer: Any, request: SampleRequest, vocabulary: int) -> SampleReply:
+def read_sample(answer: Any, request: SampleRequest, vocabulary: int, echo: Echo | None = None) -> SampleReply:
     """Raises `WireError` for anything that is not a complete response."""
     meta = member(answer, "meta_info")
+    _check_ties(answer, request.token_ids, echo or Echo())
     ids = sequence(member(answer, "output_ids"), "output_ids")
     entries = [_triple(entry) for entry in sequence(member(meta, "output_token_logprobs", "meta_info"), "log-probs")]
     if [i for _, i in entries] != list(ids):
         raise WireError("malformed", "meta_info.output_token_logprobs is not about the tokens of output_ids")
     reason = member(member(meta, "finish_reason", "meta_info"), "type", "finish_reason")
-    version = meta.get("weight_version")
-    spans = {str(member(span, "version", "a weight version")) for span in meta.get("weight_versions") or []}
+    version = optional(meta, "weight_version", "meta_info")
+    changes = sequence(optional(meta, "weight_versions", "meta_info") or [], "weight_versions")
+    spans = {shown(member(span, "version", "a weight version")) for span in changes}
     if version is not None and spans - {str(version)}:
         raise WireError("server", f"the weights changed while a response was sampled: {sorted(spans)}")
     tops = None

@@ -5,7 +5,8 @@
     {"choices": [{"prompt_logprobs": [null, {"6": {...}}, {"7": {"logprob": -0.51, "rank": 1},
                                                            "9": {"logprob": -1.2, "rank": 2}}]}]}
 
-There is no way to ask for the response alone: the prompt's entries come too and are passed over. A
+There is no way to ask for the response alone: the prompt's entries come too, and show that the server had this
+prompt, as `prompt_token_ids` does in answers of newer builds and `id`, which is made of `request_id`. A
 position holds the token that is there and the K most likely, K or K + 1 entries in all. Stock servers
 answer at temperature 1 whatever `temperature` says; `prompt_logprobs_temperature` is the field of
 builds that can do better, and they acknowledge it beside `choices`.
@@ -13,11 +14,12 @@ builds that can do better, and they acknowledge it beside `choices`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limbeck.records import SampleRequest, ScoreRequest
+from limbeck.records import Ints, SampleRequest, ScoreRequest
 from limbeck.seeding import served_seed
+from limbeck.wire.binding import Echo
 from limbeck.wire.sample import SampleReply, make_sample_reply
 from limbeck.wire.score import (
     Reply,
@@ -27,9 +29,11 @@ from limbeck.wire.score import (
     make_reply,
     member,
     number,
+    optional,
     refuse_given_ids,
     refuse_states,
     sequence,
+    shown,
     top_k,
 )
 
@@ -59,17 +63,23 @@ def write(request: ScoreRequest, model: str | None = None, acknowledges: bool = 
     return body
 
 
-def read(answer: Any, request: ScoreRequest, acknowledges: bool = False) -> Reply:
+def ties(nonce: str) -> dict[str, Any]:
+    """The fields of any request whose answers show that they belong to it."""
+    return {"request_id": nonce, "return_token_ids": True}
+
+
+def read(answer: Any, request: ScoreRequest, acknowledges: bool = False, echo: Echo | None = None) -> Reply:
     """Raises `WireError` for anything that is not a complete answer to this request."""
-    choices = sequence(member(answer, "choices"), "choices")
-    if len(choices) != 1:
-        raise WireError("malformed", f"the answer has {len(choices)} choices, expected 1")
-    rows = sequence(member(choices[0], "prompt_logprobs", "choices[0]"), "prompt_logprobs")
+    echo = echo or Echo()
+    choice = _choice(answer, request.token_ids, echo)
+    echo.temperature(_temperature(answer))
+    rows = sequence(member(choice, "prompt_logprobs", "choices[0]"), "prompt_logprobs")
     length = len(request.token_ids)
     if len(rows) != length:
         raise WireError("short", f"prompt_logprobs has {len(rows)} entries for a prompt of {length} tokens")
     if rows[0] is not None:
         raise WireError("malformed", "the first of prompt_logprobs has a value, expected null: nothing precedes it")
+    _check_prompt(rows, request)
     k = top_k(request)
     ids, logprobs, tops = [], [], []
     for position, (row, token) in enumerate(zip(rows[request.start :], asked_ids(request), strict=True)):
@@ -87,6 +97,29 @@ def read(answer: Any, request: ScoreRequest, acknowledges: bool = False) -> Repl
             del entries[sent]
         tops.append(list(entries.items()))
     return make_reply(request, ids, logprobs, tops if k else None, _temperature(answer), acknowledges=acknowledges)
+
+
+def _choice(answer: Any, sent: Ints, echo: Echo) -> Any:
+    """The one choice of an answer to this request, as far as the server tells. Raises `WireError`."""
+    choices = sequence(member(answer, "choices"), "choices")
+    if len(choices) != 1:
+        raise WireError("malformed", f"the answer has {len(choices)} choices, expected 1")
+    echo.request_id(optional(answer, "id"))
+    echo.model(optional(answer, "model"))
+    echo.prompt_ids(optional(choices[0], "prompt_token_ids", "choices[0]"), sent.tolist())
+    return choices[0]
+
+
+def _check_prompt(rows: Sequence[Any], request: ScoreRequest) -> None:
+    """Every position before the first scored one has an entry for the token that was sent. Raises `WireError`."""
+    for position in range(1, request.start):
+        row, sent = rows[position], str(int(request.token_ids[position]))
+        if not isinstance(row, Mapping) or sent not in row:
+            raise WireError(
+                "unbound",
+                f"position {position} of the prompt has no entry for token {sent}, which was sent: the request was "
+                "damaged on the way, or the server holds another tokenizer",
+            )
 
 
 def _entries(row: Any, position: int) -> dict[int, float]:
@@ -110,7 +143,7 @@ def read_identity(answer: Any) -> str:
     models = sequence(member(answer, "data"), "data")
     if not models:
         raise WireError("malformed", "the server lists no model")
-    return f"{member(models[0], 'id')} {models[0].get('root') or ''}".strip()
+    return f"{shown(member(models[0], 'id'))} {shown(optional(models[0], 'root') or '')}".strip()
 
 
 def read_model_name(answer: Any) -> str:
@@ -149,18 +182,14 @@ def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, 
         "repetition_penalty": 1.0,
         "seed": served_seed(sampling.seed, request.key),
         "logprobs": request.top,
-        "return_token_ids": True,
         "return_tokens_as_token_ids": True,  # the names of top tokens: two ids may have one text
     }
     return body | ({"model": model} if model else {})
 
 
-def read_sample(answer: Any, request: SampleRequest, vocabulary: int) -> SampleReply:
+def read_sample(answer: Any, request: SampleRequest, vocabulary: int, echo: Echo | None = None) -> SampleReply:
     """Raises `WireError` for anything that is not a complete response."""
-    choices = sequence(member(answer, "choices"), "choices")
-    if len(choices) != 1:
-        raise WireError("malformed", f"the answer has {len(choices)} choices, expected 1")
-    choice = choices[0]
+    choice = _choice(answer, request.token_ids, echo or Echo())
     ids = sequence(member(choice, "token_ids", "choices[0]"), "token_ids")
     found = member(choice, "logprobs", "choices[0]")
     logprobs = sequence(member(found, "token_logprobs", "logprobs"), "token_logprobs")
