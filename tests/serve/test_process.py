@@ -119,14 +119,14 @@ def test_slimes_and_miless_request_gets_q_at_the_rollout_temperature(served: Ser
 
 def test_limits_are_told(served: Served) -> None:
     assert httpx.post(f"{served.url}/generate", json=score([5, 6])).status_code == 401
-    for body, message in (
-        (score([5] * (CONTEXT + 1)), f"more than the {CONTEXT}"),
-        (score([5, 6], top_logprobs_num=21), "up to 20"),
-        (score([5, 6], pad="x" * 2**20), "longer than 1 MB"),
-        (score([[5, 6]] * (QUEUE + 1)), "send fewer"),
+    for body, status, message in (
+        (score([5] * (CONTEXT + 1)), 400, f"more than the {CONTEXT}"),
+        (score([5, 6], top_logprobs_num=21), 400, "up to 20"),
+        (score([5, 6], pad="x" * 2**20), 413, "longer than 1 MB"),
+        (score([[5, 6]] * (QUEUE + 1)), 400, "send fewer"),
     ):
         answer = ask(served, body)
-        assert answer.status_code == 400
+        assert answer.status_code == status
         assert message in answer.json()["error"]["message"]
 
 

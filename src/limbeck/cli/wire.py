@@ -26,7 +26,14 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, bool], None]
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on. The default is for this machine only."
 )
-@click.option("--port", default=30000, show_default=True, help="0: any free port.")
+@click.option("--port", type=click.IntRange(0, 65535), default=30000, show_default=True, help="0: any free port.")
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that clients call this server by, where it has no --token-env. May be repeated.",
+)
 @click.option(
     "--temperature", type=float, help="Temperature for requests that name none, such as slime's.  [default: 1]"
 )
@@ -61,24 +68,29 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, bool], None]
     help="Sequences that may wait. Further requests get status 429.",
 )
 @click.option("--batch", type=AT_LEAST_ONE, default=64, show_default=True, help="Sequences scored at once.")
-@click.option("--body-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Largest request body, in MB.")
+@click.option("--body-mb", type=AT_LEAST_ONE, default=16, show_default=True, help="Largest request body, in MB.")
+@click.option("--answer-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Largest answer, in MB.")
 @click.option(
     "--max-top-k", type=AT_LEAST_ONE, default=1024, show_default=True, help="Most top log-probs at a position."
 )
 @click.option("--max-length", type=AT_LEAST_ONE, help="Longest sequence in tokens.  [default: the model's context]")
-def serve(model: str, host: str, port: int, dtype: Any, device: str, batch_invariant: bool, **limits: Any) -> None:
+def serve(
+    model: str, host: str, port: int, allow_hosts: tuple[str, ...], dtype: Any, device: str, batch_invariant: bool,
+    **limits: Any,
+) -> None:  # fmt: skip
     """Serve MODEL, a folder or hub name, as a teacher over HTTP: exact scores at any temperature.
 
     Answers SGLang's /generate, vLLM's /v1/completions and a binary route of Limbeck's own. Needs the extra `serve`.
     """
-    from limbeck.errors import ModelError
+    from limbeck.errors import RecipeError
     from limbeck.serve.main import serve as run
-    from limbeck.serve.settings import ServeSettings
+    from limbeck.serve.settings import COLDEST, HOTTEST, ServeSettings
+    from limbeck.wire.hosts import is_loopback
 
     temperature = limits["temperature"]
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise ModelError(f"--temperature must be a finite number above 0, got {temperature}")
-    if host not in ("127.0.0.1", "localhost", "::1") and limits["token_env"] is None:
+    if temperature is not None and not COLDEST <= temperature <= HOTTEST:
+        raise RecipeError(f"--temperature must be a number from {COLDEST:g} to {HOTTEST:g}, got {temperature:g}")
+    if not is_loopback(host) and limits["token_env"] is None:
         click.secho(f"warning: {host} can be reached by others, and no --token-env is set", fg="yellow", err=True)
     click.echo(f"loading {model}", err=True)
 
@@ -86,7 +98,7 @@ def serve(model: str, host: str, port: int, dtype: Any, device: str, batch_invar
         at = "any temperature" if temperature is None else f"temperature {temperature:g} unless a request names another"
         click.echo(f"serving {model} on {address} at {at}  (Ctrl-C stops)", err=True)
 
-    run(model, ServeSettings(**limits), host, port, dtype, device, batch_invariant, ready)
+    run(model, ServeSettings(**limits), host, port, dtype, device, batch_invariant, allow_hosts, ready)
 
 
 @click.command(short_help="Write a checkpoint that any stock server scores at T.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import gc
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +16,15 @@ from limbeck.config.base import ModelConfig
 from limbeck.contract.bake_probe import FILE, read_probe_file
 from limbeck.errors import ModelError, RecipeError
 from limbeck.models.causal_lm import CausalLM
+from limbeck.models.fingerprint import fingerprint
 from limbeck.models.loading import load_model, resolve
 from limbeck.serve.scorer import Scorer
 from limbeck.serve.settings import ServeSettings
+from limbeck.wire.hosts import hosts_of
 
 GRACE = 30  # seconds that requests under way have after SIGTERM
-SAMPLED = 4096  # numbers of each weight that go into the fingerprint
+CONNECTIONS = 1000
+SWITCH = 0.001  # seconds after which a thread that scores lets the event loop have its turn; Python's own is 0.005
 
 
 def serve(
@@ -31,17 +35,21 @@ def serve(
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "auto",
     batch_invariant: bool = False,
+    allow_hosts: Sequence[str] = (),
     ready: Callable[[str], Any] = print,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish what waits. `ready` gets the address once requests are taken.
 
-    Port 0 takes a free one. Raises `ModelError`, also for a model that `limbeck bake` wrote, and `RecipeError` for an
-    address that cannot be listened at.
+    Port 0 takes a free one. `allow_hosts` are more names that clients may call this server.
+
+    Raises `ModelError`, also for a model that `limbeck bake` wrote, and `RecipeError` for an address that cannot be
+    listened at and for a bearer token that cannot be sent.
     """
     try:
         import uvicorn
 
         from limbeck.serve.app import make_app
+        from limbeck.serve.connections import protocol
     except ImportError as error:
         raise ModelError(f"`limbeck serve` needs {error.name}: pip install 'limbeck[serve]'") from None
 
@@ -58,8 +66,15 @@ def serve(
         where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         lm = load_model(ModelConfig(model=model, dtype=dtype), torch.device(where))
         refuse_baked(lm)
-        app = make_app(Scorer(lm, batch_invariant=batch_invariant), settings, f"{model} {fingerprint(lm)}")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
+        scorer, identity = Scorer(lm, batch_invariant=batch_invariant), f"{model} {fingerprint(model, dtype)}"
+        app = make_app(scorer, settings, identity, hosts_of(host, allow_hosts))
+        config = uvicorn.Config(
+            app, loop="asyncio", http=protocol(_most_connections()), ws="none", log_level="warning", access_log=False,
+            server_header=False, timeout_graceful_shutdown=GRACE,
+        )  # fmt: skip
+        sys.setswitchinterval(SWITCH)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: looking through it for garbage would stop every answer
         with suppress(KeyboardInterrupt):  # a signal is how one stops it
             Server(config).run(sockets=[listener])
 
@@ -96,12 +111,15 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def fingerprint(lm: CausalLM) -> str:
-    """A short name of the weights: other weights have another one. Read from samples of every tensor."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(lm.model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        step = max(1, len(flat) // SAMPLED)
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(flat[::step][:SAMPLED].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _most_connections() -> int:
+    """As many as there are files for, which is often 1024 for a process until it asks for more."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return CONNECTIONS // 2
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * CONNECTIONS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else min(CONNECTIONS, soft // 2)

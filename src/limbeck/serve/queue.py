@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from limbeck.serve.scorer import Asked
+from limbeck.serve.limits import Asked
 from limbeck.wire.binary import Result
 
 
 class QueueFullError(Exception):
     """There is no room; `retry_after` seconds are a fair guess of when there will be."""
 
-    def __init__(self, retry_after: float) -> None:
-        super().__init__("the queue is full")
+    def __init__(self, retry_after: float, message: str = "the queue is full") -> None:
+        super().__init__(message)
         self.retry_after = retry_after
 
 
@@ -45,6 +45,7 @@ class ScoringQueue:
         self.batches = 0
         self.seconds_a_sequence = 0.05
         self._waiting: deque[_Waiting] = deque()
+        self._alone: deque[_Waiting] = deque()  # scored each by itself: what they were scored with failed
         self._wake = asyncio.Event()
         self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="limbeck-scorer")
@@ -75,21 +76,24 @@ class ScoringQueue:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if not self._waiting:
+            if not self._waiting and not self._alone:
                 if self._closed:
                     return
                 self._wake.clear()
                 await self._wake.wait()
                 continue
             group = self._take()
+            if not group:
+                continue
             asked = [one for item in group for one in item.asked]
             start = loop.time()
             try:
                 results = await loop.run_in_executor(self._thread, self._score, asked)
-            except Exception as error:  # one bad batch must not end the worker; each client gets the error
-                for item in group:
-                    if not item.answer.done():
-                        item.answer.set_exception(error)
+            except Exception as error:  # one bad batch must not end the worker
+                if len(group) > 1:  # nor must one bad request fail those that it was scored with
+                    self._alone.extend(group)
+                elif not group[0].answer.done():
+                    group[0].answer.set_exception(error)
                 continue
             self.batches += 1
             self.seconds_a_sequence = (loop.time() - start) / max(1, len(asked))
@@ -102,6 +106,10 @@ class ScoringQueue:
         """The next batch; requests whose client has gone away are left out."""
         group: list[_Waiting] = []
         count = 0
+        while self._alone and not group:
+            item = self._alone.popleft()
+            if not item.answer.done():
+                return [item]
         while self._waiting and (not group or count + len(self._waiting[0].asked) <= self.most):
             item = self._waiting.popleft()
             if not item.answer.done():

@@ -9,7 +9,7 @@ Shape legend: S scored tokens of a request, J listed tokens, K top tokens, N sco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,9 @@ from limbeck.models.causal_lm import CausalLM
 from limbeck.models.layout import lay_out, split
 from limbeck.models.scoring import CHUNK_BYTES, ChunkedScores, Support, score_hidden
 from limbeck.records import ScoreRequest
+from limbeck.serve.limits import Asked
 from limbeck.wire.binary import Result
 from limbeck.wire.score import wants_states
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request, and what SGLang's schema lets a client ask for beside it.
-
-    The request's support: "sampled"; K for the most likely too; ids [S, K] for those; "full" for hidden states alone.
-    """
-
-    request: ScoreRequest
-    listed: tuple[int, ...] = ()  # tokens whose log-probs are wanted at every position
-    hidden: bool = False  # the final states too, with that of the last token, which predicts nothing
 
 
 class Scorer:

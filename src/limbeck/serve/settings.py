@@ -1,11 +1,13 @@
-"""The options of `limbeck serve`, and what a request may ask. No HTTP."""
+"""The options of `limbeck serve`, and the temperature that a request gets. No HTTP."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from limbeck.serve.scorer import Asked
-from limbeck.wire.score import WireError, top_k
+from limbeck.wire.score import WireError
+
+# Beyond these no teacher is of use, and below them float32 runs out: the same as `rollout.temperature`'s.
+COLDEST, HOTTEST = 1e-3, 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class ServeSettings:
     token_env: str | None = None
     queue: int = 256  # sequences
     batch: int = 64  # sequences scored at a time
-    body_mb: int = 64
+    body_mb: int = 16
+    answer_mb: int = 64
     max_top_k: int = 1024
     max_length: int | None = None  # tokens; None: the model's context
 
@@ -34,11 +37,9 @@ class ServeSettings:
         answered at 1, it would be a bias that no metric shows.
         """
         if scoring is not None:
-            if not 0 < scoring < float("inf"):
-                raise WireError("refused", f"the scoring temperature is {scoring}, expected a number above 0")
-            return scoring
-        if sampling is not None and not 0 <= sampling < float("inf"):
-            raise WireError("refused", f"the sampling temperature is {sampling}, expected a number of at least 0")
+            return _in_range(scoring, "scoring temperature")
+        if sampling is not None and sampling != 0:
+            sampling = _in_range(sampling, "sampling temperature")
         if self.temperature is not None:
             if sampling not in (None, 0, 1, self.temperature):
                 raise WireError(
@@ -55,19 +56,10 @@ class ServeSettings:
             )
         return 1.0 if sampling is None else sampling
 
-    def check(self, asked: Asked, vocabulary: int, context: int | None) -> None:
-        """Raises `WireError` (kind refused) for a request beyond the limits."""
-        ids, longest = asked.request.token_ids, self.max_length or context
-        if len(ids) < 1:
-            raise WireError("refused", "a sequence has no tokens")
-        if longest is not None and len(ids) > longest:
-            raise WireError("refused", f"{len(ids)} tokens, more than the {longest} this server takes")
-        lowest, highest = min(int(ids.min()), *asked.listed, 0), max(int(ids.max()), *asked.listed, 0)
-        if not (lowest >= 0 and highest < vocabulary):
-            raise WireError(
-                "refused",
-                f"token ids are {lowest} to {highest}, but the vocabulary has {vocabulary}: another tokenizer?",
-            )
-        k, most = top_k(asked.request), min(vocabulary, self.max_top_k)
-        if not 0 <= k <= most:
-            raise WireError("refused", f"top {k} asked for, this server gives up to {most}")
+
+def _in_range(value: float, what: str) -> float:
+    if not COLDEST <= value <= HOTTEST:  # NaN too; an integer of any length is compared as it is
+        raise WireError(
+            "refused", f"the {what} must be a number from {COLDEST:g} to {HOTTEST:g}, got {str(value)[:40]}"
+        )
+    return float(value)
