@@ -14,8 +14,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+import torch
 
 from limbeck.config.teacher import SGLangTeacherConfig
+from limbeck.models.head import Head
 from limbeck.records import Failure, ModelInfo, ScoreRequest, Scores, Support, request_of
 from limbeck.teachers import remote
 from limbeck.teachers.client import RemoteClient
@@ -65,9 +67,9 @@ def teacher_of(method: Method, reports: float | None = None, natural: float = 1.
     """A remote teacher of a method, over a server that reports a temperature and holds weights of another."""
     section = SGLangTeacherConfig(url="http://fake", top_logprobs=60, max_rescale_error=1.0)
     client = RemoteClient("t", section, FakeDialect(reports), None, V, V)  # type: ignore[arg-type]  # never used
-    heads = {"head": None} if method == "hidden" else {}
+    heads = {"head": Head(torch.zeros(V, 32))} if method == "hidden" else {}
     info = ModelInfo("m", V, natural_temperature=natural)
-    return RemoteTeacher(client, Proof(method, info, heads=heads))  # type: ignore[arg-type]  # its name is enough
+    return RemoteTeacher(client, Proof(method, info, heads=heads))
 
 
 def local(natural: float) -> LocalTeacher:

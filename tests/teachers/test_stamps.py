@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from limbeck.models.head import Head
 from limbeck.records import HiddenScores, Scored, Scores
 from limbeck.teachers.local import LocalTeacher
 from tests import tiny
-from tests.teachers.stamped import REQUEST, Stamped, honest, mismatched  # noqa: F401 (fixtures)
+from tests.teachers.stamped import REQUEST, Stamped, honest, mismatched, teacher_of  # noqa: F401 (fixtures)
 
 STAMPS = {
     "plain, asked at another temperature than 1": 1.0,
@@ -62,3 +64,10 @@ def test_the_learner_refuses_each_mismatched_teacher(mismatched: Stamped) -> Non
 def test_the_learner_takes_each_honest_teacher(honest: Stamped) -> None:  # noqa: F811
     _, scores, requested = honest
     train_on(scores, requested)
+
+
+async def test_states_of_another_width_than_the_head_takes_are_refused_by_name() -> None:
+    teacher = teacher_of("hidden")
+    teacher.heads = {"head": Head(torch.zeros(tiny.VOCABULARY, 48))}
+    with pytest.raises(ContractError, match=r"states of width 32, but teacher\.head takes states of 48"):
+        await teacher.score([replace(REQUEST, support="full")])
