@@ -27,15 +27,23 @@ from limbeck.training.evaluation import evaluate as evaluate_run
 from limbeck.training.interruption import Interrupted, StopSignals
 from limbeck.training.loop import keep
 from limbeck.training.loop import train as train_run
-from limbeck.training.resume import recipe_of, resume_notes
+from limbeck.training.resume import resume_notes
 from limbeck.training.run import Run
-from limbeck.training.run_folder import Checkpoint, RunFolder, remove_run
+from limbeck.training.run_folder import Checkpoint, RunFolder
 
 __all__ = ["Evaluation", "Interrupted", "ProbeResult", "TrainResult", "check", "evaluate", "train"]
 
 T = TypeVar("T")
 
 logger = logging.getLogger("limbeck")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run begins, if not at its newest checkpoint: at nothing, or at the checkpoint of a step."""
+
+    fresh: bool = False
+    from_checkpoint: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ def train(
     overrides: Sequence[str] = (),
     *,
     fresh: bool = False,
+    from_checkpoint: int | None = None,
     teacher: Teacher | None = None,
     task: Task | None = None,
     engine: Engine | None = None,
@@ -71,15 +80,18 @@ def train(
 ) -> TrainResult:
     """Train by a recipe, going on from the newest checkpoint of the same run if there is one.
 
-    `fresh` removes the run's folder first. A part that is given takes the place of the recipe's; give the same again
+    `fresh` removes the run's folder first. `from_checkpoint` goes on from the checkpoint of that step instead; what
+    came after it is removed and made again. A part that is given takes the place of the recipe's; give the same again
     to resume. Works inside a running event loop (a notebook) too.
 
     Raises `LimbeckError`, and `Interrupted` (a `KeyboardInterrupt`) after SIGINT or SIGTERM, when the last update is
     in a checkpoint.
     """
+    if fresh and from_checkpoint is not None:
+        raise TypeError("give fresh or from_checkpoint, not both: each says where the run begins")
     recipe = _recipe(recipe, overrides)
     given = Given(teacher, task, engine, objective, learner)
-    return _outside_loops(lambda stop: _train(recipe, fresh, given, observers, stop))
+    return _outside_loops(lambda stop: _train(recipe, Beginning(fresh, from_checkpoint), given, observers, stop))
 
 
 def evaluate(
@@ -129,19 +141,19 @@ def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[P
     return _outside_loops(lambda stop: asyncio.run(run(stop)))
 
 
-def _train(recipe: Recipe, fresh: bool, given: Given, observers: Sequence[Observer], stop: StopSignals) -> TrainResult:
+def _train(
+    recipe: Recipe, beginning: Beginning, given: Given, observers: Sequence[Observer], stop: StopSignals
+) -> TrainResult:
     path = run_path(recipe)
     observers = [*observers, *make_trackers(recipe, path)]
     for observer in observers:
         checked_part(observer, Observer, "observers")
-    if fresh:
-        remove_run(path)
     folder = RunFolder(path)
-    before, now = recipe_of(path), recipe.model_dump(mode="json", exclude_none=True)
-    checkpoint = folder.open(recipe.to_toml(), now)
-    for note in resume_notes(before, now, checkpoint.step) if before and checkpoint else ():
-        logger.warning("%s: %s", path, note)
+    now = recipe.model_dump(mode="json", exclude_none=True)
     try:
+        checkpoint = folder.open(recipe.to_toml(), now, beginning.fresh, beginning.from_checkpoint)
+        for note in resume_notes(checkpoint.recipe, now, checkpoint.step) if checkpoint else ():
+            logger.warning("%s: %s", path, note)
         with asyncio.Runner() as runner:
             stop.interrupts(runner.get_loop())
             _run_to_end(runner, recipe, folder, checkpoint, given, observers, stop)
@@ -175,8 +187,9 @@ def _run_to_end(
         if stopped is None:
             raise
         _cancel_all(runner)
-        stopped.folder = folder.path
-        stopped.step = keep(run) if run is not None else checkpoint.step if checkpoint else 0
+        if run is not None:
+            keep(run, stopped)
+        stopped.folder, stopped.step = folder.path, folder.newest_step()
         raise stopped from None
     finally:
         if run is not None:

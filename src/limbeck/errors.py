@@ -17,8 +17,12 @@ Anything else that escapes is a bug of Limbeck's.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+LIMBECK = str(Path(__file__).parent)
 
 
 class LimbeckError(Exception):
@@ -73,3 +77,11 @@ class NonFiniteError(LimbeckError):
 
 class RunError(LimbeckError):
     """A run folder or a checkpoint cannot be written, read or resumed."""
+
+
+def place_of(error: BaseException) -> str:
+    """The innermost line that is neither a package's nor Limbeck's: `my_parts.py, line 12, in score`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(LIMBECK)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}, line {frame.lineno}, in {frame.name}"

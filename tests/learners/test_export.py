@@ -19,6 +19,7 @@ from limbeck.cli.export import export as command
 from limbeck.config.base import ModelConfig
 from limbeck.config.learner import LoraConfig
 from limbeck.errors import ModelError, RunError
+from limbeck.files.digests import seal
 from limbeck.learners.export import export
 from limbeck.learners.local import LocalLearner
 from limbeck.models.loading import load_model
@@ -27,6 +28,11 @@ from tests.helpers import learner_of, random_samples, save_tiny, tiny_lm
 
 def update(learner: LocalLearner) -> None:
     asyncio.run(learner.update(random_samples(tiny_lm(2), [5, 3, 4])))
+
+
+def save(learner: LocalLearner, folder: Path) -> None:
+    learner.save(folder)
+    seal(folder, {"step": int(folder.name.removeprefix("step-")), "metrics_bytes": 0, "recipe": {}})
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +46,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name / "recipe.toml").write_text(f'[student]\nmodel = "{base}"\n')
         for step in (1, 2):
             update(learner)
-            learner.save(folder / name / "checkpoints" / f"step-{step:06d}")
+            save(learner, folder / name / "checkpoints" / f"step-{step:06d}")
         asyncio.run(learner.publish()).save(folder / name / "model")  # of update 2, as a finished run's
         update(learner)  # and the run went on
-        learner.save(folder / name / "checkpoints" / "step-000010")
+        save(learner, folder / name / "checkpoints" / "step-000010")
         asyncio.run(learner.publish()).save(folder / f"expected-{name}")
         asyncio.run(learner.publish()).save(folder / f"expected-{name}-bfloat16", "bfloat16")
     return folder

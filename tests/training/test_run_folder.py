@@ -10,7 +10,7 @@ import pytest
 
 from limbeck.errors import NonFiniteError, RunError
 from limbeck.training.finite import require_finite
-from limbeck.training.run_folder import RunFolder, read_checkpoint, remove_run
+from limbeck.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -37,10 +37,8 @@ def test_checkpoints_are_named_by_step_and_the_oldest_go(folder: RunFolder) -> N
     for step in (5, 10, 15):
         folder.save(step, write(str(step)), keep_last=2)
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-000010", "step-000015"]
-    newest = folder.newest()
-    assert newest is not None
-    assert newest.step == 15
-    assert (newest.folder / "model" / "weights").read_text() == "15"
+    assert folder.newest_step() == 15
+    assert (folder.checkpoints / "step-000015" / "model" / "weights").read_text() == "15"
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_whole(folder: RunFolder) -> None:
@@ -49,7 +47,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(folder: RunFolder) -> None
         folder.save(10, full_disk, keep_last=1)
     assert "Free some space" in str(caught.value)
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-000005"]
-    assert (folder.newest().folder / "model" / "weights").read_text() == "five"
+    assert (folder.checkpoints / "step-000005" / "model" / "weights").read_text() == "five"
 
 
 def test_safetensors_running_out_of_disk_is_the_same_error(folder: RunFolder) -> None:
@@ -78,15 +76,15 @@ def test_half_written_checkpoints_are_swept_and_never_read(tmp_path: Path) -> No
 def test_metrics_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.open("", {})
-    run.append({"step": 1})
+    run.append({"step": 1, "kind": "train"})
     run.save(1, write("one"), keep_last=1)
-    run.append({"step": 2})
+    run.append({"step": 2, "kind": "train"})
     with run.metrics.open("a") as file:
         file.write('{"step": 3, "half')
     run.close()
     again = RunFolder(tmp_path / "run")
     again.open("", {})
-    assert again.lines() == [{"step": 1}]
+    assert again.lines() == [{"step": 1, "kind": "train"}]
 
 
 def test_metrics_shorter_than_the_checkpoint_says_are_refused(tmp_path: Path) -> None:
@@ -110,27 +108,20 @@ def test_a_fresh_run_over_stale_metrics_starts_empty(tmp_path: Path) -> None:
     assert again.lines() == []
 
 
-@pytest.mark.parametrize("state", ["", "{", '{"format": 1}', '{"format": 99, "step": 1, "metrics_bytes": 0}'])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, state: str) -> None:
-    (tmp_path / "state.json").write_text(state)
-    with pytest.raises(RunError, match=str(tmp_path)):
-        read_checkpoint(tmp_path)
-
-
 def test_only_run_folders_are_removed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("")
     with pytest.raises(RunError, match="does not look like a run folder"):
-        remove_run(precious)
-    assert (precious / "thesis.tex").exists()
-    remove_run(tmp_path / "absent")
+        RunFolder(precious).open("", {}, fresh=True)
+    assert [path.name for path in precious.iterdir()] == ["thesis.tex"]
+    assert RunFolder(tmp_path / "absent").open("", {}, fresh=True) is None
 
 
-def test_replaced_folders_are_whole_or_as_before(folder: RunFolder) -> None:
-    folder.replace("model", write("first"))
+def test_the_finished_model_is_whole_or_as_before(folder: RunFolder) -> None:
+    folder.finish(1, {"model": write("first")})
     with pytest.raises(RunError):
-        folder.replace("model", full_disk)
+        folder.finish(2, {"model": full_disk})
     assert (folder.path / "model" / "model" / "weights").read_text() == "first"
 
 

@@ -7,13 +7,21 @@ in one sentence that names the part, the request and the remedy, instead of some
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from limbeck.assemble.answers import kind_of, problem_of_response, problem_of_scores
-from limbeck.errors import ContractError, EngineError, LimbeckError, ModelError, RecipeError, TeacherError
+from limbeck.errors import (
+    ContractError,
+    EngineError,
+    LimbeckError,
+    ModelError,
+    RecipeError,
+    TeacherError,
+    place_of,
+)
+from limbeck.files.disk import os_error_of
 from limbeck.protocols import Engine, HoldsHeads, Learner, Policy, Teacher
 from limbeck.records import (
     Failure,
@@ -28,8 +36,6 @@ from limbeck.records import (
 from limbeck.reports import StepReport, Trace
 
 T = TypeVar("T")
-
-LIMBECK = str(Path(__file__).parents[1])
 
 
 class OwnTeacher:
@@ -93,7 +99,12 @@ class OwnLearner:
 
     def __init__(self, learner: Learner) -> None:
         self.learner, self.name = learner, f"learner {kind_of(learner)}"
-        self.save, self.restore = learner.save, learner.restore
+
+    def save(self, folder: Path) -> None:
+        self._call("save", folder)
+
+    def restore(self, folder: Path) -> None:
+        self._call("restore", folder)
 
     async def update(self, samples: Sequence[Scored]) -> StepReport:
         try:
@@ -118,6 +129,18 @@ class OwnLearner:
         policy = await call(f"{self.name}: publish", ModelError, self.learner.publish)
         return checked_part(policy, Policy, f"{self.name}: publish", ModelError)
 
+    def _call(self, method: str, folder: Path) -> None:
+        try:
+            getattr(self.learner, method)(folder)
+        except LimbeckError:
+            raise
+        except Exception as error:
+            if os_error_of(error) is not None:
+                raise  # the disk's: whoever writes knows what to say of it
+            raise ModelError(
+                f"{self.name}: {method} raised {type(error).__name__}: {error} ({place_of(error)})"
+            ) from error
+
     def _checked(self, report: T, kind: type, method: str) -> T:
         if not isinstance(report, kind):
             raise ModelError(f"{self.name}: {method} returned {kind_of(report)}, expected a {kind.__name__}")
@@ -135,14 +158,6 @@ async def call(what: str, kind: type[LimbeckError], part: Callable[[], Awaitable
     except Exception as error:
         raise kind(f"{what} raised {type(error).__name__}: {error} ({place_of(error)})") from error
     raise kind(f"{what} returned {kind_of(awaitable)}, expected an awaitable. Write it as `async def`.")
-
-
-def place_of(error: BaseException) -> str:
-    """The innermost line that is neither a package's nor Limbeck's: `my_parts.py, line 12, in score`."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(LIMBECK)]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}, line {frame.lineno}, in {frame.name}"
 
 
 def checked_part(part: T, protocol: type, seam: str, kind: type[LimbeckError] = RecipeError) -> T:

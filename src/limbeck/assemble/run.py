@@ -22,7 +22,7 @@ from limbeck.config.teacher import LocalTeacherConfig
 from limbeck.contract.tokenizers import check_same_tokenizer
 from limbeck.engines.served import ServedEngine
 from limbeck.environments.single_turn import SingleTurn
-from limbeck.errors import ModelError, RecipeError
+from limbeck.errors import ModelError, RecipeError, RunError
 from limbeck.learners.checkpoint import MODEL_FOLDER
 from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM, shared_vocabulary, stop_ids_of
@@ -98,7 +98,7 @@ async def _assemble(
     heads = {**proven.heads, **({} if reference_teacher is None else reference_teacher.heads)}
     learner = _learner(site, loss, heads)
     if checkpoint:
-        learner.restore(checkpoint.folder)
+        await _restore(learner, checkpoint)
     stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
     engine = make_engine(site, learner, task, stop_ids)
     await engine.load(await learner.publish())
@@ -125,6 +125,17 @@ async def _assemble(
         resources=resources,
     )
     return Assembled(run, tuple(results))
+
+
+async def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
+    """Raises `RunError` where the learner's state is not of as many updates as the checkpoint says."""
+    learner.restore(checkpoint.folder)
+    version = (await learner.publish()).version
+    if version != checkpoint.step:
+        raise RunError(
+            f"{checkpoint.folder} is of step {checkpoint.step}, but the learner's state in it is of {version} updates: "
+            f"files of two checkpoints are mixed. Remove {checkpoint.folder} to go on from the one before."
+        )
 
 
 def _notes(student: CausalLM) -> list[ProbeResult]:

@@ -5,7 +5,7 @@ What each model answered to a fixed text is kept in the run's folder, in `teache
 
 from __future__ import annotations
 
-import json
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from limbeck.records import Failure, ScoreRequest, request_of
 from limbeck.teachers.local import LocalTeacher
 
 TEXT = 12  # tokens
+KINDS = {"method": str, "ids": list, "values": list}
 TOLERANCE = 0.05  # nats: another device or attention rounds otherwise; another model is further away
 
 
@@ -35,14 +36,20 @@ def keep_answer(
 ) -> None:
     """Keep `answer`; on resuming compare it with the one that was kept, where the same was asked in the same way."""
     now = {"method": method, "ids": request.token_ids.tolist(), "values": [float(value) for value in answer]}
-    path = site.folder.path / f"{what.replace(' ', '-')}.jsonl"
-    if site.resumed and path.exists():
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if before["method"] == now["method"] and before["ids"] == now["ids"]:
-            difference = np.abs(np.array(before["values"]) - np.array(now["values"])).max(initial=0.0)
-            if not difference <= tolerance:
-                raise ContractError(
-                    f"{what} is another one than this run began with: a fixed text is {difference:.3g} nats away "
-                    f"(at most {tolerance} expected). {remedy}, or give the run another name=..."
-                )
-    site.folder.write_lines(path.name, [now])
+    name = f"{what.replace(' ', '-')}.jsonl"
+    before = site.folder.read_table(name, KINDS, f"the {what} is then not compared") if site.resumed else None
+    if before is not None and before["method"] == now["method"] and before["ids"] == now["ids"]:
+        difference = _distance(before["values"], answer)
+        if not difference <= tolerance:
+            raise ContractError(
+                f"{what} is another one than this run began with: a fixed text is {difference:.3g} nats away "
+                f"(at most {tolerance} expected). {remedy}, or give the run another name=..."
+            )
+    site.folder.write_lines(name, [now])
+
+
+def _distance(before: list[Any], now: np.ndarray) -> float:
+    """Nats between the two, at most; infinite where the file has something else than a number for each."""
+    if len(before) != len(now) or not all(isinstance(value, int | float) for value in before):
+        return math.inf
+    return float(np.abs(np.array(before, float) - now).max(initial=0.0))

@@ -11,6 +11,7 @@ import click
 
 from limbeck import __version__
 from limbeck.cli.export import export
+from limbeck.cli.streams import LastingRaw, exit_status, lasting_streams
 from limbeck.cli.wire import bake, serve
 from limbeck.errors import ContractError, LimbeckError
 from limbeck.sanitize import printable
@@ -18,33 +19,57 @@ from limbeck.training.interruption import Interrupted, StopSignals
 
 RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
+PRINTED = ("eval", "check", "demo", "version")  # commands whose result is what they print
 
 
 class _Commands(click.Group):
+    stdout: LastingRaw | None = None
     """Prints a `LimbeckError` as one message and exits 1. Anything else is a bug and shows its trace.
 
-    A signal is one line and 130 or 143, from the first import on.
+    A signal is one line and 129, 130 or 143, from the first import on. A stdout that takes nothing ends no command;
+    one whose result is what it prints then exits 141 (a closed pipe) or 1.
     """
+
+    def main(self, *arguments: Any, **more: Any) -> Any:
+        with lasting_streams() as self.stdout:
+            return super().main(*arguments, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with StopSignals():
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
         except LimbeckError as error:
-            click.secho(f"error: {printable(str(error))}", fg="red", err=True)  # it may quote a server or a data set
+            click.secho(f"error: {_message(error)}", fg="red", err=True)
+            ctx.exit(1)
+        except MemoryError:
+            click.secho(
+                "error: out of memory. Lower rollout.prompts_per_step or learner.micro_batch_tokens, or use a "
+                "smaller model.",
+                fg="red",
+                err=True,
+            )
             ctx.exit(1)
         except Interrupted as stopped:
             click.secho(_where_it_stopped(stopped), fg="yellow", err=True)
             ctx.exit(stopped.exit_code)
+        if self.stdout is not None and ctx.invoked_subcommand in PRINTED and (status := exit_status(self.stdout)):
+            ctx.exit(status)
+        return result
+
+
+def _message(error: BaseException) -> str:
+    """The error and its notes; they may quote a server or a data set."""
+    return printable("\n".join([str(error), *getattr(error, "__notes__", ())]))
 
 
 def _where_it_stopped(stopped: Interrupted) -> str:
+    message = _message(stopped)
     if stopped.folder is None:
-        return str(stopped)
+        return message
     if not stopped.step:
-        return f"{stopped}: no update was made, there is nothing to keep"
+        return f"{message}: no checkpoint was written, the same command starts from the beginning"
     return (
-        f"{stopped} after step {stopped.step}: the checkpoint is in {stopped.folder / 'checkpoints'}.\n"
+        f"{message} after step {stopped.step}: the checkpoint is in {stopped.folder / 'checkpoints'}.\n"
         f"To go on from there:  limbeck train {stopped.folder / 'recipe.toml'}"
     )
 
@@ -72,14 +97,24 @@ def main() -> None:
 @RECIPE
 @OVERRIDES
 @click.option("--fresh", is_flag=True, help="Delete the run's folder first, instead of resuming.")
+@click.option(
+    "--from-checkpoint",
+    type=click.IntRange(min=1),
+    metavar="STEP",
+    help="Go on from the checkpoint of STEP instead of the newest; what came after it is removed and made again.",
+)
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the lines of metrics.jsonl, one JSON object each.")
-def train(recipe: Path, overrides: tuple[str, ...], fresh: bool, quiet: bool, as_json: bool) -> None:
+def train(
+    recipe: Path, overrides: tuple[str, ...], fresh: bool, from_checkpoint: int | None, quiet: bool, as_json: bool
+) -> None:
     """Train the student of RECIPE, a TOML file.
 
     OVERRIDES are key=value pairs such as rollout.temperature=0.7. A run that was stopped resumes from its newest
     checkpoint when it is started again.
     """
+    if fresh and from_checkpoint is not None:
+        raise click.UsageError("give --fresh or --from-checkpoint STEP, not both: each says where the run begins")
     from limbeck.config.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)  # a mistake in it is reported before anything heavy is imported
@@ -87,7 +122,7 @@ def train(recipe: Path, overrides: tuple[str, ...], fresh: bool, quiet: bool, as
     from limbeck.trackers.console import make_console
 
     console = make_console(loaded.name, quiet, as_json)
-    result = api.train(loaded, fresh=fresh, observers=[console] if console else [])
+    result = api.train(loaded, fresh=fresh, from_checkpoint=from_checkpoint, observers=[console] if console else [])
     if not quiet and not as_json:
         click.echo(f"finished: {result.folder / 'model'}")
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from limbeck.engines.weight_check import WeightSyncCheck, mean_abs_diff
 from limbeck.errors import EngineError, RecipeError
+from limbeck.files.disk import disk_errors
 from limbeck.protocols import Policy
 from limbeck.records import (
     Failure,
@@ -190,8 +191,10 @@ class ServedEngine:
         assert policy is not None
         label = f"limbeck-{self.run}-{policy.version}"
         folder = self.folder / label
+        what = f"cannot write the weights for {self.check.name} to {folder}"
         try:
-            await self.server.push(self.pool, policy, label, folder)
+            with disk_errors(what, "set engine.weights_folder"):
+                await self.server.push(self.pool, policy, label, folder)
             if first:
                 noise = self.check.measure_noise_floor([await self._theirs(), *await self._theirs_together()])
                 self.results.append(

@@ -23,7 +23,7 @@ from limbeck.errors import RunError
 from limbeck.learners.adapters import LoraAdapters
 from limbeck.models.causal_lm import CausalLM, first_line
 
-MODEL_FOLDER, ADAPTER_FOLDER, STATE_FILE = "model", "adapter", "learner.safetensors"
+MODEL_FOLDER, ADAPTER_FOLDER, LEARNER_FILE = "model", "adapter", "learner.safetensors"
 OPTIMIZER, FIRST = "optimizer/", "first_values/"  # of names in the state file
 FIRST_VALUES = 8
 
@@ -59,10 +59,11 @@ def restore_state(path: Path, optimizer: torch.optim.Optimizer, trained: Paramet
         if name not in trained:
             raise RunError(f"{path} has state for a weight {name!r} that the student does not train")
         parameter = trained[name]
-        if key != "step" and value.shape != parameter.shape:
-            raise RunError(
-                f"{path} has {key!r} of {name!r} in shape {list(value.shape)}, expected {list(parameter.shape)}"
-            )
+        expected = [] if key == "step" else list(parameter.shape)
+        if list(value.shape) != expected:
+            raise RunError(f"{path} has {key!r} of {name!r} in shape {list(value.shape)}, expected {expected}")
+        if not value.is_floating_point():
+            raise RunError(f"{path} has {key!r} of {name!r} in {value.dtype}, expected floating point")
         optimizer.state[parameter][key] = value.to(parameter.device)
     return version
 

@@ -8,17 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from limbeck.config.base import ModelConfig
 from limbeck.errors import RunError
+from limbeck.files.digests import (
+    CHECKPOINTS,
+    RECIPE_FILE,
+    DamagedError,
+    check_checkpoint,
+    check_model_folder,
+    instead_of,
+)
+from limbeck.files.disk import disk_errors
+from limbeck.files.names import numbered, step_of
 from limbeck.learners.adapters import open_adapters
-from limbeck.learners.checkpoint import ADAPTER_FOLDER, MODEL_FOLDER, STATE_FILE, check_weights, weights_of
+from limbeck.learners.checkpoint import ADAPTER_FOLDER, LEARNER_FILE, MODEL_FOLDER, check_weights, weights_of
 from limbeck.learners.policy import LocalPolicy, torch_dtype
 from limbeck.models.causal_lm import first_line
 from limbeck.models.loading import load_model
-
-RECIPE_FILE = "recipe.toml"
 
 
 def export(run: Path, out: Path, dtype: str = "float32", adapter: bool = False) -> Path:
@@ -48,10 +55,9 @@ def newest_weights(run: Path) -> Path:
     """
     if not run.is_dir():
         raise RunError(f"no run folder at {run}. Give one that `limbeck train` wrote, such as runs/demo.")
-    if (run / STATE_FILE).is_file():  # a checkpoint itself
+    if _is_checkpoint(run):
         return run
-    checkpoints = sorted((run / "checkpoints").glob("step-*"))
-    for folder in (*checkpoints[-1:], run):
+    for folder in (*(path for _, path in numbered(run / CHECKPOINTS)[-1:]), run):
         if (folder / ADAPTER_FOLDER).is_dir() or (folder / MODEL_FOLDER).is_dir():
             return folder
     if not (run / RECIPE_FILE).is_file():
@@ -62,13 +68,24 @@ def newest_weights(run: Path) -> Path:
 def _open(source: Path, run: Path, adapter: bool) -> LocalPolicy:
     """The weights in `source`, on the CPU. A merged model is taken as it is, unless the adapter is asked for."""
     cpu = torch.device("cpu")
+    if _is_checkpoint(source):
+        try:
+            check_checkpoint(source)
+        except DamagedError as error:
+            raise RunError(f"{error}. {instead_of(source)}") from None
     if not adapter and (source / MODEL_FOLDER).is_dir():
         return LocalPolicy(load_model(ModelConfig(model=str(source / MODEL_FOLDER)), cpu))
     lm = load_model(ModelConfig(model=_base(run)), cpu)
+    check_model_folder(source / ADAPTER_FOLDER)
     adapters = open_adapters(lm, source / ADAPTER_FOLDER)
-    if (source / STATE_FILE).is_file():
-        check_weights(source / STATE_FILE, weights_of(lm, adapters))
+    if (source / LEARNER_FILE).is_file():
+        check_weights(source / LEARNER_FILE, weights_of(lm, adapters))
     return LocalPolicy(lm, adapters=adapters)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """By its name, or, of one that was copied somewhere else, by the learner's state."""
+    return step_of(folder.name) is not None or (folder / LEARNER_FILE).is_file()
 
 
 def _base(run: Path) -> str:
@@ -79,7 +96,7 @@ def _base(run: Path) -> str:
         raise RunError(f"{run} has no {RECIPE_FILE}, so the model that its adapter belongs to is not known.")
     try:
         return str(tomllib.loads(path.read_text(encoding="utf-8"))["student"]["model"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} does not name the model of the student: {first_line(error)}") from error
 
 
@@ -88,10 +105,9 @@ def _write(out: Path, write: Callable[[Path], None]) -> None:
     half = out.resolve().with_name(f".{out.resolve().name}.half")
     shutil.rmtree(half, ignore_errors=True)
     try:
-        half.mkdir(parents=True)
-        write(half)
-        half.replace(out)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot write {out}: {first_line(error)}. Free some space or fix the permissions.") from error
+        with disk_errors(f"cannot write {out}"):
+            half.mkdir(parents=True)
+            write(half)
+            half.replace(out)
     finally:
         shutil.rmtree(half, ignore_errors=True)

@@ -19,13 +19,21 @@ from torch import Tensor
 
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ObjectiveConfig
-from limbeck.errors import ContractError, EngineError, ModelError, NonFiniteError, RunError
+from limbeck.errors import (
+    ContractError,
+    EngineError,
+    LimbeckError,
+    ModelError,
+    NonFiniteError,
+    RunError,
+    place_of,
+)
 from limbeck.learners.adapters import LoraAdapters, add_adapters
 from limbeck.learners.batch import Batch, Heads, MicroBatch, make_batch
 from limbeck.learners.checkpoint import (
     ADAPTER_FOLDER,
+    LEARNER_FILE,
     MODEL_FOLDER,
-    STATE_FILE,
     restore_state,
     save_state,
     weights_of,
@@ -33,7 +41,7 @@ from limbeck.learners.checkpoint import (
 from limbeck.learners.policy import Lease, LocalPolicy
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
-from limbeck.models.causal_lm import CausalLM, precision, turn_off_training_noise
+from limbeck.models.causal_lm import CausalLM, first_line, precision, turn_off_training_noise
 from limbeck.models.equivalence import prove_packing, share_prompts, use_fused_forward
 from limbeck.models.layout import Layout
 from limbeck.objectives import Loss, Measured, distillation_loss, loss_of
@@ -78,21 +86,19 @@ class LocalLearner:
         self._lease = Lease(self.version)
 
     async def update(self, samples: Sequence[Scored]) -> StepReport:
-        """One optimizer step. Raises `NonFiniteError` before a step that would spoil the weights."""
+        """One optimizer step. Raises `NonFiniteError` before a step that would spoil the weights.
+
+        Whatever is raised before the step (an objective's mistake, too little memory) is a `ModelError`: nothing was
+        updated then.
+        """
         clock = time.perf_counter()
-        batch = self._batch(samples)
-        if not self.lm.model.training:  # a walk over all modules
-            self.lm.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics = self._metrics(samples)
-        for micro in batch.micro:
-            loss, measured = self._loss(batch, micro, self._hidden(micro))
-            loss.backward()  # type: ignore[no-untyped-call]
-            metrics.add(micro, measured)
-        backward_done = time.perf_counter()
-        limit = self.config.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
-        self._stop_if_not_finite(samples, metrics, norm)
+        try:
+            batch, metrics, norm, backward_done = self._gradient(samples)
+        except LimbeckError:
+            raise
+        except Exception as error:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise ModelError(_before_the_step(error, self.version + 1)) from error
         lr = learning_rate(self.config, self.version, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -106,6 +112,23 @@ class LocalLearner:
         }
         maxima = {**metrics.maxima(), "grad_norm": norm, "lr": lr}
         return StepReport(_means(metrics, samples), maxima, {"tokens/trained": batch.global_tokens}, seconds)
+
+    def _gradient(self, samples: Sequence[Scored]) -> tuple[Batch, TokenMetrics, float, float]:
+        """The batch, its metrics, the norm of the gradient that the weights hold then, and when backward was done."""
+        batch = self._batch(samples)
+        if not self.lm.model.training:  # a walk over all modules
+            self.lm.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = self._metrics(samples)
+        for micro in batch.micro:
+            loss, measured = self._loss(batch, micro, self._hidden(micro))
+            loss.backward()  # type: ignore[no-untyped-call]
+            metrics.add(micro, measured)
+        backward_done = time.perf_counter()
+        limit = self.config.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
+        self._stop_if_not_finite(samples, metrics, norm)
+        return batch, metrics, norm, backward_done
 
     async def measure(self, samples: Sequence[Scored]) -> StepReport:
         """The metrics of `update`, without a gradient or an update."""
@@ -149,7 +172,7 @@ class LocalLearner:
         else:
             policy.save_adapter(folder / ADAPTER_FOLDER)
         save_state(
-            folder / STATE_FILE, self.version, self.optimizer, self.parameters, weights_of(self.lm, self.adapters)
+            folder / LEARNER_FILE, self.version, self.optimizer, self.parameters, weights_of(self.lm, self.adapters)
         )
 
     def restore(self, folder: Path) -> None:
@@ -162,7 +185,7 @@ class LocalLearner:
             found = f" It has {other}/: was it written with another learner.lora?" if (folder / other).is_dir() else ""
             raise RunError(f"{folder} is not a checkpoint of this student: it has no {wanted}/.{found}")
         weights = weights_of(self.lm, self.adapters)
-        self.version = restore_state(folder / STATE_FILE, self.optimizer, self.parameters, weights)
+        self.version = restore_state(folder / LEARNER_FILE, self.optimizer, self.parameters, weights)
         if self.adapters is not None:
             self.adapters.load(folder / ADAPTER_FOLDER)
         self._replace_lease(self.version)
@@ -217,6 +240,14 @@ class LocalLearner:
             "at the saved samples.",
             [samples[i] for i in offenders] or list(samples),
         )
+
+
+def _before_the_step(error: Exception, update: int) -> str:
+    remedy = ""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        remedy = " Lower learner.micro_batch_tokens or learner.loss_chunk_mb, or set learner.gradient_checkpointing."
+    reason = f"{type(error).__name__}: {first_line(error)} ({place_of(error)})"
+    return f"update {update} was not made: {reason}. The weights are those before it.{remedy}"
 
 
 def _means(metrics: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:

@@ -13,6 +13,7 @@ import torch
 
 from limbeck.config.base import ModelConfig
 from limbeck.errors import LimbeckError, ModelError
+from limbeck.files.digests import check_model_folder
 from limbeck.models.causal_lm import CausalLM, context_limit, first_line, text_config
 from limbeck.models.decode import TransformersRows, prefill
 from limbeck.models.equivalence import distance, prove_head, tolerance
@@ -43,12 +44,14 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
 
     Raises `ModelError` for a missing folder, tokenizer or weight, for an adapter in the folder, for weights that are
     not finite, for recurrent layers, for rows that see what they must not, and for logits that are not `Head`'s.
+    Raises `RunError` for a folder in a checkpoint or a finished run that is not as it was written.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # the run has its own display
     path = resolve(section.model)
+    check_model_folder(Path(path))
     if (Path(path) / ADAPTER).is_file():  # transformers would put its layers into the model
         raise _adapter_in(section.model)
     config = _read_config(section.model, path)

@@ -1,4 +1,4 @@
-"""The first SIGINT or SIGTERM ends a run in order, the second ends it at once.
+"""The first SIGINT, SIGTERM or SIGHUP ends a run in order, the second ends it at once.
 
     with StopSignals() as stop:
         ...                       # here the signal raises `Interrupted` wherever the program is
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -38,12 +38,15 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT, 143 for SIGTERM, as shells have it."""
+        """129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM, as shells have it."""
         return 128 + self.number
 
 
 class StopSignals:
-    """Handles both signals while it is open, in the main thread; elsewhere `request` has to be called."""
+    """Handles the signals while it is open, in the main thread; elsewhere `request` has to be called.
+
+    A terminal that goes away is a SIGHUP. Under `nohup` it is ignored, and stays so.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -54,7 +57,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            handled = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in handled}
             outer = getattr(self._before[signal.SIGINT], "__self__", None)
             if isinstance(outer, StopSignals):
                 outer.check()  # an import may have lost it

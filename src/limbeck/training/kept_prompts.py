@@ -7,8 +7,8 @@ Between epochs, and for held-out prompts, it is a warning.
 
 from __future__ import annotations
 
-import json
 import logging
+from typing import Any
 
 from limbeck.config.recipe import Recipe
 from limbeck.errors import RunError
@@ -17,6 +17,7 @@ from limbeck.tasks.digest import digests_of_prompts, first_changed_prompt
 from limbeck.training.run_folder import Checkpoint, RunFolder
 
 FILE = "prompts.json"
+WITHOUT = "the prompts are then not compared with those the run began with"
 
 logger = logging.getLogger("limbeck")
 
@@ -24,17 +25,15 @@ logger = logging.getLogger("limbeck")
 def keep_prompts(folder: RunFolder, task: Task, recipe: Recipe, checkpoint: Checkpoint | None) -> None:
     """Write the digests of a fresh run; compare those of one that goes on. Raises `RunError`."""
     now = {"train": digests_of_prompts(task.train), "held_out": digests_of_prompts(task.held_out)}
-    path = folder.path / FILE
-    if checkpoint is not None and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    if checkpoint is not None and (before := folder.read_table(FILE, dict.fromkeys(now, str), WITHOUT)):
         _compare(before, task, checkpoint.step * recipe.rollout.prompts_per_step, folder)
     folder.write_lines(FILE, [now])
 
 
-def _compare(before: dict[str, str], task: Task, seen: int, folder: RunFolder) -> None:
+def _compare(before: dict[str, Any], task: Task, seen: int, folder: RunFolder) -> None:
     """`seen`: training prompts that were answered already."""
     for name, prompts in (("train", task.train), ("held_out", task.held_out)):
-        change = first_changed_prompt(before[name], prompts) if name in before else None
+        change = first_changed_prompt(before[name], prompts)
         if change is None:
             continue
         what = (

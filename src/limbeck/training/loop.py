@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from limbeck.errors import LimbeckError, NonFiniteError
+from limbeck.files.names import step_name
 from limbeck.records import Prompt, Scored
 from limbeck.reports import StepReport
 from limbeck.seeding import derive_seed
@@ -27,27 +28,33 @@ from limbeck.training.run import Run
 async def train(run: Run) -> None:
     """Make the updates after `run.start` up to `recipe.steps`, evaluating and saving on the way.
 
-    A run that stops for an error keeps the last update in a checkpoint, however rare checkpoints are.
+    Whatever stops a run, its last update is kept in a checkpoint, however rare checkpoints are.
     """
     run.step = run.made = run.start
     run.began = True
     run.report("started", run.start, run.recipe.steps)
     try:
         await _train(run)
-    except NonFiniteError:
-        raise  # its samples are kept; the step before led here
-    except LimbeckError:
-        keep(run)
+    except BaseException as error:
+        keep(run, error)
         raise
 
 
-def keep(run: Run) -> int:
-    """A checkpoint of the last update, where there is none; how many updates the newest one holds."""
-    newest = run.folder.newest()
-    saved = newest.step if newest else 0
-    if run.made > saved:
-        run.folder.save(run.made, run.learner.save, run.recipe.checkpoint.keep_last)
-    return max(run.made, saved)
+def keep(run: Run, error: BaseException) -> None:
+    """A checkpoint of the last update, where there is none, after `error` ended the run.
+
+    Older ones stay where a number that is not finite ended it: the trouble may have begun before. A checkpoint that
+    cannot be written is added to the error as a note.
+    """
+    try:
+        with run.stop.hold():
+            if run.known and run.made > run.folder.newest_step():
+                oldest_go = not isinstance(error, NonFiniteError)
+                run.folder.save(run.made, run.learner.save, run.recipe.checkpoint.keep_last if oldest_go else None)
+    except Exception as failure:
+        what = str(failure) if isinstance(failure, LimbeckError) else f"{type(failure).__name__}: {failure}"
+        if what != str(error):
+            error.add_note(f"Update {run.made} could not be kept either. {what}")
 
 
 async def _train(run: Run) -> None:
@@ -67,9 +74,8 @@ async def _train(run: Run) -> None:
             with run.stop.hold(), run.phase("save"):
                 run.folder.save(step, run.learner.save, checkpoint.keep_last)
     policy = await run.learner.publish()
-    if policy.adapter is not None:
-        run.folder.replace("adapter", policy.save_adapter)
-    run.folder.replace("model", policy.save)
+    adapter = {} if policy.adapter is None else {"adapter": policy.save_adapter}
+    run.folder.finish(run.made, {**adapter, "model": policy.save})
 
 
 def _is_evaluated(run: Run, step: int) -> bool:
@@ -89,7 +95,7 @@ async def one_step(run: Run, prompts: Sequence[Prompt], step: int, alarms: Alarm
     try:
         with run.stop.hold(), run.phase("update"):
             report = await _update(run, collected.samples)
-            run.made = step
+            run.made, run.known = step, True
         with run.phase("publish"):
             await run.engine.load(await run.learner.publish())
     finally:  # an update that was made has its line, whatever happens to its weights on the way to the engine
@@ -100,10 +106,14 @@ async def one_step(run: Run, prompts: Sequence[Prompt], step: int, alarms: Alarm
 
 
 async def _update(run: Run, samples: Sequence[Scored]) -> StepReport:
+    """Only a `LimbeckError` says that nothing was updated. After any other error nobody knows the weights."""
+    run.known = False
     try:
         return await run.learner.update(samples)
-    except NonFiniteError as error:
-        _save_offenders(run, error)
+    except LimbeckError as error:
+        run.known = True
+        if isinstance(error, NonFiniteError):
+            _save_offenders(run, error)
         raise
 
 
@@ -125,7 +135,7 @@ async def log_evaluation(run: Run) -> None:
         evaluation = await evaluate(run)
     rows = [asdict(answer) for answer in evaluation.answers]
     with run.stop.hold():
-        run.folder.write_lines(f"evaluations/step-{run.step:06d}.jsonl", rows)
+        run.folder.write_lines(f"evaluations/{step_name(run.step, '.jsonl')}", rows)
         run.log({"step": run.step, "kind": "eval", **evaluation.values()})
 
 
@@ -140,5 +150,5 @@ def _save_offenders(run: Run, error: NonFiniteError) -> None:
         }
         for sample in error.samples
     ]
-    path = run.folder.write_lines(f"non_finite/step-{run.step:06d}.jsonl", rows)
+    path = run.folder.write_lines(f"non_finite/{step_name(run.step, '.jsonl')}", rows)
     error.args = (f"{error} They are in {path}.",)

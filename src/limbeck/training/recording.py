@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from limbeck.errors import LimbeckError
+from limbeck.files.names import numbered, step_name
 from limbeck.learners.batch import apply_valid_mask
 from limbeck.protocols import TokenNames
 from limbeck.records import Floats, Scored
@@ -28,13 +29,13 @@ from limbeck.reports import Top, Trace
 from limbeck.seeding import derive_seed
 from limbeck.training.collect import collect
 from limbeck.training.run import Run
-from limbeck.training.run_folder import recorded_step
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 logger = logging.getLogger("limbeck")
 
+SUFFIX = ".parquet"
 FORMAT = 1  # in the files' metadata as `limbeck_rollouts`
 Source: TypeAlias = Literal["train", "watch"]
 
@@ -67,7 +68,7 @@ async def _record(run: Run, step: int, samples: Sequence[Scored]) -> None:
         return
     traces = await run.learner.trace([sample for _, sample in chosen], section.top)
     rows = [_row(run, step, source, sample, trace) for (source, sample), trace in zip(chosen, traces, strict=True)]
-    run.folder.write_file(f"rollouts/step-{step:06d}.parquet", lambda path: write_rollouts(rows, path))
+    run.folder.write_file(f"rollouts/{step_name(step, SUFFIX)}", lambda path: write_rollouts(rows, path))
     _thin_out(run)
 
 
@@ -104,7 +105,7 @@ def _spread(samples: Sequence[Scored], count: int) -> list[Scored]:
 def _stride(run: Run) -> int:
     """How many recorded steps one is kept of: the first file after step 1 tells, so a resumed run knows."""
     every = run.recipe.record.every
-    steps = sorted(recorded_step(path) for path in run.folder.rollouts.glob("step-*.parquet"))
+    steps = [step for step, _ in numbered(run.folder.rollouts, SUFFIX)]
     if every == 1 and 2 in steps:  # it is kept of both: step 3 tells, once it has been there
         return 1 if 3 in steps or steps[-1] == 2 else 2
     first = next((step // every for step in steps if step > 1 and step % every == 0), 1)
@@ -113,10 +114,12 @@ def _stride(run: Run) -> int:
 
 def _thin_out(run: Run) -> None:
     limit = run.recipe.record.max_mb * 2**20
-    while sum(path.stat().st_size for path in run.folder.rollouts.glob("step-*.parquet")) > limit:
+    while True:
+        files = numbered(run.folder.rollouts, SUFFIX)
+        if sum(path.stat().st_size for _, path in files) <= limit:
+            return
         distance = run.recipe.record.every * _stride(run) * 2
-        paths = sorted(run.folder.rollouts.glob("step-*.parquet"))
-        dropped = [path for path in paths[1:-1] if recorded_step(path) % distance]
+        dropped = [path for step, path in files[1:-1] if step % distance]
         if not dropped:  # the first, the newest, or nothing between them: there is no less to keep
             return
         for path in dropped:

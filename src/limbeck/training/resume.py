@@ -9,21 +9,39 @@ from typing import Any
 
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.errors import RunError
+from limbeck.files.digests import RECIPE_FILE
 from limbeck.formatting import significant
 
 EVALUATION_KEYS = ("prompts", "samples_per_prompt", "greedy")
 ROUNDING_KEYS = ("device", "threads")
+# Changing these does not change the steps that were already made.
+FREE_TO_CHANGE = ("steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record")
 
 
-def recipe_of(folder: Path) -> dict[str, Any] | None:
-    """The resolved recipe of a run's folder; None where there is none yet. Raises `RunError`."""
-    path = folder / "recipe.toml"
-    if not path.exists():
-        return None
+def read_recipe(folder: Path) -> dict[str, Any] | None:
+    """The resolved recipe of a run's folder; None where there is none. Raises `RunError`."""
+    path = folder / RECIPE_FILE
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}. Restore it, or start over with --fresh.") from None
+
+
+def refuse_other_recipe(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises `RunError` where a run by the recipe `now` cannot go on from updates by the recipe `before`."""
+    flat_before, flat_now = _flat(before), _flat(now)
+    differing = [
+        f"{key} ({flat_before.get(key)!r} then, {flat_now.get(key)!r} now)"
+        for key in sorted({*flat_before, *flat_now})
+        if flat_before.get(key) != flat_now.get(key) and key.partition(".")[0] not in FREE_TO_CHANGE
+    ]
+    if differing:
+        raise RunError(
+            f"{folder} holds a run of another recipe: {'; '.join(differing[:5])}. Give this one another name=..., or "
+            "start over with --fresh."
+        )
 
 
 def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any], done: int) -> list[str]:
@@ -81,3 +99,13 @@ def _rate_note(
 
 def _shown(value: Any) -> str:
     return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

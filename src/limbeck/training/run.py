@@ -46,6 +46,7 @@ class Run:
     began: bool = False  # observers know of it
     step: int = 0  # the one under way, or the last one
     made: int = 0  # updates whose weights the learner holds
+    known: bool = True  # False while an update is under way, and after one that ended nobody knows how
     seconds: dict[str, float] = field(default_factory=dict)  # of the phases of the present step
     _depth: int = 0  # of phases within phases
 
@@ -64,8 +65,11 @@ class Run:
         )
 
     async def close(self) -> None:
-        """Let go of servers and files."""
-        await self.resources.aclose()
+        """Let go of servers and files. What fails here is a warning: the run is over, and how it ended matters more."""
+        try:
+            await self.resources.aclose()
+        except Exception as error:
+            logger.warning("after the run, something could not be closed: %s: %s", type(error).__name__, error)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -10,42 +10,59 @@
       checkpoints/step-000050/
         model/               an ordinary Hugging Face folder; with LoRA adapter/ in its place
         learner.safetensors  optimizer state
-        state.json           step, and how long metrics.jsonl was
+        state.json           step, recipe, how long metrics.jsonl was, and digests of the files
       model/                 the finished student, beside the last checkpoint; with LoRA merged, and adapter/ beside it
+      state.json             the step that model/ is of, and digests of its files
 
-A checkpoint is written under a temporary name, flushed to disk, and renamed: it is complete or
-not there at all. On resume, metrics lines and rollouts after the checkpoint are cut off and written again.
+A checkpoint is written under a hidden name, flushed to disk, and renamed: it is complete or not there at all. What is
+removed is renamed first. On resume, what came after the checkpoint is removed and made again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import shutil
+import secrets
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from limbeck.errors import RunError
+from limbeck.files.digests import (
+    CHECKPOINTS,
+    RECIPE_FILE,
+    STATE_FILE,
+    DamagedError,
+    check_checkpoint,
+    digests_of,
+    newest_whole,
+    read_state,
+    seal,
+)
+from limbeck.files.disk import disk_errors, flush, flush_tree, remove, sweep, take_away, write_whole
+from limbeck.files.names import hidden_of_steps, numbered, step_name
 from limbeck.training.finite import to_json
+from limbeck.training.lock import LOCK_FILE, FolderLock
+from limbeck.training.resume import read_recipe, refuse_other_recipe
 
-FORMAT = 1
-STATE_FILE = "state.json"
-# Changing these does not change the steps that were already made.
-FREE_TO_CHANGE = ("steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record")
+logger = logging.getLogger("limbeck")
+
+FINISHED = ("adapter", "model")
+HALF, REMOVED = ".half", ".removed"  # endings of hidden names: being written, being removed
+ELSEWHERE = "give the run another output=..."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, after `step` updates."""
+    """A complete checkpoint, after `step` updates by `recipe`."""
 
     folder: Path
     step: int
     metrics_bytes: int
+    recipe: Mapping[str, Any]
 
 
 class RunFolder:
@@ -54,222 +71,287 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = path / "metrics.jsonl"
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
         self.rollouts = path / "rollouts"
-        self._lock = FileLock(path / ".lock", blocking=False)
+        self.evaluations = path / "evaluations"
+        self._lock = FolderLock(path)
+        self._recipe: Mapping[str, Any] = {}
 
-    def open(self, recipe_toml: str, recipe: Mapping[str, Any]) -> Checkpoint | None:
-        """Take the folder for this recipe; the newest checkpoint of it, or None for a fresh start.
+    def open(
+        self, recipe_toml: str, recipe: Mapping[str, Any], fresh: bool = False, from_checkpoint: int | None = None
+    ) -> Checkpoint | None:
+        """Take the folder for this recipe; the checkpoint to go on from, or None for a start from nothing.
 
-        Raises `RunError` where another process has locked the folder or another recipe was run in it.
+        That is the newest checkpoint, or the one of step `from_checkpoint`. `fresh` removes what is there. Raises
+        `RunError` where another process has locked the folder, another recipe was run in it, or the checkpoint is not
+        as it was written; then nothing was changed.
         """
-        with _disk_errors(f"cannot make the run folder {self.path}"):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        try:
+        if from_checkpoint is not None and not self.path.is_dir():
+            raise RunError(f"there is no run in {self.path}, and so no checkpoint of step {from_checkpoint}.")
+        with self._writing(f"cannot take the run folder {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if fresh:
+                self._refuse_to_remove()
             self._lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"{self.path} is in use by another process. Wait for it, or give this run another name."
-            ) from None
-        self._refuse_other_recipe(recipe)
-        with _disk_errors(f"cannot write to {self.path}"):
-            _write(self.path / "recipe.toml", recipe_toml.encode())
-            for half in self.checkpoints.glob(".*"):
-                shutil.rmtree(half)
-        newest = self.newest()
-        self._cut_metrics(newest.metrics_bytes if newest else 0)
-        self._cut_rollouts(newest.step if newest else 0)
-        return newest
+            if fresh and any(path.name != LOCK_FILE for path in self.path.iterdir()):
+                self._start_over()
+            self._sweep_removed()
+            self.checkpoints.mkdir(exist_ok=True)
+        with self._writing(f"cannot read {self.checkpoints}"):
+            checkpoint = self._chosen(from_checkpoint)
+        if checkpoint is not None:
+            refuse_other_recipe(self.path, checkpoint.recipe, recipe)
+        self._recipe = recipe
+        with self._writing(f"cannot write to {self.path}"):
+            self._remove_after(checkpoint)
+            write_whole(self.path / RECIPE_FILE, recipe_toml.encode())
+        return checkpoint
 
     def close(self) -> None:
         self._lock.release()
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint. Raises `RunError` where its state cannot be read."""
-        folders = sorted(self.checkpoints.glob("step-*"))
-        return read_checkpoint(folders[-1]) if folders else None
+    def newest_step(self) -> int:
+        """Updates in the newest checkpoint; 0 where there is none."""
+        return max((step for step, _ in numbered(self.checkpoints)), default=0)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """One line of metrics. Raises `NonFiniteError`, with nothing written, where a number is NaN or infinite."""
         text = to_json(line, f"metrics of step {line['step']} ({line.get('kind', 'train')})")
-        with _disk_errors(f"cannot write {self.metrics}"), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with self._writing(f"cannot write {self.metrics}"):
+            length = self._metrics_length()
+            try:
+                with self.metrics.open("a", encoding="utf-8") as file:
+                    file.write(text + "\n")
+            except OSError:
+                with suppress(OSError):  # a part of the line may be there
+                    os.truncate(self.metrics, length)
+                raise
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         """A JSONL file `name` in this folder, complete or not at all. Raises `NonFiniteError` as `append` does."""
         path = self.path / name
         lines = [to_json(row, f"row {i} of {name}", ascii_only=False) + "\n" for i, row in enumerate(rows)]
-        with _disk_errors(f"cannot write {path}"):
+        with self._writing(f"cannot write {path}"):
             path.parent.mkdir(exist_ok=True)
-            _write(path, "".join(lines).encode())
+            write_whole(path, "".join(lines).encode("utf-8", "backslashreplace"))
         return path
 
-    def lines(self) -> list[dict[str, Any]]:
-        """All lines of metrics so far."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+    def read_table(self, name: str, kinds: Mapping[str, type], without: str) -> dict[str, Any] | None:
+        """The one line of the JSONL file `name`, whose values are of these `kinds`; None where there is no file.
 
-    def save(self, step: int, write: Callable[[Path], None], keep_last: int) -> Checkpoint:
-        """A checkpoint of `step`, its files written by `write`, then the oldest ones removed.
-
-        Raises `RunError`, with earlier checkpoints intact, where the disk does not take it.
+        Raises `RunError` where it is damaged. `without` says what is left out once the file is removed.
         """
-        final = self.checkpoints / f"step-{step:06d}"
-        half = self.checkpoints / f".{final.name}.half"
-        metrics_bytes = self.metrics.stat().st_size if self.metrics.exists() else 0
-        state = {"format": FORMAT, "step": step, "metrics_bytes": metrics_bytes}
+        path = self.path / name
         try:
-            with _disk_errors(f"cannot write checkpoint {final}; earlier checkpoints are intact"):
+            table = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror}.") from None
+        except (ValueError, RecursionError):
+            table = None
+        if not isinstance(table, dict) or not all(isinstance(table.get(key), kind) for key, kind in kinds.items()):
+            raise RunError(
+                f"{path} is damaged, expected a JSON object with {', '.join(kinds)}. Restore it, or remove it: "
+                f"{without}."
+            )
+        return table
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines of metrics so far. Raises `RunError` naming a line that is none."""
+        try:
+            data = self.metrics.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"{self.metrics} cannot be read: {error.strerror}.") from None
+        return [self._line(number, line) for number, line in enumerate(data.split(b"\n")[:-1], start=1)]
+
+    def save(self, step: int, write: Callable[[Path], None], keep_last: int | None) -> None:
+        """A checkpoint of `step`, its files written by `write`, then all but the newest `keep_last` removed.
+
+        None removes none. Raises `RunError`, with earlier checkpoints intact, where the disk does not take it.
+        """
+        final = self.checkpoints / step_name(step)
+        half, removed = self._hidden(final, HALF), self._hidden(final, REMOVED)
+        values = {"step": step, "metrics_bytes": self._metrics_length(), "recipe": dict(self._recipe)}
+        try:
+            with self._writing(f"cannot write checkpoint {final}; earlier checkpoints are intact"):
+                remove(half)
                 half.mkdir(parents=True)
                 write(half)
-                _write(half / STATE_FILE, json.dumps(state, allow_nan=False).encode())
-                _flush_tree(half)
+                seal(half, values)
+                flush_tree(half)
                 if self.metrics.exists():
-                    _flush(self.metrics)
-                if final.exists():  # a finished run that is run again
-                    shutil.rmtree(final)
+                    flush(self.metrics)
+                if final.exists():
+                    take_away(final, removed)
                 half.rename(final)
-                _flush(self.checkpoints)
-        except RunError:
-            shutil.rmtree(half, ignore_errors=True)
+                flush(self.checkpoints)
+        except BaseException:
+            with suppress(OSError):  # swept by the next run
+                remove(half)
             raise
-        for old in sorted(self.checkpoints.glob("step-*"))[:-keep_last]:
-            shutil.rmtree(old)
-        return Checkpoint(final, step, metrics_bytes)
+        with self._writing(f"cannot remove old checkpoints in {self.checkpoints}"):
+            for _, old in numbered(self.checkpoints)[: 0 if keep_last is None else -keep_last]:
+                take_away(old, self._hidden(old, REMOVED))
 
     def write_file(self, name: str, write: Callable[[Path], None]) -> Path:
         """A file `name` in this folder by `write`, complete or not at all."""
         path = self.path / name
-        half = path.with_name(f".{path.name}.half")
-        with _disk_errors(f"cannot write {path}"):
+        half = self._hidden(path, HALF)
+        with self._writing(f"cannot write {path}"):
             path.parent.mkdir(exist_ok=True)
             write(half)
-            _flush(half)
+            flush(half)
             half.replace(path)
         return path
 
-    def replace(self, name: str, write: Callable[[Path], None]) -> Path:
-        """A subfolder written by `write`, swapped in at once."""
-        final, half = self.path / name, self.path / f".{name}.half"
-        with _disk_errors(f"cannot write {final}"):
-            shutil.rmtree(half, ignore_errors=True)
-            half.mkdir()
-            write(half)
-            _flush_tree(half)
-            shutil.rmtree(final, ignore_errors=True)
-            half.rename(final)
-        return final
+    def finish(self, step: int, parts: Mapping[str, Callable[[Path], None]]) -> None:
+        """The finished student of `step`: folders by name, written by their functions, then swapped in.
 
-    def _refuse_other_recipe(self, recipe: Mapping[str, Any]) -> None:
-        import tomllib
+        `state.json` comes first. So folders of which one is old and one new do not match it, and are found.
+        """
+        halves = {self.path / name: self._hidden(self.path / name, HALF) for name in parts}
+        with self._writing(f"cannot write the finished model to {self.path}"):
+            files: dict[str, str] = {}
+            for final, half in halves.items():
+                remove(half)
+                half.mkdir()
+                parts[final.name](half)
+                flush_tree(half)
+                files |= digests_of(half, f"{final.name}/")
+            seal(self.path, {"step": step}, files)
+            for final, half in halves.items():
+                if final.exists():
+                    take_away(final, self._hidden(final, REMOVED))
+                half.rename(final)
+            flush(self.path)
 
-        path = self.path / "recipe.toml"
-        if not path.exists() or not any(self.checkpoints.glob("step-*")):
-            return
-        before = tomllib.loads(path.read_text(encoding="utf-8"))
-        before, now = _flat(before), _flat(recipe)
-        differing = [
-            f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key) and key.partition(".")[0] not in FREE_TO_CHANGE
-        ]
-        if differing:
+    # --- opening --------------------------------------------------------------------------------------
+
+    def _refuse_to_remove(self) -> None:
+        """Only a folder that looks like a run's is removed: by what it holds, or by holding nothing but our own."""
+        names = {path.name for path in self.path.iterdir()}
+        ours = {LOCK_FILE, CHECKPOINTS, f".{RECIPE_FILE}{HALF}"}
+        if RECIPE_FILE not in names and not names <= ours and not numbered(self.checkpoints):
+            raise RunError(f"{self.path} does not look like a run folder (no {RECIPE_FILE}); it was not removed.")
+
+    def _start_over(self) -> None:
+        """The folder goes under a hidden name, still locked, a new one takes its place, and then it is removed."""
+        old, real = self._lock, self.path.resolve()
+        hidden = real.with_name(f".{real.name}{REMOVED}-{secrets.token_hex(4)}")
+        real.rename(hidden)
+        self._lock = FolderLock(self.path)
+        try:
+            real.mkdir()
+            self._lock.acquire()
+            sweep(hidden)
+        finally:
+            old.release()
+
+    def _sweep_removed(self) -> None:
+        """What an earlier `fresh` did not get to remove."""
+        real = self.path.resolve()
+        with suppress(OSError):  # a parent that cannot be listed hides nothing that is read
+            for path in real.parent.iterdir():
+                if path.name.startswith(f".{real.name}{REMOVED}-"):
+                    sweep(path)
+
+    def _chosen(self, step: int | None) -> Checkpoint | None:
+        """The newest checkpoint, or that of `step`. Raises `RunError` where it is not as it was written."""
+        there = dict(numbered(self.checkpoints))
+        if step is None and not there:
+            return None
+        if step is not None and step not in there:
+            steps = ", ".join(map(str, there)) or "none at all"
+            raise RunError(f"there is no checkpoint of step {step} in {self.checkpoints}; there are those of: {steps}.")
+        folder = there[max(there) if step is None else step]
+        try:
+            state = check_checkpoint(folder)
+        except DamagedError as error:
+            raise RunError(f"{error}. {self._way_out()}") from None
+        before = state.recipe
+        if before is None and (before := read_recipe(self.path)) is None:
             raise RunError(
-                f"{self.path} holds a run of another recipe: {'; '.join(differing[:5])}. Give this one another "
-                "name=..., or start over with --fresh."
+                f"{self.path} has checkpoints but no {RECIPE_FILE}, so the recipe they are of is not known. Restore "
+                "it, or start over with --fresh."
             )
-
-    def _cut_metrics(self, length: int) -> None:
-        if not self.metrics.exists():
-            return
-        size = self.metrics.stat().st_size
-        if size < length:
+        size = self._metrics_length()
+        if self.metrics.exists() and size < state.metrics_bytes:
             raise RunError(
-                f"{self.metrics} has {size} bytes, fewer than the {length} of the last checkpoint. Restore it, or use "
-                "--fresh."
+                f"{self.metrics} has {size} bytes, fewer than the {state.metrics_bytes} of the last checkpoint. "
+                "Restore it, or remove it to go on without the lines up to here."
             )
-        with _disk_errors(f"cannot write {self.metrics}"):
-            os.truncate(self.metrics, length)
+        if not self.metrics.exists() and state.metrics_bytes:
+            logger.warning("%s is missing: the run goes on, without its lines up to step %d", self.metrics, state.step)
+        return Checkpoint(folder, state.step, state.metrics_bytes, before)
 
-    def _cut_rollouts(self, step: int) -> None:
-        """Remove what was recorded after `step`: those steps are made again."""
-        with _disk_errors(f"cannot write to {self.rollouts}"):
-            for path in self.rollouts.glob("step-*.parquet"):
-                if recorded_step(path) > step:
-                    path.unlink()
-            for half in self.rollouts.glob(".*.half"):
-                half.unlink()
+    def _way_out(self) -> str:
+        whole = newest_whole(self.checkpoints)
+        if whole is None:
+            return (
+                f"No checkpoint in {self.checkpoints} is whole. Restore one from a backup, or start over with --fresh."
+            )
+        step = read_state(whole).step
+        return (
+            f"The newest whole checkpoint is of step {step}. To go on from there:  limbeck train "
+            f"{self.path / RECIPE_FILE} --from-checkpoint {step}\n"
+            f"What came after step {step} (checkpoints, metrics, rollouts, evaluations) is removed and made again."
+        )
 
+    def _remove_after(self, checkpoint: Checkpoint | None) -> None:
+        """What is half there, and what came after the checkpoint: those steps are made again."""
+        step = checkpoint.step if checkpoint else 0
+        for later, folder in reversed(numbered(self.checkpoints)):
+            if later > step:
+                take_away(folder, self._hidden(folder, REMOVED))
+        if self.metrics.exists():
+            os.truncate(self.metrics, checkpoint.metrics_bytes if checkpoint else 0)
+        for folder, suffix in ((self.checkpoints, ""), (self.rollouts, ".parquet"), (self.evaluations, ".jsonl")):
+            for recorded, path in numbered(folder, suffix):
+                if recorded > step:
+                    remove(path)
+            for path in hidden_of_steps(folder, suffix, (HALF, REMOVED)):
+                remove(path)
+        for name in FINISHED:
+            for ending in (HALF, REMOVED):
+                remove(self._hidden(self.path / name, ending))
+        self._remove_finished_after(step)
 
-def recorded_step(path: Path) -> int:
-    """`rollouts/step-000010.parquet` to 10."""
-    return int(path.stem.removeprefix("step-"))
+    def _remove_finished_after(self, step: int) -> None:
+        """A finished model of a later step than the run goes on from."""
+        try:
+            finished = read_state(self.path).step
+        except DamagedError:
+            return  # none, or one that is refused where it is read; the end of the run writes it anew
+        if finished > step:
+            for name in FINISHED:
+                if (self.path / name).is_dir():
+                    take_away(self.path / name, self._hidden(self.path / name, REMOVED))
+            remove(self.path / STATE_FILE)
 
+    # --- the rest -------------------------------------------------------------------------------------
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Raises `RunError` where the folder is not a checkpoint of this format."""
-    try:
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            raise RunError(f"{folder} has checkpoint format {state['format']}, expected {FORMAT}")
-        return Checkpoint(folder, state["step"], state["metrics_bytes"])
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{folder} is not a checkpoint: {error}. Remove it to go on from the one before.") from None
+    def _writing(self, what: str) -> AbstractContextManager[None]:
+        """Around everything that is written. Raises `RunError` where the folder is not the one that is locked."""
+        self._lock.check()
+        return disk_errors(what, ELSEWHERE)
 
+    def _hidden(self, path: Path, ending: str) -> Path:
+        return path.with_name(f".{path.name}{ending}")
 
-def remove_run(path: Path) -> None:
-    """Delete a run, for --fresh; only a folder that looks like one. Raises `RunError` otherwise."""
-    if not path.exists():
-        return
-    if not (path / "recipe.toml").exists() and any(path.iterdir()):
-        raise RunError(f"{path} does not look like a run folder (no recipe.toml); it was not removed.")
-    shutil.rmtree(path)
+    def _metrics_length(self) -> int:
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
 
-
-class _disk_errors:  # noqa: N801 (used as a statement)
-    """Turn what the file system (or safetensors, on a full disk) raises into a `RunError`."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        from safetensors import SafetensorError
-
-        if isinstance(error, OSError | SafetensorError):
-            raise RunError(f"{self.what}: {error}. Free some space or fix the permissions; `train` resumes.") from error
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A small file, complete or not at all."""
-    half = path.with_name(f".{path.name}.half")
-    half.write_bytes(data)
-    _flush(half)
-    half.replace(path)
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError) if path.is_dir() else nullcontext():  # some file systems cannot sync folders
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+    def _line(self, number: int, data: bytes) -> dict[str, Any]:
+        try:
+            line = json.loads(data)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or type(line.get("step")) is not int or line.get("kind") not in ("train", "eval"):
+            raise RunError(
+                f"{self.metrics} is damaged: line {number} is not a line of metrics. Restore it, or remove the file to "
+                "go on without the lines up to here: the weights do not depend on them."
+            )
+        return line

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import RunError
+from limbeck.files.names import numbered
 
 # What the list shows, sorts and filters by; other columns are not in the index.
 INDEX = (
@@ -46,7 +47,7 @@ class Rollouts:
 
     def names(self) -> list[str]:
         """The files there are, in the order of their steps."""
-        return sorted(path.name for path in self.folder.glob("step-*.parquet"))
+        return [path.name for _, path in numbered(self.folder, ".parquet")]
 
     def index(self, known: int = 0, last: str = "") -> dict[str, Any]:
         """Rows without tokens, each with its `id`; only of new files where the first `known` end in `last`."""

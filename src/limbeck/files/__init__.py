@@ -1,0 +1,1 @@
+"""Files that Limbeck writes and reads back: their names, their digests, and what a disk answers."""

@@ -1,0 +1,130 @@
+"""What a file system answers, as one message with the remedy it needs; small files and folders whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from limbeck.errors import LimbeckError, RunError
+
+logger = logging.getLogger("limbeck")
+
+NUMBER = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)  # in the text of safetensors, tokenizers and pyarrow
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM)
+IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP)
+GONE = (errno.ENOENT, errno.ESTALE)
+TOO_LONG = (errno.ENAMETOOLONG, errno.EINVAL)
+
+
+@contextmanager
+def disk_errors(what: str, elsewhere: str = "write somewhere else") -> Iterator[None]:
+    """Raises `RunError` in place of what the file system raised inside: `what`, the reason, and the remedy for it."""
+    try:
+        yield
+    except LimbeckError:
+        raise
+    except Exception as error:
+        reason = os_error_of(error)
+        if reason is None:
+            raise
+        raise RunError(f"{what}: {str(error).strip()}. {remedy(reason, elsewhere)}") from error
+
+
+def os_error_of(error: BaseException) -> OSError | None:
+    """The file system's own error; packages written in Rust and C++ have only its number in their text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    if number := NUMBER.search(str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        return OSError(errno.EIO, str(error))
+    return None
+
+
+def remedy(error: OSError, elsewhere: str) -> str:
+    """What to do about it: space is the trouble of a full disk only."""
+    number = error.errno
+    if number in NO_SPACE:
+        return "Free some space, and start it again."
+    if number == errno.EFBIG:
+        return "A file may not become that large here: see `ulimit -f` and the limits of the file system."
+    if number in NOT_ALLOWED:
+        return f"Fix the permissions{_owner(error)}, or {elsewhere}."
+    if number == errno.EROFS:
+        return f"The file system is read-only: mount it for writing, or {elsewhere}."
+    if number in IN_THE_WAY:
+        return f"Something else is at that place: move it away, or {elsewhere}."
+    if number in (errno.EBUSY, errno.EXDEV):
+        return f"It is in use, or something is mounted there: {elsewhere}."
+    if number in GONE:
+        return "Was it removed or renamed meanwhile? Start it again."
+    if number in TOO_LONG:
+        return f"The name cannot be used here: {elsewhere}."
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "Too many files are open: raise `ulimit -n`."
+    return f"Check the disk, or {elsewhere}."
+
+
+def _owner(error: OSError) -> str:
+    """` (FILE belongs to NAME)`, where that can be found out."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return ""
+    path = Path(error.filename)
+    for candidate in (path, path.parent):
+        with suppress(OSError, KeyError):
+            return f" ({candidate} belongs to {candidate.owner()})"
+    return ""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A small file, complete or not at all."""
+    half = path.with_name(f".{path.name}.half")
+    half.write_bytes(data)
+    flush(half)
+    half.replace(path)
+
+
+def flush_tree(folder: Path) -> None:
+    """Everything below `folder`, and the folder, to the disk itself."""
+    for path in folder.rglob("*"):
+        flush(path)
+    flush(folder)
+
+
+def flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():  # some file systems cannot sync folders
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """A file, a link or a folder with all that is in it. Raises `OSError`."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def take_away(path: Path, hidden: Path) -> None:
+    """Remove what others read: renamed first, so that nothing half-removed has the name. Raises `OSError`."""
+    remove(hidden)
+    path.rename(hidden)
+    remove(hidden)
+
+
+def sweep(path: Path) -> None:
+    """Remove a leftover that nobody reads; a warning where that cannot be."""
+    try:
+        remove(path)
+    except OSError as error:
+        logger.warning("%s is left over and cannot be removed: %s", path, error)
