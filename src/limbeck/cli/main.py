@@ -63,13 +63,13 @@ def _message(error: BaseException) -> str:
 
 
 def _where_it_stopped(stopped: Interrupted) -> str:
-    message = _message(stopped)
+    notes = "".join(f"\n{printable(note)}" for note in getattr(stopped, "__notes__", ()))
     if stopped.folder is None:
-        return message
+        return f"{stopped}{notes}"
     if not stopped.step:
-        return f"{message}: no checkpoint was written, the same command starts from the beginning"
+        return f"{stopped}{notes}" if notes else f"{stopped}: no update was made, there is nothing to keep"
     return (
-        f"{message} after step {stopped.step}: the checkpoint is in {stopped.folder / 'checkpoints'}.\n"
+        f"{stopped} after step {stopped.step}: the checkpoint is in {stopped.folder / 'checkpoints'}.{notes}\n"
         f"To go on from there:  limbeck train {stopped.folder / 'recipe.toml'}"
     )
 

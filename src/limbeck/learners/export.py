@@ -51,13 +51,13 @@ def export(run: Path, out: Path, dtype: str = "float32", adapter: bool = False) 
 def newest_weights(run: Path) -> Path:
     """The folder with the newest `model/` or `adapter/`: the last checkpoint, else the finished run's own.
 
-    Raises `RunError` where there is none.
+    Raises `RunError` where there is none, or where the last checkpoint is damaged.
     """
     if not run.is_dir():
         raise RunError(f"no run folder at {run}. Give one that `limbeck train` wrote, such as runs/demo.")
     if _is_checkpoint(run):
-        return run
-    for folder in (*(path for _, path in numbered(run / CHECKPOINTS)[-1:]), run):
+        return _whole(run)
+    for folder in (*(_whole(path) for _, path in numbered(run / CHECKPOINTS)[-1:]), run):
         if (folder / ADAPTER_FOLDER).is_dir() or (folder / MODEL_FOLDER).is_dir():
             return folder
     if not (run / RECIPE_FILE).is_file():
@@ -68,11 +68,6 @@ def newest_weights(run: Path) -> Path:
 def _open(source: Path, run: Path, adapter: bool) -> LocalPolicy:
     """The weights in `source`, on the CPU. A merged model is taken as it is, unless the adapter is asked for."""
     cpu = torch.device("cpu")
-    if _is_checkpoint(source):
-        try:
-            check_checkpoint(source)
-        except DamagedError as error:
-            raise RunError(f"{error}. {instead_of(source)}") from None
     if not adapter and (source / MODEL_FOLDER).is_dir():
         return LocalPolicy(load_model(ModelConfig(model=str(source / MODEL_FOLDER)), cpu))
     lm = load_model(ModelConfig(model=_base(run)), cpu)
@@ -81,6 +76,15 @@ def _open(source: Path, run: Path, adapter: bool) -> LocalPolicy:
     if (source / LEARNER_FILE).is_file():
         check_weights(source / LEARNER_FILE, weights_of(lm, adapters))
     return LocalPolicy(lm, adapters=adapters)
+
+
+def _whole(checkpoint: Path) -> Path:
+    """Raises `RunError` where its files are not those that were written."""
+    try:
+        check_checkpoint(checkpoint)
+    except DamagedError as error:
+        raise RunError(f"{error}. {instead_of(checkpoint)}") from None
+    return checkpoint
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -106,5 +106,6 @@ class Run:
                 self.observers = [other for other in self.observers if other is not observer]
                 logger.warning(
                     "observer %s raised %s in `%s` and is called no more: %s",
-                    type(observer).__name__, type(error).__name__, event, error, exc_info=error,
+                    type(observer).__name__, type(error).__name__, event, error,
+                    exc_info=None if isinstance(error, OSError) else error,
                 )  # fmt: skip
