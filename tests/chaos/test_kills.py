@@ -10,7 +10,7 @@ import pytest
 from tests.kills import SCENARIOS, Bench, table
 
 pytestmark = pytest.mark.chaos
-SECONDS = 60  # of each scenario; every event where there is the time for it, else events spread evenly over all
+SECONDS = 40  # of each scenario; every event where there is the time for it, else events spread evenly over all
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -214,7 +214,7 @@ class TestBadInput:
 
     def test_an_output_that_is_a_file(self, recipe: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        assert "cannot make the run folder" in failure("train", recipe, f"output={tmp_path}/file")
+        assert "cannot open the run folder" in failure("train", recipe, f"output={tmp_path}/file")
 
     def test_a_bad_run_leaves_earlier_checkpoints_as_they_were(self, recipe: Path, tmp_path: Path) -> None:
         run("train", recipe, "--quiet")

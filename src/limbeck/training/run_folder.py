@@ -52,7 +52,7 @@ logger = logging.getLogger("limbeck")
 
 FINISHED = ("adapter", "model")
 HALF, REMOVED = ".half", ".removed"  # endings of hidden names: being written, being removed
-ELSEWHERE = "give the run another output=..."
+ELSEWHERE = "give the run another folder (output=...)"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class RunFolder:
         """
         if from_checkpoint is not None and not self.path.is_dir():
             raise RunError(f"there is no run in {self.path}, and so no checkpoint of step {from_checkpoint}.")
-        with self._writing(f"cannot take the run folder {self.path}"):
+        with self._writing(f"cannot open the run folder {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
                 self._refuse_to_remove()
