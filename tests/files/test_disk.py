@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from limbeck.errors import EngineError, RunError
-from limbeck.files.disk import disk_errors, remove, take_away
+from limbeck.files.disk import disk_errors, read_file, remove, take_away
 
 
 def message(error: Exception) -> str:
@@ -74,3 +74,12 @@ def test_a_link_is_removed_and_not_what_it_points_to(tmp_path: Path) -> None:
     remove(tmp_path / "link")
     assert (tmp_path / "there" / "precious").exists()
     assert not (tmp_path / "link").is_symlink()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull), tmp_path):
+        with pytest.raises(OSError):
+            read_file(path)
+    (tmp_path / "file").write_bytes(b"abc")
+    assert read_file(tmp_path / "file") == b"abc"

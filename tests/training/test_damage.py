@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -319,6 +320,21 @@ def test_what_is_compared_on_resume(table: dict, run: Path, name: str, text: str
     assert "or remove it" in message
     (run / name).unlink()
     limbeck.train(recipe(table, run.parent))
+
+
+@pytest.mark.parametrize("name", ["prompts.json", "teacher-teacher.jsonl", "metrics.jsonl"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(table: dict, run: Path, name: str) -> None:
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    assert name in refused(table, run)
+
+
+@pytest.mark.parametrize("name", ["state.json", "recipe.toml"])
+def test_a_pipe_in_place_of_what_is_written_anew(table: dict, straight: Path, run: Path, name: str) -> None:
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    limbeck.train(recipe(table, run.parent))
+    assert weights(run) == weights(straight / "run")
 
 
 def test_numbers_that_are_none_in_the_teachers_answer(table: dict, run: Path) -> None:

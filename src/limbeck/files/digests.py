@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import RunError
-from limbeck.files.disk import write_whole
+from limbeck.files.disk import read_file, write_whole
 from limbeck.files.names import numbered, step_of
 
 logger = logging.getLogger("limbeck")
@@ -58,7 +58,7 @@ def read_state(folder: Path) -> State:
     if not folder.is_dir():
         raise DamagedError(f"{folder} is not a folder")
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         table = json.loads(data)
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
@@ -150,7 +150,7 @@ def _is_sealed(folder: Path) -> bool:
     if (folder / RECIPE_FILE).is_file():
         return True
     try:
-        table = json.loads(path.read_bytes())
+        table = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError):
         return True  # what cannot be read is refused, and named
     return isinstance(table, dict) and {"format", "step", "files"} <= table.keys()

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -81,6 +82,14 @@ def _owner(error: OSError) -> str:
         with suppress(OSError, KeyError):
             return f" ({candidate} belongs to {candidate.owner()})"
     return ""
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file. Raises `OSError`, also for a pipe or a device: those would be waited for, or have no end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file", str(path))
+        return file.read()
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.errors import RunError
 from limbeck.files.digests import RECIPE_FILE
+from limbeck.files.disk import read_file
 from limbeck.formatting import significant
 
 EVALUATION_KEYS = ("prompts", "samples_per_prompt", "greedy")
@@ -22,7 +23,7 @@ def read_recipe(folder: Path) -> dict[str, Any] | None:
     """The resolved recipe of a run's folder; None where there is none. Raises `RunError`."""
     path = folder / RECIPE_FILE
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_file(path).decode())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

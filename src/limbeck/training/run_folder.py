@@ -42,7 +42,7 @@ from limbeck.files.digests import (
     read_state,
     seal,
 )
-from limbeck.files.disk import disk_errors, flush, flush_tree, remove, sweep, take_away, write_whole
+from limbeck.files.disk import disk_errors, flush, flush_tree, read_file, remove, sweep, take_away, write_whole
 from limbeck.files.names import hidden_of_steps, numbered, step_name
 from limbeck.training.finite import to_json
 from limbeck.training.lock import LOCK_FILE, FolderLock
@@ -143,7 +143,7 @@ class RunFolder:
         """
         path = self.path / name
         try:
-            table = json.loads(path.read_bytes())
+            table = json.loads(read_file(path))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -160,7 +160,7 @@ class RunFolder:
     def lines(self) -> list[dict[str, Any]]:
         """All lines of metrics so far. Raises `RunError` naming a line that is none."""
         try:
-            data = self.metrics.read_bytes()
+            data = read_file(self.metrics)
         except FileNotFoundError:
             return []
         except OSError as error:
