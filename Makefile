@@ -5,7 +5,7 @@ ENGINES ?= $(HOME)/.cache/limbeck/engines
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-browser test-engines smollm2 check lint types floors benchmark bench-full clean
+.PHONY: help demo test test-slow test-browser test-chaos test-engines smollm2 check lint types floors benchmark bench-full clean
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -22,6 +22,9 @@ test-slow: $(VENV)/test     ## tests that take minutes each: the whole demo, eve
 test-browser: $(VENV)/browser     ## the run page in a headless Chromium; installs it on Debian, as root
 	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || { echo "make test-browser needs Chromium and ChromeDriver. On Debian or Ubuntu: sudo apt-get install chromium chromium-driver" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
+
+test-chaos: $(VENV)/test     ## faults between real runs and real servers, and in run folders; under eight minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m chaos tests/chaos
 
 test-engines: $(VENV)/test     ## real SGLang and vLLM on this machine: 6 GB of downloads the first time
 	scripts/engines/install_sglang.sh $(ENGINES)/sglang

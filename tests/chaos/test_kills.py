@@ -9,8 +9,7 @@ import pytest
 
 from tests.kills import SCENARIOS, Bench, table
 
-pytestmark = pytest.mark.chaos
-SECONDS = 40  # of each scenario; every event where there is the time for it, else events spread evenly over all
+SECONDS = 30  # of each scenario, and ten kills at least: of all events, or spread evenly over them
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -21,10 +20,9 @@ def test_kills_at_disk_events(name: str, tmp_path: Path) -> None:
     for last in _spread(events):
         bench.kill_and_go_on(last)
         made += 1
-        if time.monotonic() - start > SECONDS:
+        if made >= 10 and time.monotonic() - start > SECONDS:
             break
     print(f"{name}: killed at {made} of {events} disk events, always the same weights")
-    assert made >= 10
 
 
 def _spread(events: int) -> list[int]:
