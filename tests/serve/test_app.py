@@ -357,7 +357,11 @@ SCORE = {"max_new_tokens": 0}
             {"input_ids": [1, 2], "sampling_params": SCORE, "logprob_start_len": 7},
             "logprob_start_len is 7, expected 0 to 1",
         ),
-        ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "input_logprob_temperature": 0}, "from 0.001"),
+        (
+            "/generate",
+            {"input_ids": [1, 2], "sampling_params": SCORE, "input_logprob_temperature": 0},
+            "from 0.001 to 1000",
+        ),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "lora_path": "x"}, "something else"),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "image_data": ["x"]}, "something else"),
         ("/generate", {"input_ids": [1, 2], "sampling_params": SCORE, "return_hidden_states": "last"}, "true or false"),

@@ -261,9 +261,10 @@ def view(path: Path, host: str, port: int, no_open: bool) -> None:
 
     The page reads files only, and follows a run that is in progress. Needs the extra `view`.
     """
-    from limbeck.view.server import LOOPBACK, serve
+    from limbeck.view.server import serve
+    from limbeck.wire.hosts import is_loopback
 
-    if host not in LOOPBACK:
+    if not is_loopback(host):
         click.secho(f"anyone who can reach {host} can read these runs", fg="yellow", err=True)
     serve(path, host, port, not no_open, lambda address: click.echo(f"{path} at {address}  (Ctrl-C stops)"))
 

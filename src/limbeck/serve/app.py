@@ -99,7 +99,7 @@ class _Server:
 
         facts = {
             "/health": {"status": "ok"},
-            "/openapi.json": describe(),
+            "/openapi.json": describe(self.limits),
             "/get_model_info": {
                 "model_path": self.identity, "is_generation": False, "vocab_size": self.limits.vocabulary,
                 "scoring_temperature": self.settings.temperature,

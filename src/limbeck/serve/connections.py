@@ -44,6 +44,8 @@ def protocol(most: int) -> type[H11Protocol]:
 
         def drop(self) -> None:
             self._forget()
+            if self.cycle is not None:
+                self.cycle.disconnected = True  # or uvicorn would report an answer that was not completed
             self.transport.abort()
 
         def _forget(self) -> None:
@@ -80,6 +82,8 @@ def protocol(most: int) -> type[H11Protocol]:
             scope["extensions"] = {DROP: self.drop}
             try:
                 await self._inner(scope, received, sent)
+            except asyncio.CancelledError:  # the grace that requests have at the end is over
+                self.drop()
             finally:
                 if self in connections:
                     self._await_head()

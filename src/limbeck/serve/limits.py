@@ -66,8 +66,18 @@ class Limits:
     model: str  # as it was loaded
 
     @property
+    def names(self) -> tuple[str, str]:
+        """What a client may call the model."""
+        return self.settings.name, self.model.rpartition(" ")[0]
+
+    @property
     def longest(self) -> int:
         return self.settings.max_length or self.context or LONGEST
+
+    @property
+    def longest_text(self) -> int:
+        """Characters."""
+        return min(CHARACTERS_A_TOKEN * self.longest, CHARACTERS)
 
     @property
     def body(self) -> int:
@@ -94,7 +104,7 @@ class Limits:
             )
 
     def check_text(self, text: str, what: str) -> None:
-        most = min(CHARACTERS_A_TOKEN * self.longest, CHARACTERS)
+        most = self.longest_text
         if len(text) > most:
             raise WireError(
                 "refused",

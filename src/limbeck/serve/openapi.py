@@ -7,28 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from limbeck.serve.limits import Limits
 from limbeck.serve.questions import LONGEST_NAME
 from limbeck.serve.settings import COLDEST, HOTTEST
 from limbeck.wire import binary, binding
 
 Json = dict[str, Any]
 
-ID: Json = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
-IDS: Json = {"type": "array", "items": ID, "minItems": 1}
-TEXT: Json = {"type": "string", "minLength": 1}
 COUNT: Json = {"type": "integer", "minimum": 0}
 FLAG: Json = {"type": "boolean"}
 NAME: Json = {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME}
 SCORING: Json = {"type": "number", "minimum": COLDEST, "maximum": HOTTEST, "description": "what logits are divided by"}
-SAMPLING: Json = {
-    "type": "number",
-    "minimum": 0,
-    "maximum": HOTTEST,
-    "description": "taken where nothing else is given",
-}
-PROMPT: Json = {"anyOf": [TEXT, IDS, {"type": "array", "items": {"anyOf": [TEXT, IDS]}, "minItems": 1}]}
-LOGPROB: Json = {"type": ["number", "null"]}
-ENTRY: Json = {"type": "array", "prefixItems": [LOGPROB, ID, {"type": "null"}], "minItems": 3, "maxItems": 3}
+SAMPLING: Json = {"type": "number", "minimum": 0, "maximum": HOTTEST, "description": "where no other is given"}
+ENTRY: Json = {"type": "array", "minItems": 3, "maxItems": 3, "description": "log-prob or null, token id, null"}
 ENTRIES: Json = {"type": "array", "items": ENTRY}
 LISTS: Json = {"type": "array", "items": {"anyOf": [ENTRIES, {"type": "null"}]}}
 
@@ -46,16 +37,17 @@ WRONG = {
 }
 
 
-def describe() -> Json:
-    """The description, OpenAPI 3.1."""
+def describe(limits: Limits) -> Json:
+    """The description of a server with these limits, OpenAPI 3.1."""
+    asked = _Asked(limits)
     return {
         "openapi": "3.1.0",
         "info": {"title": "limbeck serve", "version": "1", "description": __doc__},
         "paths": {
-            "/generate": {"post": _scored("Score, in SGLang's schema", _GENERATE, _one_or_more(_GENERATED))},
-            "/v1/completions": {"post": _scored("Score, in vLLM's schema", _COMPLETIONS, _COMPLETED)},
+            "/generate": {"post": _scored("Score, in SGLang's schema", asked.generate(), _GENERATED)},
+            "/v1/completions": {"post": _scored("Score, in vLLM's schema", asked.completions(), _COMPLETED)},
             "/tokenize": {"post": _scored("Token ids of a text", _TOKENIZE, _TOKENIZED)},
-            binary.PATH: {"post": _binary()},
+            binary.PATH: {"post": _binary(asked.binary())},
             "/get_model_info": {"get": _fact("The model and its fingerprint")},
             "/v1/models": {"get": _fact("The model and its fingerprint, as vLLM has it")},
             "/health": {"get": _fact("Whether the server runs", public=True)},
@@ -65,7 +57,9 @@ def describe() -> Json:
         "components": {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
             "schemas": {
-                "Problem": _object({"error": _object({"message": TEXT, "code": COUNT}, all_of_them=True)}, True)
+                "Problem": _object(
+                    {"error": _object({"message": NAME | {"maxLength": 1000}, "code": COUNT}, True)}, True
+                )
             },
         },
         "security": [{}, {"bearer": []}],
@@ -76,21 +70,57 @@ def _object(properties: Json, all_of_them: bool = False, required: tuple[str, ..
     return {"type": "object", "properties": properties, "required": list(properties if all_of_them else required)}
 
 
-_GENERATE = _object(
+class _Asked:
+    """Bodies of requests."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.id: Json = {"type": "integer", "minimum": 0, "maximum": limits.vocabulary - 1}
+        self.ids: Json = {"type": "array", "items": self.id, "minItems": 1, "maxItems": limits.longest}
+        self.most, self.models = limits.settings.queue, list(limits.names)
+        text: Json = {"type": "string", "minLength": 1, "maxLength": limits.longest_text}
+        many: Json = {"type": "array", "items": {"anyOf": [text, self.ids]}, "minItems": 1, "maxItems": self.most}
+        self.prompt: Json = {"anyOf": [text, self.ids, many]}
+        self.top: Json = COUNT | {"maximum": min(limits.vocabulary, limits.settings.max_top_k)}
+
+    def generate(self) -> Json:
+        sampling = {"max_new_tokens": {"type": "integer", "maximum": 0}, "temperature": SAMPLING}
+        either = {"anyOf": [{"required": ["input_ids"]}, {"required": ["text"]}]}
+        return either | _object(
+            {
+                "input_ids": self.prompt, "text": self.prompt, "logprob_start_len": {"type": "integer", "minimum": -1},
+                "sampling_params": _object(sampling, required=("max_new_tokens",)), "return_logprob": FLAG,
+                "top_logprobs_num": self.top, "token_ids_logprob": {"type": "array", "items": self.id},
+                "return_hidden_states": FLAG, "input_logprob_temperature": SCORING,
+                "rid": {"anyOf": [NAME, {"type": "array", "items": NAME, "minItems": 1, "maxItems": self.most}]},
+                "return_prompt_token_ids": FLAG,
+            },
+            required=("sampling_params",),
+        )  # fmt: skip
+
+    def completions(self) -> Json:
+        return _object(
+            {
+                "prompt": self.prompt, "max_tokens": {"type": "integer", "maximum": 1}, "prompt_logprobs": self.top,
+                "temperature": SAMPLING, "prompt_logprobs_temperature": SCORING, "model": {"enum": self.models},
+                "request_id": NAME, "return_token_ids": FLAG,
+            },
+            required=("prompt", "max_tokens", "prompt_logprobs"),
+        )  # fmt: skip
+
+    def binary(self) -> Json:
+        row = {"ids": {"type": "string", "format": "binary"}, "start": {"type": "integer", "minimum": 1}}
+        rows = {"type": "array", "items": _object(row, True), "minItems": 1, "maxItems": self.most}
+        return _object(
+            {"format": {"const": binary.FORMAT}, "temperature": SCORING, "top_k": self.top, "hidden": FLAG,
+             "sequences": rows},
+            required=("format", "sequences"),
+        )  # fmt: skip
+
+
+_IDS: Json = {"type": "array", "items": COUNT}
+_ONE = _object(
     {
-        "input_ids": PROMPT, "text": PROMPT, "logprob_start_len": {"type": "integer", "minimum": -1},
-        "sampling_params": _object(
-            {"max_new_tokens": {"type": "integer", "maximum": 1}, "temperature": SAMPLING}, required=("max_new_tokens",)
-        ),
-        "return_logprob": FLAG, "top_logprobs_num": COUNT, "token_ids_logprob": {"type": "array", "items": ID},
-        "return_hidden_states": FLAG, "input_logprob_temperature": SCORING,
-        "rid": {"anyOf": [NAME, {"type": "array", "items": NAME, "minItems": 1}]}, "return_prompt_token_ids": FLAG,
-    },
-    required=("sampling_params",),
-)  # fmt: skip
-_GENERATED = _object(
-    {
-        "text": {"const": ""}, "prompt_token_ids": IDS,
+        "text": {"const": ""}, "prompt_token_ids": _IDS,
         "meta_info": _object(
             {
                 "id": {"type": "string"}, "prompt_tokens": COUNT, "input_logprob_temperature": SCORING,
@@ -102,30 +132,19 @@ _GENERATED = _object(
     },
     required=("text", "meta_info"),
 )  # fmt: skip
-_COMPLETIONS = _object(
-    {
-        "prompt": PROMPT, "max_tokens": {"type": "integer", "maximum": 1}, "prompt_logprobs": COUNT,
-        "temperature": SAMPLING, "prompt_logprobs_temperature": SCORING, "model": {"type": "string"},
-        "request_id": NAME, "return_token_ids": FLAG,
-    },
-    required=("prompt", "max_tokens", "prompt_logprobs"),
-)  # fmt: skip
+_GENERATED = {"anyOf": [_ONE, {"type": "array", "items": _ONE}]}
 _COMPLETED = _object(
     {
         "id": {"type": "string"}, "model": {"type": "string"}, "prompt_logprobs_temperature": SCORING,
         "choices": {"type": "array", "items": _object(
-            {"index": COUNT, "prompt_logprobs": {"type": "array"}, "prompt_token_ids": IDS},
+            {"index": COUNT, "prompt_logprobs": {"type": "array"}, "prompt_token_ids": _IDS},
             required=("index", "prompt_logprobs"),
         )},
     },
     required=("id", "model", "prompt_logprobs_temperature", "choices"),
 )  # fmt: skip
 _TOKENIZE = _object({"prompt": {"type": "string"}, "add_special_tokens": FLAG}, required=("prompt",))
-_TOKENIZED = _object({"tokens": {"type": "array", "items": ID}, "count": COUNT, "max_model_len": {}}, all_of_them=True)
-
-
-def _one_or_more(schema: Json) -> Json:
-    return {"anyOf": [schema, {"type": "array", "items": schema}]}
+_TOKENIZED = _object({"tokens": _IDS, "count": COUNT, "max_model_len": {}}, all_of_them=True)
 
 
 def _scored(summary: str, request: Json, answer: Json) -> Json:
@@ -134,12 +153,10 @@ def _scored(summary: str, request: Json, answer: Json) -> Json:
     return {"summary": summary, "parameters": _PARAMETERS, "requestBody": body, "responses": answers}
 
 
-def _binary() -> Json:
-    anything = {binary.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
-    body = {"required": True, "content": anything, "description": binary.__doc__}
-    return {
-        "summary": "Score, in msgpack", "parameters": _PARAMETERS, "requestBody": body, "responses": _answers(anything),
-    }  # fmt: skip
+def _binary(request: Json) -> Json:
+    body = {"required": True, "content": {binary.MEDIA_TYPE: {"schema": request}}, "description": binary.__doc__}
+    answers = _answers({binary.MEDIA_TYPE: {}})
+    return {"summary": "Score, in msgpack", "parameters": _PARAMETERS, "requestBody": body, "responses": answers}
 
 
 def _fact(summary: str, media: str = "application/json", public: bool = False) -> Json:

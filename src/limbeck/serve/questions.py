@@ -136,12 +136,9 @@ def _read_vllm(data: bytes, limits: Limits) -> Question:
     """What a `/v1/completions` body asks for."""
     body, settings = _object(data), limits.settings
     given, model = body.get("prompt"), body.get("model")
-    if model is not None and model not in (settings.name, limits.model.rpartition(" ")[0]):
-        # vLLM's clients choose an adapter by the name of its model.
-        there = f"{settings.name!r} or {limits.model.rpartition(' ')[0]!r}"
-        raise WireError(
-            "refused", f"there is {there} here, and not the model {str(model)[:100]!r}: it is not served here"
-        )
+    if model is not None and model not in limits.names:  # vLLM's clients choose an adapter by the name of its model
+        there = " or ".join(map(repr, limits.names))
+        raise WireError("refused", f"the model {str(model)[:100]!r} is not served here: there is {there}")
     _only_scores(body.get("max_tokens", 16), "max_tokens", most=1)
     if body.get("stream"):
         raise WireError("refused", "stream is not supported: scores come all at once")

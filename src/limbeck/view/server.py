@@ -14,19 +14,17 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from limbeck.errors import LimbeckError, RunError
 from limbeck.view import page
 from limbeck.view.runs import Runs
+from limbeck.wire.hosts import hosts_of, is_loopback
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def make_app(path: Path, host: str = "127.0.0.1") -> Starlette:
@@ -47,7 +45,7 @@ def make_app(path: Path, host: str = "127.0.0.1") -> Starlette:
         Route("/api/search", _answer(lambda r: {"ids": _run(runs, r).rollouts.search(_text(r, "text"))})),
         Route("/api/disagreement", _answer(lambda r: _disagreement(runs, r))),
     ]
-    if host in LOOPBACK:  # packing costs more than it saves where nothing travels
+    if is_loopback(host):  # packing costs more than it saves where nothing travels
         return Starlette(routes=routes, middleware=[Middleware(_OnlyThisMachine)])
     return Starlette(routes=routes, middleware=[Middleware(GZipMiddleware, minimum_size=65536, compresslevel=1)])
 
@@ -56,15 +54,14 @@ class _OnlyThisMachine:
     """Refuses requests under another name: a foreign page whose name resolves to here must read nothing."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+        self.app, self.hosts = app, hosts_of("127.0.0.1")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             from starlette.requests import Request
             from starlette.responses import PlainTextResponse
 
-            name = urlsplit(f"//{Request(scope).headers.get('host', '')}").hostname
-            if name not in LOOPBACK:
+            if not self.hosts.knows(Request(scope).headers.get("host", "")):
                 await PlainTextResponse("this page is for this machine only", 400)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
