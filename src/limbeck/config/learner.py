@@ -12,7 +12,7 @@ from limbeck.config.factory import PythonPartConfig
 from limbeck.config.values import Count, Line, NonNegative, Positive, PositiveInt
 
 Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-LearningRate: TypeAlias = Annotated[float, Field(ge=1e-12, le=100, allow_inf_nan=False)]
+LearningRate: TypeAlias = Annotated[float, Field(ge=1e-30, le=100, allow_inf_nan=False)]
 
 
 class LoraConfig(Config):
