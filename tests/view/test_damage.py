@@ -1,4 +1,4 @@
-"""A run whose files are damaged, and requests that no page of ours makes: what is left is shown, and nothing is a 500."""
+"""A run whose files are damaged, and requests that no page makes: what is left is shown, and nothing is a 500."""
 
 from __future__ import annotations
 
@@ -248,7 +248,9 @@ def test_no_host_is_a_500(host: str, listening: str, runs: Path) -> None:
 
 
 values = st.one_of(
-    st.text(max_size=50), st.integers().map(str), st.sampled_from(["a", "-1", "0", "step-000001.parquet:0", "\0", "²", "1" * 500])
+    st.text(max_size=50),
+    st.integers().map(str),
+    st.sampled_from(["a", "-1", "0", "step-000001.parquet:0", "\0", "²", "1" * 500]),
 )  # fmt: skip
 
 
