@@ -26,6 +26,10 @@ HEAD = """# Recipe reference
 
 A recipe is a TOML file. Every key below can also be given on the command line, dotted:
 `limbeck train recipes/demo.toml rollout.temperature=0.7 learner.lora.rank=8`. Unknown keys are errors.
+
+A name, a path or an address is one line of at most 4,000 characters; a text (`system`, `pattern`) has at most 100,000.
+Control characters, halves of surrogate pairs, NaN and infinities are refused in every key, and so are integers of more
+than 64 bits, recipes of more than 10,000 values and files of more than 1 MB.
 """
 
 
@@ -80,7 +84,7 @@ def kind(annotation: Any, metadata: list[Any] = []) -> str:  # noqa: B006 (never
         return "table"
     name = {int: "integer", float: "number", bool: "boolean", str: "string"}[annotation]
     signs = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
-    bounds = [f"{signs[type(m)][0]} {getattr(m, signs[type(m)][1])}" for m in metadata if type(m) in signs]
+    bounds = [f"{signs[type(m)][0]} {toml(getattr(m, signs[type(m)][1]))}" for m in metadata if type(m) in signs]
     return f"{name} {', '.join(bounds)}".strip()
 
 
@@ -91,6 +95,10 @@ def toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple | list):
         return "[" + ", ".join(toml(item) for item in value) + "]"
+    if isinstance(value, int) and abs(value) >= 10**5:
+        return f"{value:_}"
+    if isinstance(value, float) and value >= 10**5:
+        return f"{value:g}"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from limbeck.assemble.own import checked_part
 from limbeck.assemble.run import assemble, run_path, teacher_as_student
 from limbeck.assemble.site import Given
-from limbeck.config.recipe import Recipe, load_recipe
+from limbeck.config.recipe import Recipe, checked_again, load_recipe
 from limbeck.protocols import Engine, Learner, Objective, Observer, Task, Teacher
 from limbeck.records import ProbeResult
 from limbeck.trackers import make_trackers
@@ -247,5 +247,5 @@ def _recipe(recipe: Recipe | str | Path, overrides: Sequence[str]) -> Recipe:
     if isinstance(recipe, Recipe):
         if overrides:
             raise TypeError("overrides go with a recipe's path; change a Recipe with model_copy(update=...)")
-        return recipe
+        return checked_again(recipe)
     return load_recipe(recipe, overrides)

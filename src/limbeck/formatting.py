@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 
 ROUNDING_NOISE = 1e-7  # float32 resolves no more: what is smaller is 0 with a rounding error
 
@@ -59,3 +60,33 @@ def duration(seconds: float) -> str:
 
 def _without_minus_zero(text: str) -> str:
     return text[1:] if text.startswith("-") and not text.strip("-0.,") else text
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value in a message, cut where it is long: bounded in time and size for whatever value it is.
+
+    >>> shown("a" * 100, 10), shown(10**9), shown(10**400), shown([[1, 2]] * 90, 10)
+    ("'aaaaa...'", '1000000000', 'an integer of 1329 bits', '[[1, 2]...')
+    """
+    if isinstance(value, str | bytes):
+        text = repr(value[: most + 1])
+        return text if len(text) <= most else f"{text[: most - 4]}...{text[-1]}"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    text = _SHORT.repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+class _Short(reprlib.Repr):
+    """Cuts what is long and what is deep before it is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxother, self.maxstring, self.maxdict = 4, 100, 100, 20
+        self.maxlist = self.maxtuple = self.maxset = 20
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 256 else "..."
+
+
+_SHORT = _Short()

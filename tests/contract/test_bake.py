@@ -84,7 +84,7 @@ def test_what_cannot_be_baked_is_refused(tmp_path: Path) -> None:
     bake(str(source), 0.7, tmp_path / "baked")
     with pytest.raises(ModelError, match="baked for temperature 0"):
         bake(str(tmp_path / "baked"), 0.7, tmp_path / "again")
-    with pytest.raises(ModelError, match="not empty"):
+    with pytest.raises(ModelError, match="not an empty folder"):
         bake(str(source), 0.7, tmp_path / "baked")
     with pytest.raises(ModelError, match="above 0"):
         bake(str(source), 0.0, tmp_path / "zero")

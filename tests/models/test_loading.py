@@ -285,7 +285,7 @@ def test_a_tied_head_needs_no_weight_of_its_own() -> None:
 def test_a_checkpoint_that_cannot_be_read_is_refused(folder: Path, spoil: Callable[[bytes], bytes]) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(spoil(path.read_bytes()))
-    assert "cannot load the model" in refusal(folder)
+    assert "model.safetensors cannot be read as safetensors" in refusal(folder)
 
 
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PositiveInt: TypeAlias = Annotated[int, Field(ge=1)]
-Count: TypeAlias = Annotated[int, Field(ge=0)]
-Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+from limbeck.config.values import Place, fault_of
+from limbeck.formatting import shown
 
 
 class Config(BaseModel):
@@ -40,14 +37,22 @@ class Config(BaseModel):
             if field is not None and any(isinstance(item, bool) for item in values):
                 types = set(_plain_types(field.annotation))
                 if types & {int, float} and bool not in types:
-                    raise ValueError(f"{key} is {str(value).lower()}, expected a number")
+                    raise ValueError(f"{key} is {shown(value).lower()}, expected a number")
+        return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_no_value_may_be(cls, given: Any) -> Any:
+        """The last of these validators, so the first that runs: the others see values of bounded size."""
+        if isinstance(given, Mapping) and (fault := fault_of(given)):
+            raise ValueError(fault)
         return given
 
 
 class ModelConfig(Config):
     """A Hugging Face model folder (or hub name) and how to hold it."""
 
-    model: str = Field(description="folder or hub name; `demo:student`, `demo:teacher` are shipped")
+    model: Place = Field(description="folder or hub name; `demo:student`, `demo:teacher` are shipped")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="how the weights are held; a student trained in bfloat16 keeps float32 here"
     )
@@ -101,7 +106,7 @@ def _unions(section: type[BaseModel]) -> Iterator[list[type[Config]]]:
 
 def _unknown_key(key: str, section: type[Config]) -> str:
     known = list(section.model_fields)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6)
     everywhere = [] if Config.root is None else dict.fromkeys(keys_of(Config.root))
     elsewhere = [path for path in everywhere if path.rpartition(".")[2] == key]
     if near:
@@ -112,4 +117,4 @@ def _unknown_key(key: str, section: type[Config]) -> str:
         hint = f"There is {' and '.join(repr(path) for path in elsewhere[:3])}."
     else:
         hint = f"Known here: {', '.join(known)}."
-    return f"unknown key {key!r}. {hint}"
+    return f"unknown key {shown(key)}. {hint}"

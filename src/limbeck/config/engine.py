@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from limbeck.config.base import Config, Positive, PositiveInt
+from limbeck.config.base import Config
 from limbeck.config.factory import PythonPartConfig
+from limbeck.config.values import Concurrency, Line, Place, Positive, PositiveInt, Seconds, Url
 
 
 class HFEngineConfig(Config):
@@ -26,24 +27,17 @@ class HFEngineConfig(Config):
 class ServedEngineConfig(Config):
     """A server that gets the student's weights after every update, and is compared with the learner."""
 
-    url: str = Field(description="`http://host:port` of a server that was started with the student's model")
-    token_env: str | None = Field(None, description="environment variable that holds the bearer token")
-    weights_folder: str | None = Field(
+    url: Url = Field(description="`http://host:port` of a server that was started with the student's model")
+    token_env: Line | None = Field(None, description="environment variable that holds the bearer token")
+    weights_folder: Place | None = Field(
         None, description="where weights are put for the server, which sees it under the same path; absent: in the run"
     )
     tolerance: Positive = Field(
         0.02, description="nats a token between server and learner on a fixed text, on average; raise it for bfloat16"
     )
-    max_concurrency: PositiveInt = Field(64, description="requests under way at once")
-    timeout: Positive = Field(600.0, description="seconds for one response, or for one update of the weights")
-    retry_seconds: Positive = Field(300.0, description="how long to wait for a server that is away or busy")
-
-    @field_validator("url")
-    @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url {url!r} must begin with http:// or https://")
-        return url
+    max_concurrency: Concurrency = Field(64, description="requests under way at once")
+    timeout: Seconds = Field(600.0, description="seconds for one response, or for one update of the weights")
+    retry_seconds: Seconds = Field(300.0, description="how long to wait for a server that is away or busy")
 
 
 class SGLangEngineConfig(ServedEngineConfig):

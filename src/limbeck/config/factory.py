@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from limbeck.config.base import Config
+from limbeck.config.values import Line
 from limbeck.errors import LimbeckError, RecipeError
 
 
@@ -29,7 +30,7 @@ class PythonPartConfig(Config):
     model_config = ConfigDict(extra="allow")
 
     kind: Literal["python"] = "python"
-    factory: str = Field(description="`package.module:name`, called as `name(build, **options)`")
+    factory: Line = Field(description="`package.module:name`, called as `name(build, **options)`")
 
     @property
     def options(self) -> dict[str, Any]:

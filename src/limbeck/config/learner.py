@@ -7,16 +7,20 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from limbeck.config.base import Config, Count, Fraction, NonNegative, Positive, PositiveInt
+from limbeck.config.base import Config
 from limbeck.config.factory import PythonPartConfig
+from limbeck.config.values import Count, Line, NonNegative, Positive, PositiveInt
+
+Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+LearningRate: TypeAlias = Annotated[float, Field(ge=1e-30, le=100, allow_inf_nan=False)]
 
 
 class LoraConfig(Config):
     """Low-rank adapters by `peft` (extra `lora`)."""
 
-    rank: PositiveInt = Field(16, description="of each adapted matrix's update")
+    rank: Annotated[int, Field(ge=1, le=2**16)] = Field(16, description="of each adapted matrix's update")
     alpha: Positive = Field(32.0, description="the update is scaled by alpha / rank")
-    target_modules: tuple[str, ...] | str = Field(
+    target_modules: Annotated[tuple[Line, ...], Field(max_length=1000)] | Line = Field(
         "all-linear",
         description="ends of module names, or a regular expression for whole ones; the output head, and embeddings "
         "that are tied to it, are refused",
@@ -27,14 +31,14 @@ class LocalLearnerConfig(Config):
     """AdamW in this process. Dropout and other noise of training are off: the student is what was sampled from."""
 
     kind: Literal["local"] = "local"
-    lr: Positive = Field(1e-5, description="learning rate after the warm-up")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="of AdamW")
-    weight_decay: NonNegative = Field(0.0, description="of AdamW")
+    lr: LearningRate = Field(1e-5, description="learning rate after the warm-up")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="of AdamW")
+    weight_decay: Annotated[NonNegative, Field(le=100)] = Field(0.0, description="of AdamW")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="`linear` and `cosine` decay to 0 at `steps`"
     )
     warmup_steps: Count = Field(0, description="steps of linear warm-up")
-    max_grad_norm: Positive | None = Field(1.0, description="clipping; absent: none")
+    max_grad_norm: NonNegative = Field(1.0, description="clipping; 0: none")
     micro_batch_tokens: PositiveInt = Field(
         2048, description="tokens (padding included) per forward and backward; bounds memory, not the update"
     )
@@ -45,7 +49,7 @@ class LocalLearnerConfig(Config):
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast over float32 weights")
     gradient_checkpointing: bool = Field(False, description="computes activations twice to keep fewer of them")
-    loss_chunk_mb: PositiveInt = Field(
+    loss_chunk_mb: Annotated[int, Field(ge=1, le=2**20)] = Field(
         96, description="megabytes of logits of each model alive at once in the fused loss"
     )
     lora: LoraConfig | None = None

@@ -6,14 +6,15 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from limbeck.config.base import Config, Fraction, Positive, PositiveInt
+from limbeck.config.base import Config
 from limbeck.config.factory import PythonPartConfig
+from limbeck.config.values import Fraction, Place, Positive, PositiveInt
 
 
 class ReferenceConfig(Config):
     """A frozen policy the student is also pulled towards by a reverse KL."""
 
-    model: str | None = Field(None, description="folder or hub name; the initial student where absent")
+    model: Place | None = Field(None, description="folder or hub name; the initial student where absent")
     weight: Positive = Field(description="nats of KL-to-reference per nat of KL-to-teacher")
 
 
@@ -30,7 +31,7 @@ class _ObjectiveConfig(Config):
     discount: Fraction = Field(
         0.0, description="weight of how a token changes later divergences; 0 is the per-token loss"
     )
-    importance_cap: Annotated[float, Field(ge=1)] = Field(
+    importance_cap: Annotated[float, Field(ge=1, le=1e30, allow_inf_nan=False)] = Field(
         2.0, description="truncation of p(y)/mu(y) on the sampled terms"
     )
     reference: ReferenceConfig | None = None

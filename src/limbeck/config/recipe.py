@@ -16,14 +16,7 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from limbeck.config.base import (
-    Config,
-    Count,
-    Positive,
-    PositiveInt,
-    configs_of,
-    keys_of,
-)
+from limbeck.config.base import Config, configs_of, keys_of
 from limbeck.config.engine import EngineConfig, HFEngineConfig, complete_engine
 from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
@@ -37,21 +30,28 @@ from limbeck.config.teacher import (
     complete_teacher,
 )
 from limbeck.config.tracker import TrackerConfig
+from limbeck.config.values import DEEPEST, Count, Line, Name, Place, PositiveInt, Seed, Temperature, TokenId, fault_of
 from limbeck.errors import RecipeError
+from limbeck.formatting import shown
+
+MAX_BYTES = 2**20  # of a recipe's file
+SHOWN_MISTAKES = 10
 
 
 class RolloutConfig(Config):
     """How the student samples. The teacher scores at the same temperature."""
 
-    temperature: Positive = Field(1.0, description="T of sampler, student loss and teacher alike; > 0")
-    max_tokens: PositiveInt = Field(256, description="longest response")
-    prompts_per_step: PositiveInt = Field(64, description="prompts of one update")
-    samples_per_prompt: PositiveInt = Field(1, description="responses to each prompt")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description='1: off; below it, `support = "full"` only')
+    temperature: Temperature = Field(1.0, description="T of sampler, student loss and teacher alike; > 0")
+    max_tokens: Annotated[int, Field(ge=1, le=2**24)] = Field(256, description="longest response")
+    prompts_per_step: Annotated[int, Field(ge=1, le=2**20)] = Field(64, description="prompts of one update")
+    samples_per_prompt: Annotated[int, Field(ge=1, le=2**14)] = Field(1, description="responses to each prompt")
+    top_p: Annotated[float, Field(ge=1e-6, le=1, allow_inf_nan=False)] = Field(
+        1.0, description='1: off; below it, `support = "full"` only'
+    )
     top_k: Count = Field(0, description="0: off")
-    min_p: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="0: off")
-    stop_ids: tuple[int, ...] = Field(
-        (), description="stop tokens besides those of the generation config and the tokenizer"
+    min_p: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(0.0, description="0: off")
+    stop_ids: tuple[TokenId, ...] = Field(
+        (), max_length=1000, description="stop tokens besides those of the generation config and the tokenizer"
     )
 
 
@@ -60,7 +60,9 @@ class EvalConfig(Config):
 
     every: Count = Field(0, description="steps between evaluations; 0: only before and after")
     prompts: PositiveInt = Field(128, description="how many held-out prompts")
-    samples_per_prompt: PositiveInt = Field(1, description="responses to each; several give pass@k")
+    samples_per_prompt: Annotated[int, Field(ge=1, le=2**14)] = Field(
+        1, description="responses to each; several give pass@k"
+    )
     greedy: bool = Field(False, description="accuracy of the most likely answer; the KL is always on samples")
 
 
@@ -86,12 +88,12 @@ class RecordConfig(Config):
 class Recipe(Config):
     """One run. `name` and `output` are where it goes; the tables below are what it does."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder")
-    output: str = Field("runs", description="folder of run folders")
-    seed: Count = Field(0, description="all randomness follows from it")
+    name: Name = Field("run", description="the run's folder")
+    output: Place = Field("runs", description="folder of run folders")
+    seed: Seed = Field(0, description="all randomness follows from it")
     steps: PositiveInt = Field(100, description="updates")
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
-    threads: PositiveInt | None = Field(None, description="CPU threads; absent: all cores")
+    device: Line = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads; absent: all cores")
     student: StudentConfig
     teacher: TeacherConfig
     task: TaskConfig
@@ -103,7 +105,7 @@ class Recipe(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     record: RecordConfig = RecordConfig()
     trackers: tuple[TrackerConfig, ...] = Field(
-        (), description='trackers, besides `metrics.jsonl`: `[{kind = "tensorboard"}]`'
+        (), max_length=100, description='trackers, besides `metrics.jsonl`: `[{kind = "tensorboard"}]`'
     )
 
     @model_validator(mode="before")
@@ -172,16 +174,27 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises `RecipeError` for a missing file, a TOML mistake, an unknown key or a wrong value.
     """
-    path = Path(path)
+    if not isinstance(path, str | Path):
+        raise RecipeError(
+            f"the recipe is {shown(path)} ({type(path).__name__}); expected a TOML file's path or a Recipe"
+        )
+    path, name = Path(path), shown(str(path))
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise RecipeError(
             f"no recipe at {path}. The shipped ones are in recipes/; `limbeck demo` needs none."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        raise RecipeError(f"cannot read the recipe {name}: {error}") from None
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{path} has more than {MAX_BYTES:,} bytes: it is no recipe")
+    try:
+        table = tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"cannot read the recipe {path}: it is not in UTF-8 ({error})") from None
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deep; ValueError: a number too long too
         raise RecipeError(f"{path} is not TOML: {error}") from None
     return parse_recipe(table, overrides, source=str(path))
 
@@ -191,11 +204,24 @@ def parse_recipe(table: Mapping[str, Any], overrides: Sequence[str] = (), source
 
     Raises `RecipeError` for an unknown key or a wrong value.
     """
-    merged = json.loads(json.dumps(table, default=str))  # a deep copy of plain TOML values
+    if fault := fault_of(table):
+        raise RecipeError(f"{source} is not a valid recipe: {fault}")
+    merged = json.loads(json.dumps(table, default=str))  # a deep copy of plain TOML values, which are small by now
     for override in overrides:
         _apply_override(merged, override)
+    return _validated(merged, source)
+
+
+def checked_again(recipe: Recipe) -> Recipe:
+    """`recipe` as it is, proven: `model_copy(update=...)` checks nothing. Raises `RecipeError`."""
+    return _validated(recipe.model_dump(warnings=False), "the given recipe")
+
+
+def _validated(table: Mapping[str, Any], source: str) -> Recipe:
+    if fault := fault_of(table):
+        raise RecipeError(f"{source} is not a valid recipe: {fault}")
     try:
-        return Recipe.model_validate(merged)
+        return Recipe.model_validate(table)
     except ValidationError as error:
         raise RecipeError(_explain(error, source)) from None
 
@@ -208,35 +234,48 @@ def dotted_keys(section: type[Config] | None = None, prefix: str = "") -> Iterat
 def _apply_override(table: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise RecipeError(f"override {override!r} is not of the form table.key=value, such as rollout.temperature=0.7")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word: model=path/to/model needs no quotes
+    if not equals or not all(parts) or len(parts) > DEEPEST:
+        raise RecipeError(
+            f"override {shown(override)} is not of the form table.key=value, such as rollout.temperature=0.7"
+        )
     for depth, part in enumerate(parts[:-1]):
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise RecipeError(f"override {override!r}: {'.'.join(parts[: depth + 1])} is a value, not a table")
-    table[parts[-1]] = value
+            raise RecipeError(f"override {shown(override)}: {'.'.join(parts[: depth + 1])} is a value, not a table")
+    table[parts[-1]] = _value_of(text)
+
+
+def _value_of(text: str) -> Any:
+    """A TOML value, or a bare word: model=path/to/model needs no quotes. Raises `RecipeError`."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, tomllib.TOMLDecodeError):  # a number of thousands of digits, a thousand brackets
+            raise RecipeError(f"the override's value {shown(text)} cannot be read: {error}") from None
+        return text.strip()
+    return found["value"] if len(found) == 1 else text.strip()  # more keys: a line break, and another line
 
 
 def _explain(error: ValidationError, source: str) -> str:
     """One line per mistake: where it is, what is wrong, what was given."""
-    lines = []
-    for item in error.errors():
-        tags = {"local", "hf", *_TAGS}
-        where = ".".join(str(part) for part in item["loc"] if part not in tags) or "recipe"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "missing":
-            lines.append(f"{where}: missing, and it has no default")
-        elif item["type"] == "union_tag_not_found":
-            lines.append(f"{where}: kind is missing, and its keys do not say which is meant (got {item['input']!r})")
-        elif item["type"] == "value_error":
-            lines.append(f"{where}: {message}")
-        else:
-            lines.append(f"{where}: {message} (got {item['input']!r})")
+    items = error.errors()
+    lines = [_line(item) for item in items[:SHOWN_MISTAKES]]
+    if len(items) > SHOWN_MISTAKES:
+        lines.append(f"and {len(items) - SHOWN_MISTAKES} more")
     return f"{source} is not a valid recipe:\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+def _line(item: Mapping[str, Any]) -> str:
+    tags = {"local", "hf", *_TAGS}
+    where = ".".join(str(part)[:100] for part in item["loc"] if part not in tags) or "recipe"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"{where}: missing, and it has no default"
+    if item["type"] == "union_tag_not_found":
+        return f"{where}: kind is missing, and its keys do not say which is meant (got {shown(item['input'])})"
+    if item["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}: {message} (got {shown(item['input'])})"
 
 
 # Discriminator values appear in pydantic's error paths; a reader looks for keys.

@@ -7,8 +7,12 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from limbeck.config.base import Config, NonNegative, PositiveInt
+from limbeck.config.base import Config
 from limbeck.config.factory import PythonPartConfig
+from limbeck.config.values import Line, NonNegative, Place, Text
+from limbeck.formatting import shown
+
+Prompts: TypeAlias = Annotated[int, Field(ge=1, le=10**7)]  # that are kept in memory
 
 
 class ExactGraderConfig(Config):
@@ -33,17 +37,18 @@ class RegexGraderConfig(Config):
     """1 where the first group of the last match of `pattern` equals the answer."""
 
     kind: Literal["regex"] = "regex"
-    pattern: str = Field(description="must have exactly one group")
+    pattern: Text = Field(description="must have exactly one group")
     ignore_case: bool = Field(False, description="upper and lower case are the same")
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
         try:
             groups = re.compile(self.pattern).groups
-        except re.error as error:
-            raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from None
+        except (re.error, RecursionError, OverflowError, MemoryError) as error:
+            why = str(error) or "it is too large"
+            raise ValueError(f"pattern {shown(self.pattern)} is not a regular expression: {why}") from None
         if groups != 1:
-            raise ValueError(f"pattern {self.pattern!r} has {groups} groups; exactly one is expected")
+            raise ValueError(f"pattern {shown(self.pattern)} has {groups} groups; exactly one is expected")
         return self
 
 
@@ -57,7 +62,7 @@ class PythonGraderConfig(Config):
     """Your own function: `grade(prompt: Prompt, response: str) -> float | None`."""
 
     kind: Literal["python"] = "python"
-    function: str = Field(description="`package.module:name`")
+    function: Line = Field(description="`package.module:name`")
 
 
 GraderConfig: TypeAlias = Annotated[
@@ -71,26 +76,28 @@ class ArithmeticTaskConfig(Config):
 
     kind: Literal["arithmetic"] = "arithmetic"
     digits: Annotated[int, Field(ge=1, le=8)] = Field(3, description="of each operand")
-    train: PositiveInt = Field(4096, description="prompts to train on")
-    held_out: PositiveInt = Field(256, description="prompts to evaluate on; disjoint from `train`")
+    train: Prompts = Field(4096, description="prompts to train on")
+    held_out: Prompts = Field(256, description="prompts to evaluate on; disjoint from `train`")
 
 
 class ColumnsConfig(Config):
     """Which columns of a data set mean what."""
 
-    prompt: str = Field("prompt", description="text to continue")
-    messages: str = Field("messages", description="chat, through the model's chat template")
-    tools: str = Field("tools", description="JSON schemas of tools, for the chat template: a list, or the same as text")
-    answer: str = Field("answer", description="what graders compare with; numbers keep the text of a JSON file")
-    id: str = Field("id", description="unique name; the row number where absent")
-    teacher: str = Field("teacher", description="route, where there are several teachers")
+    prompt: Line = Field("prompt", description="text to continue")
+    messages: Line = Field("messages", description="chat, through the model's chat template")
+    tools: Line = Field(
+        "tools", description="JSON schemas of tools, for the chat template: a list, or the same as text"
+    )
+    answer: Line = Field("answer", description="what graders compare with; numbers keep the text of a JSON file")
+    id: Line = Field("id", description="unique name; the row number where absent")
+    teacher: Line = Field("teacher", description="route, where there are several teachers")
 
 
 class _RowsConfig(Config):
     columns: ColumnsConfig = ColumnsConfig()
     chat: bool = Field(True, description="put `prompt` texts through the chat template, where there is one")
-    system: str | None = Field(None, description="system message put before each chat")
-    held_out: PositiveInt = Field(64, description="rows kept for evaluation, chosen by the seed")
+    system: Text | None = Field(None, description="system message put before each chat")
+    held_out: Prompts = Field(64, description="rows kept for evaluation, chosen by the seed")
     too_long: Literal["error", "drop"] = Field(
         "error", description="what to do with prompts that leave no room for max_tokens; drops are counted"
     )
@@ -101,30 +108,32 @@ class FileTaskConfig(_RowsConfig):
     """JSONL or Parquet files."""
 
     kind: Literal["file"] = "file"
-    path: str = Field(description="`*.jsonl` or `*.parquet` to train on")
-    held_out_path: str | None = Field(None, description="a file of its own to evaluate on; then `held_out` rows of it")
+    path: Place = Field(description="`*.jsonl` or `*.parquet` to train on")
+    held_out_path: Place | None = Field(
+        None, description="a file of its own to evaluate on; then `held_out` rows of it"
+    )
 
 
 class DatasetTaskConfig(_RowsConfig):
     """A Hugging Face `datasets` data set (extra `data`)."""
 
     kind: Literal["dataset"] = "dataset"
-    name: str = Field(description="hub name, or a folder written by `save_to_disk`")
-    config: str | None = Field(None, description="configuration of the data set, such as `main`")
-    split: str = Field("train", description="the split to train on")
-    held_out_split: str | None = Field(None, description="a split of its own to evaluate on")
+    name: Place = Field(description="hub name, or a folder written by `save_to_disk`")
+    config: Line | None = Field(None, description="configuration of the data set, such as `main`")
+    split: Line = Field("train", description="the split to train on")
+    held_out_split: Line | None = Field(None, description="a split of its own to evaluate on")
 
 
 class ReasoningGymTaskConfig(Config):
     """A generated task of the `reasoning-gym` package (extra `gym`), graded by its own verifier."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
-    name: str = Field(description="a reasoning-gym data set, such as `basic_arithmetic`")
+    name: Line = Field(description="a reasoning-gym data set, such as `basic_arithmetic`")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to its config")
     chat: bool = Field(True, description="put prompts through the chat template, where there is one")
-    system: str | None = Field(None, description="system message put before each chat")
-    train: PositiveInt = Field(4096, description="prompts to train on")
-    held_out: PositiveInt = Field(256, description="prompts to evaluate on; disjoint from `train`")
+    system: Text | None = Field(None, description="system message put before each chat")
+    train: Prompts = Field(4096, description="prompts to train on")
+    held_out: Prompts = Field(256, description="prompts to evaluate on; disjoint from `train`")
     too_long: Literal["error", "drop"] = Field(
         "error", description="what to do with prompts that leave no room for max_tokens; drops are counted"
     )

@@ -20,10 +20,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from limbeck.config.base import Config, Fraction, ModelConfig, Positive, PositiveInt
+from limbeck.config.base import Config, ModelConfig
 from limbeck.config.factory import PythonPartConfig
+from limbeck.config.values import Concurrency, Fraction, Line, Name, Place, Positive, PositiveInt, Seconds, Url
 
 REMOTE_KINDS = ("sglang", "vllm", "limbeck")
 REMOTE_SUPPORT = 20  # the hybrid estimator's top K where the recipe does not say
@@ -43,43 +44,37 @@ class LocalTeacherConfig(ModelConfig):
 class RemoteTeacherConfig(Config):
     """A teacher behind one URL, or several replicas of one model."""
 
-    url: str | tuple[str, ...] = Field(description="`http://host:port`, or a list of replicas of the same model")
-    token_env: str | None = Field(None, description="environment variable that holds the bearer token")
+    url: Url | Annotated[tuple[Url, ...], Field(min_length=1, max_length=1000)] = Field(
+        description="`http://host:port`, or a list of replicas of the same model"
+    )
+    token_env: Line | None = Field(None, description="environment variable that holds the bearer token")
     temperature_method: MethodChoice = Field(
         "auto",
         description="how scores at the rollout temperature are obtained; auto: the first method that proves itself",
     )
-    baked: str | None = Field(
+    baked: Place | None = Field(
         None, description="the folder `limbeck bake` wrote, as far as the probe file in it, that the server holds"
     )
-    tokenizer: str | None = Field(None, description="the teacher's tokenizer, to compare with the student's")
+    tokenizer: Place | None = Field(None, description="the teacher's tokenizer, to compare with the student's")
     same_chat_template: bool = Field(
         True, description="refuse a `tokenizer` with another chat template, or where only one of the two has any"
     )
     vocabulary: PositiveInt | None = Field(
         None, description="rows of the teacher's output head, or more; absent: the student's and generous padding"
     )
-    top_logprobs: PositiveInt = Field(20, description="asked for at each position by `rescale`; at least the support")
+    top_logprobs: Annotated[int, Field(ge=1, le=2**20)] = Field(
+        20, description="asked for at each position by `rescale`; at least the support"
+    )
     max_rescale_error: Positive = Field(0.02, description="nats; a position that is less certain is masked and counted")
     max_rescale_dropped: Fraction = Field(0.05, description="share of a step's positions that may be masked")
     min_scored_fraction: Fraction = Field(1.0, description="share of responses that must be scored, or the step stops")
-    max_concurrency: PositiveInt = Field(32, description="requests under way at once, over all replicas")
-    timeout: Positive = Field(120.0, description="seconds for one request")
-    retry_seconds: Positive = Field(300.0, description="how long to wait for a server that is away or busy")
+    max_concurrency: Concurrency = Field(32, description="requests under way at once, over all replicas")
+    timeout: Seconds = Field(120.0, description="seconds for one request")
+    retry_seconds: Seconds = Field(300.0, description="how long to wait for a server that is away or busy")
     probe_every: PositiveInt = Field(1, description="steps between probes of whether the server is still the same")
     probe_tolerance: Positive = Field(
         0.02, description="nats a probe may move before the server counts as another; raise it for bfloat16 servers"
     )
-
-    @field_validator("url")
-    @classmethod
-    def _is_an_address(cls, url: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        for one in (url,) if isinstance(url, str) else url:
-            if not one.startswith(("http://", "https://")):
-                raise ValueError(f"url {one!r} must begin with http:// or https://")
-        if not url:
-            raise ValueError("url is empty; give at least one address")
-        return url
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -89,7 +84,7 @@ class RemoteTeacherConfig(Config):
 class StatesTeacherConfig(RemoteTeacherConfig):
     """One that can answer with final hidden states."""
 
-    head: str | None = Field(
+    head: Place | None = Field(
         None, description="the teacher's model folder here, of which the output head is used on its hidden states"
     )
 
@@ -126,8 +121,8 @@ class RoutedTeacherConfig(Config):
     """Several teachers by name. A prompt's `teacher` chooses; `default` scores those that name none."""
 
     kind: Literal["routed"] = "routed"
-    default: str | None = Field(None, description="absent: every prompt must name its teacher")
-    teachers: dict[str, OneTeacherConfig] = Field(min_length=1)
+    default: Name | None = Field(None, description="absent: every prompt must name its teacher")
+    teachers: dict[Name, OneTeacherConfig] = Field(min_length=1, max_length=1000)
 
     @model_validator(mode="after")
     def _default_is_there(self) -> Self:

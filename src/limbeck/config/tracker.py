@@ -8,21 +8,22 @@ from pydantic import Field
 
 from limbeck.config.base import Config
 from limbeck.config.factory import PythonPartConfig
+from limbeck.config.values import Line, Place
 
 
 class TensorBoardTrackerConfig(Config):
     """Event files for TensorBoard (extra `tensorboard`)."""
 
     kind: Literal["tensorboard"] = "tensorboard"
-    folder: str | None = Field(None, description="`tensorboard/` in the run's folder where absent")
+    folder: Place | None = Field(None, description="`tensorboard/` in the run's folder where absent")
 
 
 class WandbTrackerConfig(Config):
     """Weights & Biases (extra `wandb`)."""
 
     kind: Literal["wandb"] = "wandb"
-    project: str = Field("limbeck", description="where its runs are listed")
-    entity: str | None = Field(None, description="user or team; your own where absent")
+    project: Line = Field("limbeck", description="where its runs are listed")
+    entity: Line | None = Field(None, description="user or team; your own where absent")
     mode: Literal["online", "offline"] = Field("online", description="offline: written down, for `wandb sync`")
 
 
@@ -30,8 +31,8 @@ class TrackioTrackerConfig(Config):
     """Trackio (extra `trackio`)."""
 
     kind: Literal["trackio"] = "trackio"
-    project: str = Field("limbeck", description="where its runs are listed")
-    space: str | None = Field(None, description="hub space to log to; this machine where absent")
+    project: Line = Field("limbeck", description="where its runs are listed")
+    space: Line | None = Field(None, description="hub space to log to; this machine where absent")
 
 
 class PythonTrackerConfig(PythonPartConfig):

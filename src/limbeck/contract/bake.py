@@ -30,6 +30,7 @@ from limbeck.config.base import ModelConfig
 from limbeck.contract.bake_probe import FILE, ProbeFile, ProbeSequence
 from limbeck.errors import ModelError
 from limbeck.models.causal_lm import BAKED_TEMPERATURE, CausalLM
+from limbeck.models.folder import read_json
 from limbeck.models.loading import load_model, resolve
 
 TOLERANCE = 2e-4  # nats between the baked float32 model and the source's logits / T
@@ -65,8 +66,8 @@ def bake(model: str, temperature: float, out: Path) -> ProbeFile:
     if not 0 < temperature < float("inf"):
         raise ModelError(f"--temperature must be a finite number above 0, got {temperature}")
     source = _source(model)
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{out} is not empty. Give a folder that does not exist yet.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"{out} is not an empty folder. Give one that does not exist yet.")
     lm = load_model(ModelConfig(model=model), torch.device("cpu"))
     if lm.head().softcap is not None:
         raise ModelError(
@@ -97,7 +98,7 @@ def _source(model: str) -> Path:
     folder = Path(resolve(model))
     if not folder.is_dir():
         raise ModelError(f"{model!r} is not a folder here: download the model first, and give its folder.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if BAKED_TEMPERATURE in config:
         raise ModelError(
             f"{model} was baked for temperature {config[BAKED_TEMPERATURE]} before. Bake the model it was made of."

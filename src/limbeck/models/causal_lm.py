@@ -55,7 +55,11 @@ class CausalLM:
         Less than the model was made for where more tokens would change what is before or beside them.
         """
         config = text_config(self.model)
-        longest, limit = getattr(config, "max_position_embeddings", None), context_limit(config)
+        longest, limit = self._number(config, "max_position_embeddings"), context_limit(config)
+        if longest is not None and longest < -1:
+            raise ModelError(
+                f"{self.name}: max_position_embeddings = {longest:g} in its config.json, expected above 0."
+            )
         lengths = [longest or 0, limit.tokens if limit else 0]  # XLNet's is -1
         return min((int(length) for length in lengths if length > 0), default=None)
 
@@ -161,12 +165,23 @@ class CausalLM:
     def head(self) -> Head:
         """The output head over the shared vocabulary, sharing the model's parameters."""
         layer, config = self.head_layer(), text_config(self.model)
-        multiplier = float(getattr(config, "logit_scale", None) or 1.0)
-        if scaling := getattr(config, "logits_scaling", None):
-            multiplier *= float(scaling) if config.model_type == "hyperclovax" else 1 / float(scaling)
-        softcap = getattr(config, "final_logit_softcapping", None)
-        head = Head(layer.weight, layer.bias, multiplier, float(softcap) if softcap else None)
-        return head.narrow(self.vocabulary)
+        multiplier = self._number(config, "logit_scale") or 1.0
+        if scaling := self._number(config, "logits_scaling"):
+            multiplier *= scaling if config.model_type == "hyperclovax" else 1 / scaling
+        softcap = self._number(config, "final_logit_softcapping")
+        return Head(layer.weight, layer.bias, multiplier, softcap or None).narrow(self.vocabulary)
+
+    def _number(self, config: Any, key: str) -> float | None:
+        """A number of the config that its class does not check; None where it is absent. Raises `ModelError`."""
+        value = getattr(config, key, None)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+            raise ModelError(
+                f"{self.name}: {key} = {value!r} in its config.json, expected a finite number. Take the "
+                "config.json that came with the model."
+            )
+        return float(value)
 
 
 def precision(lm: CausalLM, autocast: torch.dtype | None) -> AbstractContextManager[object]:

@@ -1,20 +1,26 @@
 """Chat templates, applied so that whatever is wrong with one ends in one message that names it.
 
-A template is a program that came with the model: it may have a syntax error, ask for a system message, know only some
-roles, or be one of several with names. `DataError` says which, and of which tokenizer.
+A template is a program that came with the model: it may have a syntax error, not end, ask for a system message, know
+only some roles, or be one of several with names. `ModelError` says that it is no good, `DataError` that it refuses the
+messages; both name the tokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ctypes
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from limbeck.errors import DataError
+from limbeck.errors import DataError, ModelError
+from limbeck.formatting import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "12+34="}
+SECONDS = 10.0  # that one chat may take, from messages to tokens
 
 
 def chat_ids(
@@ -31,6 +37,23 @@ def chat_text(
     return str(_apply(tokenizer, messages, tools, tokenize=False))
 
 
+def prove_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ModelError` for a chat template that is no program, or does not end on one short message.
+
+    Whether it takes such a message is another question, which the data ask.
+    """
+    templates = tokenizer.chat_template
+    texts = list(templates.values()) if isinstance(templates, Mapping) else [templates]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise ModelError(
+            f"the chat template of {name_of(tokenizer)} is {shown(templates)}, expected text. Repair chat_template in "
+            "tokenizer_config.json."
+        )
+    if any(texts):
+        with suppress(DataError):
+            chat_text(tokenizer, [{"role": "user", "content": "a"}])
+
+
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """For messages: where it was loaded from, or its class."""
     return repr(tokenizer.name_or_path or type(tokenizer).__name__)
@@ -41,17 +64,26 @@ def _apply(
 ) -> Any:
     _check_choice(tokenizer, bool(tools))
     try:
-        return tokenizer.apply_chat_template(
-            list(messages),
-            tools=list(tools) if tools else None,
-            add_generation_prompt=True,
-            tokenize=tokenize,
-            return_dict=False,
+        return _within(
+            SECONDS,
+            lambda: tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(tools) if tools else None,
+                add_generation_prompt=True,
+                tokenize=tokenize,
+                return_dict=False,
+            ),
         )
+    except TimeoutError:
+        raise ModelError(
+            f"the chat template of {name_of(tokenizer)} does not end: {len(messages)} messages of "
+            f"{sum(len(str(message.get('content'))) for message in messages)} characters took it more than {SECONDS:g} "
+            "seconds. Repair chat_template.jinja, or chat_template in tokenizer_config.json."
+        ) from None
     except Exception as error:  # templates raise what they like, mostly jinja2's TemplateError
         line = getattr(error, "lineno", None)  # a syntax error of the template itself
         if line is not None:
-            raise DataError(
+            raise ModelError(
                 f"the chat template of {name_of(tokenizer)} has a syntax error in line {line} ({error}). Repair "
                 "chat_template.jinja, or chat_template in tokenizer_config.json."
             ) from error
@@ -63,6 +95,35 @@ def _apply(
             f"the chat template of {name_of(tokenizer)} refuses these messages ({type(error).__name__}: {error}). "
             f"Their roles are {roles}.{system}"
         ) from error
+
+
+class _StopError(BaseException):
+    """Raised inside a thread whose time is up."""
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises; `TimeoutError` where it is not done in time, and then it is stopped.
+
+    In a thread of its own, because a loop of Python code can be stopped in no other way from any thread.
+    """
+    done: list[tuple[Any, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            done.append((work(), None))
+        except BaseException as error:
+            done.append((None, error))
+
+    thread = threading.Thread(target=run, name="limbeck-template", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_StopError))
+        raise TimeoutError
+    result, error = done[0]
+    if error is not None:
+        raise error
+    return result
 
 
 def _check_choice(tokenizer: PreTrainedTokenizerBase, tools: bool) -> None:

@@ -6,6 +6,7 @@ lm = load_model(section, torch.device("cpu"))
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,13 @@ import torch
 from limbeck.config.base import ModelConfig
 from limbeck.errors import LimbeckError, ModelError
 from limbeck.files.digests import check_model_folder
+from limbeck.formatting import shown
 from limbeck.models.causal_lm import CausalLM, context_limit, first_line, text_config
+from limbeck.models.chat import prove_template
+from limbeck.models.complete import check_loading, check_stop_ids
 from limbeck.models.decode import TransformersRows, prefill
 from limbeck.models.equivalence import distance, prove_head, tolerance
+from limbeck.models.folder import CONFIG, TOKENIZER, bounded, check_files, read_json
 from limbeck.models.text import highest_id
 
 if TYPE_CHECKING:
@@ -28,6 +33,7 @@ SHIPPED = Path(__file__).parent.parent / "demo"
 ADAPTER = "adapter_config.json"
 SUPPORTED = "Supported: attention-only causal language models."
 SERVED = "Sample from a server that holds it (engine.kind = 'sglang' or 'vllm'), or choose another student."
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PROBE_TOKENS = 12
 FAULT = 10  # times what rounding may do: a model is refused for a mistake, not for a kernel that rounds more
 DRAFTER = "drafts tokens for another model, whose keys and values it reads"
@@ -54,30 +60,32 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
     check_model_folder(Path(path))
     if (Path(path) / ADAPTER).is_file():  # transformers would put its layers into the model
         raise _adapter_in(section.model)
+    if Path(path).is_dir():
+        check_files(Path(path))
     config = _read_config(section.model, path)
     tokenizer = load_tokenizer(section.model)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, section.dtype),
-            attn_implementation=_attention(section, config),
-            ignore_mismatched_sizes=True,  # reported below, by name
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError...
-        raise ModelError(f"cannot load the model {section.model!r}: {first_line(error)}") from error
-    for kind in ("missing_keys", "mismatched_keys"):
-        if keys := sorted(key if isinstance(key, str) else key[0] for key in loading[kind]):
-            raise ModelError(
-                f"{section.model}: the checkpoint has no usable value for {len(keys)} weights ({kind}), such "
-                f"as {keys[0]!r}. They would start at random: use a complete checkpoint."
+        with bounded(section.model, Path(path)):
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=getattr(torch, section.dtype),
+                attn_implementation=_attention(section, config),
+                ignore_mismatched_sizes=True,  # reported below, by name
+                output_loading_info=True,
+                trust_remote_code=False,
             )
+    except LimbeckError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError...
+        raise _not_loaded(f"cannot load the model {section.model!r}", error) from error
+    check_loading(section.model, model, loading)
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub repository has no folder to look into before
         raise _adapter_in(section.model)
     lm = CausalLM(section.model, model.to(device), tokenizer, vocabulary=0)
     lm.vocabulary = _vocabulary(lm)
     if (limit := context_limit(text_config(model))) is not None and limit.tokens == lm.context:
         logger.info("%s: sequences of at most %d tokens: above that %s", lm.name, limit.tokens, limit.above)
+    check_stop_ids(lm)
     _check_attention(lm)
     _check_finite(lm)
     _prove_rows(lm)
@@ -86,23 +94,44 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name. Raises `ModelError`."""
+    """The tokenizer of a model folder or hub name, with a chat template that ends. Raises `ModelError`."""
     from transformers import AutoTokenizer
 
     path = resolve(name)
+    if (Path(path) / TOKENIZER).exists():
+        read_json(Path(path) / TOKENIZER)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except Exception as error:
-        raise ModelError(
-            f"cannot load a tokenizer from {name!r}: {first_line(error)}. Save one beside the model with "
-            "tokenizer.save_pretrained(folder)."
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        text = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+        tokenizer.decode(tokenizer("A word, 12.")["input_ids"])
+    except BaseException as error:
+        if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):  # Rust's, of a damaged file
+            raise
+        for file in ("tokenizer.json", "special_tokens_map.json"):  # named where they are no tables at all
+            if (Path(path) / file).is_file():
+                read_json(Path(path) / file)
+        raise _not_loaded(
+            f"cannot load a tokenizer from {name!r}",
+            error,
+            "Save one beside the model with tokenizer.save_pretrained(folder).",
         ) from error
-    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():  # made up from its class
+    if not text:  # made up from its class
         raise ModelError(
             f"{name!r} has no tokenizer: its vocabulary is {len(tokenizer)} control tokens and no text. Save the "
             "right one beside the model with tokenizer.save_pretrained(folder)."
         )
+    prove_template(tokenizer)
     return tokenizer
+
+
+def _not_loaded(what: str, error: BaseException, remedy: str = "") -> ModelError:
+    """`trust_remote_code` is never given, so a model with code of its own is one that cannot be loaded."""
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{what}: it needs Python code of its own (auto_map in its {CONFIG} or {TOKENIZER}), which Limbeck never "
+            "runs. Take a version of it for an architecture that transformers has, or a server that holds it."
+        )
+    return ModelError(f"{what}: {first_line(error)}. {remedy}".rstrip())
 
 
 def resolve(name: str) -> str:
@@ -117,14 +146,18 @@ def resolve(name: str) -> str:
             shipped = ", ".join(f"demo:{path.parent.name}" for path in sorted(SHIPPED.glob("*/config.json")))
             raise ModelError(f"no shipped model {name!r}. Shipped: {shipped}.")
         return str(folder)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, the home of nobody
+        raise ModelError(f"no model folder can be at {shown(name)}: {error}. Give a folder, or a hub name.") from None
+    if is_folder:
         if not (folder / "config.json").is_file():
             if (folder / ADAPTER).is_file():
                 raise _adapter_in(name)
             raise ModelError(f"{name!r} is not a model folder: it has no config.json.")
         return str(folder)
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if exists or name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(name):
         raise ModelError(f"no model folder at {name!r}. Give a folder with config.json, or a hub name.")
     return name
 
@@ -154,9 +187,10 @@ def _read_config(name: str, path: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, the config class's own
-        raise ModelError(f"cannot read the config.json of {name!r}: {first_line(error)}") from error
+        remedy = "Take the config.json that came with the model."
+        raise _not_loaded(f"cannot read the config.json of {name!r}", error, remedy) from error
     if why := NOT_BY_ITSELF.get(config.model_type):
         raise ModelError(f"{name}: a {config.model_type!r} model {why}. {SUPPORTED}")
     return config
@@ -186,8 +220,8 @@ def _check_attention(lm: CausalLM) -> None:
 
 
 def _check_finite(lm: CausalLM) -> None:
-    for name, parameter in lm.model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    for name, tensor in lm.model.state_dict().items():  # buffers that are not kept in files may hold -inf
+        if not torch.isfinite(tensor).all():
             raise ModelError(f"{lm.name}: weight {name!r} has NaN or infinite values. Use another checkpoint.")
 
 

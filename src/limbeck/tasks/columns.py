@@ -15,6 +15,7 @@ import numpy as np
 
 from limbeck.config.task import ColumnsConfig
 from limbeck.errors import DataError
+from limbeck.formatting import shown
 from limbeck.models.chat import Message
 from limbeck.records import Prompt
 from limbeck.tasks.prompts import Encoder, check_unicode
@@ -52,6 +53,10 @@ KNOWN_COLUMNS = {
 }
 
 
+MAX_ID = 1000  # characters
+SHOWN_COLUMNS = 20
+
+
 def to_prompt(row: Row, task: str, columns: ColumnsConfig, encoder: Encoder) -> Prompt:
     """Raises `DataError` where a column is missing, of the wrong type, or makes no tokens."""
     values = row.values
@@ -81,7 +86,7 @@ def to_prompt(row: Row, task: str, columns: ColumnsConfig, encoder: Encoder) -> 
     else:
         raise DataError(
             f"there is neither a {columns.prompt!r} nor a {columns.messages!r}; the columns are "
-            f"{', '.join(map(repr, values)) or 'none'}. Point task.columns.prompt or "
+            f"{_names(values)}. Point task.columns.prompt or "
             "task.columns.messages at the right one."
         )
     if not token_ids:
@@ -182,15 +187,24 @@ def _id(value: Any, default: str, columns: ColumnsConfig) -> str:
         return default
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(f"{columns.id!r} is {shortened(value)}; expected text or a whole number")
+    if len(str(value)) > MAX_ID:
+        raise DataError(f"{columns.id!r} is {shortened(value)} of {len(str(value)):,}; expected at most {MAX_ID}")
     return str(value)
+
+
+def _names(values: Mapping[str, Any]) -> str:
+    """The columns of a row, the first of them where there are many."""
+    names = [shown(name) for name in list(values)[:SHOWN_COLUMNS]]
+    more = [f"{len(values) - SHOWN_COLUMNS:,} more"] if len(values) > SHOWN_COLUMNS else []
+    return ", ".join([*names, *more]) or "none"
 
 
 def _answer(row: Row, columns: ColumnsConfig) -> str | None:
     value = row.values.get(columns.answer)
     if value is None or isinstance(value, str):
         return value
-    number = isinstance(value, int | float | Decimal | np.floating) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
+    whole = isinstance(value, int) and not isinstance(value, bool)  # of any size: a float of it may be infinite
+    if not whole and not (isinstance(value, float | Decimal | np.floating) and math.isfinite(value)):
         raise DataError(f"{columns.answer!r} is {shortened(value)}; expected text, a finite number or null")
     return row.spell(columns.answer)
 

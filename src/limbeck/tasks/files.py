@@ -22,7 +22,7 @@ from limbeck.records import Prompt
 from limbeck.tasks.columns import to_prompt, unused, unused_columns_message
 from limbeck.tasks.graders import Exact, Grader, Regex
 from limbeck.tasks.prompts import Encoder, fit
-from limbeck.tasks.sources import Source
+from limbeck.tasks.sources import Source, check_size
 
 logger = logging.getLogger("limbeck")
 
@@ -69,6 +69,7 @@ class Rows:
         prompts = []
         for row in source.rows:
             try:
+                check_size(row)
                 prompt = to_prompt(row, source.task, self._section.columns, self._encoder)
                 if self._grader is not None:
                     self._grader.check(prompt)

@@ -18,6 +18,8 @@ from collections import deque
 
 from limbeck.tasks.expressions import UNITS_OF_ONE_LETTER, Number, expressions, group_at, plain
 
+LONGEST_ANSWER = 10_000  # characters, of what follows the last `####` where there is one
+
 
 class UnreadableAnswer(ValueError):  # noqa: N818 (what it is, not what went wrong)
     """An answer that is not one number. The message says what was read."""
@@ -39,7 +41,10 @@ def read_answer(answer: str) -> Number:
 
     A left-hand side (x = 5) and a unit (72 apples) may stand beside it. Raises `UnreadableAnswer` for anything else.
     """
-    text = plain(_conclusion(answer))
+    conclusion = _conclusion(answer)
+    if len(conclusion) > LONGEST_ANSWER:
+        raise UnreadableAnswer(f"it has {len(conclusion):,} characters, expected at most {LONGEST_ANSWER:,}")
+    text = plain(conclusion)
     left, equals, _ = text.rpartition("=")
     right = len(left + equals)
     if equals and (_SEVERAL.search(_THOUSANDS.sub("", left)) or left.endswith(("<", ">", "!"))):

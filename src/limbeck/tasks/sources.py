@@ -6,6 +6,8 @@
 Numbers become text here, where it is known how the file spells them: JSON's are kept to the character (0.00001, 72.0,
 1e-05). Parquet and data sets hold binary numbers: the shortest digits that give the same number, without an exponent,
 and without ".0" where the whole column holds whole numbers (as pandas makes of integers with gaps).
+
+A row has at most `MAX_ROW` bytes, from wherever it comes: a damaged file ends in one message and not in all memory.
 """
 
 from __future__ import annotations
@@ -23,7 +25,13 @@ import numpy as np
 
 from limbeck.config.task import DatasetTaskConfig, FileTaskConfig
 from limbeck.errors import DataError
+from limbeck.formatting import shown
 from limbeck.tasks import optional
+
+MAX_ROW = 8 * 2**20  # bytes of a row, or characters: more than any context holds
+TOO_LARGE = "No prompt is that long: repair the file, or take such columns out."
+BATCH = 16  # rows
+DEEPEST = 100  # lists and tables in each other
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,7 @@ class Source:
 
 def shortened(value: Any) -> str:
     """A value and its type, for a message."""
-    text = repr(value)
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
 
 
 def of_file(section: FileTaskConfig) -> tuple[Source, Source | None]:
@@ -80,19 +87,31 @@ def file_rows(path: Path, prefix: str, answer: str) -> Iterator[Row]:
 
 def _jsonl(path: Path, prefix: str, _answer: str) -> Iterator[Row]:
     # Bytes, so that a line ends at "\n" only (text may hold U+2028) and a wrong byte has a line number.
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path} line {number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                values = json.loads(text)
-            except (ValueError, RecursionError) as error:  # both UnicodeDecodeError and JSONDecodeError
-                raise DataError(f"{where} is not JSON in UTF-8: {error}") from error
-            if not isinstance(values, dict):
-                raise DataError(f"{where} is {shortened(values)}; expected an object of columns")
-            yield Row(where, f"{prefix}-{number:06d}", values, partial(_as_json_spells_it, text))
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(partial(file.readline, MAX_ROW + 1), b""), start=1):
+                where = f"{path} line {number}"
+                if len(line) > MAX_ROW:
+                    raise DataError(f"{where} is longer than {MAX_ROW:,} bytes. {TOO_LARGE}")
+                if line.strip():
+                    text, values = _table(where, line, "utf-8-sig" if number == 1 else "utf-8")
+                    yield Row(where, f"{prefix}-{number:06d}", values, partial(_as_json_spells_it, text))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _table(where: str, line: bytes, encoding: str) -> tuple[str, Mapping[str, Any]]:
+    """The text of a line, and the table in it."""
+    try:
+        text = line.decode(encoding)
+        values = json.loads(text)
+    except RecursionError as error:
+        raise DataError(f"{where} is not JSON that can be read: it is nested too deep. Repair it.") from error
+    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError, and numbers of thousands of digits
+        raise DataError(f"{where} is not JSON in UTF-8: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{where} is {shortened(values)}; expected an object of columns")
+    return text, values
 
 
 def _as_json_spells_it(line: str, column: str) -> str:
@@ -101,19 +120,46 @@ def _as_json_spells_it(line: str, column: str) -> str:
 
 def _parquet(path: Path, prefix: str, answer: str) -> Iterator[Row]:
     parquet = optional.load("pyarrow.parquet", "data")
-    errors = optional.load("pyarrow", "data").ArrowException
     try:
         with parquet.ParquetFile(path) as file:
             floats = answer in file.schema_arrow.names and str(file.schema_arrow.field(answer).type) in FLOATS
             column = file.read(columns=[answer]).column(answer) if floats else None
             spelling = Spelling() if column is None else Spelling.of(FLOATS[str(column.type)], column.to_pylist())
-            rows = (values for batch in file.iter_batches() for values in batch.to_pylist())
+            # Few at a time: a value that many rows share is stored once, and unpacked for each of them.
+            rows = (values for batch in file.iter_batches(BATCH) for values in _rows_of(batch))
             for number, values in enumerate(rows):
-                yield Row(
-                    f"{path} row {number}", f"{prefix}-{number:06d}", values, partial(spelling.of_column, values), True
-                )
-    except (errors, OSError) as error:
+                where = f"{path} row {number}"
+                yield Row(where, f"{prefix}-{number:06d}", values, partial(spelling.of_column, values), True)
+    except DataError:
+        raise
+    except Exception as error:  # ArrowException, OSError, UnicodeDecodeError: whatever damage leads to
         raise DataError(f"{path} is not a Parquet file that can be read: {error}") from error
+
+
+def _rows_of(batch: Any) -> Iterator[Mapping[str, Any]]:
+    """The rows of a batch: at once, or, where they are large, one by one."""
+    if batch.nbytes <= MAX_ROW:
+        yield from batch.to_pylist()
+        return
+    for number in range(batch.num_rows):
+        yield batch.slice(number, 1).to_pylist()[0]
+
+
+def check_size(row: Row) -> None:
+    """Raises `DataError` for a row of more than `MAX_ROW` characters and values, or nested deeper than `DEEPEST`."""
+    pending: list[tuple[Any, int]] = [(row.values, 0)]
+    size = 0
+    while pending:
+        value, depth = pending.pop()
+        if isinstance(value, Mapping):
+            pending += [(part, depth + 1) for item in value.items() for part in item]
+        elif isinstance(value, list | tuple):
+            pending += [(part, depth + 1) for part in value]
+        size += len(value) if isinstance(value, str | bytes) else 1
+        if size > MAX_ROW:
+            raise DataError(f"it has more than {MAX_ROW:,} characters. {TOO_LARGE}")
+        if depth > DEEPEST:
+            raise DataError(f"it is nested more than {DEEPEST} deep. Repair the row, or take such columns out.")
 
 
 FLOATS: dict[str, type[np.floating[Any]]] = {  # Arrow's names and those of `datasets`
@@ -166,10 +212,15 @@ def _split(section: DatasetTaskConfig, split: str, task: str, prefix: str) -> So
 
 def _dataset_rows(data: Any, name: str, prefix: str, answer: str) -> Iterator[Row]:
     kind = getattr(data.features.get(answer), "dtype", None)  # only a plain column has one
-    spelling = Spelling.of(FLOATS[kind], data[answer]) if kind in FLOATS else Spelling()
-    for number, values in enumerate(data):
-        where, default_id = f"{name} row {number}", f"{prefix}-{number:06d}"
-        yield Row(where, default_id, values, partial(spelling.of_column, values), nulls_are_absent=True)
+    try:
+        spelling = Spelling.of(FLOATS[kind], data[answer]) if kind in FLOATS else Spelling()
+        for number, values in enumerate(data):
+            where, default_id = f"{name} row {number}", f"{prefix}-{number:06d}"
+            yield Row(where, default_id, values, partial(spelling.of_column, values), nulls_are_absent=True)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file shows when it is read
+        raise DataError(f"{name} cannot be read ({type(error).__name__}: {error}). Save it again.") from error
 
 
 def _saved(section: DatasetTaskConfig, split: str) -> Any:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck.view.rollouts import Rollouts, _first_line, _read, _stamp
+from limbeck.view.rollouts import Rollouts, _read, _stamp, first_line
 
 if TYPE_CHECKING:
     from limbeck.view.rollouts import Stamp
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COLUMNS = ["step", "source", "token_ids", "tokens", "special", "student_logprob", "teacher_logprob", "reverse_kl"]
 SHOWN_TOKENS = 40
 SHOWN_PLACES = 30
+LARGEST = 1e6  # nats at one token: more is a damaged file's, and sums of it would not be finite
 CONTEXT = 12  # tokens before a place that are shown with it
 SHOWN_BINS = 120
 SUMS = ("count", "kl", "log_ratio", "student_p", "teacher_p")
@@ -89,7 +90,7 @@ class Disagreement:
             try:
                 known = _sum_up(name, stamp, _read(path, COLUMNS))
             except Exception as error:
-                known = f"rollouts/{name} is skipped: {_first_line(error)}"
+                known = f"rollouts/{name} is skipped: {first_line(error)}"
             self._parts[name] = known
         return known
 
@@ -113,10 +114,8 @@ def _sum_up(name: str, stamp: Stamp, table: Any) -> _Part:
     student_N, teacher_N = _flat(table, "student_logprob"), _flat(table, "teacher_logprob")
     exact = table["reverse_kl"].null_count == 0
     kl_N = _flat(table, "reverse_kl") if exact else student_N - teacher_N
-    kept_N = np.flatnonzero(np.isfinite(kl_N) & np.isfinite(student_N - teacher_N))
-    columns_N = np.stack(
-        [np.ones(len(ids_N)), kl_N, student_N - teacher_N, np.exp(student_N), np.exp(teacher_N)], axis=1
-    )
+    kept_N = np.flatnonzero((np.abs(kl_N) < LARGEST) & (np.abs(student_N - teacher_N) < LARGEST))  # no NaN either
+    columns_N = np.stack([np.ones(len(ids_N)), kl_N, student_N - teacher_N, _p(student_N), _p(teacher_N)], axis=1)
     ids, first, inverse = np.unique(ids_N[kept_N], return_index=True, return_inverse=True)
     sums = np.zeros((len(ids), len(SUMS)))
     np.add.at(sums, inverse, columns_N[kept_N])
@@ -140,12 +139,17 @@ def _sum_up(name: str, stamp: Stamp, table: Any) -> _Part:
                 "before": [str(text) for text in tokens[n - min(CONTEXT, int(position_N[n])) : n]],
                 "token": str(tokens[n]),
                 "kl": float(kl_N[n]),
-                "student_p": float(np.exp(student_N[n])),
-                "teacher_p": float(np.exp(teacher_N[n])),
+                "student_p": float(_p(student_N[n])),
+                "teacher_p": float(_p(teacher_N[n])),
             }
             for n in worst
         ],
     )
+
+
+def _p(logprob: Any) -> Any:
+    """Probabilities; of a log-prob above 0, which is none, 1."""
+    return np.exp(np.minimum(logprob, 0.0))
 
 
 def _flat(table: Any, column: str) -> np.ndarray:

@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limbeck.formatting import shown
+
 SHOWN_PROBLEMS = 3
 KINDS = ("train", "eval")
 MAX_FLOAT = sys.float_info.max
+MAX_LINE = 2**20  # bytes: a step's line has a few thousand
+MAX_KEYS = 5000  # of a line: a step has about fifty, and ten more for each teacher
+MAX_STEP = 2**53 - 1  # the largest whole number of a browser
 
 
 @dataclass
@@ -101,31 +106,40 @@ def _goes_on(file: Any, offset: int) -> bool:
 def _add_lines(metrics: Metrics, lines: Iterable[bytes]) -> Iterable[str]:
     """Adds each line; what is wrong with those that cannot be."""
     for number, data in enumerate(lines, start=1):
-        if not data.strip():
-            continue
-        try:
-            line = json.loads(data)
-        except ValueError:
-            yield f"line {number} (not JSON)"
-            continue
-        step = line.get("step") if isinstance(line, dict) else None
-        if not isinstance(step, int) or isinstance(step, bool):
-            yield f"line {number} (no step)"
-            continue
-        kind = line.get("kind", "train")  # lines of the first versions had none
-        if kind not in KINDS:
-            yield f"line {number} (kind {str(kind)[:20]!r}, expected train or eval)"
-            continue
-        (metrics.train if kind == "train" else metrics.eval).add(line)
-        if kind == "train":
-            metrics.alarms = [alarm for alarm in metrics.alarms if alarm["step"] < step]
-            metrics.alarms += _alarms(line)
+        if data.strip() and (fault := _add_line(metrics, data)):
+            yield f"line {number} ({fault})"
+
+
+def _add_line(metrics: Metrics, data: bytes) -> str | None:
+    if len(data) > MAX_LINE:
+        return f"{len(data):,} bytes, expected at most {MAX_LINE:,}"
+    try:
+        line = json.loads(data)
+    except (ValueError, RecursionError):
+        return "not JSON"
+    step = line.get("step") if isinstance(line, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= MAX_STEP:
+        return "no step"
+    if len(line) > MAX_KEYS:
+        return f"{len(line):,} keys, expected at most {MAX_KEYS:,}"
+    kind = line.get("kind", "train")  # lines of the first versions had none
+    if kind not in KINDS:
+        return f"kind {shown(kind, 20)}, expected train or eval"
+    (metrics.train if kind == "train" else metrics.eval).add(line)
+    if kind == "train":
+        metrics.alarms = [alarm for alarm in metrics.alarms if alarm["step"] < step]
+        metrics.alarms += _alarms(line)
+    return None
 
 
 def _alarms(line: Mapping[str, Any]) -> list[dict[str, Any]]:
     alarms = line.get("alarms")
     return [
-        {"step": line["step"], "name": str(alarm.get("name", "alarm")), "message": str(alarm.get("message", ""))}
+        {"step": line["step"], **{key: _text(alarm.get(key, key)) for key in ("name", "message")}}
         for alarm in (alarms if isinstance(alarms, list) else [])
         if isinstance(alarm, dict)
     ]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)

@@ -12,6 +12,8 @@ from limbeck.view.runs import RunFiles, Runs
 
 def write_report(path: Path, output: Path, rollouts: int) -> None:
     """Write the report. Raises `RunError` where there is no run, or the file cannot be written."""
+    if rollouts < 0:
+        raise RunError(f"--rollouts {rollouts}, expected a number from 0.")
     runs = Runs(path)
     if not runs.all():
         raise RunError(f"there is no run in {path} to report. Give a run's folder, such as runs/demo.")
@@ -19,8 +21,9 @@ def write_report(path: Path, output: Path, rollouts: int) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"cannot write {output}: {error.strerror}. Give another place with -o.") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot write {output}: {why}. Give another place with -o.") from None
 
 
 def gather(runs: Runs, rollouts: int) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def _telling(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     if len(rows) <= limit:
         return rows
     watched = sorted(
-        (row for row in rows if row.get("source") == "watch"), key=lambda row: (row["prompt_id"], row["step"])
+        (row for row in rows if row.get("source") == "watch"), key=lambda row: (row.get("prompt_id") or "", row["step"])
     )[: limit // 2]
     chosen = {row["id"] for row in watched}
     for row in sorted(rows, key=lambda row: -(row.get("kl_max") or 0.0)):

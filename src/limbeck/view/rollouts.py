@@ -7,6 +7,7 @@ looked at. A file that cannot be read is named among the problems, and the other
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +17,21 @@ from typing import Any
 
 from limbeck.errors import RunError
 from limbeck.files.names import numbered
+from limbeck.formatting import shown
 
 # What the list shows, sorts and filters by; other columns are not in the index.
-INDEX = (
-    "step", "source", "prompt_id", "task", "teacher", "sample", "policy_version", "temperature", "prompt_text",
-    "answer", "response_text", "finish", "reward", "advantage", "sampled_tokens", "log_ratio_mean",
-    "reverse_kl_mean", "kl_max",
+INDEX = {
+    "step": "integer", "source": "text", "prompt_id": "text", "task": "text", "teacher": "text", "sample": "integer",
+    "policy_version": "integer", "temperature": "number", "prompt_text": "text", "answer": "text",
+    "response_text": "text", "finish": "text", "reward": "number", "advantage": "number", "sampled_tokens": "integer",
+    "log_ratio_mean": "number", "reverse_kl_mean": "number", "kl_max": "number",
+}  # fmt: skip
+TOKENS = (  # one entry a token of the response, in each of these columns that is there
+    "token_ids", "tokens", "special", "trained", "student_logprob", "teacher_logprob", "behaviour_logprob",
+    "reverse_kl", "student_entropy", "teacher_entropy", "student_top_tokens", "student_top_logprobs",
+    "teacher_top_tokens", "teacher_top_logprobs",
 )  # fmt: skip
+MAX_ROWS, MAX_BYTES = 10**6, 2**31  # of one file, unpacked
 NEEDED = ("step", "prompt_text", "response_text")
 CLIPPED = {"prompt_text": 300, "response_text": 600}  # characters in the index; a search reads all of it
 READERS = 4  # files read at once
@@ -68,30 +77,33 @@ class Rollouts:
     def rollout(self, id_: str) -> dict[str, Any]:
         """One rollout with all its columns. Raises `RunError` where it is not there any more."""
         name, _, number = id_.rpartition(":")
-        if name not in self.names() or not number.isdigit():
-            raise RunError(f"there is no recorded rollout {id_!r}; it may have been thinned out. Reload the page.")
+        if name not in self.names() or not re.fullmatch("[0-9]{1,9}", number):
+            raise RunError(f"there is no recorded rollout {shown(id_)}; it may have been thinned out. Reload the page.")
         try:
             rows = _read(self.folder / name)
+            row = rows.slice(int(number), 1).to_pylist()[0] if int(number) < rows.num_rows else None
         except Exception as error:  # pyarrow raises OSError, ArrowInvalid, ...
-            raise RunError(f"{name} cannot be read: {error}") from None
-        if int(number) >= rows.num_rows:
-            raise RunError(f"{name} has {rows.num_rows} rollouts, but {id_!r} was asked for. Reload the page.")
-        row = rows.slice(int(number), 1).to_pylist()[0]
+            raise RunError(f"rollouts/{name} cannot be read: {first_line(error)}") from None
+        if row is None:
+            raise RunError(f"{name} has {rows.num_rows} rollouts, but {shown(id_)} was asked for. Reload the page.")
+        lengths = {len(row[key]) if isinstance(row[key], list) else -1 for key in TOKENS if row.get(key) is not None}
+        if len(lengths) > 1 or -1 in lengths:
+            raise RunError(f"rollout {shown(id_)} is damaged: its columns have different numbers of tokens.")
         return {"id": id_, **{key: plain(value) for key, value in row.items()}}
 
     def search(self, text: str) -> list[str]:
         """Ids of the rollouts whose prompt or response has `text`, letter case aside."""
         wanted = text.casefold()
-        return [id_ for id_, row in self._texts() if any(wanted in (value or "").casefold() for value in row)]
+        return [id_ for id_, row in self._texts() if any(wanted in value.casefold() for value in row)]
 
-    def _texts(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def _texts(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         for name in self.names():
             try:
                 table = _read(self.folder / name, ["prompt_text", "response_text", "prompt_id"])
             except Exception:  # the index names this file among the problems
                 continue
             for number, row in enumerate(table.to_pylist()):
-                yield f"{name}:{number}", tuple(row.values())
+                yield f"{name}:{number}", tuple(value for value in row.values() if isinstance(value, str))
 
     def _read_new(self, names: list[str]) -> None:
         todo = []
@@ -105,12 +117,12 @@ class Rollouts:
 
     def _read_file(self, name: str, stamp: Stamp) -> _File:
         try:
-            columns = _read(self.folder / name, list(INDEX)).to_pydict()
-            missing = [key for key in NEEDED if key not in columns]
-            if missing:
-                return _File(stamp, [], f"rollouts/{name} is skipped: it has no column {', '.join(missing)}.")
+            table = _read(self.folder / name, list(INDEX))
+            if fault := _fault(table):
+                return _File(stamp, [], f"rollouts/{name} is skipped: {fault}.")
+            columns = table.to_pydict()
         except Exception as error:
-            return _File(stamp, [], f"rollouts/{name} is skipped: {_first_line(error)}")
+            return _File(stamp, [], f"rollouts/{name} is skipped: {first_line(error)}")
         for key, length in CLIPPED.items():
             columns[key] = [(text or "")[:length] for text in columns[key]]
         keys = list(columns)
@@ -127,13 +139,34 @@ class Rollouts:
         return [problem for problem in problems if problem]
 
 
+def _fault(table: Any) -> str | None:
+    """Why the rows of a file cannot be listed; None where they can."""
+    import pyarrow.types as types
+
+    kinds = {
+        "integer": types.is_integer,
+        "number": lambda kind: types.is_integer(kind) or types.is_floating(kind),
+        "text": lambda kind: types.is_string(kind) or types.is_large_string(kind),
+    }
+    if missing := [key for key in NEEDED if key not in table.column_names]:
+        return f"it has no column {', '.join(missing)}"
+    for field in table.schema:
+        if not kinds[INDEX[field.name]](field.type) and not types.is_null(field.type):
+            return f"its column {field.name} is of type {shown(str(field.type))}, expected {INDEX[field.name]}"
+    if table["step"].null_count:
+        return "a row of it has no step"
+    return None
+
+
 def plain(value: Any) -> Any:
-    """As JSON can hold it: no NaN, and float32 values in the digits they have."""
+    """As JSON can hold it: no NaN, nothing but text, numbers, lists and tables, and float32 values in their digits."""
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, str | int) else shown(value)
 
 
 def _read(path: Path, columns: list[str] | None = None) -> Any:
@@ -141,6 +174,13 @@ def _read(path: Path, columns: list[str] | None = None) -> Any:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        size = sum(group.total_byte_size for group in groups)
+        if file.metadata.num_rows > MAX_ROWS or size > MAX_BYTES:
+            raise ValueError(
+                f"it has {file.metadata.num_rows:,} rows of {size:,} bytes, expected at most {MAX_ROWS:,} and "
+                f"{MAX_BYTES:,}"
+            )
         present = file.schema_arrow.names
         chosen = present if columns is None else [name for name in columns if name in present]
         return file.read(columns=chosen, use_threads=False)
@@ -154,5 +194,5 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import RunError
+from limbeck.formatting import shown
 from limbeck.view.disagreement import Disagreement
-from limbeck.view.metrics import read_metrics
-from limbeck.view.rollouts import Rollouts
+from limbeck.view.metrics import MAX_STEP, read_metrics
+from limbeck.view.rollouts import Rollouts, first_line
 
 RUN_FILES = ("metrics.jsonl", "recipe.toml", "rollouts")  # any of them makes a folder a run's
+MAX_RECIPE = 2**20  # bytes
 LIVE_SECONDS = 120  # a run whose files changed this recently, and that has steps left, is going on
 
 
@@ -46,12 +48,19 @@ class RunFiles:
 
     def _recipe(self) -> tuple[dict[str, Any], list[str]]:
         try:
-            text = (self.path / "recipe.toml").read_text(encoding="utf-8")
-            return _jsonable(tomllib.loads(text)), []
+            with (self.path / "recipe.toml").open("rb") as file:
+                data = file.read(MAX_RECIPE + 1)
+            if len(data) > MAX_RECIPE:
+                raise ValueError(f"it has more than {MAX_RECIPE:,} bytes")
+            recipe = _jsonable(tomllib.loads(data.decode()))
         except FileNotFoundError:
             return {}, ["recipe.toml is missing: what the run was asked to do is not known."]
-        except (OSError, ValueError) as error:
-            return {}, [f"recipe.toml cannot be read: {error}."]
+        except (OSError, ValueError, RecursionError) as error:
+            return {}, [f"recipe.toml cannot be read: {first_line(error)}."]
+        steps = recipe.get("steps")
+        if steps is None or (isinstance(steps, int) and not isinstance(steps, bool) and 0 < steps <= MAX_STEP):
+            return recipe, []
+        return {**recipe, "steps": None}, [f"recipe.toml has steps = {shown(steps)}, expected a number above 0."]
 
     def _age(self) -> float | None:
         try:
@@ -64,14 +73,21 @@ class Runs:
     """The run at `path`, or the runs in it: whichever it is. Looks again each time it is asked."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
         self._known: dict[str, RunFiles] = {}
-        if not self.path.is_dir():
+        try:
+            self.path = path.resolve()
+            found = self.path.is_dir()
+        except (OSError, ValueError, RuntimeError):  # too long, NUL, a loop of links
+            found = False
+        if not found:
             raise RunError(f"no folder at {path}. Give a run's folder such as runs/demo, or one that holds runs.")
 
     def all(self) -> list[RunFiles]:
         """In the order of their names."""
-        folders = [self.path] if _is_run(self.path) else sorted(p for p in self._children() if _is_run(p))
+        try:
+            folders = [self.path] if _is_run(self.path) else sorted(p for p in self._children() if _is_run(p))
+        except OSError as error:  # removed or locked since
+            raise RunError(f"{self.path} cannot be read: {error.strerror or error}.") from None
         return [self._known.setdefault(folder.name, RunFiles(folder)) for folder in folders]
 
     def get(self, id_: str) -> RunFiles:
@@ -79,7 +95,7 @@ class Runs:
         for run in self.all():
             if run.path.name == id_:
                 return run
-        raise RunError(f"there is no run {id_!r} in {self.path}. Reload the page.")
+        raise RunError(f"there is no run {shown(id_)} in {self.path}. Reload the page.")
 
     def describe(self) -> dict[str, Any]:
         runs = self.all()
@@ -105,4 +121,6 @@ def _jsonable(value: Any) -> Any:
         return [_jsonable(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
+    if isinstance(value, int) and abs(value) > MAX_STEP:
+        return str(value)
     return value if isinstance(value, str | int) else str(value)

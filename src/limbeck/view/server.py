@@ -7,6 +7,7 @@ request: runs, files and assets are looked up by name among those that are there
 from __future__ import annotations
 
 import json
+import re
 import socket
 import webbrowser
 from collections.abc import Awaitable, Callable
@@ -16,12 +17,15 @@ from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import LimbeckError, RunError
+from limbeck.formatting import shown
 from limbeck.view import page
+from limbeck.view.metrics import MAX_STEP
 from limbeck.view.runs import Runs
 from limbeck.wire.hosts import hosts_of, is_loopback
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+    from starlette.middleware import Middleware
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -30,8 +34,6 @@ if TYPE_CHECKING:
 def make_app(path: Path, host: str = "127.0.0.1") -> Starlette:
     """The application over the run or runs at `path`. Raises `RunError` where there is no such folder."""
     from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.middleware.gzip import GZipMiddleware
     from starlette.routing import Route
 
     runs = Runs(path)
@@ -45,9 +47,18 @@ def make_app(path: Path, host: str = "127.0.0.1") -> Starlette:
         Route("/api/search", _answer(lambda r: {"ids": _run(runs, r).rollouts.search(_text(r, "text"))})),
         Route("/api/disagreement", _answer(lambda r: _disagreement(runs, r))),
     ]
+    app = Starlette(routes=routes, middleware=_middleware(host))
+    app.router.redirect_slashes = False  # a redirect would repeat the request's Host
+    return app
+
+
+def _middleware(host: str) -> list[Middleware]:
+    from starlette.middleware import Middleware
+    from starlette.middleware.gzip import GZipMiddleware
+
     if is_loopback(host):  # packing costs more than it saves where nothing travels
-        return Starlette(routes=routes, middleware=[Middleware(_OnlyThisMachine)])
-    return Starlette(routes=routes, middleware=[Middleware(GZipMiddleware, minimum_size=65536, compresslevel=1)])
+        return [Middleware(_OnlyThisMachine)]
+    return [Middleware(GZipMiddleware, minimum_size=65536, compresslevel=1)]
 
 
 class _OnlyThisMachine:
@@ -81,10 +92,11 @@ def serve(path: Path, host: str, port: int, open_browser: bool, announce: Callab
     try:
         listener.bind((host, port))
         listener.listen()  # before the address is printed: an early request waits, and is not refused
-    except OSError as error:
+    except (OSError, OverflowError, ValueError) as error:  # a port above 65535; a host that is no name
         listener.close()
+        why = getattr(error, "strerror", None) or error
         raise RunError(
-            f"cannot listen at {host}:{port}: {error.strerror}. Choose another with --port; 0 takes a free one."
+            f"cannot listen at {shown(host)}, port {port}: {why}. Choose another with --port; 0 takes a free one."
         ) from None
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
     announce(address)
@@ -107,13 +119,15 @@ def _asset(request: Request) -> Response:
 
 
 def _answer(get: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Response] | Response]:
-    """JSON of what `get` finds; what is not there is a 404 that says so."""
+    """JSON of what `get` finds; what is not there is a 404 that says so, and what is no request a 400."""
 
     def answer(request: Request) -> Response:
         from starlette.responses import Response
 
         try:
             content, status = get(request), 200
+        except _NoRequestError as error:
+            content, status = {"error": str(error)}, 400
         except LimbeckError as error:
             content, status = {"error": str(error)}, 404
         body = json.dumps(content, separators=(",", ":"), allow_nan=False)
@@ -141,20 +155,23 @@ def _index(runs: Runs, request: Request) -> Any:
 
 
 def _disagreement(runs: Runs, request: Request) -> Any:
-    last = _number(request, "last", -1)
+    last = _number(request, "last", -1, least=-1)
     return _run(runs, request).disagreement.summary(_number(request, "first"), None if last < 0 else last)
+
+
+class _NoRequestError(LimbeckError):
+    """A request that no page of ours makes."""
 
 
 def _text(request: Request, name: str, default: str | None = None) -> str:
     value = request.query_params.get(name, default)
     if value is None:
-        raise RunError(f"the request has no {name!r}")
+        raise _NoRequestError(f"the request has no {name!r}")
     return value
 
 
-def _number(request: Request, name: str, default: int = 0) -> int:
+def _number(request: Request, name: str, default: int = 0, least: int = 0) -> int:
     text = request.query_params.get(name, str(default))
-    try:
-        return int(text)
-    except ValueError:
-        raise RunError(f"{name} = {text!r} is not a whole number") from None
+    if not re.fullmatch("-?[0-9]{1,16}", text) or not least <= int(text) <= MAX_STEP:
+        raise _NoRequestError(f"{name} = {shown(text)}, expected a whole number from {least} to {MAX_STEP}")
+    return int(text)

@@ -63,7 +63,7 @@ class WireError(Exception):
     """
 
     def __init__(self, kind: Kind, message: str, retry_after: float | None = None) -> None:
-        super().__init__(shown(message, LONGEST_MESSAGE))
+        super().__init__(safe_text(message, LONGEST_MESSAGE))
         self.kind, self.retry_after = kind, retry_after
 
     @property
@@ -280,7 +280,7 @@ def _check_sampled(
     return found
 
 
-def shown(text: Any, longest: int = LONGEST_NAME) -> str:
+def safe_text(text: Any, longest: int = LONGEST_NAME) -> str:
     """Text of a server, safe to print and cut where it is too long."""
     safe = printable(str(text))
     return safe if len(safe) <= longest else f"{safe[:longest]}... ({len(safe)} characters)"

@@ -53,8 +53,8 @@ from limbeck.wire.score import (
     make_reply,
     member,
     optional,
+    safe_text,
     sequence,
-    shown,
     top_k,
     wants_states,
 )
@@ -190,7 +190,7 @@ def _triple(entry: Any) -> tuple[Any, Any]:
 
 def read_identity(answer: Any) -> str:
     """The served model, from `/get_model_info`."""
-    return shown(member(answer, "model_path"))
+    return safe_text(member(answer, "model_path"))
 
 
 def write_tokenize(text: str, model: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -242,7 +242,7 @@ def read_sample(answer: Any, request: SampleRequest, vocabulary: int, echo: Echo
     reason = member(member(meta, "finish_reason", "meta_info"), "type", "finish_reason")
     version = optional(meta, "weight_version", "meta_info")
     changes = sequence(optional(meta, "weight_versions", "meta_info") or [], "weight_versions")
-    spans = {shown(member(span, "version", "a weight version")) for span in changes}
+    spans = {safe_text(member(span, "version", "a weight version")) for span in changes}
     if version is not None and spans - {str(version)}:
         raise WireError("server", f"the weights changed while a response was sampled: {sorted(spans)}")
     tops = None

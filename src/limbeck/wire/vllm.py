@@ -32,8 +32,8 @@ from limbeck.wire.score import (
     optional,
     refuse_given_ids,
     refuse_states,
+    safe_text,
     sequence,
-    shown,
     top_k,
 )
 
@@ -143,7 +143,7 @@ def read_identity(answer: Any) -> str:
     models = sequence(member(answer, "data"), "data")
     if not models:
         raise WireError("malformed", "the server lists no model")
-    return f"{shown(member(models[0], 'id'))} {shown(optional(models[0], 'root') or '')}".strip()
+    return f"{safe_text(member(models[0], 'id'))} {safe_text(optional(models[0], 'root') or '')}".strip()
 
 
 def read_model_name(answer: Any) -> str:
