@@ -2,8 +2,8 @@
 
     limit          what happens
     HEAD seconds   a request's head has not come by then (after connecting, or after the last answer): closed
-    most           one more is opened: of those that wait for their clients, to write or to read, the one that has
-                   waited longest is closed, or the new one where the server is at work for all
+    most           there are more: of those that wait for their clients, to write or to read, the ones that have waited
+                   longest are closed, a moment later: a client that is not slow has been heard by then
 
 How fast bodies must come and be read is in `face`; it closes a connection by the function that it finds in its scope.
 """
@@ -18,12 +18,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from limbeck.serve.face import DROP
 
 HEAD = 20.0
+MOMENT = 0.05  # seconds
 
 
 def protocol(most: int) -> type[H11Protocol]:
     """uvicorn's protocol with these limits. Its parser is h11, which bounds a head at 64 kB; httptools does not."""
     waiting: dict[Bounded, None] = {}  # the one that has waited longest is first
     connections: set[Bounded] = set()
+
+    def trim() -> None:
+        while waiting and len(connections) > most:
+            next(iter(waiting)).drop()
 
     class Bounded(H11Protocol):
         def __init__(self, *args: Any, **more: Any) -> None:
@@ -36,7 +41,7 @@ def protocol(most: int) -> type[H11Protocol]:
             connections.add(self)
             self._await_head()
             if len(connections) > most:
-                next(iter(waiting)).drop()
+                self.loop.call_later(MOMENT, trim)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget()

@@ -115,14 +115,17 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _most_connections() -> int:
-    """As many as there are files for, which is often 1024 for a process until it asks for more."""
+    """As many as there are files for, with room for those that are about to be closed.
+
+    A process often has 1024 files until it asks for more; without one left it would take no connection for a second.
+    """
     try:
         import resource
     except ImportError:  # not on Windows
-        return CONNECTIONS // 2
+        return CONNECTIONS // 5
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * CONNECTIONS
+    wanted = 5 * CONNECTIONS
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return CONNECTIONS if soft == resource.RLIM_INFINITY else min(CONNECTIONS, soft // 2)
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else min(CONNECTIONS, soft // 5)
