@@ -21,7 +21,7 @@ from limbeck.config.recipe import parse_recipe
 from limbeck.learners.batch import make_batch
 from limbeck.training.collect import collect
 from limbeck.training.recording import _stride, _thin_out, schema
-from limbeck.training.run_folder import RunFolder
+from limbeck.training.run_folder import Checkpoint, RunFolder
 from tests import finished_run
 
 PER_TOKEN = [
@@ -117,7 +117,7 @@ def test_a_resumed_run_removes_what_was_recorded_after_the_checkpoint(copied: Pa
     folder = RunFolder(copied)
     half = copied / "rollouts" / ".step-000008.parquet.half"
     half.write_bytes(b"half")
-    folder._cut_rollouts(3)
+    folder._remove_after(Checkpoint(copied / "checkpoints" / "step-000003", 3, 0, {}))
     assert sorted(path.name for path in (copied / "rollouts").iterdir()) == [
         "step-000001.parquet",
         "step-000002.parquet",
