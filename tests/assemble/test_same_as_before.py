@@ -41,3 +41,31 @@ def test_a_model_folder_that_was_written_anew_is_found_on_resuming(tmp_path: Pat
         limbeck.train(recipe(tmp_path, 3))
     tiny.save(tmp_path / changed, seed=1)
     assert len(limbeck.train(recipe(tmp_path, 3)).steps) == 3
+
+
+def flip_the_least(folder: Path) -> None:
+    """A bit of a weight that changes no score by more than rounding does."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("changed", ["teacher", "reference", "student"])
+def test_one_bit_of_a_model_folder_is_found_on_resuming(tmp_path: Path, changed: str) -> None:
+    """Of the student only where it is read again: with adapters."""
+    for name in ("teacher", "reference", "student"):
+        tiny.save(tmp_path / name, seed=1)
+
+    def train(steps: int) -> int:
+        table = recipe(tmp_path, steps).model_dump(mode="json", exclude_none=True)
+        table["student"] = {"model": str(tmp_path / "student")}
+        table["learner"] = {"lora": {"rank": 2}}
+        return len(limbeck.train(parse_recipe(table)).steps)
+
+    train(1)
+    flip_the_least(tmp_path / changed)
+    with pytest.raises(ContractError, match=rf"{changed} is another one than this run began with: its weights have"):
+        train(2)
+    flip_the_least(tmp_path / changed)
+    assert train(2) == 2

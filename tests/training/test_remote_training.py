@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -116,6 +117,16 @@ def test_a_run_whose_teacher_dies_is_resumed_to_the_same_weights(tmp_path: Path,
         resumed = api.train(settings)
         assert equal(calm, weights(resumed))
         assert [line["step"] for line in resumed.steps] == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_with_the_weights_it_began_with_though_the_scores_round_alike(tmp_path: Path) -> None:
+    """A server that sends fingerprints is known by them."""
+    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY, binds=True)) as server:
+        settings = recipe(server, tmp_path, "close")
+        api.train(settings.model_copy(update={"steps": 1}))
+        server.logits_VV += 1e-6 * np.eye(tiny.VOCABULARY)
+        with pytest.raises(ContractError, match="another one than this run began with: its weights have the finger"):
+            api.train(settings)
 
 
 def test_a_teacher_that_changes_mid_run_stops_it(tmp_path: Path) -> None:

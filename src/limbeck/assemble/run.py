@@ -11,7 +11,7 @@ import torch
 
 from limbeck.assemble.engines import make_engine
 from limbeck.assemble.own import OwnLearner, checked_part
-from limbeck.assemble.same_as_before import same_model_as_before
+from limbeck.assemble.same_as_before import same_base_as_before, same_model_as_before
 from limbeck.assemble.site import Given, Site
 from limbeck.assemble.teachers import open_teachers
 from limbeck.config.engine import HFEngineConfig
@@ -74,6 +74,8 @@ async def _assemble(
     _refuse_baked_student(student)
     build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, folder.path)
     site = Site(recipe, student, device, build, folder, given, resources, resumed=checkpoint is not None)
+    if given.learner is None and not _trains_all_weights(recipe):
+        same_base_as_before(student, site)
 
     if given.objective is not None:
         checked_part(given.objective, Objective, "objective")
@@ -155,10 +157,13 @@ def _checked(task: Task, longest: int | None, student: CausalLM) -> Task:
 
 def _student_source(recipe: Recipe, checkpoint: Checkpoint | None) -> StudentConfig:
     """The model folder that the student's weights come from: with adapters, always the base."""
-    whole_weights = isinstance(recipe.learner, PythonPartConfig) or recipe.learner.lora is None
-    if checkpoint is None or not whole_weights or not (checkpoint.folder / MODEL_FOLDER).is_dir():
+    if checkpoint is None or not _trains_all_weights(recipe) or not (checkpoint.folder / MODEL_FOLDER).is_dir():
         return recipe.student
     return recipe.student.model_copy(update={"model": str(checkpoint.folder / MODEL_FOLDER)})
+
+
+def _trains_all_weights(recipe: Recipe) -> bool:
+    return isinstance(recipe.learner, PythonPartConfig) or recipe.learner.lora is None
 
 
 def _refuse_baked_student(student: CausalLM) -> None:

@@ -252,8 +252,17 @@ def _same_as_before(name: str, teacher: RemoteTeacher, site: Site) -> None:
     assert baseline is not None
     reply = baseline.replies[teacher.client.pool.urls[0]]
     values = reply.logprobs if reply.hidden is None else reply.hidden.mean(axis=1)
-    remedy = "Start the former server again"
-    keep_answer(f"teacher {name}", teacher.proof.method, baseline.request, values, tolerance, remedy, site)
+    prints = sorted({known.weights for known in teacher.client.pool.known.values() if known.weights is not None})
+    keep_answer(
+        f"teacher {name}",
+        teacher.proof.method,
+        baseline.request,
+        values,
+        tolerance,
+        ", ".join(prints) or None,
+        "Start the former server again",
+        site,
+    )
 
 
 KINDS: Mapping[type, Callable[[str, Any, Site], Opened]] = {
