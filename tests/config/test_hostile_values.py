@@ -134,8 +134,13 @@ ALLOWED: dict[str, set[str]] = {
         ("name=..", "name: String should match pattern"),
         ("teacher.url=http://a:99999", "is no address; expected http://HOST:PORT"),
         ("teacher.url=http://", "is no address"),
+        ("teacher.url=http://[", "is no address"),
+        ("teacher.url=http://me:secret@a", "url has a name or a password in it; put"),
         ("teacher.url=http://a b", "is no address"),
         ("teacher.url=[]", "teacher.url"),
+        ("rollout.samples_per_prompt=16384 ", None),
+        ("eval.samples_per_prompt=16384", "[eval] asks for 128 prompts times 16384 samples_per_prompt"),
+        ("learner.lora.target_modules='('", "learner.lora.target_modules: pattern '(' is not a regular"),
         ("threads=100000", "threads: Input should be less than or equal to 1024"),
         ("steps=" + "9" * 5000, "the override's value '9999"),
         ("steps=" + "[" * 5000, "the override's value '[[[["),
@@ -156,6 +161,7 @@ def test_hostile_overrides_are_refused_by_name(override: str, message: str | Non
     with pytest.raises(RecipeError) as caught:
         parse_recipe(table, [override])
     assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
     assert len(str(caught.value)) < 1000
 
 

@@ -147,10 +147,10 @@ def test_a_data_set_that_is_damaged_is_refused_by_name(cell: str, tmp_path, chat
 # Answers and responses that were made to be slow to read
 
 PIECES = (
-    "1", "1,", "1,111,", "(1", "[1,", "1/", "1^", "x", "x^{", "-", "- ", "$", "$1", "\\frac{", "\\frac1", "\\boxed{", " ",
-    "\\boxed ", "\t", "1 ", "111 ", "1.", "..", "{", "}", "=", "is ", "minus ", "%", "\u00bd", "\u00b2", "*1*", "**",
+    "1", "1,", "1,111,", "(1", "[1,", "1/", "1^", "x", "x^{", "-", "- ", "$", "$1", "\\frac{", "\\frac1", "\\boxed{",
+    " ", "\t", "1 ", "111 ", "1.", "..", "{", "}", "=", "is ", "minus ", "%", "\u00bd", "\u00b2", "*1*", "**",
     "{,}", "\\,", "answer", "answer:", "####", "sqrt(", "\\text{", "_", "a_", "1e9", "million ", "\\left", "\\times ",
-    "\u2212", "\0",
+    "\\boxed ", "\u2212", "\0",
 )  # fmt: skip
 
 

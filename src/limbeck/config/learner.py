@@ -5,22 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from limbeck.config.base import Config
 from limbeck.config.factory import PythonPartConfig
-from limbeck.config.values import Count, Line, NonNegative, Positive, PositiveInt
+from limbeck.config.values import Count, NonNegative, Positive, PositiveInt, check_pattern
 
 Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 LearningRate: TypeAlias = Annotated[float, Field(ge=1e-30, le=100, allow_inf_nan=False)]
 
 
+def _are_targets(targets: tuple[str, ...] | str) -> tuple[str, ...] | str:
+    """Raises `ValueError` for a list that is empty or too long, and for text that is no regular expression."""
+    if isinstance(targets, str):
+        return check_pattern(targets)
+    if not 1 <= len(targets) <= 1000:
+        raise ValueError(f"{len(targets)} names are given, expected 1 to 1000")
+    return targets
+
+
 class LoraConfig(Config):
     """Low-rank adapters by `peft` (extra `lora`)."""
 
-    rank: Annotated[int, Field(ge=1, le=2**16)] = Field(16, description="of each adapted matrix's update")
+    rank: Annotated[int, Field(ge=1, le=4096)] = Field(16, description="of each adapted matrix's update")
     alpha: Positive = Field(32.0, description="the update is scaled by alpha / rank")
-    target_modules: Annotated[tuple[Line, ...], Field(max_length=1000)] | Line = Field(
+    target_modules: Annotated[tuple[str, ...] | str, AfterValidator(_are_targets)] = Field(
         "all-linear",
         description="ends of module names, or a regular expression for whole ones; the output head, and embeddings "
         "that are tied to it, are refused",

@@ -36,6 +36,7 @@ from limbeck.formatting import shown
 
 MAX_BYTES = 2**20  # of a recipe's file
 SHOWN_MISTAKES = 10
+MOST_RESPONSES = 2**20  # of one step or evaluation: they are in memory together
 
 
 class RolloutConfig(Config):
@@ -59,7 +60,7 @@ class EvalConfig(Config):
     """Held-out accuracy and reverse KL on fresh student samples."""
 
     every: Count = Field(0, description="steps between evaluations; 0: only before and after")
-    prompts: PositiveInt = Field(128, description="how many held-out prompts")
+    prompts: Annotated[int, Field(ge=1, le=10**6)] = Field(128, description="how many held-out prompts")
     samples_per_prompt: Annotated[int, Field(ge=1, le=2**14)] = Field(
         1, description="responses to each; several give pass@k"
     )
@@ -120,6 +121,15 @@ class Recipe(Config):
     def _combinations_that_cannot_work(self) -> Self:
         rollout, objective = self.rollout, self.objective
         _refuse_what_the_teacher_cannot_give(self)
+        for table, prompts, samples in (
+            ("rollout", rollout.prompts_per_step, rollout.samples_per_prompt),
+            ("eval", self.eval.prompts, self.eval.samples_per_prompt),
+        ):
+            if prompts * samples > MOST_RESPONSES:
+                raise ValueError(
+                    f"[{table}] asks for {prompts} prompts times {samples} samples_per_prompt, expected at most "
+                    f"{MOST_RESPONSES:,} responses at once. Lower one of the two."
+                )
         truncated = rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
         if truncated and objective.support != "full":
             raise ValueError(

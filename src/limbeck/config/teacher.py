@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from limbeck.config.base import Config, ModelConfig
 from limbeck.config.factory import PythonPartConfig
-from limbeck.config.values import Concurrency, Fraction, Line, Name, Place, Positive, PositiveInt, Seconds, Url
+from limbeck.config.values import Concurrency, Fraction, Line, Name, Place, Positive, PositiveInt, Seconds, Urls
 
 REMOTE_KINDS = ("sglang", "vllm", "limbeck")
 REMOTE_SUPPORT = 20  # the hybrid estimator's top K where the recipe does not say
@@ -44,9 +44,7 @@ class LocalTeacherConfig(ModelConfig):
 class RemoteTeacherConfig(Config):
     """A teacher behind one URL, or several replicas of one model."""
 
-    url: Url | Annotated[tuple[Url, ...], Field(min_length=1, max_length=1000)] = Field(
-        description="`http://host:port`, or a list of replicas of the same model"
-    )
+    url: Urls = Field(description="`http://host:port`, or a list of replicas of the same model")
     token_env: Line | None = Field(None, description="environment variable that holds the bearer token")
     temperature_method: MethodChoice = Field(
         "auto",

@@ -5,10 +5,12 @@ A table refuses in `Config` what no value may be, wherever it stands (`fault_of`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import PurePath
 from typing import Annotated, Any, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -16,6 +18,7 @@ from limbeck.formatting import shown
 
 MOST = 10**9  # of whatever is counted: steps, tokens, rows
 LONGEST_LINE, LONGEST_TEXT = 4000, 100_000  # characters
+MOST_URLS = 1000
 LONGEST_NAME = 100  # characters; a part of a file's name, of which a file system takes 255 bytes
 MOST_VALUES, DEEPEST = 10_000, 20  # of one table, all lists and tables in it included
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -42,12 +45,37 @@ def _url(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise ValueError(f"url {shown(text)} must begin with http:// or https://")
     try:
-        url = httpx.URL(text)
-        good = bool(url.host) and not any(character.isspace() for character in text) and 0 <= (url.port or 0) < 2**16
-    except (httpx.InvalidURL, ValueError):
-        good = False
+        url, parts = httpx.URL(text), urlsplit(text)  # each takes what the other refuses
+        good = (
+            bool(url.host and parts.hostname) and parts.port != 0 and not any(character.isspace() for character in text)
+        )
+        secret = bool(parts.username or parts.password)
+    except (httpx.InvalidURL, ValueError):  # a port above 65535, too
+        good = secret = False
+    if secret:
+        raise ValueError("url has a name or a password in it; put the server's token into token_env")
     if not good:
-        raise ValueError(f"url {shown(text)} is no address; expected http://HOST:PORT with a port from 0 to 65535")
+        raise ValueError(f"url {shown(text)} is no address; expected http://HOST:PORT with a port from 1 to 65535")
+    return text
+
+
+def _urls(urls: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Raises `ValueError` for none, too many, and what is no address."""
+    given = (urls,) if isinstance(urls, str) else urls
+    if not 1 <= len(given) <= MOST_URLS:
+        raise ValueError(f"{len(given)} addresses are given, expected 1 to {MOST_URLS}")
+    for url in given:
+        _url(url)
+    return urls
+
+
+def check_pattern(text: str) -> str:
+    """Raises `ValueError` for what is no regular expression."""
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError, MemoryError) as error:
+        why = str(error) or "it is too large"
+        raise ValueError(f"pattern {shown(text)} is not a regular expression: {why}") from None
     return text
 
 
@@ -66,6 +94,8 @@ Line: TypeAlias = Annotated[str, Field(min_length=1, max_length=LONGEST_LINE), A
 Place: TypeAlias = Annotated[Line, AfterValidator(_place)]  # a file, a folder, or a name of a hub
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, pattern=NAME)]  # a part of a file's name
 Url: TypeAlias = Annotated[Line, AfterValidator(_url)]
+Urls: TypeAlias = Annotated[str | tuple[str, ...], AfterValidator(_urls)]
+Pattern: TypeAlias = Annotated[Text, AfterValidator(check_pattern)]
 
 
 def fault_of(table: Mapping[Any, Any]) -> str | None:

@@ -294,7 +294,7 @@ def text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error, and what that line announces with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = next((n for n, line in enumerate(lines) if not line.endswith(":")), 0)

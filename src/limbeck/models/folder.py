@@ -140,7 +140,7 @@ def bounded(name: str, folder: Path) -> Iterator[None]:
             if made[0] > most:
                 raise _TooLargeError
 
-    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]  # type: ignore[no-untyped-call]
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
         yield
     except _TooLargeError:
