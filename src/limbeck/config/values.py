@@ -46,9 +46,7 @@ def _url(text: str) -> str:
         raise ValueError(f"url {shown(text)} must begin with http:// or https://")
     try:
         url, parts = httpx.URL(text), urlsplit(text)  # each takes what the other refuses
-        good = (
-            bool(url.host and parts.hostname) and parts.port != 0 and not any(character.isspace() for character in text)
-        )
+        good = bool(url.host and parts.hostname) and parts.port != 0 and len(text.split()) == 1
         secret = bool(parts.username or parts.password)
     except (httpx.InvalidURL, ValueError):  # a port above 65535, too
         good = secret = False
