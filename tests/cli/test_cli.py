@@ -164,7 +164,7 @@ class TestBadInput:
         assert "Did you mean 'temperature'?" in failure("train", recipe, "rollout.temprature=1")
 
     def test_temperature_zero(self, recipe: Path) -> None:
-        assert "rollout.temperature: Input should be greater than 0" in failure(
+        assert "rollout.temperature: Input should be greater than or equal to 0.001" in failure(
             "train", recipe, "rollout.temperature=0"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import re
 import time
 from pathlib import Path
@@ -143,7 +143,7 @@ def test_a_file_of_other_columns_costs_itself_alone_and_is_named(name: str, fold
     assert "step-000009.parquet" in problem
 
 
-@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" * 100, b"\0" * 1000, os.urandom(100)])
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" * 100, b"\0" * 1000, random.Random(0).randbytes(100)])
 def test_a_file_that_is_no_parquet_costs_itself_alone_and_is_named(data: bytes, folder: Path) -> None:
     (folder / "rollouts" / "step-000009.parquet").write_bytes(data)
     (folder / "rollouts" / "step-000010.parquet").mkdir()
