@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -130,11 +131,13 @@ except RunError as error:
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
 @pytest.mark.parametrize("fresh", ["fresh", "resume"])
 @pytest.mark.parametrize("what", ["lock", "folder", "parent"])
-def test_a_folder_of_another_user_is_one_message(tmp_path: Path, what: str, fresh: str) -> None:
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_mode & 0o001 == 0:
-            folder.chmod(0o755)
-    path = tmp_path / "runs" / "run"
+def test_a_folder_of_another_user_is_one_message(what: str, fresh: str) -> None:
+    with tempfile.TemporaryDirectory() as public:  # pytest's own folders are its user's alone
+        Path(public).chmod(0o755)
+        _another_user_opens(Path(public) / "runs" / "run", what, fresh)
+
+
+def _another_user_opens(path: Path, what: str, fresh: str) -> None:
     first = opened(path)
     first.save(1, writer, 1)
     first.close()
