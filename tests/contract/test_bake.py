@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from limbeck.contract.bake import bake
-from limbeck.contract.bake_probe import read_probe_file
-from limbeck.errors import ModelError
+from limbeck.contract.bake_probe import FILE, read_probe_file
+from limbeck.errors import ContractError, ModelError
 from limbeck.models.causal_lm import BAKED_TEMPERATURE
 from tests import tiny
 
@@ -88,3 +88,21 @@ def test_what_cannot_be_baked_is_refused(tmp_path: Path) -> None:
         bake(str(source), 0.7, tmp_path / "baked")
     with pytest.raises(ModelError, match="above 0"):
         bake(str(source), 0.0, tmp_path / "zero")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "7", "[]", "{}", '{"format": 1}', "[" * 100_000,
+        '{"format": 1, "temperature": "hot", "source": "m", "vocabulary": 9, "tensors": [], "errors": {}, '
+        '"sequences": []}',
+        '{"format": 1, "temperature": 0.7, "source": "m", "vocabulary": 9, "tensors": [], "errors": {}, '
+        '"sequences": [{"ids": ["5"], "start": 1, "logprobs": [-1]}]}',
+        '{"format": 1, "temperature": 0.7, "source": "m", "vocabulary": 9, "tensors": [], "errors": {}, '
+        f'"sequences": [{{"ids": [{10**30}], "start": 1, "logprobs": [-1]}}]}}',
+    ],
+)  # fmt: skip
+def test_a_damaged_probe_file_is_one_message(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(ContractError, match="cannot be read"):
+        read_probe_file(tmp_path)

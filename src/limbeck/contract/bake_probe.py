@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from limbeck.errors import ContractError
+from limbeck.wire.score import WireError, integer, number
 
 FILE = "limbeck_bake.json"
 FORMAT = 1
@@ -53,17 +54,21 @@ def read_probe_file(folder: Path) -> ProbeFile:
         if table["format"] != FORMAT:
             raise ContractError(f"{path} has format {table['format']!r}, expected {FORMAT}: bake the model again.")
         return ProbeFile(
-            temperature=float(table["temperature"]),
-            source=table["source"],
-            vocabulary=int(table["vocabulary"]),
+            temperature=number(table["temperature"], "temperature"),
+            source=str(table["source"]),
+            vocabulary=integer(table["vocabulary"], "vocabulary"),
             tensors=tuple(table["tensors"]),
             errors=table["errors"],
             sequences=tuple(
-                ProbeSequence(tuple(row["ids"]), int(row["start"]), tuple(row["logprobs"]))
+                ProbeSequence(
+                    tuple(integer(i, "token id") for i in row["ids"]),
+                    integer(row["start"], "start"),
+                    tuple(number(value, "log-prob") for value in row["logprobs"]),
+                )
                 for row in table["sequences"]
             ),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, WireError) as error:
         raise ContractError(
             f"teacher.baked: {path} cannot be read ({type(error).__name__}: {error}). It is written by `limbeck bake`; "
             "copy it beside the run, or leave teacher.baked out."

@@ -106,7 +106,8 @@ class Known:
                 raise WireError(
                     "unbound",
                     "the answer carries no digest, as every answer of `limbeck serve` does: something on the way takes "
-                    "its headers (Limbeck-*) out, another server answers, or it is of an older version",
+                    "its headers (Limbeck-*) out, it is of an older version, or another server answers: look at the "
+                    "address and at the kind of server",
                 )
             return
         self.binds = True
