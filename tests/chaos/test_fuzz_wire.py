@@ -43,7 +43,7 @@ HOSTILE = st.one_of(
     ]),
 )  # fmt: skip
 FUZZ = settings(
-    max_examples=300, deadline=None, suppress_health_check=list(HealthCheck),
+    max_examples=200, deadline=None, suppress_health_check=list(HealthCheck),
     derandomize="LIMBECK_CHAOS_SEED" not in os.environ,
 )  # fmt: skip
 

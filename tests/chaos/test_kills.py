@@ -9,7 +9,7 @@ import pytest
 
 from tests.kills import SCENARIOS, Bench, table
 
-SECONDS = 30  # of each scenario, and ten kills at least: of all events, or spread evenly over them
+SECONDS = 20  # of each scenario, and ten kills at least: of all events, or spread evenly over them
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
