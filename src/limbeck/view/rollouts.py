@@ -71,8 +71,14 @@ class Rollouts:
             "known": len(names),
             "last": names[-1] if names else "",
             "reset": reset,
-            "problems": self._problems(names),
+            "problems": [*self._problems(names), *self._strangers(names)],
         }
+
+    def _strangers(self, names: list[str]) -> list[str]:
+        """One line for each Parquet file of another name, which no run wrote."""
+        found = self.folder.glob("*.parquet") if self.folder.is_dir() else ()
+        others = sorted(path.name for path in found if path.name not in names and not path.name.startswith("."))
+        return [f"rollouts/{name} is skipped: expected a name such as step-000010.parquet" for name in others]
 
     def rollout(self, id_: str) -> dict[str, Any]:
         """One rollout with all its columns. Raises `RunError` where it is not there any more."""
