@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from limbeck.environments.session import Session
 from limbeck.errors import DataError, EngineError, LimbeckError, TeacherError
@@ -37,6 +37,7 @@ from limbeck.training.advantage import group_advantages
 from limbeck.training.run import Run
 from limbeck.training.units import plan_units
 
+Turn: TypeAlias = tuple[SampleRequest, "asyncio.Future[Sampled | Failure]"]  # asked, and its answer
 T = TypeVar("T")
 
 
@@ -136,51 +137,59 @@ def _checked(run: Run, key: Key, episode: object) -> Episode | Failure:
     return episode
 
 
+def _number(turn: Turn) -> int:
+    return turn[0].key.turn
+
+
 class _Waves:
     """Turns of many sessions, decoded together once every session that still runs waits for one."""
 
     def __init__(self, engine: Engine, sessions: int) -> None:
         self.engine, self.running = engine, set(range(sessions))
-        self.waiting: list[tuple[int, SampleRequest, asyncio.Future[Sampled | Failure]]] = []
+        self.waiting: dict[int, list[Turn]] = {}  # by session, of those that are running
         self.decoding: set[asyncio.Task[None]] = set()
         self.failed: Exception | None = None
 
     async def submit(self, session: int, request: SampleRequest) -> Sampled | Failure:
         future: asyncio.Future[Sampled | Failure] = asyncio.get_running_loop().create_future()
-        self.waiting.append((session, request, future))
-        self._decode_if_all_wait()
+        if session in self.running:
+            self.waiting.setdefault(session, []).append((request, future))
+            self._decode_if_all_wait()
+        else:  # a task that its session left behind
+            future.cancel()
         return await future
 
     def ended(self, session: int) -> None:
         """It asks no more; a turn that it did not wait for is dropped, or the others would wait for it forever."""
         self.running.discard(session)
-        for _, _, future in (item for item in self.waiting if item[0] == session):
+        for _, future in self.waiting.pop(session, []):
             future.cancel()
-        self.waiting = [item for item in self.waiting if item[0] != session]
         self._decode_if_all_wait()
 
     def _decode_if_all_wait(self) -> None:
-        if self.waiting and {session for session, _, _ in self.waiting} == self.running:
-            wave, self.waiting = sorted(self.waiting, key=lambda item: (item[0], item[1].key.turn)), []
+        if self.waiting and len(self.waiting) == len(self.running):
+            waiting, self.waiting = self.waiting, {}
+            wave = [turn for session in sorted(waiting) for turn in sorted(waiting[session], key=_number)]
             task = asyncio.create_task(self._decode(wave))
             self.decoding.add(task)  # the loop itself keeps only a weak reference
             task.add_done_callback(self.decoding.discard)
 
-    async def _decode(self, wave: list[tuple[int, SampleRequest, asyncio.Future[Sampled | Failure]]]) -> None:
-        requests = [request for _, request, _ in wave]
+    async def _decode(self, wave: list[Turn]) -> None:
+        requests = [request for request, _ in wave]
         units = plan_units(requests, self.engine.max_rows)
         try:
             answers = await asyncio.gather(*(self._sample([requests[i] for i in unit]) for unit in units))
         except Exception as error:
             self.failed = error
-            for _, _, future in wave:
+            for _, future in wave:
                 if not future.done():
                     future.set_exception(error)
             return
         for unit, part in zip(units, answers, strict=True):
             for index, answer in zip(unit, part, strict=True):
-                if not wave[index][2].done():  # a session that was cancelled asks no more
-                    wave[index][2].set_result(answer)
+                future = wave[index][1]
+                if not future.done():  # a session that was cancelled asks no more
+                    future.set_result(answer)
 
     async def _sample(self, unit: list[SampleRequest]) -> list[Sampled | Failure]:
         answers = await self.engine.sample(unit)
