@@ -182,3 +182,23 @@ def test_two_teachers_one_here_and_one_there(tmp_path: Path) -> None:
         rows.write_text(rows.read_text().replace('"a"', '"c"'))
         with pytest.raises(DataError, match="names the teacher 'c'"):
             api.train(parse_recipe(table | {"name": "unknown"}))
+
+
+def test_a_run_that_knew_its_teachers_weights_goes_on_with_no_other(tmp_path: Path) -> None:
+    """Nor where the digests are gone, or the text is asked in another way."""
+    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY, binds=True)) as server:
+        settings = recipe(server, tmp_path, "known")
+        api.train(settings.model_copy(update={"steps": 2}))
+        kept = (tmp_path / "known" / "teacher-teacher.jsonl").read_bytes()
+        server.binds = False
+        with pytest.raises(ContractError, match="its weights have no fingerprint, expected"):
+            api.train(settings)
+        assert (tmp_path / "known" / "teacher-teacher.jsonl").read_bytes() == kept
+        server.binds = True
+        api.train(settings)
+    with in_thread(FakeServer(vocabulary=tiny.VOCABULARY)) as server:
+        settings = recipe(server, tmp_path, "unknown")
+        api.train(settings.model_copy(update={"steps": 2}))
+        server.knows_temperature = True
+        with pytest.raises(ContractError, match="by the method 'rescale' then, by 'native' now"):
+            api.train(settings)

@@ -345,3 +345,37 @@ def test_every_try_is_a_request_of_its_own(schema: Any) -> None:
     first, second = schema.ties(binding.new_nonce()), schema.ties(binding.new_nonce())
     assert first.keys() == second.keys()
     assert first != second
+
+
+@pytest.mark.parametrize("status", [301, 404, 405, 410, 413, 422])
+async def test_a_gateways_refusal_does_not_end_the_asking(status: int) -> None:
+    server, turn = Bound(), iter([False, True, True, True])
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, text="gateway") if next(turn, False) else server.honest(request)
+
+    pool = pool_of(handle)
+    assert await ask(pool, b"a") == b"answer to a"
+    assert await ask(pool, b"b") == b"answer to b"
+    assert pool.counts.wrong == {"unbound": 3}
+
+
+async def test_a_server_that_says_to_come_back_at_once_is_not_asked_without_a_pause() -> None:
+    settings_ = PoolSettings(first_wait=0.2, patience=0.5)
+    pool = Pool(
+        ["http://server"], settings_, httpx.MockTransport(lambda _: httpx.Response(429, headers={"retry-after": "0"}))
+    )
+    with pytest.raises(WireError):
+        await ask(pool, b"a")
+    assert pool.counts.requests < 20
+
+
+def test_a_servers_text_begins_no_line_of_its_own() -> None:
+    assert "\n" not in str(WireError("server", "boom\nerror: forged"))
+    assert "\n" not in vllm.read_identity({"data": [{"id": "m\nerror: forged"}]})
+
+
+def test_a_model_is_compared_with_the_one_that_was_asked_for() -> None:
+    with pytest.raises(WireError, match="model 'teachdr', expected 'teacher'"):
+        Echo().expecting("teacher").model("teachdr")
+    Echo().expecting("teacher").model("teacher")

@@ -328,7 +328,11 @@ def test_sglangs_states_are_those_that_predict_the_response(cached: int) -> None
         ([[[1.0, 2.0]] * 7], "short"),  # with a row for a token that was generated
         ([[[1.0, 2.0]] * 5 + [[1.0]]], "malformed"),
         ([[[1.0, "x"]] * 6], "malformed"),
-        ([[[1.0, None]] * 6], "not_finite"),
+        ([[[1.0, None]] * 6], "malformed"),
+        ([[[1.0, True]] * 6], "malformed"),
+        ([[[1.0, "1.5"]] * 6], "malformed"),
+        ([[[1.0, [2.0]]] * 6], "malformed"),
+        ([[[1.0, 1e39]] * 6], "not_finite"),
         ([[[1.0, float("nan")]] * 6], "not_finite"),
         ([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]], "short"),
         ([7] * 6, "malformed"),

@@ -163,10 +163,13 @@ def test_the_last_id_of_a_vocabulary_comes_back_as_0() -> None:
 
     def answer(*echo: int) -> dict[str, Any]:
         entries = [[None, 3, None], *([-0.5, i, None] for i in echo)]
-        return {"meta_info": {"input_token_logprobs": entries}}
+        return {"prompt_token_ids": request.token_ids.tolist(), "meta_info": {"input_token_logprobs": entries}}
 
     assert sglang.read(answer(0, 7, 0), request).logprobs.tolist() == [-0.5] * 3
     assert sglang.read(answer(49, 7, 49), request).logprobs.tolist() == [-0.5] * 3
     for wrong in [(0, 0, 0), (0, 7, 49), (49, 7, 0), (49, 0, 49), (1, 7, 1)]:
         with pytest.raises(WireError, match="the server scored token"):
             sglang.read(answer(*wrong), request)
+    older = {"meta_info": answer(0, 7, 0)["meta_info"]}  # shows no other way that no id became 0 on the way
+    with pytest.raises(WireError, match="the server scored token 0"):
+        sglang.read(older, request)

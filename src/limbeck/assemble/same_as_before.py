@@ -55,32 +55,41 @@ def keep_answer(
     remedy: str,
     site: Site,
 ) -> None:
-    """Keep `answer`; on resuming compare it with the one that was kept, where the same was asked in the same way.
+    """Keep `answer`; on resuming compare it with the one that was kept.
 
-    `weights` is their fingerprint, where it is known; then it must be the same too.
+    `weights` is their fingerprint, where it is known. One that was known must be known again, and be the same. Raises
+    `ContractError` also where there is nothing to compare: the text was asked in another way.
     """
     now = {"method": method, "ids": request.token_ids.tolist(), "values": [float(value) for value in answer]}
     now |= {} if weights is None else {"weights": weights}
     name = f"{what.replace(' ', '-')}.jsonl"
     before = site.folder.read_table(name, KINDS, f"the {what} is then not compared") if site.resumed else None
-    if before is not None and before["method"] == now["method"] and before["ids"] == now["ids"]:
-        difference = _distance(before["values"], answer)
+    if before is not None:
+        asked_alike = (before["method"], before["ids"]) == (method, now["ids"])
+        difference = _distance(before["values"], answer) if asked_alike else 0.0
         if not difference <= tolerance:
             raise ContractError(
                 f"{what} is another one than this run began with: a fixed text is {difference:.3g} nats away "
                 f"(at most {tolerance} expected). {remedy}, or give the run another name=..."
             )
-    if before is not None and weights is not None and "weights" in before:
-        _compare_weights(what, before["weights"], weights, remedy)
+        if "weights" in before:
+            _compare_weights(what, before["weights"], weights, remedy)
+        elif not asked_alike:
+            raise ContractError(
+                f"{what} cannot be compared with the one that this run began with: a fixed text was asked by the "
+                f"method {before['method']!r} then, by {method!r} now. {remedy}, or remove {site.folder.path / name} "
+                "to go on without the comparison."
+            )
     site.folder.write_lines(name, [now])
 
 
-def _compare_weights(what: str, before: Any, now: str, remedy: str) -> None:
+def _compare_weights(what: str, before: Any, now: str | None, remedy: str) -> None:
     """To the bit: scores that round differently make another model of the student."""
     if before != now:
+        found = "no fingerprint" if now is None else f"the fingerprint {now}"
         raise ContractError(
-            f"{what} is another one than this run began with: its weights have the fingerprint {now}, expected "
-            f"{before!r}. {remedy}, or give the run another name=..."
+            f"{what} is another one than this run began with: its weights have {found}, expected {before!r}. {remedy}, "
+            "or give the run another name=..."
         )
 
 

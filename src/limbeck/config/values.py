@@ -47,11 +47,14 @@ def _url(text: str) -> str:
     try:
         url, parts = httpx.URL(text), urlsplit(text)  # each takes what the other refuses
         good = bool(url.host and parts.hostname) and parts.port != 0 and len(text.split()) == 1
-        secret = bool(parts.username or parts.password)
+        secret = bool(parts.username or parts.password or parts.query or parts.fragment or {"?", "#"} & set(text))
     except (httpx.InvalidURL, ValueError):  # a port above 65535, too
         good = secret = False
     if secret:
-        raise ValueError("url has a name or a password in it; put the server's token into token_env")
+        raise ValueError(
+            "url has a name, a password, a ? or a # in it, expected http://HOST:PORT and perhaps a path; put the "
+            "server's token into token_env"
+        )
     if not good:
         raise ValueError(f"url {shown(text)} is no address; expected http://HOST:PORT with a port from 1 to 65535")
     return text

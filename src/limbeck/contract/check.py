@@ -14,6 +14,7 @@ from limbeck.config.teacher import StatesTeacherConfig
 from limbeck.contract.remote import prove_remote
 from limbeck.contract.tokenizers import PROBE_TEXTS
 from limbeck.errors import RecipeError, TeacherError
+from limbeck.formatting import shown
 from limbeck.records import ProbeResult
 from limbeck.teachers.client import RemoteClient
 from limbeck.teachers.connect import BACKENDS, connect
@@ -51,7 +52,9 @@ def check_teacher(
     """
     kind, equals, urls = target.partition("=")
     if not equals or kind not in BACKENDS:
-        raise RecipeError(f"--teacher {target!r} is not of the form KIND=URL with KIND one of {', '.join(BACKENDS)}")
+        raise RecipeError(
+            f"--teacher begins with {shown(kind)}, expected KIND=URL with KIND one of {', '.join(BACKENDS)}"
+        )
     if not 0 < temperature < float("inf"):
         raise RecipeError(f"--temperature must be a finite number above 0, got {temperature}")
     given = {name: value for name, value in options.items() if value is not None}
@@ -59,7 +62,7 @@ def check_teacher(
         section = BACKENDS[kind].config(url=tuple(urls.split(",")), retry_seconds=retry_seconds, **given)
     except ValidationError as error:
         faults = "; ".join(f"{item['msg'].removeprefix('Value error, ')}" for item in error.errors())
-        raise RecipeError(f"--teacher {target!r}: {faults}") from None
+        raise RecipeError(f"--teacher {kind}=...: {faults}") from None
     ours = None
     if tokenizer is not None:
         from limbeck.models.loading import load_tokenizer

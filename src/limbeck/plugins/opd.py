@@ -23,15 +23,18 @@ import asyncio
 import importlib
 import inspect
 import math
+import operator
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from limbeck.contract.check import LARGEST_VOCABULARY
 from limbeck.contract.remote import prove_remote
 from limbeck.errors import DataError, RecipeError, TeacherError
+from limbeck.formatting import shown
 from limbeck.records import Failure, TokenScores, request_of
 from limbeck.teachers.connect import BACKENDS, connect
 from limbeck.teachers.remote import RemoteTeacher
@@ -64,7 +67,7 @@ async def reward_func(args: Any, sample: Any, **kwargs: Any) -> dict[str, Any]:
     length = int(sample.response_length)
     if length == 0:
         return {SCORES: [], TASK: task_reward}
-    tokens = [int(token) for token in sample.tokens]
+    tokens = _tokens(sample.tokens)
     if not 0 < length < len(tokens):
         raise DataError(f"a sample has {len(tokens)} tokens and a response of {length}; its prompt is missing")
     teacher = await _teacher(args, tokens)
@@ -100,6 +103,14 @@ def post_process_rewards(args: Any, samples: Sequence[Any], **kwargs: Any) -> tu
         raise DataError(f"{len(graded)} of {len(rewards)} samples have a task reward: it must be all of them, or none")
     raw = graded or [0.0] * len(rewards)
     return raw, _normalised(args, samples, raw)
+
+
+def _tokens(given: Any) -> list[int]:
+    """Raises `DataError` for what is no list of token ids: a 1.7 would be scored as token 1."""
+    try:
+        return [operator.index(token) for token in given]
+    except TypeError:
+        raise DataError(f"a sample's tokens are {shown(given)}, expected a list of token ids") from None
 
 
 def _as_tensor(values: Sequence[float], length: int) -> torch.Tensor:
@@ -168,7 +179,7 @@ def _number(value: Any, what: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{what} is {value!r}, expected a finite number")
+        raise DataError(f"{what} is {shown(value)}, expected a finite number")
     return number
 
 
@@ -191,11 +202,14 @@ async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
     options: dict[str, Any] = {
         "baked": os.environ.get("LIMBECK_BAKED"),
         "token_env": os.environ.get("LIMBECK_TOKEN_ENV"),
-        "retry_seconds": float(os.environ.get("LIMBECK_RETRY_SECONDS", "300")),
+        "retry_seconds": _number(os.environ.get("LIMBECK_RETRY_SECONDS", "300"), "LIMBECK_RETRY_SECONDS"),
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     # These trainers cannot mask a position, so none may be uncertain.
-    section = BACKENDS[kind].config(url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
+    try:
+        section = BACKENDS[kind].config(url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
+    except ValidationError as error:
+        raise RecipeError("; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
     client = connect("teacher", section, LARGEST_VOCABULARY, section.top_logprobs)
     ids = list(dict.fromkeys([*tokens, *SMALL_IDS]))[:16]
     try:
@@ -205,14 +219,16 @@ async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
         raise
 
 
-def _base(url: str) -> str:
-    """The server of an `rm_url`, which names a route."""
-    url = url.rstrip("/")
-    return next((url.removesuffix(route) for route in ROUTES if url.endswith(route)), url)
+def _base(url: Any) -> str:
+    """The server of an `rm_url`, which names a route. Raises `RecipeError` for what is no text."""
+    if not isinstance(url, str) or not url:
+        raise RecipeError(f"rm_url is {shown(url)}, expected the address of the teacher's server, as --rm-url gives it")
+    base: str = url.rstrip("/")
+    return next((base.removesuffix(route) for route in ROUTES if base.endswith(route)), base)
 
 
 def _temperature(args: Any) -> float:
-    temperature = float(args.rollout_temperature)
-    if not temperature > 0:
+    temperature = _number(args.rollout_temperature, "rollout_temperature")
+    if temperature <= 0:
         raise RecipeError(f"rollout_temperature is {temperature}: at 0 the student has no distribution to distil into")
     return temperature

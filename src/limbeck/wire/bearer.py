@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 
 from limbeck.errors import RecipeError
+
+NAME = re.compile("[A-Z_][A-Z0-9_]*")  # as variables are mostly written; a token in its place is not printed
 
 
 def bearer_token(variable: str, named_by: str) -> str:
@@ -14,7 +17,11 @@ def bearer_token(variable: str, named_by: str) -> str:
     """
     token = os.environ.get(variable)
     if not token:
-        raise RecipeError(f"{named_by} names {variable!r}, but the environment has no such variable. Set it.")
+        shown = repr(variable) if NAME.fullmatch(variable) else "something that does not look like a variable's name"
+        raise RecipeError(
+            f"{named_by} names {shown}, but the environment has no such variable. Set it to the token, and give the "
+            "variable's name here."
+        )
     if token != token.strip() or not all(" " <= character <= "~" for character in token):
         raise RecipeError(
             f"{named_by} names {variable!r}, whose token has a character that no header can carry (white space at an "

@@ -127,6 +127,12 @@ class Echo:
 
     def __init__(self, nonce: str = "", known: Known | None = None, stamp: Stamp | None = None) -> None:
         self.nonce, self.known, self.stamp = nonce, known or Known(), stamp
+        self.asked_model: str | None = None
+
+    def expecting(self, model: str | None) -> Echo:
+        """The same, of a request that named this model."""
+        self.asked_model = model
+        return self
 
     def temperature(self, reported: Any) -> None:
         """`reported` is the scoring temperature in the body. Raises `WireError` where the server stamped another."""
@@ -156,14 +162,18 @@ class Echo:
         self.known.echoes.add("prompt ids")
 
     def model(self, found: Any) -> None:
-        """`found` is the name of the model that answered. Raises `WireError` for another than before."""
+        """`found` is the name of the model that answered.
+
+        Raises `WireError` for another than was asked for, or where none was, than before.
+        """
         if not isinstance(found, str):
             if self.known.model is not None:
                 raise WireError("unbound", "the answer does not name its model, as this server's did before")
             return
-        self.known.model = self.known.model or found
-        if found != self.known.model:
-            raise WireError("other_model", f"the answer is of the model {found!r}, expected {self.known.model!r}")
+        expected = self.asked_model or self.known.model or found
+        if found != expected:
+            raise WireError("other_model", f"the answer is of the model {found!r}, expected {expected!r}")
+        self.known.model = found
 
 
 def _digest(key: bytes, *parts: str | bytes) -> str:

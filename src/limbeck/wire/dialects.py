@@ -52,21 +52,23 @@ class JsonDialect:
     async def ask(
         self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
     ) -> Reply:
-        body = self.schema.write(request, await self._name(pool), acknowledges)
+        name = await self._name(pool)
+        body = self.schema.write(request, name, acknowledges)
         return await pool.post(
             self.schema.PATH,
             lambda nonce: _dump(body | self.schema.ties(nonce)),
-            lambda data, echo: self.schema.read(_load(data), request, acknowledges, echo),
+            lambda data, echo: self.schema.read(_load(data), request, acknowledges, echo.expecting(name)),
             url=url,
         )
 
     async def sample(self, pool: Pool, request: SampleRequest, vocabulary: int) -> SampleReply:
         """One turn; ids from `vocabulary` on are refused."""
-        body = self.schema.write_sample(request, await self._name(pool))
+        name = await self._name(pool)
+        body = self.schema.write_sample(request, name)
         return await pool.post(
             self.schema.PATH,
             lambda nonce: _dump(body | self.schema.ties(nonce)),
-            lambda data, echo: self.schema.read_sample(_load(data), request, vocabulary, echo),
+            lambda data, echo: self.schema.read_sample(_load(data), request, vocabulary, echo.expecting(name)),
         )
 
     async def tell(self, pool: Pool, path: str, body: Mapping[str, Any]) -> Any:

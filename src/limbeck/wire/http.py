@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 REST = 1.0  # seconds a replica is passed over after it was away
 SHOWN = 300  # characters of a server's error text
+WAITING = (408, 425, 429)  # as 5xx: of whoever answers, worth waiting for
+MAX_ERROR = 2**20  # bytes of an error's body
 TIED = ("unbound", "other_model")
 PINNED_TRIES = 3  # of one replica of several that is away
 LOG_EVERY = 30.0  # seconds between log lines about a server that is waited for, or answers wrongly
@@ -79,7 +81,7 @@ class Pool:
         token = bearer_token(settings.token_env, f"{settings.table}.token_env") if settings.token_env else ""
         self._key = token.encode()
         self._client = httpx.AsyncClient(
-            headers={"authorization": f"Bearer {token}"} if token else {},
+            headers={"accept-encoding": "identity", **({"authorization": f"Bearer {token}"} if token else {})},
             timeout=httpx.Timeout(settings.timeout, connect=min(10.0, settings.timeout)),
             limits=httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
             transport=transport,
@@ -197,10 +199,11 @@ class Pool:
                 asyncio.timeout(self.settings.timeout),  # of the complete answer: httpx's own is between bytes
                 self._client.stream(method, address, content=body, headers=headers) as response,
             ):
+                most = MAX_ANSWER if response.status_code == 200 else MAX_ERROR
                 async for part in response.aiter_bytes():
                     parts.append(part)
-                    if (size := size + len(part)) > MAX_ANSWER:
-                        raise WireError("malformed", f"{address}: the answer is longer than {MAX_ANSWER >> 20} MB")
+                    if (size := size + len(part)) > most:
+                        raise WireError("malformed", f"{address}: the answer is longer than {most} bytes")
         except (httpx.TimeoutException, TimeoutError) as error:
             raise WireError(
                 "timeout", f"{address} did not answer within {self.settings.timeout:g} s ({type(error).__name__})"
@@ -224,7 +227,13 @@ class Pool:
                 "unbound", "the server says that the request does not fit its digest: it was damaged on the way"
             )
         stamp = binding.verified_answer(self._key, request, status, body, headers)
-        if status in (200, 400) or stamp is not None:
+        if stamp is None and self.known[at].binds and 300 <= status < 500 and status not in WAITING:
+            raise WireError(
+                "unbound",
+                f"answered {status} without a digest, so by something else than `limbeck serve` (look at the address "
+                f"and at the kind of server): {_text(body)}",
+            )
+        if status == 200 or stamp is not None:
             self.known[at].check_stamp(stamp)
         return stamp
 
@@ -237,14 +246,16 @@ class _Tries:
         self.away_since: float | None = None  # when the first try failed: not `began`, it may have waited for its place
         self.kinds: list[str] = []
         self._longer = wait_random_exponential(multiplier=self.settings.first_wait, max=self.settings.longest_wait)
-        self._shortly = wait_random(0, self.settings.first_wait)
+        self._shortly = wait_random(self.settings.first_wait / 4, self.settings.first_wait)
 
     def waiting(self, state: RetryCallState) -> float:
         error = _error(state)
         if error.kind not in AWAY:
             return float(self._shortly(state))
         seconds = (
-            self._longer(state) if error.retry_after is None else min(error.retry_after, self.settings.longest_wait)
+            self._longer(state)
+            if error.retry_after is None
+            else max(min(error.retry_after, self.settings.longest_wait), self._shortly(state))  # 0 would be a loop
         )
         if self.away_since is None:
             return float(seconds)
@@ -268,11 +279,10 @@ def _error(state: RetryCallState) -> WireError:
 
 def _raise_for(status: int, body: bytes, headers: httpx.Headers, table: str) -> NoReturn:
     """What a status other than 200 means."""
-    text = body[: 4 * SHOWN].decode("utf-8", "replace").strip()[:SHOWN]
-    message = f"answered {status}: {text}"
+    message = f"answered {status}: {_text(body)}"
     if status in (429, 503):
         raise WireError("busy", message, _retry_after(headers))
-    if status in (408, 425) or status >= 500:
+    if status in WAITING or status >= 500:
         raise WireError("server", message)
     if not 300 <= status < 500:
         raise WireError("malformed", message)
@@ -283,6 +293,10 @@ def _raise_for(status: int, body: bytes, headers: httpx.Headers, table: str) -> 
     if status in (404, 405):
         raise WireError("refused", f"{message}. It has no such route: look at the address and at the kind of server")
     raise WireError("refused", message)
+
+
+def _text(body: bytes) -> str:
+    return body[: 4 * SHOWN].decode("utf-8", "replace").strip()[:SHOWN]
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

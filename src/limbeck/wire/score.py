@@ -282,7 +282,7 @@ def _check_sampled(
 
 def safe_text(text: Any, longest: int = LONGEST_NAME) -> str:
     """Text of a server, safe to print and cut where it is too long."""
-    safe = printable(str(text))
+    safe = printable(str(text)).replace("\n", "\u240a").replace("\t", "\u2409")  # nor may it begin a line of its own
     return safe if len(safe) <= longest else f"{safe[:longest]}... ({len(safe)} characters)"
 
 

@@ -106,7 +106,8 @@ def read(answer: Any, request: ScoreRequest, acknowledges: bool = False, echo: E
     if entries[0][0] is not None:
         raise WireError("malformed", "the first of meta_info.input_token_logprobs has a value, expected a placeholder")
     before = int(request.token_ids[request.start - 1])
-    if entries[0][1] != before and not (entries[0][1] == 0 and before == request.token_ids.max()):
+    whole = optional(answer, "prompt_token_ids") is not None  # and compared
+    if entries[0][1] != before and not (whole and entries[0][1] == 0 and before == request.token_ids.max()):
         raise WireError(
             "unbound",
             f"the token before the first scored one was {entries[0][1]!r} at the server, but {before} was sent",
@@ -118,7 +119,7 @@ def read(answer: Any, request: ScoreRequest, acknowledges: bool = False, echo: E
         tops = _lists(meta, "input_token_ids_logprobs", expected)
     reply = make_reply(
         request,
-        ids=_unclipped([i for _, i in entries[1:]], request),
+        ids=_unclipped([i for _, i in entries[1:]], request, whole),
         logprobs=[value for value, _ in entries[1:]],
         tops=tops,
         temperature=meta.get("input_logprob_temperature"),
@@ -161,18 +162,22 @@ def _states(meta: Any, request: ScoreRequest) -> Floats:
     width = len(sequence(rows[0], "a row of hidden_states"))
     if any(len(sequence(row, "a row of hidden_states")) != width for row in rows):
         raise WireError("malformed", "the rows of hidden_states have different lengths")
-    try:
-        states = np.array(rows[-needed:-1], dtype=np.float64).reshape(needed - 1, width)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise WireError("malformed", f"hidden_states holds something else than numbers: {error}") from None
+    if not all(type(value) in (int, float) for row in rows[-needed:-1] for value in row):
+        raise WireError("malformed", "hidden_states holds something else than numbers")
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused
+        states = np.array(rows[-needed:-1], dtype=np.float64).reshape(needed - 1, width).astype(np.float32)
     if not np.isfinite(states).all():
-        raise WireError("not_finite", "the answer has hidden states that are not finite")
-    return states.astype(np.float32)[kept(request)]
+        raise WireError("not_finite", "the answer has hidden states that are not finite in float32")
+    return states[kept(request)]
 
 
-def _unclipped(echoed: list[Any], request: ScoreRequest) -> list[Any]:
-    """The echo, with 0 taken for the largest id there is in the request: the server refuses ids it does not have,
-    so that one can only be the last of its vocabulary, or the answer is wrong in another place too."""
+def _unclipped(echoed: list[Any], request: ScoreRequest, whole: bool) -> list[Any]:
+    """The echo, with 0 taken for the largest id there is in the request, which may be the last of the vocabulary.
+
+    Only where the server repeated all ids elsewhere: else a largest id that became 0 on the way would pass for it.
+    """
+    if not whole:
+        return echoed
     largest = int(request.token_ids.max())
     sent = asked_ids(request).tolist()
     if len(echoed) != len(sent) or any(i == largest for i in echoed):

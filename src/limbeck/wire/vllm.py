@@ -151,7 +151,10 @@ def read_model_name(answer: Any) -> str:
     models = sequence(member(answer, "data"), "data")
     if not models:
         raise WireError("malformed", "the server lists no model")
-    return str(member(models[0], "id"))
+    name = member(models[0], "id")
+    if not isinstance(name, str):
+        raise WireError("malformed", f"the model's id is {name!r}, expected text")
+    return name
 
 
 def write_tokenize(text: str, model: str | None = None) -> tuple[str, dict[str, Any]]:
