@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from limbeck.config.base import ModelConfig
 from limbeck.errors import ModelError
 from limbeck.models.fingerprint import fingerprint, weight_files
+from limbeck.serve import main
 from tests import tiny
 
 
@@ -68,3 +72,48 @@ def test_weights_of_another_format_are_read_where_there_are_no_safetensors(folde
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(ModelError, match="no weights in"):
         fingerprint(str(folder), "float32")
+
+
+def test_an_index_counts_and_names_the_files_that_do(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    for number in (1, 2):
+        (folder / f"model-0000{number}-of-00002.safetensors").write_bytes(data)
+        (folder / f"other-{number}.safetensors").write_bytes(data + b"x")
+    index = folder / "model.safetensors.index.json"
+
+    def of(*names: str) -> str:
+        index.write_text(json.dumps({"weight_map": {str(place): name for place, name in enumerate(names)}}))
+        return fingerprint(str(folder), "float32")
+
+    mine = of("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    assert mine != of("model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors")
+    others = of("other-1.safetensors", "other-2.safetensors")
+    assert others != mine
+    (folder / "other-2.safetensors").write_bytes(data + b"y")
+    assert fingerprint(str(folder), "float32") != others
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    assert of("other-1.safetensors") == fingerprint(str(folder), "float32")
+    with pytest.raises(ModelError, match="cannot be read"):
+        of("missing.safetensors")
+    index.write_text("[]")
+    with pytest.raises(ModelError, match=r"index\.json cannot be read"):
+        fingerprint(str(folder), "float32")
+
+
+def test_files_that_are_replaced_while_they_are_loaded_are_not_served(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section, load = ModelConfig(model=str(folder), dtype="float32"), main.load_model
+    _, weights = main.load_with_fingerprint(section, torch.device("cpu"))
+    assert weights == fingerprint(str(folder), "float32")
+
+    def replaced(*args: Any) -> Any:
+        lm = load(*args)
+        shutil.copyfile(folder / "model.safetensors", folder / "new")
+        (folder / "new").rename(folder / "model.safetensors")
+        return lm
+
+    monkeypatch.setattr(main, "load_model", replaced)
+    with pytest.raises(ModelError, match="changed while it was loaded: start again"):
+        main.load_with_fingerprint(section, torch.device("cpu"))

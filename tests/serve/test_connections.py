@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import pytest
 import uvicorn
 
 from limbeck.models.causal_lm import CausalLM
-from limbeck.serve import connections, face
+from limbeck.serve import connections, face, logs
 from limbeck.serve.app import make_app
 from limbeck.serve.connections import protocol
 from limbeck.serve.face import Room
@@ -166,6 +167,74 @@ async def test_a_request_that_is_worked_on_is_not_closed_for_newer_ones(lm: Caus
         assert (await asked).status_code == 200
         for _, writer in opened:
             writer.close()
+
+
+CHUNKED = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nTRANSFER-encoding: %s\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [CHUNKED % b"chunked", CHUNKED % b"gzip", (CHUNKED % b"chunked").replace(b"\r", b""),
+     b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + CHUNKED % b"chunked"],
+)  # fmt: skip
+async def test_chunks_are_refused_before_they_are_read(lm: CausalLM, first: bytes) -> None:
+    async with server(lm) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        start = asyncio.get_running_loop().time()
+        writer.write(first + b"1\r\nx\r\n" * 200_000)
+        assert await health(port)
+        head, _, body = (await closed(reader)).rpartition(b"\r\n\r\n")
+        assert asyncio.get_running_loop().time() - start < 1
+        assert b"HTTP/1.1 411" in head
+        assert b"connection: close" in head.lower()
+        assert "Transfer-Encoding" in json.loads(body)["error"]["message"]
+        writer.close()
+
+
+async def test_a_content_length_above_the_limit_is_told_before_the_body_has_come(lm: CausalLM) -> None:
+    async with server(lm) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000000\r\n\r\n{")
+        assert b"413" in await asyncio.wait_for(reader.readline(), 5)
+        writer.close()
+
+
+async def test_a_long_head_is_refused_though_it_comes_whole(lm: CausalLM) -> None:
+    async with server(lm) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"a:b\r\n" * 12_900 + b"\r\n")
+        assert b" 431 " in (await closed(reader)).partition(b"\r\n")[0]
+        writer.close()
+
+
+def test_lines_that_clients_cause_are_written_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logs.bound_lines_of_clients()
+    try:
+        for name, line in (
+            ("uvicorn.error", "Invalid HTTP request received."), ("asyncio", "socket.send() raised exception.")
+        ):  # fmt: skip
+            logger = logging.getLogger(name)
+            caplog.set_level(logging.WARNING, logger=name)
+            logger.addHandler(caplog.handler)
+            caplog.clear()
+            monkeypatch.setattr(logs, "PAUSE", 30.0)
+            logger.propagate = False
+            for _ in range(1000):
+                logger.warning(line)
+            logger.warning("another")
+            logger.warning("another")
+            assert caplog.messages == [line, "another", "another"]
+            monkeypatch.setattr(logs, "PAUSE", 0.0)
+            logger.warning(line)
+            assert caplog.messages[3:] == [f"{line} (999 more since the last such line)"]
+    finally:
+        for name in logs.LOGGERS:
+            logger = logging.getLogger(name)
+            logger.filters.clear()
+            logger.removeHandler(caplog.handler)
+            logger.propagate = True
 
 
 @pytest.mark.parametrize(

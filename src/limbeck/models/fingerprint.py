@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from limbeck.models.loading import resolve
 
 # What transformers would read, in the order in which it looks. A folder may hold the same weights in other formats too.
 PATTERNS = ("model.safetensors", "model-*-of-*.safetensors", "*.safetensors", "*.bin", "*.pt", "*.gguf")
+# Such a file names the shards; it is asked where the one beside it is missing, and before the pattern below.
+INDEXES = {
+    "model-*-of-*.safetensors": ("model.safetensors.index.json", "model.safetensors"),
+    "*.bin": ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+}
 # Of config.json: where the weights came from and what wrote them, which changes nothing. The dtype is the served one.
 VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
@@ -38,18 +44,45 @@ def fingerprint(model: str, dtype: str) -> str:
     kept = {key: value for key, value in config.items() if key not in VOLATILE}
     for part in (
         json.dumps(kept, sort_keys=True),
-        *(f"{file.name} {d}" for file, d in zip(files, digests, strict=True)),
+        *(f"{file.relative_to(folder)} {d}" for file, d in zip(files, digests, strict=True)),
     ):
         digest.update(f"{len(part)} {part}".encode())
     return digest.hexdigest()[:32]
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that a model folder's weights are read from, sorted by name."""
+    """The files that a model folder's weights are read from, sorted by name; with an index, it and what it names.
+
+    Raises `ModelError` for an index that cannot be read.
+    """
     for pattern in PATTERNS:
+        index, whole = (folder / name for name in INDEXES.get(pattern, ("", "")))
+        if index.is_file() and not whole.is_file():
+            return [index, *sorted(_named_in(index))]
         if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
             return found
     return []
+
+
+def files_now(model: str) -> list[tuple[str, int, int, int]]:
+    """Path, size, time of change and inode of what the fingerprint is of: others than before are other files.
+
+    Raises `ModelError`.
+    """
+    folder = _folder(model)
+    try:
+        stats = [(str(file), file.stat()) for file in (folder / "config.json", *weight_files(folder))]
+    except OSError as error:
+        raise ModelError(f"{model}: its files cannot be read: {error}") from None
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
+
+
+def _named_in(index: Path) -> Iterator[Path]:
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        yield from (index.parent / name for name in names)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} cannot be read: {type(error).__name__}: {error}") from None
 
 
 def _folder(model: str) -> Path:

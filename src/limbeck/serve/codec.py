@@ -21,7 +21,7 @@ from limbeck.wire.score import WireError
 
 T = TypeVar("T")
 
-SMALL = 2**16  # bytes of a body or an answer that are a matter of a few milliseconds
+SMALL = 2**14  # bytes of a body or an answer that are a matter of a millisecond: a hundred clients may send such
 
 
 class Codec:

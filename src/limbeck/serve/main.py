@@ -16,8 +16,9 @@ from limbeck.config.base import ModelConfig
 from limbeck.contract.bake_probe import FILE, read_probe_file
 from limbeck.errors import ModelError, RecipeError
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.fingerprint import fingerprint
+from limbeck.models.fingerprint import files_now, fingerprint
 from limbeck.models.loading import load_model, resolve
+from limbeck.serve.logs import bound_lines_of_clients
 from limbeck.serve.scorer import Scorer
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire.hosts import hosts_of
@@ -49,7 +50,7 @@ def serve(
         import uvicorn
 
         from limbeck.serve.app import make_app
-        from limbeck.serve.connections import protocol
+        from limbeck.serve.connections import LONGEST_HEAD, protocol
     except ImportError as error:
         raise ModelError(f"`limbeck serve` needs {error.name}: pip install 'limbeck[serve]'") from None
 
@@ -64,19 +65,37 @@ def serve(
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        lm = load_model(ModelConfig(model=model, dtype=dtype), torch.device(where))
+        lm, weights = load_with_fingerprint(ModelConfig(model=model, dtype=dtype), torch.device(where))
         refuse_baked(lm)
-        scorer, identity = Scorer(lm, batch_invariant=batch_invariant), f"{model} {fingerprint(model, dtype)}"
+        scorer, identity = Scorer(lm, batch_invariant=batch_invariant), f"{model} {weights}"
         app = make_app(scorer, settings, identity, hosts_of(host, allow_hosts))
         config = uvicorn.Config(
             app, loop="asyncio", http=protocol(_most_connections()), ws="none", log_level="warning", access_log=False,
             server_header=False, timeout_graceful_shutdown=GRACE,
+            h11_max_incomplete_event_size=LONGEST_HEAD,
         )  # fmt: skip
+        bound_lines_of_clients()
         sys.setswitchinterval(SWITCH)
         gc.collect()
         gc.freeze()  # what is loaded stays: looking through it for garbage would stop every answer
         with suppress(KeyboardInterrupt):  # a signal is how one stops it
             Server(config).run(sockets=[listener])
+
+
+def load_with_fingerprint(section: ModelConfig, device: torch.device) -> tuple[CausalLM, str]:
+    """A model and the fingerprint of the very files that it was loaded from. Raises `ModelError` as `load_model` does.
+
+    Also where they were replaced meanwhile: its weights would answer under another's fingerprint.
+    """
+    try:
+        before, weights = files_now(section.model), fingerprint(section.model, section.dtype)
+    except ModelError:
+        load_model(section, device)  # says better what is wrong, or gets what is on the hub only
+        before, weights = files_now(section.model), fingerprint(section.model, section.dtype)
+    lm = load_model(section, device)
+    if files_now(section.model) != before:
+        raise ModelError(f"{section.model} changed while it was loaded: start again.")
+    return lm, weights
 
 
 def refuse_baked(lm: CausalLM) -> None:

@@ -29,9 +29,11 @@ WRONG = {
     "401": "the bearer token is missing or wrong",
     "403": "a web page asks",
     "408": "the body came too slowly",
+    "411": "the body comes in chunks: it must have a Content-Length",
     "413": "the body is too long",
     "415": "the content type is another",
     "429": "no room now: Retry-After says when",
+    "431": "the head is too long",
     "500": "a fault of the server's",
     "503": "the server is shutting down",
 }
