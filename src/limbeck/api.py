@@ -186,9 +186,9 @@ def _run_to_end(
         stopped = stop.caught(error)
         if stopped is None:
             raise
-        _cancel_all(runner)
         if run is not None:
-            keep(run, stopped)
+            keep(run, stopped)  # first of all: whoever sent the signal may not wait for long
+        _cancel_all(runner)
         stopped.folder, stopped.step = folder.path, folder.newest_step()
         raise stopped from None
     finally:

@@ -292,3 +292,12 @@ def test_every_door_refuses_such_a_folder(door: str, name: str, tmp_path: Path) 
     CASES[name][0](folder)
     with pytest.raises(ModelError, match=CASES[name][1]):
         DOORS[door](folder, tmp_path)
+
+
+def test_one_weight_under_two_names_is_refused(folder: Path) -> None:
+    """transformers would read one of them, without a word."""
+    tensors = load_file(folder / WHOLE)
+    name = next(name for name in tensors if name.endswith("mlp.down_proj.weight"))
+    save_file({**tensors, name.removeprefix("model."): tensors[name] * 2}, folder / WHOLE, {"format": "pt"})
+    with pytest.raises(ModelError, match="one weight under two names"):
+        load_model(ModelConfig(model=str(folder)), CPU)

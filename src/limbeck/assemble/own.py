@@ -134,7 +134,7 @@ class OwnLearner:
             getattr(self.learner, method)(folder)
         except LimbeckError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if os_error_of(error) is not None:
                 raise  # the disk's: whoever writes knows what to say of it
             raise ModelError(
@@ -155,7 +155,7 @@ async def call(what: str, kind: type[LimbeckError], part: Callable[[], Awaitable
             return await awaitable
     except LimbeckError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # nobody's part ends a run with exit status 0
         raise kind(f"{what} raised {type(error).__name__}: {error} ({place_of(error)})") from error
     raise kind(f"{what} returned {kind_of(awaitable)}, expected an awaitable. Write it as `async def`.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,7 +71,7 @@ def _where_it_stopped(stopped: Interrupted) -> str:
         return f"{stopped}{notes}" if notes else f"{stopped}: no update was made, there is nothing to keep"
     return (
         f"{stopped} after step {stopped.step}: the checkpoint is in {stopped.folder / 'checkpoints'}.{notes}\n"
-        f"To go on from there:  limbeck train {stopped.folder / 'recipe.toml'}"
+        f"To go on from there:  limbeck train {shlex.quote(str(stopped.folder / 'recipe.toml'))}"
     )
 
 

@@ -83,8 +83,9 @@ def _lasting(stream: Any, handle: int) -> io.TextIOWrapper | None:
             if stream.fileno() == handle:
                 stream.flush()
                 raw = LastingRaw(handle)
+                errors = "backslashreplace" if stream.errors == "strict" else stream.errors  # ASCII has no plus-minus
                 return io.TextIOWrapper(
-                    io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=stream.line_buffering
+                    io.BufferedWriter(raw), stream.encoding, errors, line_buffering=stream.line_buffering
                 )
         return None
     return io.TextIOWrapper(io.BufferedWriter(LastingRaw(-1)), "utf-8", "replace")

@@ -18,6 +18,7 @@ from limbeck.formatting import shown
 
 MOST = 10**9  # of whatever is counted: steps, tokens, rows
 LONGEST_LINE, LONGEST_TEXT = 4000, 100_000  # characters
+MOST_FOLDERS = 100  # of a path, one in another
 MOST_URLS = 1000
 LONGEST_NAME = 100  # characters; a part of a file's name, of which a file system takes 255 bytes
 MOST_VALUES, DEEPEST = 10_000, 20  # of one table, all lists and tables in it included
@@ -35,6 +36,8 @@ def _place(text: str) -> str:
     """Raises `ValueError` for a part of a path that no file system takes."""
     if longest := next((part for part in PurePath(text).parts if len(part.encode()) > 255), None):
         raise ValueError(f"{shown(longest)} has {len(longest.encode())} bytes; a file's name has at most 255")
+    if (depth := len(PurePath(text).parts)) > MOST_FOLDERS:
+        raise ValueError(f"a path of {depth} parts; expected at most {MOST_FOLDERS}")
     return text
 
 

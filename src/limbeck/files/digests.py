@@ -73,6 +73,8 @@ def read_state(folder: Path) -> State:
         as_written = json.dumps(table).encode() == data  # to the byte: a space too
         if table.pop("digest", None) != _digest(table) or not as_written:
             raise DamagedError(f"{path} does not match its digest")
+        if format_ != FORMAT:
+            raise DamagedError(f"{path} has format {format_!r}, expected {FORMAT}")
     elif format_ != WITHOUT_DIGESTS:
         raise DamagedError(f"{path} has format {format_!r}, expected {FORMAT}")
     step, length = table.get("step"), table.get("metrics_bytes", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from limbeck.files.digests import (
     check_model_folder,
     instead_of,
 )
-from limbeck.files.disk import disk_errors
+from limbeck.files.disk import disk_errors, flush_tree
 from limbeck.files.names import numbered, step_of
 from limbeck.learners.adapters import open_adapters
 from limbeck.learners.checkpoint import ADAPTER_FOLDER, LEARNER_FILE, MODEL_FOLDER, check_weights, weights_of
@@ -106,12 +107,12 @@ def _base(run: Path) -> str:
 
 def _write(out: Path, write: Callable[[Path], None]) -> None:
     """`out` is there whole or not at all."""
-    half = out.resolve().with_name(f".{out.resolve().name}.half")
-    shutil.rmtree(half, ignore_errors=True)
+    half = out.resolve().with_name(f".{out.resolve().name}.{secrets.token_hex(4)}.half")  # another export's is its own
     try:
         with disk_errors(f"cannot write {out}"):
             half.mkdir(parents=True)
             write(half)
+            flush_tree(half)
             half.replace(out)
     finally:
         shutil.rmtree(half, ignore_errors=True)

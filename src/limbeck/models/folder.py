@@ -72,11 +72,27 @@ def tensors_in(path: Path) -> set[str]:
     """The names of the tensors in a safetensors file. Raises `ModelError` for one that is damaged or not there."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():  # a pipe would be waited for
+        raise ModelError(f"{path} is no file. Copy or download it again.")
     try:
         with safe_open(path, framework="pt") as file:
-            return set(file.keys())
+            names = set(file.keys())
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be read as safetensors: {error}. Copy or download it again.") from error
+    _check_prefixes(path, names)
+    return names
+
+
+def _check_prefixes(path: Path, names: set[str]) -> None:
+    """transformers reads `layers.0.x` as `model.layers.0.x`: of two such names one would be taken, in silence."""
+    without: dict[str, str] = {}
+    for name in sorted(names):
+        bare = re.sub(r"^((model|transformer|base_model)\.)+", "", name)
+        if (other := without.setdefault(bare, name)) != name:
+            raise ModelError(
+                f"{path} holds one weight under two names, {other!r} and {name!r}, of which one would be read. Remove "
+                "the other, or take the file that came with the model."
+            )
 
 
 def _check_numbers(path: Path) -> None:

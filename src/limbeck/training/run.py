@@ -102,7 +102,7 @@ class Run:
         for observer in list(self.observers):
             try:
                 getattr(observer, event)(*values)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.observers = [other for other in self.observers if other is not observer]
                 logger.warning(
                     "observer %s raised %s in `%s` and is called no more: %s",

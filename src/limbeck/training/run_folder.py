@@ -283,6 +283,12 @@ class RunFolder:
                 f"{self.metrics} has {size} bytes, fewer than the {state.metrics_bytes} of the last checkpoint. "
                 "Restore it, or remove it to go on without the lines up to here."
             )
+        if state.metrics_bytes and self.metrics.exists() and not self._ends_a_line(state.metrics_bytes):
+            raise RunError(
+                f"{self.metrics} is not the file that the checkpoint of step {state.step} was written beside: its "
+                f"first {state.metrics_bytes} bytes end inside a line. Restore it, or remove it to go on without the "
+                "lines up to here."
+            )
         if not self.metrics.exists() and state.metrics_bytes:
             logger.warning("%s is missing: the run goes on, without its lines up to step %d", self.metrics, state.step)
         return Checkpoint(folder, state.step, state.metrics_bytes, before)
@@ -295,8 +301,8 @@ class RunFolder:
             )
         step = read_state(whole).step
         return (
-            f"The newest whole checkpoint is of step {step}. To go on from there:  limbeck train "
-            f"{self.path / RECIPE_FILE} --from-checkpoint {step}\n"
+            f"The newest whole checkpoint is of step {step}. To go on from there, add this to the same command:  "
+            f"--from-checkpoint {step}\n"
             f"What came after step {step} (checkpoints, metrics, rollouts, evaluations) is removed and made again."
         )
 
@@ -340,6 +346,11 @@ class RunFolder:
 
     def _hidden(self, path: Path, ending: str) -> Path:
         return path.with_name(f".{path.name}{ending}")
+
+    def _ends_a_line(self, length: int) -> bool:
+        with self.metrics.open("rb") as file:
+            file.seek(length - 1)
+            return file.read(1) == b"\n"
 
     def _metrics_length(self) -> int:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
