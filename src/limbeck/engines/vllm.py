@@ -14,15 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from limbeck.errors import ModelError
+from limbeck.models.folder import INDEX, WHOLE
 from limbeck.protocols import Policy
 from limbeck.wire import vllm
 from limbeck.wire.dialects import JsonDialect
 from limbeck.wire.http import Pool
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
-INDEX, WHOLE, BODY, HEAD_FILE = (
-    "model.safetensors.index.json", "model.safetensors", "model-body.safetensors", "model-head.safetensors",
-)  # fmt: skip
+BODY, HEAD_FILE = "model-body.safetensors", "model-head.safetensors"
 
 
 class VLLMServer(JsonDialect):

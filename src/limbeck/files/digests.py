@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import RunError
-from limbeck.files.disk import read_file, write_whole
+from limbeck.files.disk import read_file, sha256, write_whole
 from limbeck.files.names import numbered, step_of
 
 logger = logging.getLogger("limbeck")
@@ -180,8 +180,7 @@ def _compare(folder: Path, expected: Mapping[str, str], found: set[str]) -> None
 def _digest_of_file(path: Path) -> str:
     if not path.is_file():  # a pipe would be waited for
         return "not a file"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def _digest(table: Mapping[str, Any]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -92,10 +93,21 @@ def read_file(path: Path) -> bytes:
         return file.read()
 
 
+def sha256(path: Path) -> str:
+    """Of all bytes of a file, in hex. Raises `OSError`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """A small file, complete or not at all."""
+    write_by(path, lambda half: half.write_bytes(data))
+
+
+def write_by(path: Path, write: Callable[[Path], object]) -> None:
+    """A file that `write` makes at the path it is given, complete or not at all."""
     half = path.with_name(f".{path.name}.half")
-    half.write_bytes(data)
+    write(half)
     flush(half)
     half.replace(path)
 

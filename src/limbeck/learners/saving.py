@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limbeck.models.causal_lm import CausalLM
+from limbeck.models.folder import INDEX, WHOLE
 
 SHARD_BYTES = 4 * 2**30
 STALE = re.compile(r"model(-\d{5})?(-of-\d{5})?\.safetensors(\.index\.json)?")  # of a model that was here before
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def write_model(lm: CausalLM, tensors: Iterable[tuple[str, Tensor]], folder: Path, dtype: torch.dtype) -> None:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from limbeck.errors import ModelError
+from limbeck.files.disk import sha256
+from limbeck.models.folder import CONFIG, INDEX, WHOLE, read_json, read_places
 from limbeck.models.loading import resolve
 
 # What transformers would read, in the order in which it looks. A folder may hold the same weights in other formats too.
-PATTERNS = ("model.safetensors", "model-*-of-*.safetensors", "*.safetensors", "*.bin", "*.pt", "*.gguf")
+PATTERNS = (WHOLE, "model-*-of-*.safetensors", "*.safetensors", "*.bin", "*.pt", "*.gguf")
 # Such a file names the shards; it is asked where the one beside it is missing, and before the pattern below.
 INDEXES = {
-    "model-*-of-*.safetensors": ("model.safetensors.index.json", "model.safetensors"),
+    "model-*-of-*.safetensors": (INDEX, WHOLE),
     "*.bin": ("pytorch_model.bin.index.json", "pytorch_model.bin"),
 }
 # Of config.json: where the weights came from and what wrote them, which changes nothing. The dtype is the served one.
@@ -35,11 +36,11 @@ def fingerprint(model: str, dtype: str) -> str:
     files = weight_files(folder)
     if not files:
         raise ModelError(f"{model}: no weights in {folder}, expected {', '.join(PATTERNS)}")
+    config = read_json(folder / CONFIG)
     try:
-        config = json.loads((folder / "config.json").read_bytes())
         with ThreadPoolExecutor() as threads:  # hashing holds no lock, and large models come in many files
-            digests = list(threads.map(_digest, files))
-    except (OSError, ValueError) as error:
+            digests = list(threads.map(sha256, files))
+    except OSError as error:
         raise ModelError(f"{model}: its files cannot be read for their fingerprint: {error}") from None
     kept = {key: value for key, value in config.items() if key not in VOLATILE}
     for part in (
@@ -71,18 +72,17 @@ def files_now(model: str) -> list[tuple[str, int, int, int]]:
     """
     folder = _folder(model)
     try:
-        stats = [(str(file), file.stat()) for file in (folder / "config.json", *weight_files(folder))]
+        stats = [(str(file), file.stat()) for file in (folder / CONFIG, *weight_files(folder))]
     except OSError as error:
         raise ModelError(f"{model}: its files cannot be read: {error}") from None
     return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
 
 
-def _named_in(index: Path) -> Iterator[Path]:
+def _named_in(index: Path) -> set[Path]:
     try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-        yield from (index.parent / name for name in names)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} cannot be read: {type(error).__name__}: {error}") from None
+        return {index.parent / name for name in read_places(index).values()}
+    except ModelError as error:
+        raise ModelError(f"{index} cannot be read: {error}") from None
 
 
 def _folder(model: str) -> Path:
@@ -95,8 +95,3 @@ def _folder(model: str) -> Path:
         return Path(snapshot_download(model, local_files_only=True))
     except Exception as error:  # the hub's own kinds
         raise ModelError(f"{model}: its files are not where the hub's cache should have them: {error}") from None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """What the files of a model folder must be before anything is made of them.
 
-    check_files(name, Path(folder))
+    check_files(Path(folder))
     with bounded(name, Path(folder)):
         model = AutoModelForCausalLM.from_pretrained(folder)
 
@@ -49,6 +49,14 @@ def read_json(path: Path) -> Mapping[str, Any]:
     if not isinstance(table, dict):
         raise ModelError(f"{path} holds {shown(table)}, expected a table. Take the file that came with the model.")
     return table
+
+
+def read_places(index: Path) -> Mapping[str, str]:
+    """The file of each tensor, from an index of shards. Raises `ModelError` for anything else."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
+        raise ModelError(f"{index}: weight_map is {shown(places)}, expected a table of tensors and their files.")
+    return places
 
 
 def check_files(folder: Path) -> None:
@@ -117,9 +125,7 @@ def _check_numbers(path: Path) -> None:
 def _check_index(folder: Path) -> None:
     """The index names the tensors of its shards, all of them, each in the right one."""
     path = folder / INDEX
-    places = read_json(path).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
-        raise ModelError(f"{path}: weight_map is {shown(places)}, expected a table of tensors and their files.")
+    places = read_places(path)
     for name in sorted(set(places.values())):
         if Path(name).name != name or not (folder / name).is_file():
             raise ModelError(f"{path} names the file {shown(name)}, which is not in {folder}. Copy or download it.")

@@ -87,13 +87,11 @@ def load_with_fingerprint(section: ModelConfig, device: torch.device) -> tuple[C
 
     Also where they were replaced meanwhile: its weights would answer under another's fingerprint.
     """
-    try:
-        before, weights = files_now(section.model), fingerprint(section.model, section.dtype)
-    except ModelError:
-        load_model(section, device)  # says better what is wrong, or gets what is on the hub only
-        before, weights = files_now(section.model), fingerprint(section.model, section.dtype)
-    lm = load_model(section, device)
-    if files_now(section.model) != before:
+    before = None
+    with suppress(ModelError):  # `load_model` says better what is wrong, or gets what is on the hub only
+        before = files_now(section.model)
+    lm, weights = load_model(section, device), fingerprint(section.model, section.dtype)
+    if before is not None and files_now(section.model) != before:
         raise ModelError(f"{section.model} changed while it was loaded: start again.")
     return lm, weights
 

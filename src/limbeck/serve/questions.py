@@ -117,6 +117,7 @@ def _read_sglang(data: bytes, limits: Limits) -> Question:
     if not isinstance(listed, list) or not all(type(i) is int for i in listed):
         raise WireError("refused", "token_ids_logprob must be one list of token ids")
     # SGLang's -1 means "from the last token": nothing of the input is scored.
+    many = _is_many(given)
     rows = [(tokens, -1 if first < 0 else first + 1) for tokens in _rows(given, limits, "input_ids or text")]
     return Question(
         "sglang", rows, limits.model,
@@ -126,8 +127,8 @@ def _read_sglang(data: bytes, limits: Limits) -> Question:
         integer(body.get("top_logprobs_num") or 0, "top_logprobs_num"),
         tuple(listed),
         "too" if hidden else "none",
-        is_many(given),
-        _names(body.get("rid"), len(rows), is_many(given)),
+        many,
+        _names(body.get("rid"), len(rows), many),
         _flag(body, "return_prompt_token_ids"),
     )  # fmt: skip
 
@@ -216,7 +217,7 @@ def _rows(given: Any, limits: Limits, name: str) -> list[str | Ints]:
     return rows
 
 
-def is_many(given: Any) -> bool:
+def _is_many(given: Any) -> bool:
     """Whether a request held a list of prompts rather than one."""
     return isinstance(given, list) and not all(type(item) is int for item in given)
 

@@ -10,7 +10,7 @@ They travel in headers, so that any schema can carry them. A digest is SHA-256, 
 where there is one: then nobody without the token can make one. Without a token it finds faults, not forgers.
 
 `limbeck serve` refuses a request that does not fit its digest, with `Limbeck-Problem: request`, and it is sent again. A
-client that sends no digest gets a plain answer. What stock servers can be held to is in `Known`.
+client that sends no digest gets a plain answer. What stock servers repeat, and must go on repeating, is in `Known`.
 
     what went wrong on the way                       found by
     a bit of the request, its method or its route    the server: the request's digest

@@ -61,7 +61,6 @@ from limbeck.wire.score import (
 
 PATH = "/generate"
 IDENTITY_PATH = "/get_model_info"
-HEALTH_PATH = "/health"
 
 
 def write(request: ScoreRequest, model: str | None = None, acknowledges: bool = False) -> dict[str, Any]:

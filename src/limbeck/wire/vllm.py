@@ -39,7 +39,6 @@ from limbeck.wire.score import (
 
 PATH = "/v1/completions"
 IDENTITY_PATH = "/v1/models"
-HEALTH_PATH = "/health"
 ID_PREFIX = "token_id:"
 
 
