@@ -20,7 +20,7 @@ from typing import Any
 import limbeck
 from limbeck.config.recipe import Recipe, parse_recipe
 from limbeck.errors import RunError
-from tests.helpers import save_tiny
+from tests.tiny_runs import table_of
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["limbeck.api", "transformers.models.llama.modeling_llama"])
@@ -30,18 +30,12 @@ STEPS = 3
 
 
 def table(models: Path) -> dict[str, Any]:
-    return {
-        "steps": STEPS,
-        "threads": 1,
-        "student": {"model": save_tiny(models / "student", 1)},
-        "teacher": {"model": save_tiny(models / "teacher", 2)},
-        "task": {"kind": "arithmetic", "digits": 1, "train": 20, "held_out": 4},
-        "rollout": {"temperature": 0.7, "max_tokens": 4, "prompts_per_step": 4},
-        "learner": {"lr": 1e-2},
-        "eval": {"every": 2, "prompts": 4},
-        "checkpoint": {"every": 1, "keep_last": 2},
-        "record": {"every": 1, "watch": 1, "rollouts_per_step": 1},
-    }
+    return table_of(
+        models,
+        steps=STEPS,
+        eval={"every": 2, "prompts": 4},
+        checkpoint={"every": 1, "keep_last": 2},
+    )
 
 
 class Events:

@@ -7,15 +7,9 @@ answer with it. Bodies of no schema go to every route beside them.
 from __future__ import annotations
 
 import json
-import os
 import random
-import re
-import subprocess
-import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -35,6 +29,7 @@ from limbeck.records import request_of
 from limbeck.wire import binary, binding
 from tests import tiny
 from tests.serve.test_faults import COMPLETION, SCORING
+from tests.serve_process import Served, served
 
 pytestmark = pytest.mark.chaos
 
@@ -44,36 +39,17 @@ SCORING_ROUTES = {"/generate", "/v1/completions", "/tokenize", binary.PATH}
 COUNTS: Counter[str] = Counter()
 
 
-@dataclass
-class Fuzzed:
-    url: str
-    process: subprocess.Popen[str]
-    said: list[str]
-    http: httpx.Client
+@pytest.fixture(scope="module")
+def fuzzed() -> Iterator[Served]:
+    with served(tiny.folder_of("llama"), "--body-mb", "1", "--answer-mb", "1") as process:
+        yield process
+    print("serve fuzz:", dict(sorted(COUNTS.items())))
 
 
 @pytest.fixture(scope="module")
-def fuzzed() -> Iterator[Fuzzed]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "limbeck", "serve", tiny.folder_of("llama"), "--port", "0", "--body-mb", "1",
-         "--answer-mb", "1"],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stderr is not None
-    said: list[str] = []
-    address = None
-    for line in process.stderr:
-        said.append(line)
-        if address := re.search(r"http://127\.0\.0\.1:\d+", line):
-            break
-    assert address, "".join(said)
-    stderr = process.stderr
-    threading.Thread(target=lambda: said.extend(stderr), daemon=True).start()
-    with httpx.Client(base_url=address[0], timeout=60) as http:
-        yield Fuzzed(address[0], process, said, http)
-    process.kill()
-    process.wait()
-    print("serve fuzz:", dict(sorted(COUNTS.items())))
+def http(fuzzed: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fuzzed.url, timeout=60) as client:
+        yield client
 
 
 @schemathesis.serializer(binary.MEDIA_TYPE)
@@ -93,7 +69,7 @@ def operations(url: str) -> list[tuple[str, str]]:
     return [(path, method) for path, methods in paths.items() for method in methods]
 
 
-def test_every_route_keeps_to_the_description(fuzzed: Fuzzed) -> None:
+def test_every_route_keeps_to_the_description(fuzzed: Served) -> None:
     described = schemathesis.openapi.from_url(f"{fuzzed.url}/openapi.json")
     assert {path for path, _ in operations(fuzzed.url)} > SCORING_ROUTES
     for path, method in operations(fuzzed.url):
@@ -129,11 +105,10 @@ WHOLE = {
 
 @pytest.mark.parametrize("path", sorted(WHOLE))
 def test_damaged_bodies_are_refused_or_answered_and_those_with_a_digest_are_sent_back(
-    fuzzed: Fuzzed, path: str
+    http: httpx.Client, path: str
 ) -> None:
     dice = random.Random(SEED)
     media = binary.MEDIA_TYPE if path == binary.PATH else "application/json"
-    http = fuzzed.http
     for _ in range(250):
         damaged = bytearray(WHOLE[path])
         for _ in range(dice.randint(1, 4)):
@@ -166,14 +141,14 @@ def test_damaged_bodies_are_refused_or_answered_and_those_with_a_digest_are_sent
     ),
 )  # fmt: skip
 def test_no_bytes_and_no_headers_are_a_fault_of_the_servers(
-    fuzzed: Fuzzed, path: str, body: bytes, media: str, headers: dict[str, str]
+    http: httpx.Client, path: str, body: bytes, media: str, headers: dict[str, str]
 ) -> None:
-    answer = fuzzed.http.post(path, content=body, headers={**headers, "content-type": media})
+    answer = http.post(path, content=body, headers={**headers, "content-type": media})
     COUNTS[f"junk {answer.status_code}"] += 1
     assert answer.status_code in (400, 403, 413, 415), answer.text
 
 
-def test_after_all_that_it_scores_as_before_and_has_said_nothing(fuzzed: Fuzzed) -> None:
+def test_after_all_that_it_scores_as_before_and_has_said_nothing(fuzzed: Served) -> None:
     answer = httpx.post(f"{fuzzed.url}/generate", json=SCORING, timeout=30)
     assert len(answer.raise_for_status().json()["meta_info"]["input_token_logprobs"]) == len(SCORING["input_ids"])
-    assert not any("Traceback" in line or "Error" in line for line in fuzzed.said), "".join(fuzzed.said)
+    assert not any("Traceback" in line or "Error" in line for line in fuzzed.printed), "".join(fuzzed.printed)

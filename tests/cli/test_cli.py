@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 import limbeck
 from limbeck.cli.main import _where_it_stopped, main
 from limbeck.training.interruption import Interrupted
-from tests.helpers import save_tiny, tiny_llama
+from tests.helpers import tiny_llama
+from tests.tiny_runs import save_models, write_recipe
 
 IMPORTS_NO_TORCH = """
 import sys
@@ -49,28 +50,12 @@ def test_the_installed_command_prints_its_version() -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_tiny(folder / "student", 1)
-    save_tiny(folder / "teacher", 2)
-    return folder
+    return save_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
 def recipe(models: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    path.write_text(
-        f"""
-        steps = 2
-        threads = 1
-        output = "{tmp_path}/runs"
-        student.model = "{models}/student"
-        teacher.model = "{models}/teacher"
-        task = {{kind = "arithmetic", digits = 1, train = 20, held_out = 4}}
-        rollout = {{temperature = 0.7, max_tokens = 4, prompts_per_step = 4}}
-        eval = {{prompts = 4}}
-        """
-    )
-    return path
+    return write_recipe(tmp_path / "recipe.toml", models, steps=2)
 
 
 def run(*arguments: object) -> Result:

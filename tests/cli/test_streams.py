@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import save_tiny
+from tests.tiny_runs import save_models, write_recipe
 
 LIMBECK = [sys.executable, "-m", "limbeck"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -18,28 +18,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_tiny(folder / "student", 1)
-    save_tiny(folder / "teacher", 2)
-    return folder
+    return save_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
 def recipe(models: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    path.write_text(
-        f"""
-        steps = 3
-        threads = 1
-        output = "{tmp_path}/runs"
-        student.model = "{models}/student"
-        teacher.model = "{models}/teacher"
-        task = {{kind = "arithmetic", digits = 1, train = 20, held_out = 4}}
-        rollout = {{temperature = 0.7, max_tokens = 4, prompts_per_step = 4}}
-        eval = {{prompts = 4}}
-        """
-    )
-    return path
+    return write_recipe(tmp_path / "recipe.toml", models, steps=3)
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -25,19 +20,12 @@ from limbeck.cli.main import main
 from limbeck.config.base import ModelConfig
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.loading import load_model
-from tests import tiny
+from tests import serve_process, tiny
+from tests.serve_process import Served
 
 TOKEN = {"authorization": "Bearer sesame"}
 CONTEXT = 1024
 QUEUE = 64
-
-
-@dataclass
-class Served:
-    process: subprocess.Popen[str]
-    url: str
-    folder: str
-    printed: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def served(folder: str) -> Iterator[Served]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "limbeck", "serve", folder, "--port", "0", "--temperature", "0.7", "--batch", "16",
-         "--token-env", "SESAME", "--queue", str(QUEUE), "--max-top-k", "20", "--body-mb", "1"],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "SESAME": "sesame", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stderr is not None
-    printed: list[str] = []
-    address = None
-    for line in process.stderr:
-        printed.append(line)
-        if address := re.search(r"http://127\.0\.0\.1:\d+", line):
-            break
-    assert address, "".join(printed)
-    stderr = process.stderr
-    threading.Thread(target=lambda: printed.extend(stderr), daemon=True).start()
-    yield Served(process, address[0], folder, printed)
-    process.kill()
-    process.wait()
+    options = ("--temperature", "0.7", "--batch", "16", "--token-env", "SESAME", "--queue", str(QUEUE))
+    limits = ("--max-top-k", "20", "--body-mb", "1")
+    with serve_process.served(folder, *options, *limits, SESAME="sesame") as process:
+        yield process
 
 
 def score(ids: Any, **more: Any) -> dict[str, Any]:
@@ -98,19 +72,19 @@ def truth(lm: CausalLM, ids: list[int], temperature: float) -> np.ndarray:
     return torch.log_softmax(logits / temperature, -1).numpy()[np.arange(len(ids) - 1), ids[1:]]
 
 
-def test_it_says_where_it_is_and_who_it_is(served: Served) -> None:
-    assert served.printed[0] == f"loading {served.folder}\n"
+def test_it_says_where_it_is_and_who_it_is(served: Served, folder: str) -> None:
+    assert served.printed[0] == f"loading {folder}\n"
     assert "temperature 0.7 unless a request names another" in served.printed[-1]
     assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
     assert httpx.get(f"{served.url}/metrics").status_code == 401
     assert "limbeck_queue_sequences 0.0" in httpx.get(f"{served.url}/metrics", headers=TOKEN).text
     (model,) = httpx.get(f"{served.url}/v1/models", headers=TOKEN).json()["data"]
     assert model["max_model_len"] == CONTEXT
-    assert served.folder in model["root"]
+    assert folder in model["root"]
 
 
-def test_slimes_and_miless_request_gets_q_at_the_rollout_temperature(served: Served) -> None:
-    lm = load_model(ModelConfig(model=served.folder), torch.device("cpu"))
+def test_slimes_and_miless_request_gets_q_at_the_rollout_temperature(served: Served, folder: str) -> None:
+    lm = load_model(ModelConfig(model=folder), torch.device("cpu"))
     for ids in texts(3, 40):
         answer = ask(served, score(ids)).raise_for_status().json()
         np.testing.assert_allclose(of_response(answer, 12), truth(lm, ids, 0.7)[-12:], atol=2e-5)
@@ -130,15 +104,17 @@ def test_limits_are_told(served: Served) -> None:
         assert message in answer.json()["error"]["message"]
 
 
-def test_the_contract_is_proven_from_the_command_line(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_contract_is_proven_from_the_command_line(
+    served: Served, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SESAME", "sesame")
     for kind in ("limbeck", "sglang", "vllm"):
-        command = ["check", "--teacher", f"{kind}={served.url}", "--temperature", "1.3", "--tokenizer", served.folder]
+        command = ["check", "--teacher", f"{kind}={served.url}", "--temperature", "1.3", "--tokenizer", folder]
         done = CliRunner().invoke(main, [*command, "--token-env", "SESAME", "--vocabulary", str(tiny.VOCABULARY)])
         assert done.exit_code == 0, done.output
         assert "temperature by: native" in done.stdout
     for kind in ("limbeck", "sglang"):
-        command = ["check", "--teacher", f"{kind}={served.url}", "--temperature", "1.3", "--head", served.folder]
+        command = ["check", "--teacher", f"{kind}={served.url}", "--temperature", "1.3", "--head", folder]
         done = CliRunner().invoke(main, [*command, "--token-env", "SESAME"])
         assert done.exit_code == 0, done.output
         assert "temperature by: hidden" in done.stdout
@@ -164,9 +140,9 @@ def queued(served: Served) -> float:
     return float(re.findall(r"(?m)^limbeck_queue_sequences (\S+)", text)[0])
 
 
-def test_a_full_queue_says_when_to_come_back_and_sigterm_finishes_what_was_taken(served: Served) -> None:
+def test_a_full_queue_says_when_to_come_back_and_sigterm_finishes_what_was_taken(served: Served, folder: str) -> None:
     """The last test: the server is gone after it."""
-    lm = load_model(ModelConfig(model=served.folder), torch.device("cpu"))
+    lm = load_model(ModelConfig(model=folder), torch.device("cpu"))
     long = texts(QUEUE, CONTEXT)
     with ThreadPoolExecutor(1) as threads:
         under_way = threads.submit(ask, served, score(long[:40]))

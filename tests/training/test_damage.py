@@ -15,26 +15,20 @@ import limbeck
 from limbeck.config.recipe import Recipe, load_recipe, parse_recipe
 from limbeck.errors import LimbeckError, RunError
 from limbeck.learners.export import export
-from tests.helpers import save_tiny
+from tests.tiny_runs import table_of
 
 STEPS = 4
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "steps": STEPS,
-        "threads": 1,
-        "student": {"model": save_tiny(folder / "student", 1)},
-        "teacher": {"model": save_tiny(folder / "teacher", 2)},
-        "task": {"kind": "arithmetic", "digits": 1, "train": 20, "held_out": 4},
-        "rollout": {"temperature": 0.7, "max_tokens": 4, "prompts_per_step": 4},
-        "learner": {"lr": 1e-2, "schedule": "linear"},
-        "eval": {"every": 1, "prompts": 4},
-        "checkpoint": {"every": 1, "keep_last": 3},
-        "record": {"every": 1, "watch": 1, "rollouts_per_step": 1},
-    }
+    return table_of(
+        tmp_path_factory.mktemp("models"),
+        steps=STEPS,
+        learner={"lr": 1e-2, "schedule": "linear"},
+        eval={"every": 1, "prompts": 4},
+        checkpoint={"every": 1, "keep_last": 3},
+    )
 
 
 def recipe(table: dict, output: Path, **changes: object) -> Recipe:

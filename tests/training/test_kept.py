@@ -16,7 +16,7 @@ from limbeck.errors import ModelError, NonFiniteError, RunError, TeacherError
 from limbeck.learners.local import LocalLearner
 from limbeck.teachers.local import LocalTeacher
 from limbeck.training.run import Run
-from tests.helpers import save_tiny
+from tests.tiny_runs import table_of
 
 STEPS = 5
 STOP = 3  # the step that is disturbed
@@ -24,19 +24,12 @@ STOP = 3  # the step that is disturbed
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "steps": STEPS,
-        "threads": 1,
-        "student": {"model": save_tiny(folder / "student", 1)},
-        "teacher": {"model": save_tiny(folder / "teacher", 2)},
-        "task": {"kind": "arithmetic", "digits": 1, "train": 20, "held_out": 4},
-        "rollout": {"temperature": 0.7, "max_tokens": 4, "prompts_per_step": 4},
-        "learner": {"lr": 1e-2},
-        "eval": {"every": 3, "prompts": 4},
-        "checkpoint": {"every": 0},
-        "record": {"every": 1, "watch": 1, "rollouts_per_step": 1},
-    }
+    return table_of(
+        tmp_path_factory.mktemp("models"),
+        steps=STEPS,
+        eval={"every": 3, "prompts": 4},
+        checkpoint={"every": 0},
+    )
 
 
 def recipe(table: dict, output: Path, **changes: object) -> Recipe:

@@ -15,15 +15,12 @@ from limbeck.errors import DataError, EngineError, LimbeckError, NonFiniteError
 from limbeck.models.states import LocalStates
 from limbeck.records import Failure, HiddenScores
 from limbeck.teachers.local import LocalTeacher
-from tests.helpers import save_tiny
+from tests.tiny_runs import save_models
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_tiny(folder / "student", 1)
-    save_tiny(folder / "teacher", 2)
-    return folder
+    return save_models(tmp_path_factory.mktemp("models"))
 
 
 def recipe(models: Path, output: Path, *overrides: str) -> Recipe:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 
 from limbeck.errors import ContractError, ModelError
+from limbeck.models.folder import CONFIG, read_json
 from limbeck.records import ProbeResult
 
 
@@ -18,13 +18,10 @@ def natural_temperature_of(folder: str | Path) -> float:
     """
     from limbeck.models.causal_lm import BAKED_TEMPERATURE  # imports torch, as nothing else here does
 
-    path = Path(folder) / "config.json"
+    path = Path(folder) / CONFIG
     if not os.path.isfile(path):
         return 1.0
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get(BAKED_TEMPERATURE, 1.0)
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+    found = read_json(path).get(BAKED_TEMPERATURE, 1.0)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < sys.float_info.max:
         raise ModelError(
             f"{path}: {BAKED_TEMPERATURE} is {found!r}, expected a finite number above 0. Bake the model again with "

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -42,10 +41,21 @@ from limbeck.files.digests import (
     read_state,
     seal,
 )
-from limbeck.files.disk import disk_errors, flush, flush_tree, read_file, remove, sweep, take_away, write_whole
-from limbeck.files.names import hidden_of_steps, numbered, step_name
+from limbeck.files.disk import (
+    disk_errors,
+    flush,
+    flush_tree,
+    read_file,
+    remove,
+    sweep,
+    take_away,
+    write_by,
+    write_whole,
+)
+from limbeck.files.names import hidden_of_steps, numbered, step_name, step_of
 from limbeck.training.finite import to_json
 from limbeck.training.lock import LOCK_FILE, FolderLock
+from limbeck.training.metrics_file import MetricsFile
 from limbeck.training.resume import read_recipe, refuse_other_recipe
 
 logger = logging.getLogger("limbeck")
@@ -71,6 +81,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = path / "metrics.jsonl"
+        self._metrics = MetricsFile(self.metrics)
         self.checkpoints = path / CHECKPOINTS
         self.rollouts = path / "rollouts"
         self.evaluations = path / "evaluations"
@@ -118,14 +129,7 @@ class RunFolder:
         """One line of metrics. Raises `NonFiniteError`, with nothing written, where a number is NaN or infinite."""
         text = to_json(line, f"metrics of step {line['step']} ({line.get('kind', 'train')})")
         with self._writing(f"cannot write {self.metrics}"):
-            length = self._metrics_length()
-            try:
-                with self.metrics.open("a", encoding="utf-8") as file:
-                    file.write(text + "\n")
-            except OSError:
-                with suppress(OSError):  # a part of the line may be there
-                    os.truncate(self.metrics, length)
-                raise
+            self._metrics.append(text)
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         """A JSONL file `name` in this folder, complete or not at all. Raises `NonFiniteError` as `append` does."""
@@ -159,13 +163,7 @@ class RunFolder:
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines of metrics so far. Raises `RunError` naming a line that is none."""
-        try:
-            data = read_file(self.metrics)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise RunError(f"{self.metrics} cannot be read: {error.strerror}.") from None
-        return [self._line(number, line) for number, line in enumerate(data.split(b"\n")[:-1], start=1)]
+        return self._metrics.lines()
 
     def save(self, step: int, write: Callable[[Path], None], keep_last: int | None) -> None:
         """A checkpoint of `step`, its files written by `write`, then all but the newest `keep_last` removed.
@@ -174,7 +172,7 @@ class RunFolder:
         """
         final = self.checkpoints / step_name(step)
         half, removed = self._hidden(final, HALF), self._hidden(final, REMOVED)
-        values = {"step": step, "metrics_bytes": self._metrics_length(), "recipe": dict(self._recipe)}
+        values = {"step": step, "metrics_bytes": self._metrics.size, "recipe": dict(self._recipe)}
         try:
             with self._writing(f"cannot write checkpoint {final}; earlier checkpoints are intact"):
                 remove(half)
@@ -199,12 +197,9 @@ class RunFolder:
     def write_file(self, name: str, write: Callable[[Path], None]) -> Path:
         """A file `name` in this folder by `write`, complete or not at all."""
         path = self.path / name
-        half = self._hidden(path, HALF)
         with self._writing(f"cannot write {path}"):
             path.parent.mkdir(exist_ok=True)
-            write(half)
-            flush(half)
-            half.replace(path)
+            write_by(path, write)
         return path
 
     def finish(self, step: int, parts: Mapping[str, Callable[[Path], None]]) -> None:
@@ -277,20 +272,7 @@ class RunFolder:
                 f"{self.path} has checkpoints but no {RECIPE_FILE}, so the recipe they are of is not known. Restore "
                 "it, or start over with --fresh."
             )
-        size = self._metrics_length()
-        if self.metrics.exists() and size < state.metrics_bytes:
-            raise RunError(
-                f"{self.metrics} has {size} bytes, fewer than the {state.metrics_bytes} of the last checkpoint. "
-                "Restore it, or remove it to go on without the lines up to here."
-            )
-        if state.metrics_bytes and self.metrics.exists() and not self._ends_a_line(state.metrics_bytes):
-            raise RunError(
-                f"{self.metrics} is not the file that the checkpoint of step {state.step} was written beside: its "
-                f"first {state.metrics_bytes} bytes end inside a line. Restore it, or remove it to go on without the "
-                "lines up to here."
-            )
-        if not self.metrics.exists() and state.metrics_bytes:
-            logger.warning("%s is missing: the run goes on, without its lines up to step %d", self.metrics, state.step)
+        self._metrics.check(state.step, state.metrics_bytes)
         return Checkpoint(folder, state.step, state.metrics_bytes, before)
 
     def _way_out(self) -> str:
@@ -299,7 +281,7 @@ class RunFolder:
             return (
                 f"No checkpoint in {self.checkpoints} is whole. Restore one from a backup, or start over with --fresh."
             )
-        step = read_state(whole).step
+        step = step_of(whole.name)
         return (
             f"The newest whole checkpoint is of step {step}. To go on from there, add this to the same command:  "
             f"--from-checkpoint {step}\n"
@@ -312,8 +294,7 @@ class RunFolder:
         for later, folder in reversed(numbered(self.checkpoints)):
             if later > step:
                 take_away(folder, self._hidden(folder, REMOVED))
-        if self.metrics.exists():
-            os.truncate(self.metrics, checkpoint.metrics_bytes if checkpoint else 0)
+        self._metrics.cut(checkpoint.metrics_bytes if checkpoint else 0)
         for folder, suffix in ((self.checkpoints, ""), (self.rollouts, ".parquet"), (self.evaluations, ".jsonl")):
             for recorded, path in numbered(folder, suffix):
                 if recorded > step:
@@ -346,23 +327,3 @@ class RunFolder:
 
     def _hidden(self, path: Path, ending: str) -> Path:
         return path.with_name(f".{path.name}{ending}")
-
-    def _ends_a_line(self, length: int) -> bool:
-        with self.metrics.open("rb") as file:
-            file.seek(length - 1)
-            return file.read(1) == b"\n"
-
-    def _metrics_length(self) -> int:
-        return self.metrics.stat().st_size if self.metrics.exists() else 0
-
-    def _line(self, number: int, data: bytes) -> dict[str, Any]:
-        try:
-            line = json.loads(data)
-        except (ValueError, RecursionError):
-            line = None
-        if not isinstance(line, dict) or type(line.get("step")) is not int or line.get("kind") not in ("train", "eval"):
-            raise RunError(
-                f"{self.metrics} is damaged: line {number} is not a line of metrics. Restore it, or remove the file to "
-                "go on without the lines up to here: the weights do not depend on them."
-            )
-        return line
