@@ -23,7 +23,7 @@ test-browser: $(VENV)/browser     ## the run page in a headless Chromium; instal
 	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || { echo "make test-browser needs Chromium and ChromeDriver. On Debian or Ubuntu: sudo apt-get install chromium chromium-driver" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
-test-chaos: $(VENV)/chaos     ## faults between real runs and real servers, and in run folders; under eight minutes
+test-chaos: $(VENV)/test     ## faults between real runs and real servers, and in run folders; under eight minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m chaos tests/chaos
 
 test-engines: $(VENV)/test     ## real SGLang and vLLM on this machine: 6 GB of downloads the first time
@@ -73,10 +73,6 @@ $(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[test]'
-	@touch $@
-
-$(VENV)/chaos: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[chaos]'
 	@touch $@
 
 $(VENV)/browser: pyproject.toml constraints.txt | $(BIN)/python
