@@ -135,11 +135,14 @@ class TestModelFolders:
         with pytest.raises(RunError, match=r"The newest whole checkpoint is .*step-000002"):
             check_model_folder(checkpoint / "model")
 
-    def test_the_finished_one(self, tmp_path: Path) -> None:
+    def test_the_finished_one(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "recipe.toml").touch()
+        (tmp_path / "checkpoints").mkdir()
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "config.json").write_text("{}")
-        check_model_folder(tmp_path / "model")  # of a version without state.json
+        check_model_folder(tmp_path / "model")  # of a version without state.json, or that was removed
+        (record,) = caplog.records
+        assert "state.json is missing: its files are not checked" in record.message
         seal(tmp_path, {"step": 4}, digests_of(tmp_path / "model", "model/"))
         check_model_folder(tmp_path / "model")
         (tmp_path / "model" / "added").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -300,4 +301,12 @@ def test_one_weight_under_two_names_is_refused(folder: Path) -> None:
     name = next(name for name in tensors if name.endswith("mlp.down_proj.weight"))
     save_file({**tensors, name.removeprefix("model."): tensors[name] * 2}, folder / WHOLE, {"format": "pt"})
     with pytest.raises(ModelError, match="one weight under two names"):
+        load_model(ModelConfig(model=str(folder)), CPU)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(name: str, folder: Path) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelError, match=name):
         load_model(ModelConfig(model=str(folder)), CPU)

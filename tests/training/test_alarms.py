@@ -85,3 +85,9 @@ def test_a_resumed_run_remembers_its_start() -> None:
     resumed = Alarms(False, [HEALTHY] * 12)
     sick = {**HEALTHY, "response_length/mean": 45.0}
     assert straight.check(sick) == resumed.check(sick) != []
+
+
+@pytest.mark.parametrize("value", ["0.3", None, [1.0], {"a": 1}])
+def test_lines_of_a_file_that_hold_no_number_raise_nothing(value: Any) -> None:
+    line = {**dict.fromkeys(HEALTHY, value), "step": 1, "kind": "train"}
+    assert Alarms(False, [line] * 12).check(line) == []

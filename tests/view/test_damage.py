@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import time
@@ -312,3 +313,15 @@ def test_a_large_damaged_file_takes_little_time(tmp_path: Path) -> None:
     started = time.monotonic()
     assert read_metrics(path).train.step == [3]
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "recipe.toml", "rollouts/step-000002.parquet"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    made.write_metrics(tmp_path / "a", 20, every=10)
+    made.write_rollout_files(tmp_path / "a", range(1, 4), each=4, length=6)
+    (tmp_path / "a" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "a" / name)
+    client = TestClient(make_app(tmp_path), base_url=BASE)
+    answers = [client.get(f"/api/{route}", params={"run": "a"}) for route in ("runs", "metrics", "rollouts")]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert any(Path(name).name in answer.text for answer in answers)

@@ -110,6 +110,8 @@ def check_model_folder(folder: Path) -> None:
     home = folder.absolute().parent
     in_checkpoint = step_of(home.name) is not None and home.parent.name == CHECKPOINTS
     if not in_checkpoint and not _is_sealed(home):
+        if (home / RECIPE_FILE).is_file() and (home / CHECKPOINTS).is_dir():
+            logger.warning("%s is a run's, but %s is missing: its files are not checked", folder, home / STATE_FILE)
         return
     try:
         files = read_state(home).files

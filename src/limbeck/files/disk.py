@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from limbeck.errors import LimbeckError, RunError
 
@@ -85,11 +86,18 @@ def _owner(error: OSError) -> str:
     return ""
 
 
-def read_file(path: Path) -> bytes:
-    """All of a file. Raises `OSError`, also for a pipe or a device: those would be waited for, or have no end."""
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to read. Raises `OSError`, also for a pipe or a device: those would be waited for, or have no end."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is not a file", str(path))
+        yield file
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file. Raises `OSError` as `open_file` does."""
+    with open_file(path) as file:
         return file.read()
 
 

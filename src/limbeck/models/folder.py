@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import ModelError
+from limbeck.files.disk import open_file
 from limbeck.formatting import shown
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ LAYERS = re.compile(r"(^|_)n(um)?_(\w+_)?layers?$|_layers$")
 def read_json(path: Path) -> Mapping[str, Any]:
     """The table in a JSON file. Raises `ModelError` naming the file for anything else."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ModelError(f"{path} has more than {MAX_BYTES >> 20} MB. Take the file that came with the model.")

@@ -29,6 +29,7 @@ class Alarms:
 
     def check(self, line: Mapping[str, Any]) -> list[dict[str, str]]:
         """`[{"name": ..., "message": ...}]`, empty for a healthy step."""
+        line = {key: value for key, value in line.items() if isinstance(value, int | float)}  # a file is read again
         alarms = [
             {"name": name, "message": message}
             for name, message in (
@@ -45,8 +46,7 @@ class Alarms:
         self.seen += 1
         if self.seen <= EARLY_STEPS:
             for key, value in line.items():
-                if isinstance(value, int | float):
-                    self.early.setdefault(key, []).append(float(value))
+                self.early.setdefault(key, []).append(float(value))
         return alarms
 
     def _identity(self, line: Mapping[str, Any]) -> str | None:

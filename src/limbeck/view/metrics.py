@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limbeck.files.disk import open_file
 from limbeck.formatting import shown
 
 SHOWN_PROBLEMS = 3
@@ -73,7 +74,7 @@ class Metrics:
 def read_metrics(path: Path, offset: int = 0) -> Metrics:
     """The complete lines from byte `offset` on; all of them where the file is no longer the one that was read."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if offset and not _goes_on(file, offset):
                 offset = 0
             file.seek(offset)

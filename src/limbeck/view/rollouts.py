@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import RunError
+from limbeck.files.disk import open_file
 from limbeck.files.names import numbered
 from limbeck.formatting import shown
 
@@ -179,7 +180,7 @@ def _read(path: Path, columns: list[str] | None = None) -> Any:
     """The columns that the file has, as a table."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with open_file(path) as handle, pq.ParquetFile(handle) as file:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         size = sum(group.total_byte_size for group in groups)
         if file.metadata.num_rows > MAX_ROWS or size > MAX_BYTES:

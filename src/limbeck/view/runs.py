@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import RunError
+from limbeck.files.disk import open_file
 from limbeck.formatting import shown
 from limbeck.view.disagreement import Disagreement
 from limbeck.view.metrics import MAX_STEP, read_metrics
@@ -48,7 +49,7 @@ class RunFiles:
 
     def _recipe(self) -> tuple[dict[str, Any], list[str]]:
         try:
-            with (self.path / "recipe.toml").open("rb") as file:
+            with open_file(self.path / "recipe.toml") as file:
                 data = file.read(MAX_RECIPE + 1)
             if len(data) > MAX_RECIPE:
                 raise ValueError(f"it has more than {MAX_RECIPE:,} bytes")
