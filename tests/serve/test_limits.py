@@ -173,7 +173,7 @@ async def test_a_large_body_is_read_and_a_large_answer_written_elsewhere_and_no_
     here, there = [await codec.run(size, questions.read, "sglang", body, LIMITS) for size in (1, len(body))]
     assert [rows.tolist() for rows, _ in here.rows] == [rows.tolist() for rows, _ in there.rows] == [IDS] * 3
     asked, _ = questions.prepare(there, lambda *_: [], LIMITS)
-    results = Scorer(tiny.lm_of("llama")).score(asked)
+    results = Scorer(tiny.fresh()).score(asked)
     one, other = [json.loads(await codec.run(size, answers.write, there, asked, results)) for size in (1, 10**6)]
     for answer in (*one, *other):
         answer["meta_info"].pop("id")
