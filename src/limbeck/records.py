@@ -263,12 +263,14 @@ class ScoreRequest:
 def request_of(
     ids: npt.ArrayLike, start: int, temperature: float, support: Support = "sampled", id: str = ""
 ) -> ScoreRequest:
-    """The question about `ids[start:]`.
+    """The question about `ids[start:]`. Given ids [K] are asked about at each of its positions.
 
     >>> request_of([11, 12, 4, 6], 2, 0.7).scored_ids.tolist()
     [4, 6]
     """
     token_ids = np.asarray(ids, dtype=np.int64)
+    if isinstance(support, np.ndarray) and support.ndim == 1:
+        support = np.tile(support, (max(0, len(token_ids) - start), 1))
     return ScoreRequest(id, token_ids, np.arange(len(token_ids)) >= start, temperature, support)
 
 

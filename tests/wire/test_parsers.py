@@ -131,7 +131,6 @@ def test_given_ids_are_read_in_their_order_from_sglang() -> None:
     [
         (sglang.write, given_ids([9, 7], [9, 3]), "one list for all"),
         (vllm.write, given_ids([9], [9]), "vLLM does not take"),
-        (lambda request: binary.write([request]), given_ids([9], [9]), "`limbeck serve` does not take"),
         (vllm.write, request_of([5, 6], 1, 1.0, "full"), "vLLM sends no hidden states"),
     ],
 )

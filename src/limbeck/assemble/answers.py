@@ -73,9 +73,27 @@ def _problem_of_arrays(scores: TokenScores | TopKScores, request: ScoreRequest, 
         wrong = array[valid & ~(array <= MOST).reshape(count, -1).all(axis=1)]
         if name.startswith("logprobs") and len(wrong):
             return f"{name} has {wrong.max():.4g}, but a log-prob is at most 0. Normalise over the vocabulary."
-    if isinstance(scores, TopKScores) and (np.diff(np.sort(scores.ids, axis=1), axis=1) == 0).any():
-        return "ids name one token twice at one position, which would count twice. Return K different tokens."
-    return None
+    return _problem_of_ids(scores.ids, request.support) if isinstance(scores, TopKScores) else None
+
+
+def _problem_of_ids(ids: np.ndarray, support: Any) -> str | None:
+    if isinstance(support, np.ndarray):
+        wrong = np.flatnonzero((ids != support).any(axis=1))
+        if not len(wrong):
+            return None
+        at = wrong[0]
+        return (
+            f"ids of scored token {at} are {ids[at, :8].tolist()}, but it was asked about {support[at, :8].tolist()}. "
+            "Return the log-probs of request.support, in its order, or set objective.support to a number."
+        )
+    return _TWICE if _has_twins(ids) else None
+
+
+_TWICE = "ids name one token twice at one position, which would count twice. Return K different tokens."
+
+
+def _has_twins(ids: np.ndarray) -> bool:
+    return bool((np.diff(np.sort(ids, axis=1), axis=1) == 0).any())
 
 
 def problem_of_response(sampled: Any, request: SampleRequest, vocabulary: int) -> str | None:
@@ -101,6 +119,8 @@ def problem_of_response(sampled: Any, request: SampleRequest, vocabulary: int) -
     outside = ids[(ids < 0) | (ids >= vocabulary)]
     if len(outside):
         return f"it sampled token {outside[0]}, but student and teacher share ids 0 to {vocabulary - 1} only"
+    if request.top and (_has_twins(sampled.top_ids) or ((sampled.top_ids < 0) | (sampled.top_ids >= vocabulary)).any()):
+        return f"top_ids are not {request.top} different ids of 0 to {vocabulary - 1} at each position"
     wrong = sampled.logprobs[~(sampled.logprobs <= MOST) | np.isneginf(sampled.logprobs)]
     if len(wrong):
         return f"a sampled token has the log-prob {wrong[0]}, expected a finite number of at most 0"

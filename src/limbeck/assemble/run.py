@@ -80,12 +80,14 @@ async def _assemble(
     if given.objective is not None:
         checked_part(given.objective, Objective, "objective")
     loss = loss_of(recipe.objective, given.objective, build)
-    teachers = open_teachers(site, loss.support)
+    teachers = open_teachers(site, loss)
     reference = _reference(site)
     models = [student, *teachers.models, *([] if reference is None else [reference])]
     vocabulary = shared_vocabulary(models)
     for lm in models:
         lm.vocabulary = vocabulary
+    if loss.k is not None and loss.k > vocabulary:
+        raise RecipeError(f"objective.k = {loss.k}, but student and teacher share {vocabulary} tokens. Lower it.")
     contexts = [*teachers.contexts, *(lm.context for lm in models if lm.context is not None)]
     longest = _longest_prompt(recipe, contexts)
     task: Task = (
@@ -118,7 +120,8 @@ async def _assemble(
         names=Names(student.tokenizer),
         stop_ids=stop_ids,
         folder=folder,
-        support=loss.support,
+        support="full" if loss.support == "student_top" else loss.support,
+        student_top=(loss.k or 0) if proven.asks_about_ids else 0,
         start=checkpoint.step if checkpoint else 0,
         reference=reference_teacher,
         min_scored_fraction=teachers.min_scored_fraction,

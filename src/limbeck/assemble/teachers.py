@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from limbeck.assemble.own import OwnTeacher
 from limbeck.assemble.same_as_before import keep_answer, same_model_as_before
 from limbeck.assemble.site import Site
@@ -25,6 +27,7 @@ from limbeck.config.teacher import (
     StatesTeacherConfig,
     VLLMTeacherConfig,
 )
+from limbeck.contract.given_ids import probe_ids
 from limbeck.contract.natural import refuse_baked
 from limbeck.contract.order import prove_order
 from limbeck.contract.probes import continuations, prove, same_weights
@@ -34,6 +37,7 @@ from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_tokenizer, resolve
+from limbeck.objectives import Loss
 from limbeck.protocols import HoldsHeads, Task, Teacher
 from limbeck.records import ProbeResult, Support
 from limbeck.teachers.connect import connect
@@ -54,6 +58,7 @@ class Proven:
     heads: Mapping[str, Head]  # by fingerprint, of those that answer with hidden states
     results: tuple[ProbeResult, ...]
     seconds: Callable[[], Mapping[str, float]]  # of the last scoring, by teacher where there are several
+    asks_about_ids: bool  # whether one of them has to be told which tokens are on the student's support
 
 
 class Opened(Protocol):
@@ -81,7 +86,7 @@ class OpenTeachers:
     default: str | None
     routed: bool
     min_scored_fraction: float
-    support: Support  # what training will ask for
+    loss: Loss  # says what training will ask for
 
     @property
     def models(self) -> list[CausalLM]:
@@ -96,38 +101,54 @@ class OpenTeachers:
         teachers: dict[str, Teacher] = {}
         heads: dict[str, Head] = {}
         results: list[ProbeResult] = []
+        support = self._support(site)
         for name, member in self.members.items():
-            teacher = teachers[name] = await member.prove(site, task, self.support)
+            teacher = teachers[name] = await member.prove(site, task, support)
             heads |= member.heads
             found = list(member.results)
             if not site.resumed and member.is_student(site):
-                found.append(await self._same_weights(teacher, member, site, task))
+                found.append(await _same_weights(teacher, member, site, task, support))
             results += [replace(r, probe=f"{name}: {r.probe}") for r in found] if len(self.members) > 1 else found
+        ids = isinstance(support, np.ndarray) and not all(map(_sends_states, teachers.values()))
         if not self.routed:
-            return Proven(teachers[ONLY], heads, tuple(results), dict)
+            return Proven(teachers[ONLY], heads, tuple(results), dict, ids)
         router = RoutedTeacher(teachers, self.default)
         router.check_routes([*task.train, *task.held_out])
-        return Proven(router, heads, tuple(results), lambda: router.seconds)
+        return Proven(router, heads, tuple(results), lambda: router.seconds, ids)
 
-    async def _same_weights(self, teacher: Teacher, member: Opened, site: Site, task: Task) -> ProbeResult:
-        texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
-        temperature = site.recipe.rollout.temperature
-        return await same_weights(teacher, LocalPolicy(site.student), texts, temperature, member.heads, self.support)
+    def _support(self, site: Site) -> Support:
+        """As in training, but that no student has chosen the ids yet."""
+        if self.loss.support == "student_top":
+            return probe_ids(self.loss.size, site.student.vocabulary)
+        return self.loss.support
 
 
-def open_teachers(site: Site, support: Support) -> OpenTeachers:
+async def _same_weights(teacher: Teacher, member: Opened, site: Site, task: Task, support: Support) -> ProbeResult:
+    texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
+    temperature = site.recipe.rollout.temperature
+    return await same_weights(teacher, LocalPolicy(site.student), texts, temperature, member.heads, support)
+
+
+def _sends_states(teacher: Teacher) -> bool:
+    """Whether the learner has its whole distribution: then the support is chosen there."""
+    return isinstance(teacher, LocalTeacher) or (
+        isinstance(teacher, RemoteTeacher) and teacher.proof.method == "hidden"
+    )
+
+
+def open_teachers(site: Site, loss: Loss) -> OpenTeachers:
     """Load or connect every teacher, and compare tokenizers where there are two to compare."""
     section = site.recipe.teacher
     if site.given.teacher is not None:
         return OpenTeachers(
-            {ONLY: _Own(site.given.teacher)}, None, routed=False, min_scored_fraction=1.0, support=support
+            {ONLY: _Own(site.given.teacher)}, None, routed=False, min_scored_fraction=1.0, loss=loss
         )
     routed = isinstance(section, RoutedTeacherConfig)
     sections = dict(section.teachers) if isinstance(section, RoutedTeacherConfig) else {ONLY: section}
     members = {name: KINDS[type(member)](name, member, site) for name, member in sections.items()}
     fractions = [s.min_scored_fraction for s in sections.values() if isinstance(s, RemoteTeacherConfig)]
     default = section.default if isinstance(section, RoutedTeacherConfig) else None
-    return OpenTeachers(members, default, routed, max(fractions, default=1.0), support)
+    return OpenTeachers(members, default, routed, max(fractions, default=1.0), loss)
 
 
 def _key(name: str, key: str) -> str:

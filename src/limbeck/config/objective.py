@@ -38,9 +38,25 @@ class _ObjectiveConfig(Config):
     task_reward: TaskRewardConfig | None = None
     overlap_k: PositiveInt = Field(8, description="K of the top-K overlap metric")
 
-    support: Literal["sampled", "full"] | PositiveInt = Field(
-        "full", description="`sampled`, the teacher's top K, or `full`: same expected gradient, less noise"
+    support: Literal["sampled", "student_top", "full"] | PositiveInt = Field(
+        "full",
+        description="`sampled`, a number K of the teacher's top tokens, `student_top` (the student's own top `k`), or "
+        "`full`: same expected gradient, less and less noise",
     )
+    k: PositiveInt | None = Field(None, description="of `student_top`: how many of the student's most likely tokens")
+
+    @model_validator(mode="after")
+    def _k_belongs_to_student_top(self) -> Self:
+        if self.support == "student_top" and self.k is None:
+            raise ValueError(
+                "support = 'student_top' needs k, how many of the student's most likely tokens: set objective.k = 20"
+            )
+        if self.support != "student_top" and self.k is not None:
+            raise ValueError(
+                f"k = {self.k} is of support = 'student_top', but support = {self.support!r}. Set objective.support = "
+                "'student_top', or remove objective.k; the teacher's top K is objective.support = K."
+            )
+        return self
 
 
 class ReverseKLConfig(_ObjectiveConfig):
@@ -50,13 +66,13 @@ class ReverseKLConfig(_ObjectiveConfig):
 
 
 class ForwardKLConfig(_ObjectiveConfig):
-    """KL(q || p). Not from the sampled token alone: its gradient there is q/p, which has no bound."""
+    """KL(q || p). Not where the sampled token stands for what the teacher expects: its gradient is q/p, without bound."""
 
     divergence: Literal["forward_kl"] = "forward_kl"
 
     @model_validator(mode="after")
-    def _needs_more_than_the_sampled_token(self) -> Self:
-        _refuse_sampled(self, "divergence = 'forward_kl'")
+    def _needs_the_teachers_top(self) -> Self:
+        _refuse_the_students_choice(self, "divergence = 'forward_kl'")
         return self
 
 
@@ -67,9 +83,9 @@ class JSDConfig(_ObjectiveConfig):
     beta: Fraction = Field(0.5, description="0 is forward KL, 1 is reverse KL, by GKD's convention")
 
     @model_validator(mode="after")
-    def _needs_more_than_the_sampled_token(self) -> Self:
+    def _needs_the_teachers_top(self) -> Self:
         if self.beta == 0:
-            _refuse_sampled(self, "divergence = 'jsd' with beta = 0, the forward KL,")
+            _refuse_the_students_choice(self, "divergence = 'jsd' with beta = 0, the forward KL,")
         return self
 
 
@@ -84,9 +100,10 @@ ObjectiveConfig: TypeAlias = Annotated[
 ]
 
 
-def _refuse_sampled(config: _ObjectiveConfig, what: str) -> None:
-    if config.support == "sampled":
+def _refuse_the_students_choice(config: _ObjectiveConfig, what: str) -> None:
+    """The student's top tokens leave out just those of which it thinks too little: there q/p is large."""
+    if config.support in ("sampled", "student_top"):
         raise ValueError(
-            f"{what} cannot have support = 'sampled': its gradient at the sampled token is q/p, which has no bound. "
-            "Set support to a number of the teacher's top tokens, such as 20, or to 'full'."
+            f"{what} cannot have support = {config.support!r}: its gradient at a sampled token is q/p, which has no "
+            "bound where the student thinks little of what the teacher expects. Set support to a number of the teacher's top tokens, such as 20, or to 'full'."
         )

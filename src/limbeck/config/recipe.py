@@ -23,6 +23,7 @@ from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
 from limbeck.config.student import StudentConfig
 from limbeck.config.task import GraderConfig, TaskConfig
 from limbeck.config.teacher import (
+    LimbeckTeacherConfig,
     RemoteTeacherConfig,
     RoutedTeacherConfig,
     StatesTeacherConfig,
@@ -166,7 +167,10 @@ def _refuse_what_the_teacher_cannot_give(recipe: Recipe) -> None:
     for name, section in members.items():
         if not isinstance(section, RemoteTeacherConfig):
             continue
-        if objective.support == "full" and not (isinstance(section, StatesTeacherConfig) and section.head):
+        states = isinstance(section, StatesTeacherConfig) and section.head
+        if objective.support == "student_top" and not states:
+            _refuse_given_ids(name, section)
+        if objective.support == "full" and not states:
             raise ValueError(
                 f"{objective.divergence} is asked for over the whole vocabulary, but {name} ({section.kind}) answers "
                 "with its top log-probs. Set objective.support = 20 (same expected gradient, a little more "
@@ -177,6 +181,24 @@ def _refuse_what_the_teacher_cannot_give(recipe: Recipe) -> None:
                 f"objective.discount = {objective.discount} sums the divergences of later tokens, but {name} may leave "
                 "some out. Set max_rescale_dropped = 0 in its table, or objective.discount = 0."
             )
+
+
+def _refuse_given_ids(name: str, section: RemoteTeacherConfig) -> None:
+    """The student's top tokens are asked about by their ids, other ones at each position."""
+    remedy = (
+        "Serve the teacher with `limbeck serve` (kind = 'limbeck'), give head = its model folder where it sends hidden "
+        "states, or set objective.support = 20, the teacher's own top tokens."
+    )
+    if not isinstance(section, LimbeckTeacherConfig):
+        raise ValueError(
+            f"objective.support = 'student_top', but {name} ({section.kind}) answers with its own top log-probs, and "
+            f"cannot be asked about other ids at each position. {remedy}"
+        )
+    if section.temperature_method == "rescale":
+        raise ValueError(
+            f"objective.support = 'student_top', but {name} has temperature_method = 'rescale', which works from the "
+            "teacher's own top log-probs. Set temperature_method = 'auto', or objective.support = 20."
+        )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -18,6 +18,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from limbeck.contract.answers import AT_T, Doubles, Heads, ask, logprobs_of_sampled, refusal, rows_of
+from limbeck.contract.given_ids import given_ids
 from limbeck.errors import ContractError
 from limbeck.protocols import Policy, Teacher
 from limbeck.records import (
@@ -60,6 +61,8 @@ async def prove(
     ]
     if isinstance(support, int):
         steps.insert(1, lambda: normalisation(teacher, prefix, ids, temperature, heads, support))
+    if isinstance(support, np.ndarray):
+        steps.append(lambda: given_ids(teacher, prefix, ids, temperature, heads, support))
     for step in steps:
         try:
             results.append(await step())

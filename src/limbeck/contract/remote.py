@@ -6,6 +6,7 @@
     normalisation  the top log-probs sum to at most 1, and leave a tail that fits below them
     noise          the same text alone and among others, again and again
     temperature    each method in turn, with why it was not taken; see DESIGN section 3
+    given ids      where training asks about ids of its own: each is answered, in its own place
     baseline       a fixed text, asked again during the run
     binding        what ties each answer to its request and to the weights
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from limbeck.contract.given_ids import given_ids
 from limbeck.contract.methods import ProofState, choose_method, inside_top
 from limbeck.contract.probes import Text, alignment
 from limbeck.contract.tokenizers import PROBE_TEXTS
@@ -70,6 +72,7 @@ async def prove_remote(
         "normalisation": partial(_normalisation, state),
         "noise": partial(_noise, state),
         "temperature": partial(choose_method, state),
+        "given ids": partial(_given_ids, state),
         "baseline": partial(_baseline, state),
         "binding": partial(_binding, state),
     }
@@ -176,6 +179,15 @@ async def _noise(state: ProofState) -> list[ProbeResult]:
         )
     measured = f"max {difference.max():.1e}, mean {difference.mean():.1e} nats"
     return [ProbeResult("noise", measured, f"at most {MAX_NOISE}")]
+
+
+async def _given_ids(state: ProofState) -> list[ProbeResult]:
+    if not isinstance(state.support, np.ndarray):
+        return []
+    assert state.found is not None
+    teacher = RemoteTeacher(state.client, state.found)
+    noise = state.noise_floor
+    return [await given_ids(teacher, state.prefix, state.ids, state.t, state.heads, state.support, noise)]
 
 
 async def _baseline(state: ProofState) -> list[ProbeResult]:

@@ -98,6 +98,20 @@ def make_batch(
     return Batch(tuple(micro), trained, temperatures.pop())
 
 
+def check_given_ids(samples: Sequence[Scored]) -> None:
+    """Raises `ContractError` for scores of other tokens than the student's own top: such a support may be biased."""
+    for sample in samples:
+        rollout, scores = sample.rollout, sample.scores
+        if isinstance(scores, TopKScores) and (
+            rollout.top_ids is None or not np.array_equal(scores.ids, rollout.top_ids)
+        ):
+            raise ContractError(
+                f"scores of {scores.scorer!r} for prompt {rollout.prompt.id!r} are of other tokens than the student's "
+                "own most likely ones, which objective.support = 'student_top' takes. The teacher must answer about "
+                "the ids that it is given."
+            )
+
+
 def request_for(rollout: Rollout) -> ScoreRequest:
     """What has to be scored to train on a rollout: its trained tokens, at its temperature."""
     return ScoreRequest(rollout.prompt.id, rollout.token_ids, rollout.trained, rollout.sampling.temperature)

@@ -29,7 +29,7 @@ from limbeck.errors import (
     place_of,
 )
 from limbeck.learners.adapters import LoraAdapters, add_adapters
-from limbeck.learners.batch import Batch, Heads, MicroBatch, make_batch
+from limbeck.learners.batch import Batch, Heads, MicroBatch, check_given_ids, make_batch
 from limbeck.learners.checkpoint import (
     ADAPTER_FOLDER,
     LEARNER_FILE,
@@ -201,6 +201,8 @@ class LocalLearner:
 
     def _batch(self, samples: Sequence[Scored]) -> Batch:
         config, lm = self.config, self.lm
+        if self.loss.support == "student_top":
+            check_given_ids(samples)
         batch = make_batch(samples, self.layout, config.micro_batch_tokens, lm.device, self.heads, lm.vocabulary)
         if batch.global_tokens == 0:
             raise EngineError(

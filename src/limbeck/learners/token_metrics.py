@@ -21,6 +21,8 @@ BATCH_NAMES = {
     "top_k_overlap": "overlap",
     "reverse_kl/reference": "reference_kl",
     "objective": "objective",
+    "support/student": "support_student",
+    "support/teacher": "support_teacher",
 }
 KL_NAMES = ("reverse_kl/sampled", "reverse_kl/exact")
 

@@ -123,7 +123,7 @@ class Estimator:
     ) -> _Sparse:
         """The tokens of the support exactly, and the sampled token for all others."""
         objective, sampled_C1 = self.loss.objective, self.tokens.sampled_N[c, None]
-        ids_CK, logq_CK = self._support(c, logq_CV)
+        ids_CK, logq_CK = self._support(c, logp_CV, logq_CV)
         p_CK, logp_CK = p_CV.gather(1, ids_CK), logp_CV.gather(1, ids_CK)
         logp_C, logq_C = self.measured.student_logprob[c], self.measured.teacher_logprob[c]
         weight_C, p_C = self._importance(c), p_CV.gather(1, sampled_C1)[:, 0]
@@ -137,6 +137,8 @@ class Estimator:
             pull_CK, value_CK = pull_CK + reference_CK, value_CK + reference_CK
             gain_C = gain_C + reference_C[:, 0]
             tail_C = tail_C + weight_C * reference_C[:, 0]
+        if self.measured.support_student is not None and self.measured.support_teacher is not None:
+            self.measured.support_student[c], self.measured.support_teacher[c] = p_CK.sum(1), logq_CK.exp().sum(1)
         inside_C = (ids_CK == sampled_C1).any(dim=1)
         return _Sparse(
             ids_CK=ids_CK,
@@ -145,7 +147,7 @@ class Estimator:
             value_C=value_CK.sum(dim=1) + torch.where(inside_C, 0.0, tail_C),
         )
 
-    def _support(self, c: slice, logq_CV: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _support(self, c: slice, logp_CV: Tensor, logq_CV: Tensor | None) -> tuple[Tensor, Tensor]:
         """[C, K] ids and the teacher's log-probs of them. Nothing here may look at the sampled token."""
         support, teacher = self.loss.support, self.teacher
         if support == "sampled":
@@ -154,9 +156,9 @@ class Estimator:
         if isinstance(teacher, TopK):
             return teacher.ids_NK[c], teacher.logprobs_NK[c]
         assert logq_CV is not None
-        assert isinstance(support, int)
-        logq_CK, ids_CK = top(logq_CV, min(support, logq_CV.shape[1]))
-        return ids_CK, logq_CK
+        whose_CV = logp_CV if support == "student_top" else logq_CV
+        ids_CK = top(whose_CV, min(self.loss.size, whose_CV.shape[1]))[1]
+        return ids_CK, logq_CV.gather(1, ids_CK)
 
     def _coefficient(self, c: slice, value_C: Tensor, gain_C: Tensor | None) -> Tensor | None:
         """What multiplies log p(y_t): the sampled tail, the discounted future, minus the advantage."""

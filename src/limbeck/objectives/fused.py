@@ -53,12 +53,12 @@ def distillation_loss(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}: at T = 0 there is no KL")
-    check_target(loss, teacher, reference)
+    check_target(loss, head.vocabulary, teacher, reference)
     trained = (hidden_Nd, head.weight_Vd, head.bias_V)
     wants_grad = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in trained)
     with torch.no_grad(), torch.autocast(hidden_Nd.device.type, enabled=False):
         student = Dense(hidden_Nd.detach(), head.detach())
-        measured = empty_measurements(hidden_Nd, teacher, reference)
+        measured = empty_measurements(loss, hidden_Nd, teacher, reference)
         estimator = Estimator(loss, temperature, tokens, teacher, measured, wants_grad)
         gradients = _Gradients(student, head) if wants_grad else None
         policies = [_Logits(policy) for policy in (student, teacher, reference)]

@@ -19,7 +19,7 @@ from limbeck.objectives.check import check_objective
 from limbeck.objectives.divergences import ForwardKL, ReverseKL, jsd
 from limbeck.protocols import Objective
 
-LossSupport: TypeAlias = Literal["sampled", "full"] | int
+LossSupport: TypeAlias = Literal["sampled", "student_top", "full"] | int
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,19 @@ class Loss:
     reference_weight: float = 0.0  # of a reverse KL to a frozen policy; 0: there is none
     overlap_k: int = 8  # K of the overlap metric
     name: str = ""  # of the objective in messages; the class's where empty
+    k: int | None = None  # of "student_top": so many of the student's own, where a number is the teacher's
 
     def __post_init__(self) -> None:
         tokens = isinstance(self.support, int) and self.support >= 1
         ranges = {
-            "support": (tokens or self.support in ("sampled", "full"), "'sampled', 'full' or a number of tokens"),
+            "support": (
+                tokens or self.support in ("sampled", "student_top", "full"),
+                "'sampled', 'student_top', 'full' or a number of tokens",
+            ),
+            "k": (
+                self.k is None if self.support != "student_top" else self.k is not None and self.k >= 1,
+                "a number of tokens where support is 'student_top', and None elsewhere",
+            ),
             "discount": (0 <= self.discount <= 1, "between 0 and 1"),
             "importance_cap": (self.importance_cap >= 1, "at least 1"),
             "reference_weight": (self.reference_weight >= 0, "at least 0"),
@@ -53,6 +61,12 @@ class Loss:
         for field, (holds, wanted) in ranges.items():
             if not holds:
                 raise ValueError(f"{field} of a loss must be {wanted}, got {getattr(self, field)!r}")
+
+
+    @property
+    def size(self) -> int:
+        """K, the tokens of a partial support; 0 for the sampled one alone, and for the whole vocabulary."""
+        return self.support if isinstance(self.support, int) else self.k or 0
 
 
 def loss_of(config: ObjectiveConfig, custom: Objective | None = None, build: Build | None = None) -> Loss:
@@ -73,6 +87,7 @@ def loss_of(config: ObjectiveConfig, custom: Objective | None = None, build: Bui
     return Loss(
         objective=_BUILT[type(config)](config) if custom is None else custom,
         support=config.support,
+        k=config.k,
         discount=config.discount,
         importance_cap=config.importance_cap,
         reference_weight=config.reference.weight if config.reference else 0.0,

@@ -64,13 +64,15 @@ class Measured:
     teacher_logprob: Tensor  # log q(y_t)
     student_entropy: Tensor
     objective: Tensor  # the estimate of the divergence that was minimised
+    support_student: Tensor | None = None  # what of p is on the support: the rest is the sampled token's; K > 0 only
+    support_teacher: Tensor | None = None  # what of q
     teacher_entropy: Tensor | None = None
     reverse_kl: Tensor | None = None  # exact, over the whole vocabulary
     overlap: Tensor | None = None  # share of the student's top tokens among the teacher's
     reference_kl: Tensor | None = None
 
 
-def empty_measurements(hidden_Nd: Tensor, teacher: Target, reference: Dense | None) -> Measured:
+def empty_measurements(loss: Loss, hidden_Nd: Tensor, teacher: Target, reference: Dense | None) -> Measured:
     """Memory for what can be measured of these targets."""
     like = at_least_float32(hidden_Nd[:0])
 
@@ -83,6 +85,8 @@ def empty_measurements(hidden_Nd: Tensor, teacher: Target, reference: Dense | No
         teacher_logprob=empty(),
         student_entropy=empty(),
         objective=empty(),
+        support_student=empty() if loss.size else None,
+        support_teacher=empty() if loss.size else None,
         teacher_entropy=empty() if dense else None,
         reverse_kl=empty() if dense else None,
         overlap=empty() if dense else None,
@@ -90,18 +94,22 @@ def empty_measurements(hidden_Nd: Tensor, teacher: Target, reference: Dense | No
     )
 
 
-def check_target(loss: Loss, teacher: Target, reference: Dense | None) -> None:
+def check_target(loss: Loss, vocabulary: int, teacher: Target, reference: Dense | None) -> None:
     """A target must carry at least what the loss's support asks for. Raises `ValueError`."""
-    wanted = loss.support
+    wanted, k = loss.support, loss.size
+    asked = f"objective.support = {wanted!r}" + (f" with k = {k}" if loss.k else "")
     if wanted == "full" and not isinstance(teacher, Dense):
         raise ValueError(
             f"{loss.name or type(loss.objective).__name__} on the whole vocabulary needs the teacher's hidden states "
             f"and head, but the teacher gave {type(teacher).__name__}. Use a teacher that serves hidden states, or "
             "objective.support = 'sampled' or a top-K."
         )
-    if isinstance(wanted, int) and not isinstance(teacher, Dense | TopK):
-        raise ValueError(f"objective.support = {wanted} needs the teacher's top-K, but it gave the sampled token only")
-    if isinstance(wanted, int) and isinstance(teacher, TopK) and teacher.ids_NK.shape[1] != wanted:
-        raise ValueError(f"objective.support = {wanted}, but the teacher gave its top {teacher.ids_NK.shape[1]}")
+    if k and not isinstance(teacher, Dense | TopK):
+        raise ValueError(f"{asked} needs the teacher's scores of {k} tokens, but it gave the sampled token only")
+    if k and isinstance(teacher, TopK) and teacher.ids_NK.shape[1] != k:
+        gave = teacher.ids_NK.shape[1]
+        raise ValueError(f"{asked}, but the teacher gave " + (f"scores of {gave}" if loss.k else f"its top {gave}"))
+    if wanted == "student_top" and k > vocabulary:
+        raise ValueError(f"{asked}, but the student has {vocabulary} tokens. Lower objective.k.")
     if (loss.reference_weight > 0) != (reference is not None):
         raise ValueError("objective.reference and the reference's hidden states must be given together")

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from limbeck.records import ScoreRequest
 from limbeck.serve.settings import ServeSettings
-from limbeck.wire.score import WireError, asked_ids, top_k, wants_states
+from limbeck.wire.score import WireError, asked_ids, support_size, wants_states
 
 MB = 2**20
 LONGEST = 2**17  # tokens, of a model whose config does not say
@@ -134,9 +136,13 @@ class Limits:
             ids = one.request.token_ids
             self.check_length(len(ids))
             self._check_ids(int(ids.min()), int(ids.max()))
-            k, most = top_k(one.request), min(self.vocabulary, self.settings.max_top_k)
+            given = one.request.support
+            if isinstance(given, np.ndarray) and given.size:
+                self._check_ids(int(given.min()), int(given.max()))
+            k, most = support_size(one.request), min(self.vocabulary, self.settings.max_top_k)
             if not 0 <= k <= most:
-                raise WireError("refused", f"top {str(k)[:40]} asked for, this server gives up to {most} (--max-top-k)")
+                what = f"{k} ids a position" if isinstance(given, np.ndarray) else f"top {str(k)[:40]}"
+                raise WireError("refused", f"{what} asked for, this server gives up to {most} (--max-top-k)")
         cost = self.cost(asked, size)
         if cost.answer > self.answer:
             raise WireError(
@@ -151,11 +157,11 @@ class Limits:
         for one in asked:
             n, d = len(asked_ids(one.request)), self.width
             states = (n + 1) * d if one.hidden or wants_states(one.request) else 0
-            k, j = top_k(one.request), len(one.listed)
+            k, j = support_size(one.request), len(one.listed)
             entries = 0 if wants_states(one.request) else n * (1 + k + j)
             echoed = size.echo * len(one.request.token_ids)
             answer += size.sequence + entries * size.entry + states * size.number + echoed
-            results += 4 * states + 12 * entries + 8 * len(one.request.token_ids)
+            results += 4 * states + 12 * entries + 8 * (len(one.request.token_ids) + n * k)
         return Cost(answer, results)
 
     def _check_ids(self, lowest: int, highest: int) -> None:

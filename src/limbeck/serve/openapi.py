@@ -110,7 +110,8 @@ class _Asked:
         )  # fmt: skip
 
     def binary(self) -> Json:
-        row = {"ids": {"type": "string", "format": "binary"}, "start": {"type": "integer", "minimum": 1}}
+        array = {"type": "string", "format": "binary"}
+        row = {"ids": array, "start": {"type": "integer", "minimum": 1}, "support_ids": array}
         rows = {"type": "array", "items": _object(row, True), "minItems": 1, "maxItems": self.most}
         return _object(
             {"format": {"const": binary.FORMAT}, "temperature": SCORING, "top_k": self.top, "hidden": FLAG,

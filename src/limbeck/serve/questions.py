@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from limbeck.records import Ints, request_of
+from limbeck.records import Ints, Support, request_of
 from limbeck.serve.limits import Asked, Cost, Limits, Size
 from limbeck.wire import binary
 from limbeck.wire.score import WireError, integer, number, top_k, wants_states
@@ -52,6 +52,7 @@ class Question:
     temperature: float = 1.0
     top_k: int = 0
     listed: tuple[int, ...] = ()
+    given: Sequence[Support] = ()  # of each sequence; empty where `top_k` and `states` say all
     states: Literal["none", "too", "only"] = "none"
     many: bool = False  # a list of prompts, not one
     names: Sequence[str] = ()  # what the client calls its sequences, or its request
@@ -83,14 +84,15 @@ def prepare(question: Question, tokenize: Tokenize, limits: Limits) -> tuple[lis
     """The sequences to score, and what they cost. Raises `WireError` for what is beyond the limits."""
     asked = []
     support: Any = "full" if question.states == "only" else question.top_k or "sampled"
-    for tokens, start in question.rows:
+    for number, (tokens, start) in enumerate(question.rows):
         ids = np.array(tokenize(tokens, True), dtype=np.int64) if isinstance(tokens, str) else tokens
         limits.check_length(len(ids))
         if start > len(ids):
             raise WireError(
                 "refused", f"logprob_start_len is {start - 1}, expected 0 to {len(ids) - 1}, the last token"
             )
-        request = request_of(ids, len(ids) if start < 0 else start, question.temperature, support)
+        own = question.given[number] if question.given else support
+        request = request_of(ids, len(ids) if start < 0 else start, question.temperature, own)
         asked.append(Asked(request, question.listed, question.states == "too"))
     return asked, limits.check(asked, SIZES[question.schema])
 
@@ -162,7 +164,7 @@ def _read_binary(data: bytes, limits: Limits) -> Question:
     first = requests[0]  # all of one body share what is asked for
     return Question(
         "binary", [(request.token_ids, request.start) for request in requests], limits.model, first.temperature,
-        top_k(first), states="only" if wants_states(first) else "none",
+        top_k(first), given=[request.support for request in requests], states="only" if wants_states(first) else "none",
     )  # fmt: skip
 
 

@@ -121,7 +121,7 @@ class RemoteTeacher:
             if isinstance(request.support, np.ndarray):
                 raise ContractError(
                     f"teacher {self.name} is rescaled from its own top tokens, and cannot be asked about given ids. "
-                    "Use a teacher in this process."
+                    "Set objective.support to a number, or serve the teacher with `limbeck serve`."
                 )
             section = self.client.section
             top = max(min(section.top_logprobs, self.client.largest_k), top_k(request))

@@ -32,6 +32,7 @@ from limbeck.records import (
     Scored,
     ScoreRequest,
     Scores,
+    Support,
 )
 from limbeck.training.advantage import group_advantages
 from limbeck.training.run import Run
@@ -219,7 +220,7 @@ def _grade(run: Run, episodes: Sequence[Episode]) -> Collected:
 async def _score(run: Run, graded: Collected) -> list[Scored]:
     """Scores of teacher and reference, and advantages, for each rollout that could be scored."""
     rollouts, rewards = graded.rollouts, graded.rewards
-    views = unwrap_failures([run.view.see(rollout, run.support) for rollout in rollouts])
+    views = unwrap_failures([run.view.see(rollout, _support(run, rollout)) for rollout in rollouts])
     requests = [view.request for view in views]
     answers = await run.teacher.score(requests)
     _check_count(run.teacher.name, answers, requests)
@@ -234,6 +235,23 @@ async def _score(run: Run, graded: Collected) -> list[Scored]:
         Scored(rollouts[i], score, rewards[i], advantages[i], reference)
         for i, score, reference in zip(kept, scores, references, strict=True)
     ]
+
+
+def _support(run: Run, rollout: Rollout) -> Support:
+    """What the teacher is asked for. Raises `EngineError` where the student's own top ids are, and were not reported.
+
+    The sampler's and not the learner's of later: a function of the prefix too, and known before the teacher is asked.
+    """
+    if not run.student_top:
+        return run.support
+    if rollout.top_ids is None or rollout.top_ids.shape[1] != run.student_top:
+        given = None if rollout.top_ids is None else rollout.top_ids.shape
+        raise EngineError(
+            f"objective.support = 'student_top' needs the {run.student_top} most likely ids of each sampled token, but "
+            f"the rollout of prompt {rollout.prompt.id!r} has {given}. The engine must report `Sampled.top_ids` as "
+            "`SampleRequest.top` asks, and the environment keep them; or set objective.support to a number."
+        )
+    return rollout.top_ids
 
 
 def _check_count(name: str, answers: Sequence[object], requests: Sequence[ScoreRequest]) -> None:

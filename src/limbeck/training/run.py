@@ -32,13 +32,13 @@ class Run:
     decode: Callable[[Ints], str]
     stop_ids: tuple[int, ...]
     folder: RunFolder
-    support: Support = "full"  # what teachers are asked for
+    support: Support = "full"  # what teachers are asked for, where it is not the rollout's `top_ids`
     start: int = 0  # updates that had been made
     reference: Teacher | None = None
     names: TokenNames | None = None  # None: rollouts are not recorded
     min_scored_fraction: float = 1.0  # of a step's rollouts that the teacher must score, or the step stops
     same_weights: bool = False  # student and teacher begin as the same model
-    student_top: int = 0  # of the student's own most likely ids to keep with each token
+    student_top: int = 0  # K of the student's own most likely ids, which teachers are asked about; 0: they are not
     teacher_seconds: Callable[[], Mapping[str, float]] = dict  # of the last scoring, by teacher where there are several
     observers: Sequence[Observer] = ()
     stop: StopSignals = field(default_factory=StopSignals)

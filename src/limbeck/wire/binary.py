@@ -1,16 +1,18 @@
 """Limbeck's own route, `/limbeck/score`: msgpack, exact float32, hidden states. No pickle.
 
     request   {"format": 2, "temperature": 0.7, "top_k": 20, "hidden": false,
-               "sequences": [{"ids": <int32 bytes>, "start": 6}]}
+               "sequences": [{"ids": <int32 bytes>, "start": 6, "support_ids": <int32>}]}
     answer    {"format": 2, "model": "...", "temperature": 0.7,
                "sequences": [{"ids": <int32 bytes>, "logprobs": <float32>, "top_ids": <int32>,
                               "top_logprobs": <float32>, "hidden": <float32>}]}
 
 Arrays are little-endian and row-major; their shapes follow from the request. With `hidden` there are
-no log-probs: the asker holds the head, and takes them from the states. What ties the two together is in the headers:
-see `binding`.
+no log-probs: the asker holds the head, and takes them from the states. `support_ids`, where given, are K ids for each
+position from `start` on, other ones at each; their log-probs come back in that order as `top_logprobs`, and the ids
+do not come back. What ties the two together is in the headers: see `binding`.
 
-Bytes a position: 8 for the sampled token, 8 more for each top token, 4 d for hidden states, against
+Bytes a position: 8 for the sampled token; 8 more for each top token, or for each given one (4 of them sent); 4 d for
+hidden states, against
 4 V for full logits: with d = 4096 and V = 152k that is 8, 168 (K = 20), 16,392 and 608,000.
 """
 
@@ -24,7 +26,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from limbeck.records import ScoreRequest, request_of
+from limbeck.records import Ints, ScoreRequest, Support, request_of
 from limbeck.wire.binding import Echo
 from limbeck.wire.score import (
     Reply,
@@ -36,8 +38,9 @@ from limbeck.wire.score import (
     kept,
     member,
     number,
-    refuse_given_ids,
+    given_ids,
     sequence,
+    support_size,
     top_k,
     top_reply,
     wants_states,
@@ -62,22 +65,26 @@ class Result:
 
 
 def write(requests: Sequence[ScoreRequest], acknowledges: bool = True) -> bytes:
-    """The body of requests that share temperature and support. Raises `WireError` for given ids.
+    """The body of requests that share temperature and kind of support.
 
     Without `acknowledges` no temperature is sent, and the server answers at the one it was started with.
     """
     first = requests[0]
-    for request in requests:
-        refuse_given_ids(request, "`limbeck serve`")
     return _pack(
         {
             "format": FORMAT,
             "temperature": first.temperature if acknowledges else None,
             "top_k": top_k(first),
             "hidden": wants_states(first),
-            "sequences": [{"ids": _bytes(r.token_ids, "<i4"), "start": r.start} for r in requests],
+            "sequences": [_row(request) for request in requests],
         }
     )
+
+
+def _row(request: ScoreRequest) -> dict[str, Any]:
+    given = given_ids(request)
+    row = {"ids": _bytes(request.token_ids, "<i4"), "start": request.start}
+    return row if given is None else row | {"support_ids": _bytes(given, "<i4")}
 
 
 def read_requests(body: bytes, pick: Callable[[float | None], float]) -> list[ScoreRequest]:
@@ -99,8 +106,25 @@ def read_requests(body: bytes, pick: Callable[[float | None], float]) -> list[Sc
         start = member(item, "start", "a sequence")
         if type(start) is not int or not 1 <= start <= len(ids):
             raise WireError("malformed", f"start is {start!r}, expected 1 to the length of {len(ids)}")
-        requests.append(request_of(ids, start, temperature, "full" if hidden else k or "sampled", str(len(requests))))
+        support: Support = "full" if hidden else k or "sampled"
+        if item.get("support_ids") is not None:
+            if support != "sampled":
+                raise WireError("malformed", "support_ids are given, so top_k must be 0 and hidden false")
+            support = _given(item["support_ids"], len(ids) - start)
+        requests.append(request_of(ids, start, temperature, support, str(len(requests))))
+    if len({isinstance(r.support, np.ndarray) and r.support.shape[1] for r in requests if len(r.scored_ids)}) > 1:
+        raise WireError("malformed", "support_ids are not as many a position in every sequence of the request")
     return requests
+
+
+def _given(data: Any, count: int) -> Ints:
+    """[n, K] the ids of `count` positions."""
+    ids = _array(data, "<i4", "support_ids")
+    if count == 0 and len(ids) == 0:
+        return np.zeros((0, 0), dtype=np.int64)
+    if len(ids) == 0 or count == 0 or len(ids) % count:
+        raise WireError("malformed", f"support_ids are {len(ids)} ids for {count} positions, expected K for each")
+    return ids.reshape(count, -1).astype(np.int64)
 
 
 def write_answer(requests: Sequence[ScoreRequest], results: Sequence[Result], temperature: float, model: str) -> bytes:
@@ -108,9 +132,10 @@ def write_answer(requests: Sequence[ScoreRequest], results: Sequence[Result], te
     rows = []
     for request, result in zip(requests, results, strict=True):
         row = {"ids": _bytes(asked_ids(request), "<i4")}
+        given = isinstance(request.support, np.ndarray)  # whoever gave the ids has them
         for name, kind in (("logprobs", "<f4"), ("top_ids", "<i4"), ("top_logprobs", "<f4"), ("hidden", "<f4")):
             values = getattr(result, name)
-            if values is not None:
+            if values is not None and not (given and name == "top_ids"):
                 values = values[: len(asked_ids(request))]
                 row[name] = _bytes(values, kind)
         rows.append(row)
@@ -148,10 +173,11 @@ def _reply(row: Any, request: ScoreRequest, temperature: Any, acknowledges: bool
         states = states.reshape(count, -1) if count else states.reshape(0, 0)
         return Reply(np.zeros(0, np.float32), hidden=states[keep], temperature=reported)
     logprobs_n = check_logprobs(_shaped(member(row, "logprobs"), "<f4", "logprobs", count))
-    k = top_k(request)
+    k, ids = support_size(request), given_ids(request)
     if not k:
         return Reply(logprobs_n.astype(np.float32)[keep], temperature=reported)
-    ids = _shaped(member(row, "top_ids"), "<i4", "top_ids", count * k).reshape(count, k).astype(np.int64)
+    if ids is None:
+        ids = _shaped(member(row, "top_ids"), "<i4", "top_ids", count * k).reshape(count, k).astype(np.int64)
     values = _shaped(member(row, "top_logprobs"), "<f4", "top_logprobs", count * k).reshape(count, k)
     return top_reply(request, logprobs_n, ids, values, reported)
 

@@ -54,6 +54,10 @@ LONGEST_MESSAGE, LONGEST_NAME = 1000, 1000  # characters
 CLAMP = -9000.0  # vLLM writes -9999 for minus infinity; no float32 log-softmax comes near
 ABOVE_ZERO = 1e-4  # nats: a rounded log-prob of a certain token
 AGREEMENT = 1e-3  # nats: one token's log-prob in two places of one answer
+ONE_LIST = (
+    "Stock servers answer with their own top tokens, or about one list for all positions: serve the teacher with "
+    "`limbeck serve` (teacher.kind = 'limbeck'), or ask for its own top K (objective.support = K)"
+)
 
 
 class WireError(Exception):
@@ -87,22 +91,37 @@ def top_k(request: ScoreRequest) -> int:
     return request.support if isinstance(request.support, int) else 0
 
 
-def given_ids(request: ScoreRequest) -> list[int]:
+def given_ids(request: ScoreRequest) -> Ints | None:
+    """[n, K] the ids that are asked about at each position; None where none are given.
+
+    Where the mask has holes, those of the first position are asked about: what comes back is dropped.
+    """
+    support = request.support
+    if not isinstance(support, np.ndarray):
+        return None
+    ids_nK = np.repeat(support[:1], len(asked_ids(request)), axis=0)
+    ids_nK[kept(request)] = support
+    return ids_nK
+
+
+def given_to_all(request: ScoreRequest) -> list[int]:
     """The one list of ids that is asked about at every position; empty where none is given.
 
-    Raises `WireError` where positions have different lists: servers take one list a sequence.
+    Raises `WireError` where positions have different lists: stock servers take one list a sequence.
     """
     support = request.support
     if not isinstance(support, np.ndarray) or not len(support):
         return []
     if (support != support[0]).any():
-        raise WireError(
-            "unsupported",
-            f"request {request.id!r} gives other ids at each position, but servers take one list for all. Use a "
-            "teacher in this process, or the teacher's own top K",
-        )
+        raise WireError("unsupported", f"request {request.id!r} gives other ids at each position. {ONE_LIST}")
     ids: list[int] = support[0].tolist()
     return ids
+
+
+def support_size(request: ScoreRequest) -> int:
+    """K, the tokens beside the sampled one that a server is asked about at each position, given or its own top."""
+    support = request.support
+    return support.shape[1] if isinstance(support, np.ndarray) else top_k(request)
 
 
 def wants_states(request: ScoreRequest) -> bool:
@@ -115,8 +134,7 @@ def refuse_given_ids(request: ScoreRequest, server: str) -> None:
     if isinstance(request.support, np.ndarray):
         raise WireError(
             "unsupported",
-            f"request {request.id!r} gives the ids to score, which {server} does not take. Use its own top K "
-            "(objective.support = K), a SGLang server, or a teacher in this process",
+            f"request {request.id!r} gives the ids to score, which {server} does not take. {ONE_LIST}",
         )
 
 
@@ -160,12 +178,12 @@ def make_reply(
     check_ids(request, [integer(value, "token id") for value in ids])
     logprobs_n = check_logprobs(np.array([number(value, "log-prob") for value in logprobs], dtype=np.float64))
     reported = check_temperature(request, temperature, acknowledges)
-    given, k = given_ids(request), top_k(request)
-    if not given and not k:
+    k = support_size(request)
+    if not k:
         return Reply(logprobs_n.astype(np.float32)[kept(request)], temperature=reported)
     if tops is None:
-        raise WireError("short", f"the answer has no top tokens, {k or len(given)} a position were asked for")
-    top_ids, top_logprobs = _rectangle(tops, k or len(given))
+        raise WireError("short", f"the answer has no top tokens, {k} a position were asked for")
+    top_ids, top_logprobs = _rectangle(tops, k)
     return top_reply(request, logprobs_n, top_ids, top_logprobs, reported)
 
 
@@ -175,12 +193,15 @@ def top_reply(
 ) -> Reply:  # fmt: skip
     """A reply whose top tokens, sorted, do not contradict the sampled one. Raises `WireError`."""
     check_logprobs(top_logprobs)
-    if given := given_ids(request):
-        if (top_ids != np.array(given)).any():
-            raise WireError(
-                "wrong_ids", f"the answer has log-probs of other tokens than {given[:12]}, which were given"
-            )
+    given = given_ids(request)
+    if given is not None:
+        for asked, answered in zip(given.tolist(), top_ids.tolist(), strict=True):
+            if asked != answered:
+                raise WireError(
+                    "wrong_ids", f"the answer has log-probs of other tokens than {asked[:12]}, which were given"
+                )
         _check_sampled(request, logprobs_n, top_ids, top_logprobs)
+        _check_mass(top_ids, top_logprobs)
     else:
         order = np.argsort(-top_logprobs, axis=1, kind="stable")
         top_ids = np.take_along_axis(top_ids, order, axis=1)
@@ -253,17 +274,29 @@ def _check_tops(
     request: ScoreRequest, logprobs_n: npt.NDArray[Any], top_ids: Ints, top_logprobs: npt.NDArray[Any]
 ) -> None:
     """Distinct ids; the sampled token is not above the last of them when it is not among them."""
-    distinct = np.sort(top_ids, axis=1)
-    if (distinct[:, 1:] == distinct[:, :-1]).any() or (top_ids < 0).any():
+    if _twice(top_ids).any() or (top_ids < 0).any():
         raise WireError(
             "inconsistent", "a token occurs twice, or has a negative id, among the top tokens of a position"
         )
-    if len(top_ids) and (np.exp(top_logprobs.astype(np.float64)).sum(axis=1) > 1 + AGREEMENT).any():
-        raise WireError("inconsistent", "the top tokens of a position have probabilities that sum to more than 1")
+    _check_mass(top_ids, top_logprobs)
     found = _check_sampled(request, logprobs_n, top_ids, top_logprobs)
     outside = ~found.any(axis=1) & (logprobs_n > top_logprobs.min(axis=1, initial=0.0) + AGREEMENT)
     if top_ids.shape[1] and outside.any():
         raise WireError("inconsistent", "a sampled token is more likely than the least of the top tokens, but not one")
+
+
+def _check_mass(ids: Ints, logprobs: npt.NDArray[Any]) -> None:
+    """The probabilities of different tokens sum to at most 1."""
+    mass_n = np.exp(logprobs.astype(np.float64)).sum(axis=1)
+    if ((mass_n > 1 + AGREEMENT) & ~_twice(ids)).any():
+        raise WireError("inconsistent", "the tokens of a position have probabilities that sum to more than 1")
+
+
+def _twice(ids: Ints) -> Mask:
+    """[n] where a token is named twice."""
+    ordered = np.sort(ids, axis=1)
+    twice: Mask = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    return twice
 
 
 def _check_sampled(

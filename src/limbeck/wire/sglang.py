@@ -47,7 +47,7 @@ from limbeck.wire.score import (
     Reply,
     WireError,
     asked_ids,
-    given_ids,
+    given_to_all,
     integer,
     kept,
     make_reply,
@@ -78,7 +78,7 @@ def write(request: ScoreRequest, model: str | None = None, acknowledges: bool = 
     }
     if acknowledges:
         body["input_logprob_temperature"] = request.temperature
-    if given := given_ids(request):
+    if given := given_to_all(request):
         body["token_ids_logprob"] = given
     if states:
         body["return_hidden_states"] = True
@@ -114,7 +114,7 @@ def read(answer: Any, request: ScoreRequest, acknowledges: bool = False, echo: E
     tops = None
     if top_k(request):
         tops = _lists(meta, "input_top_logprobs", expected)
-    elif given_ids(request):
+    elif given_to_all(request):
         tops = _lists(meta, "input_token_ids_logprobs", expected)
     reply = make_reply(
         request,
