@@ -39,7 +39,7 @@ def naive_loss(
     """The objective of `N` tokens from raw student logits and the teacher's log-probs at T.
 
     `logref_NV` are the reference policy's log-probs at T, wanted where the objective has a reference.
-    A top-K support is the K largest entries of a row of `logq_NV`.
+    A top-K support is the K largest entries of a row of `logq_NV`, or of log p.
     """
     logp_NV = torch.log_softmax(logits_NV / temperature, dim=-1)
     count = logits_NV.shape[0]
@@ -55,7 +55,12 @@ def naive_loss(
                 assert logref_NV is not None
                 to_reference_V = objective.reference.weight * (logp_V - logref_NV[t]).detach()
                 term_V, slope_V = term_V + logp_V.detach().exp() * to_reference_V, slope_V + to_reference_V
-            support = set() if objective.support == "sampled" else top(logq_NV[t], objective.support)
+            support: set[int] = set()
+            if objective.support == "student_top":
+                assert objective.k is not None
+                support = top(logp_V, objective.k)
+            elif objective.support != "sampled":
+                support = top(logq_NV[t], objective.support)
             for v in support:
                 estimate = estimate + term_V[v]
                 surrogate = surrogate + (logp_V[v].exp() * slope_V[v]).detach() * logp_V[v]
@@ -93,9 +98,9 @@ def importance(objective: ObjectiveConfig, tokens: Tokens, logp_V: Tensor, t: in
     return ratio.clamp(max=objective.importance_cap).detach()
 
 
-def top(logq_V: Tensor, k: int) -> set[int]:
-    """The teacher's k most likely tokens."""
-    return set(logq_V.topk(k).indices.tolist())
+def top(logp_V: Tensor, k: int) -> set[int]:
+    """The k most likely tokens."""
+    return set(logp_V.topk(k).indices.tolist())
 
 
 def kl(logp_V: Tensor, logq_V: Tensor) -> Tensor:

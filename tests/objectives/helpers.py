@@ -64,8 +64,10 @@ def alone(sampled_N: Tensor, behaviour_N: Tensor, advantage_N: Tensor | None = N
     return Tokens(sampled_N, torch.arange(len(sampled_N)), behaviour_N, advantage_N)
 
 
-def target(support: int | str, logq_NV: Tensor, sampled_N: Tensor) -> Target:
-    """The least a teacher must give for a support, from its log-probs at the rollout temperature."""
+def target(support: int | str, logq_NV: Tensor, sampled_N: Tensor, ids_NK: Tensor | None = None) -> Target:
+    """The least a teacher must give for a support, from its log-probs at T; `ids_NK`: those it is asked about."""
+    if ids_NK is not None:
+        return TopK(ids_NK, logq_NV.gather(1, ids_NK), at(logq_NV, sampled_N))
     if support == "sampled":
         return Sampled(at(logq_NV, sampled_N))
     if support == "full":

@@ -23,6 +23,8 @@ OBJECTIVES: list[ObjectiveConfig] = [
     ReverseKLConfig(support=4),
     ForwardKLConfig(),
     JSDConfig(beta=0.5),
+    ReverseKLConfig(support="student_top", k=4),
+    ReverseKLConfig(support="student_top", k=4, discount=0.5, reference=ReferenceConfig(weight=0.3)),
     ReverseKLConfig(discount=1.0),
     ReverseKLConfig(support="sampled", discount=0.9),
     ReverseKLConfig(support=4, discount=0.5, reference=ReferenceConfig(weight=0.3)),

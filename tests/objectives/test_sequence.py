@@ -102,7 +102,7 @@ def expected_gradient(
     advantage_N = None if reward_B is None else reward_B[w.sequence_N]
     tokens = Tokens(w.sampled_N, w.sequence_N, behaviour_N, advantage_N)
     teacher: Target = dense(u_PV[w.prefix_N])
-    if objective.support != "full":
+    if objective.support not in ("full", "student_top"):
         teacher = target(objective.support, log_softmax(u_PV, T)[w.prefix_N], w.sampled_N)
     hidden_NV = z_PV[w.prefix_N].requires_grad_()
     reference = None if ref_PV is None else dense(ref_PV[w.prefix_N])
@@ -150,6 +150,15 @@ def test_undiscounted_gradient_is_that_of_j(w: World, support: int | str) -> Non
     got_PV = expected_gradient(ReverseKLConfig(support=support, discount=1.0), w, z_PV, u_PV)
     slope_PV = finite_difference(lambda x: sequence_objective(w, x, u_PV), z_PV)
     close(got_PV, slope_PV, 1e-8)
+
+
+@every_world
+@pytest.mark.parametrize("k", [1, 2, V])
+def test_undiscounted_gradient_on_the_students_own_top_is_that_of_j(w: World, k: int) -> None:
+    z_PV, u_PV, _ = tables(w, 1)
+    slope_PV = finite_difference(lambda x: sequence_objective(w, x, u_PV), z_PV)
+    objective = ReverseKLConfig(support="student_top", k=k, discount=1.0)
+    close(expected_gradient(objective, w, z_PV, u_PV), slope_PV, 1e-8)
 
 
 @every_world

@@ -25,6 +25,8 @@ betas = st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0.01, 0.99)
 objectives = st.one_of(
     st.builds(ReverseKLConfig, support=supports, **common),
     st.builds(ReverseKLConfig, support=supports, **common),  # twice: the family is the heart of it
+    st.builds(ReverseKLConfig, support=st.just("student_top"), k=st.integers(1, 8), **common),
+    st.builds(JSDConfig, beta=st.floats(0.01, 1.0), support=st.just("student_top"), k=st.integers(1, 8), **common),
     st.builds(ForwardKLConfig, support=st.just("full") | st.integers(1, 8), **common),
     st.builds(JSDConfig, beta=betas, **common),
     st.builds(JSDConfig, beta=st.floats(0.01, 1.0), support=supports, **common),
@@ -67,6 +69,8 @@ def test_fused_equals_naive(
     """Value and gradients of hidden states, weight and bias: the fused loss is the naive one."""
     if isinstance(objective.support, int):
         objective = objective.model_copy(update={"support": min(objective.support, vocabulary)})
+    if objective.k is not None:
+        objective = objective.model_copy(update={"k": min(objective.k, vocabulary)})
     hidden_Nd = randn(seed, count, widths[0]).requires_grad_()
     weight_Vd = randn(seed + 1, vocabulary, widths[0]).requires_grad_()
     bias_V = randn(seed + 2, vocabulary).requires_grad_() if bias else None
@@ -93,7 +97,8 @@ def test_fused_equals_naive(
     twin = naive_loss(objective, temperature, logits_NV, logq_NV, tokens, denominator, logref_NV)
     teacher = policies[0]
     if compact and objective.support != "full":
-        teacher = target(objective.support, logq_NV, sampled_N)
+        ids_NK = None if objective.k is None else logits_NV.detach().topk(objective.k, dim=-1).indices
+        teacher = target(objective.support, logq_NV, sampled_N, ids_NK)
     loss, measured = distillation_loss(
         objective,
         temperature,

@@ -140,9 +140,7 @@ def open_teachers(site: Site, loss: Loss) -> OpenTeachers:
     """Load or connect every teacher, and compare tokenizers where there are two to compare."""
     section = site.recipe.teacher
     if site.given.teacher is not None:
-        return OpenTeachers(
-            {ONLY: _Own(site.given.teacher)}, None, routed=False, min_scored_fraction=1.0, loss=loss
-        )
+        return OpenTeachers({ONLY: _Own(site.given.teacher)}, None, routed=False, min_scored_fraction=1.0, loss=loss)
     routed = isinstance(section, RoutedTeacherConfig)
     sections = dict(section.teachers) if isinstance(section, RoutedTeacherConfig) else {ONLY: section}
     members = {name: KINDS[type(member)](name, member, site) for name, member in sections.items()}

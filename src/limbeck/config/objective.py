@@ -66,7 +66,7 @@ class ReverseKLConfig(_ObjectiveConfig):
 
 
 class ForwardKLConfig(_ObjectiveConfig):
-    """KL(q || p). Not where the sampled token stands for what the teacher expects: its gradient is q/p, without bound."""
+    """KL(q || p). On the teacher's top tokens or all: a sampled token's gradient is q/p, which has no bound."""
 
     divergence: Literal["forward_kl"] = "forward_kl"
 
@@ -105,5 +105,6 @@ def _refuse_the_students_choice(config: _ObjectiveConfig, what: str) -> None:
     if config.support in ("sampled", "student_top"):
         raise ValueError(
             f"{what} cannot have support = {config.support!r}: its gradient at a sampled token is q/p, which has no "
-            "bound where the student thinks little of what the teacher expects. Set support to a number of the teacher's top tokens, such as 20, or to 'full'."
+            "bound where the student thinks little of what the teacher expects. Set support to a number of the "
+            "teacher's top tokens, such as 20, or to 'full'."
         )

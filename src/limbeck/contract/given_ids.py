@@ -68,7 +68,7 @@ def _after(prefix: Sequence[int], ending: Sequence[int], temperature: float, lis
 
 
 def _after_prefix(teacher: Teacher, request: ScoreRequest, scores: Scores) -> Iterator[tuple[int, float]]:
-    """(id, log-prob) of the last position, listed or sampled. Raises `ContractError` for an answer to something else."""
+    """(id, log-prob) at the last position, listed or sampled. Raises `ContractError` for other ids."""
     if not isinstance(scores, TopKScores):
         kind = type(scores).__name__
         raise _refusal(teacher, f"answers with {kind} where ids are given", kind, "TopKScores of the ids")
@@ -92,8 +92,8 @@ def _refusal(teacher: Teacher, problem: str, measured: str, expected: str) -> Co
     return refusal(
         "given ids",
         f"teacher {teacher.name} {problem}. objective.support = 'student_top' asks about the student's own top tokens.",
-        "Serve the teacher with `limbeck serve` (teacher.kind = 'limbeck'), or set objective.support to a number of the "
-        "teacher's top tokens, or to 'sampled'.",
+        "Serve the teacher with `limbeck serve` (teacher.kind = 'limbeck'), or set objective.support to 'sampled' or "
+        "to a number of the teacher's top tokens.",
         measured,
         expected,
     )

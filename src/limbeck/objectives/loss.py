@@ -62,7 +62,6 @@ class Loss:
             if not holds:
                 raise ValueError(f"{field} of a loss must be {wanted}, got {getattr(self, field)!r}")
 
-
     @property
     def size(self) -> int:
         """K, the tokens of a partial support; 0 for the sampled one alone, and for the whole vocabulary."""

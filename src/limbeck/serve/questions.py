@@ -84,14 +84,14 @@ def prepare(question: Question, tokenize: Tokenize, limits: Limits) -> tuple[lis
     """The sequences to score, and what they cost. Raises `WireError` for what is beyond the limits."""
     asked = []
     support: Any = "full" if question.states == "only" else question.top_k or "sampled"
-    for number, (tokens, start) in enumerate(question.rows):
+    for index, (tokens, start) in enumerate(question.rows):
         ids = np.array(tokenize(tokens, True), dtype=np.int64) if isinstance(tokens, str) else tokens
         limits.check_length(len(ids))
         if start > len(ids):
             raise WireError(
                 "refused", f"logprob_start_len is {start - 1}, expected 0 to {len(ids) - 1}, the last token"
             )
-        own = question.given[number] if question.given else support
+        own = question.given[index] if question.given else support
         request = request_of(ids, len(ids) if start < 0 else start, question.temperature, own)
         asked.append(Asked(request, question.listed, question.states == "too"))
     return asked, limits.check(asked, SIZES[question.schema])
