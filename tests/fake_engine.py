@@ -167,7 +167,7 @@ class FakeEngine(FakeServer):
             raw_V = torch.log_softmax(logits_1V, dim=-1)[0]
             value = float(raw_V[token_1[0]] if self.raw_logprobs else at_T[0]) - self.other_logprobs
             logprobs.append(value)
-            best = raw_V.topk(top)
+            best = (raw_V if self.raw_logprobs else (raw_V / sampling.temperature).log_softmax(-1)).topk(top)
             tops.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
             ids.append(int(token_1[0]))
             if ids[-1] in sampling.stop_ids and not self.goes_on:

@@ -28,13 +28,16 @@ from limbeck.wire.http import Pool, PoolSettings
 FIXED_TEXT = 64  # tokens of the task's prompts by which a served engine's weights are compared
 
 
-def make_engine(site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
-    """The engine the caller gave, or the one of the recipe's table."""
+def make_engine(site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...], student_top: int = 0) -> Engine:
+    """The engine the caller gave, or the one of the recipe's table. `student_top` as in `Run`."""
     if site.given.engine is not None:
         given = site.given.engine
         return given if isinstance(given, ServedEngine) else OwnEngine(given, site.student.vocabulary)
     section = site.recipe.engine
-    return ENGINES[type(section)](section, site, learner, task, stop_ids)
+    engine = ENGINES[type(section)](section, site, learner, task, stop_ids)
+    if isinstance(engine, ServedEngine):
+        engine.student_top = student_top
+    return engine
 
 
 def _hf(section: HFEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:

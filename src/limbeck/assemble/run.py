@@ -104,7 +104,8 @@ async def _assemble(
     if checkpoint:
         await _restore(learner, checkpoint)
     stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
-    engine = make_engine(site, learner, task, stop_ids)
+    student_top = loss.size if proven.asks_about_ids else 0
+    engine = make_engine(site, learner, task, stop_ids, student_top)
     await engine.load(await learner.publish())
     results = [*_notes(student), *proven.results, *(engine.results if isinstance(engine, ServedEngine) else ())]
     folder.write_lines("contract.jsonl", [asdict(result) for result in results])
@@ -121,7 +122,7 @@ async def _assemble(
         stop_ids=stop_ids,
         folder=folder,
         support="full" if loss.support == "student_top" else loss.support,
-        student_top=(loss.k or 0) if proven.asks_about_ids else 0,
+        student_top=student_top,
         start=checkpoint.step if checkpoint else 0,
         reference=reference_teacher,
         min_scored_fraction=teachers.min_scored_fraction,

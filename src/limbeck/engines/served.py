@@ -90,6 +90,7 @@ class ServedEngine:
         self._pushing = asyncio.Lock()
         self.policy: Policy | None = None
         self.logprobs_at_T = False  # whether the server's log-probs are those of the distribution it samples from
+        self.student_top = 0  # of the student's most likely ids that each sampled token will be asked for with
         self.results: list[ProbeResult] = []
 
     async def load(self, policy: Policy) -> None:
@@ -230,8 +231,15 @@ class ServedEngine:
         temperature, tolerance = self.sampling.temperature, self.check.tolerance
         short = replace(self.sampling, max_tokens=min(PROBE_TOKENS, self.sampling.max_tokens))
         prompt = self.text.token_ids[:PROBE_PROMPT]
-        unit = [SampleRequest(Key("probe", sample=number), prompt, short) for number in range(PROBES)]
-        replies = [_unwrap(reply) for reply in await asyncio.gather(*(self._one(request) for request in unit))]
+        top = self.student_top
+        unit = [SampleRequest(Key("probe", sample=number), prompt, short, top) for number in range(PROBES)]
+        answers = await asyncio.gather(*(self._one(request) for request in unit))
+        if top and (failed := next((a for a in answers if isinstance(a, Failure)), None)):
+            raise EngineError(
+                f"{failed.message.rstrip('.')}. objective.k = {top} asks for so many top log-probs of each sampled "
+                f"token: start vLLM with --max-logprobs {top} (it gives 20 by itself), or lower objective.k."
+            )
+        replies = [_unwrap(reply) for reply in answers]
         questions = [_question(request, reply) for request, reply in zip(unit, replies, strict=True)]
         at_one = [replace(question, temperature=1.0) for question in questions]
         ours = [_unwrap(logprobs) for logprobs in await self._ours([*questions, *at_one])]

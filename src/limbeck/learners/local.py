@@ -149,7 +149,8 @@ class LocalLearner:
             for micro in batch.micro:
                 hidden_Nd = self._hidden(micro)
                 measured = self._loss(batch, micro, hidden_Nd)[1]
-                traced = trace_micro_batch(hidden_Nd, self.lm.head(), micro, measured, batch.temperature, top)
+                own_top = self.loss.support != "student_top"
+                traced = trace_micro_batch(hidden_Nd, self.lm.head(), micro, measured, batch.temperature, top, own_top)
                 traces |= dict(zip(micro.members, traced, strict=True))
         return [traces[index] for index in range(len(samples))]
 

@@ -19,9 +19,18 @@ from limbeck.reports import Top, Trace
 
 
 def trace_micro_batch(
-    hidden_Nd: Tensor, head: Head, micro: MicroBatch, measured: Measured, temperature: float, top: int
+    hidden_Nd: Tensor,
+    head: Head,
+    micro: MicroBatch,
+    measured: Measured,
+    temperature: float,
+    top: int,
+    own_top: bool = True,
 ) -> list[Trace]:
-    """One `Trace` for each member of the micro-batch, in its order. `measured` is what the loss found of it."""
+    """One `Trace` for each member of the micro-batch, in its order. `measured` is what the loss found of it.
+
+    `own_top`: whether tokens that a teacher listed are its own most likely ones, and not those it was asked about.
+    """
     sequence_N = micro.tokens.sequence_N.cpu().numpy()
     joined = Trace(
         student_logprobs=_floats(measured.student_logprob),
@@ -30,7 +39,7 @@ def trace_micro_batch(
         student_top=_top_of(head, hidden_Nd, micro.tokens.sampled_N, temperature, top),
         teacher_entropy=None if measured.teacher_entropy is None else _floats(measured.teacher_entropy),
         reverse_kl=None if measured.reverse_kl is None else _floats(measured.reverse_kl),
-        teacher_top=_teacher_top(micro.teacher, micro.tokens.sampled_N, temperature, top),
+        teacher_top=_teacher_top(micro.teacher, micro.tokens.sampled_N, temperature, top, own_top),
     )
     return [_cut(joined, sequence_N == index) for index in range(len(micro.members))]
 
@@ -52,11 +61,11 @@ def _cut(joined: Trace, rows_N: Mask) -> Trace:
     )
 
 
-def _teacher_top(target: Target, sampled_N: Tensor, temperature: float, top: int) -> Top | None:
-    """The teacher's most likely tokens, as many as it gave; None where it gave the sampled token's score only."""
+def _teacher_top(target: Target, sampled_N: Tensor, temperature: float, top: int, own_top: bool) -> Top | None:
+    """The teacher's most likely tokens, as many as it gave; None where it gave the scores of others only."""
     if isinstance(target, Dense):
         return _top_of(target.head, target.hidden_Nd, sampled_N, temperature, top)
-    if isinstance(target, TopK):
+    if isinstance(target, TopK) and own_top:
         logprobs_NK, order_NK = target.logprobs_NK.topk(min(top, target.ids_NK.shape[1]), dim=1)
         return Top(target.ids_NK.gather(1, order_NK).cpu().numpy(), _floats(logprobs_NK))
     return None

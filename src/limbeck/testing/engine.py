@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from limbeck.protocols import Policy
-from limbeck.records import Failure, Finish, Sampled, SampleRequest
+from limbeck.records import Failure, Finish, Ints, Sampled, SampleRequest
 from limbeck.seeding import uniforms
 from limbeck.testing.teacher import Doubles, log_softmax
 
@@ -31,15 +31,18 @@ class BigramEngine:
         sampling, before = request.sampling, int(request.token_ids[-1])
         ids: list[int] = []
         logprobs: list[float] = []
+        tops: list[Ints] = []
         finish: Finish = "length"
         for uniform in uniforms(sampling.seed, request.key, sampling.max_tokens):
             logp_V = log_softmax(self.table[before] / sampling.temperature)
             reached = int(np.searchsorted(np.exp(logp_V).cumsum(), uniform, side="right"))
             before = int(logp_V.argmax()) if sampling.greedy else min(reached, len(logp_V) - 1)
             ids.append(before)
+            tops.append(np.argsort(-logp_V, kind="stable")[: request.top])
             logprobs.append(float(logp_V[before]))
             if before in sampling.stop_ids:
                 finish = "stop"
                 break
         version = self.loaded[-1] if self.loaded else 0
-        return Sampled(np.array(ids, dtype=np.int64), np.array(logprobs, dtype=np.float32), finish, version)
+        top_ids = np.stack(tops).astype(np.int64) if request.top else None
+        return Sampled(np.array(ids, dtype=np.int64), np.array(logprobs, dtype=np.float32), finish, version, top_ids)
