@@ -164,3 +164,53 @@ def test_resolved_recipes_read_back_as_themselves(
 def test_dotted_keys_reach_into_unions() -> None:
     keys = set(dotted_keys(Recipe))
     assert {"rollout.temperature", "objective.beta", "objective.support", "task.digits", "learner.lora.rank"} <= keys
+
+
+TEACHERS: dict[str, dict[str, object]] = {
+    "local": {"model": "m"},
+    "limbeck": {"kind": "limbeck", "url": "http://h:1"},
+    "rescaled": {"kind": "limbeck", "url": "http://h:1", "temperature_method": "rescale"},
+    "head": {"kind": "limbeck", "url": "http://h:1", "head": "m"},
+    "sglang": {"kind": "sglang", "url": "http://h:1"},
+    "vllm": {"kind": "vllm", "url": "http://h:1"},
+    "own": {"kind": "python", "factory": "a:b"},
+}
+LOCAL_MEMBER = {"kind": "local", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("members", "support"),
+    [
+        (["local"], ("full", None)),
+        (["head"], ("full", None)),
+        (["limbeck"], ("student_top", 20)),
+        (["rescaled"], (20, None)),
+        (["sglang"], (20, None)),
+        (["vllm"], (20, None)),
+        (["own"], ("sampled", None)),
+        (["limbeck", "head"], ("student_top", 20)),
+        (["limbeck", "limbeck"], ("student_top", 20)),
+        (["limbeck", "vllm"], (20, None)),
+        (["limbeck", "own"], (20, None)),
+        (["head", "head"], ("full", None)),
+    ],
+)
+def test_a_support_that_is_not_chosen_is_the_best_that_every_teacher_gives(
+    members: list[str], support: tuple[object, object]
+) -> None:
+    """Of remote ones at equal bytes: docs/concepts/mathematics.md."""
+    tables = [TEACHERS[name] for name in members]
+    routed = {"kind": "routed", "default": "t0", "teachers": {f"t{i}": table for i, table in enumerate(tables)}}
+    given = {**MINIMAL, "teacher": tables[0] if len(tables) == 1 else routed}
+    objective = parse_recipe(given).objective
+    assert (objective.support, objective.k) == support
+    again = Recipe.model_validate({**given, "teacher": parse_recipe(given).teacher}).objective
+    assert (again.support, again.k) == support
+    assert parse_recipe(given, ["objective.support=7"]).objective.support == 7
+    if support[0] == "student_top":
+        assert parse_recipe(given, ["objective.k=4"]).objective.k == 4
+        own = {**given, "engine": {"kind": "python", "factory": "a:b"}}
+        assert parse_recipe(own).objective.support == 20  # it may not know of ids
+    else:
+        with pytest.raises(RecipeError, match=r"objective.* k = 4 is of support = 'student_top'"):
+            parse_recipe(given, ["objective.k=4"])

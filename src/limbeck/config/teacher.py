@@ -27,7 +27,7 @@ from limbeck.config.factory import PythonPartConfig
 from limbeck.config.values import Concurrency, Fraction, Line, Name, Place, Positive, PositiveInt, Seconds, Urls
 
 REMOTE_KINDS = ("sglang", "vllm", "limbeck")
-REMOTE_SUPPORT = 20  # the hybrid estimator's top K where the recipe does not say
+REMOTE_SUPPORT = 20  # K where the recipe does not say
 
 MethodChoice: TypeAlias = Literal["auto", "native", "baked", "rescale", "hidden"]
 
@@ -141,37 +141,51 @@ TeacherConfig: TypeAlias = Annotated[
 
 
 def complete_teacher(given: Any) -> Any:
-    """The hybrid estimator for a recipe with a remote teacher that does not choose its support, and
-    kind `local` for a teacher without one.
+    """A support that the teacher can give, for a recipe that chooses none, and kind `local` for a teacher without one.
 
-    A server sends the top of its distribution; the top K and the sampled token have together the expected gradient
-    of the whole vocabulary. A teacher of your own is asked for the least that every teacher has, the sampled token.
+    Over the wire K tokens and the sampled one have together the expected gradient of the whole vocabulary. The
+    student's own K leave less noise at equal bytes. They are the default where every server can be asked about them
+    and the engine is known to report them; the teacher's K are elsewhere. A teacher of your own is asked for the least
+    that every teacher has, the sampled token.
     """
     if not isinstance(given, Mapping):
         return given
     teacher = given.get("teacher")
     if isinstance(teacher, Mapping) and "kind" not in teacher and "url" not in teacher:
         given = {**given, "teacher": {"kind": "local", **teacher}}
-    support = "sampled" if _is_own(teacher) else REMOTE_SUPPORT if _is_remote(teacher) else None
-    if support is None:
-        return given
     objective = given.get("objective", {})
     if not isinstance(objective, Mapping) or "support" in objective:
         return given
     if objective.get("divergence", "reverse_kl") != "reverse_kl":
         return given
-    return {**given, "objective": {"divergence": "reverse_kl", **objective, "support": support}}
+    given_by = {_most(member) for member in _members(teacher)}
+    if given_by == {"sampled"}:
+        support: Mapping[str, Any] = {"support": "sampled"}
+    elif not given_by & {"top", "ids"}:
+        return given
+    elif given_by & {"top", "sampled"} or _get(given.get("engine"), "kind") == "python":
+        support = {"support": REMOTE_SUPPORT}
+    else:
+        support = {"support": "student_top", "k": REMOTE_SUPPORT}
+    return {**given, "objective": {"divergence": "reverse_kl", **support, **objective}}
 
 
-def _is_own(teacher: Any) -> bool:
-    return isinstance(teacher, PythonTeacherConfig) or (
-        isinstance(teacher, Mapping) and teacher.get("kind") == "python"
-    )
+def _members(teacher: Any) -> list[Any]:
+    """The tables of a routed teacher; a list of the one table otherwise."""
+    members = _get(teacher, "teachers")
+    return list(members.values()) if isinstance(members, Mapping) else [teacher]
 
 
-def _is_remote(teacher: Any) -> bool:
-    if not isinstance(teacher, Mapping):
-        return isinstance(teacher, RemoteTeacherConfig | RoutedTeacherConfig)
-    if teacher.get("kind") == "routed" and isinstance(teacher.get("teachers"), Mapping):
-        return any(_is_remote(member) for member in teacher["teachers"].values())
-    return teacher.get("kind") in REMOTE_KINDS and not teacher.get("head")
+def _most(table: Any) -> Literal["all", "ids", "top", "sampled"]:
+    """What of its distribution a teacher of one table is sure to give: all, any ids, its own top, one token."""
+    kind = _get(table, "kind")
+    if kind == "python":
+        return "sampled"
+    if kind not in REMOTE_KINDS or _get(table, "head"):
+        return "all"
+    return "ids" if kind == "limbeck" and _get(table, "temperature_method") != "rescale" else "top"
+
+
+def _get(table: Any, key: str) -> Any:
+    """Of a table that is written or parsed."""
+    return table.get(key) if isinstance(table, Mapping) else getattr(table, key, None)
