@@ -128,7 +128,7 @@ KEYS = sorted(
     {"input_ids", "text", "sampling_params", "logprob_start_len", "top_logprobs_num", "token_ids_logprob", "rid",
      "return_hidden_states", "input_logprob_temperature", "return_prompt_token_ids", "prompt", "max_tokens",
      "prompt_logprobs", "prompt_logprobs_temperature", "model", "request_id", "return_token_ids", "temperature",
-     "stream", "add_special_tokens", "format", "top_k", "hidden", "sequences", "ids", "start"}
+     "stream", "add_special_tokens", "format", "top_k", "hidden", "sequences", "ids", "start", "support_ids"}
 )  # fmt: skip
 MEDIA = {"/generate": "application/json", "/v1/completions": "application/json", "/tokenize": "application/json",
          binary.PATH: binary.MEDIA_TYPE}  # fmt: skip
@@ -151,7 +151,7 @@ def test_no_json_is_a_fault_of_the_servers(loop_client: Any, base: Any, change: 
 @given(
     change=st.dictionaries(st.sampled_from(KEYS), JSONS, max_size=3),
     row=st.dictionaries(
-        st.sampled_from(["ids", "start", "x"]), st.integers(-9, 2**63) | st.binary(max_size=12), max_size=3
+        st.sampled_from(["ids", "start", "support_ids"]), st.integers(-9, 2**63) | st.binary(max_size=12), max_size=3
     ),
 )
 def test_no_msgpack_is_a_fault_of_the_servers(loop_client: Any, change: Any, row: Any) -> None:
@@ -175,7 +175,7 @@ def test_no_damage_is_a_fault_of_the_servers(loop_client: Any, path: str, seed: 
     whole = {
         "/generate": json.dumps(SCORING | {"top_logprobs_num": 3, "token_ids_logprob": [5, 6]}).encode(),
         "/v1/completions": json.dumps(COMPLETION).encode(), "/tokenize": b'{"prompt":"12+34="}',
-        binary.PATH: binary.write([request_of(IDS, 3, 0.7, 2)] * 2),
+        binary.PATH: binary.write([request_of(IDS, 3, 0.7, np.array([7, 5]))] * 2),
     }[path]  # fmt: skip
     dice, damaged = random.Random(seed), bytearray(whole)
     for _ in range(dice.randint(1, 4)):

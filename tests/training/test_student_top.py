@@ -40,16 +40,16 @@ def url() -> Iterator[str]:
 def recipe(output: Path, teacher: dict[str, Any], **tables: Any) -> Recipe:
     return parse_recipe(
         {
-            "output": str(output), "steps": 3, "threads": 1,
+            "output": str(output), "steps": 2, "threads": 1,
             "student": {"model": tiny.folder_of("llama")},
             "teacher": teacher,
             "task": {"kind": "arithmetic", "digits": 1, "train": 32, "held_out": 4},
             "rollout": {"temperature": 0.7, "max_tokens": 6, "prompts_per_step": 4},
             "objective": {"support": "student_top", "k": K},
             "learner": {"lr": 1e-3},
-            "eval": {"prompts": 2, "greedy": True},
+            "eval": {"prompts": 1},
             "checkpoint": {"every": 1, "keep_last": 9},
-            "record": {"every": 1, "watch": 1, "rollouts_per_step": 2},
+            "record": {"every": 0},
             **tables,
         }
     )  # fmt: skip
@@ -108,7 +108,7 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(url: str, tmp_path: Pa
 def test_recorded_tokens_are_not_said_to_be_the_teachers_most_likely(url: str, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    result = api.train(recipe(tmp_path, {"kind": "limbeck", "url": url}, steps=1))
+    result = api.train(recipe(tmp_path, {"kind": "limbeck", "url": url}, steps=1, record={"every": 1}))
     rows = pq.read_table(result.folder / "rollouts" / "step-000001.parquet").to_pylist()
     assert {row["source"] for row in rows} == {"train", "watch"}
     assert all(row["teacher_top_ids"] is None and row["student_top_ids"] is not None for row in rows)
@@ -119,8 +119,10 @@ def test_an_engine_that_is_served_reports_the_ids(kind: str, url: str, tmp_path:
     with in_thread(FakeEngine(tiny.lm_of("llama").model)) as engine:
         server = {"kind": kind, "url": engine.url, "timeout": 30.0, "retry_seconds": 30.0}
         result = api.train(recipe(tmp_path, {"kind": "limbeck", "url": url}, engine=server))
-        assert len(result.steps) == 3
+        assert len(result.steps) == 2
         assert all(line["mismatch"] < 1e-4 for line in result.steps)
+        if kind == "sglang":  # one is enough: it is the same engine
+            return
         engine.hides_tops = True
         server["retry_seconds"] = 0.5
         with pytest.raises(EngineError, match=rf"objective\.k = {K} asks .* lower objective\.k"):
@@ -134,9 +136,8 @@ def test_hidden_states_need_no_ids(url: str, local: api.TrainResult, tmp_path: P
 
 def test_several_teachers_of_other_kinds(url: str, local: api.TrainResult, tmp_path: Path) -> None:
     members = {"here": {"kind": "local", **LOCAL}, "there": {"kind": "limbeck", "url": url}}
-    for default in members:
-        given = {"kind": "routed", "default": default, "teachers": members}
-        assert furthest(weights(api.train(recipe(tmp_path / default, given))), weights(local)) < 1e-5
+    given = {"kind": "routed", "default": "there", "teachers": members}
+    assert furthest(weights(api.train(recipe(tmp_path, given))), weights(local)) < 1e-5
 
 
 # --- Parts of one's own -------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ class Deaf(BigramTeacher):
 
 
 def test_a_teacher_of_ones_own_is_asked_about_ids_and_only_trained_on_where_it_answers(tmp_path: Path) -> None:
-    assert len(api.train(recipe(tmp_path / "honest", OWN)).steps) == 3
+    assert len(api.train(recipe(tmp_path / "honest", OWN)).steps) == 2
     with pytest.raises(ContractError, match=r"asked about .* Return the log-probs of request.support"):
         api.train(recipe(tmp_path / "deaf", {**OWN, "deaf": True}))
 
@@ -187,7 +188,7 @@ def test_an_engine_of_ones_own_reports_different_ids(engine: Any, says: str | No
         "learner": CountingLearner(table),
         "task": FakeTask({f"p{n}": [5 + n, 6 + n] for n in range(8)}),
     }
-    given = recipe(tmp_path, OWN, record={"every": 0}, eval={"prompts": 1})
+    given = recipe(tmp_path, OWN)
     if says is None:
         api.train(given, **parts)
         seen = [sample for step in parts["learner"].seen for sample in step]

@@ -119,7 +119,8 @@ def problem_of_response(sampled: Any, request: SampleRequest, vocabulary: int) -
     outside = ids[(ids < 0) | (ids >= vocabulary)]
     if len(outside):
         return f"it sampled token {outside[0]}, but student and teacher share ids 0 to {vocabulary - 1} only"
-    if request.top and (_has_twins(sampled.top_ids) or ((sampled.top_ids < 0) | (sampled.top_ids >= vocabulary)).any()):
+    tops = sampled.top_ids if request.top else None
+    if tops is not None and (_has_twins(tops) or ((tops < 0) | (tops >= vocabulary)).any()):
         return f"top_ids are not {request.top} different ids of 0 to {vocabulary - 1} at each position"
     wrong = sampled.logprobs[~(sampled.logprobs <= MOST) | np.isneginf(sampled.logprobs)]
     if len(wrong):

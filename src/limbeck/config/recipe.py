@@ -169,7 +169,7 @@ def _refuse_what_the_teacher_cannot_give(recipe: Recipe) -> None:
             continue
         states = isinstance(section, StatesTeacherConfig) and section.head
         if objective.support == "student_top" and not states:
-            _refuse_given_ids(name, section)
+            _refuse_given_ids(f"{name} ({section.kind})", section)
         if objective.support == "full" and not states:
             raise ValueError(
                 f"{objective.divergence} is asked for over the whole vocabulary, but {name} ({section.kind}) answers "
@@ -183,7 +183,7 @@ def _refuse_what_the_teacher_cannot_give(recipe: Recipe) -> None:
             )
 
 
-def _refuse_given_ids(name: str, section: RemoteTeacherConfig) -> None:
+def _refuse_given_ids(who: str, section: RemoteTeacherConfig) -> None:
     """The student's top tokens are asked about by their ids, other ones at each position."""
     remedy = (
         "Serve the teacher with `limbeck serve` (kind = 'limbeck'), give head = its model folder where it sends hidden "
@@ -191,12 +191,12 @@ def _refuse_given_ids(name: str, section: RemoteTeacherConfig) -> None:
     )
     if not isinstance(section, LimbeckTeacherConfig):
         raise ValueError(
-            f"objective.support = 'student_top', but {name} ({section.kind}) answers with its own top log-probs, and "
+            f"objective.support = 'student_top', but {who} answers with its own top log-probs, and "
             f"cannot be asked about other ids at each position. {remedy}"
         )
     if section.temperature_method == "rescale":
         raise ValueError(
-            f"objective.support = 'student_top', but {name} has temperature_method = 'rescale', which works from the "
+            f"objective.support = 'student_top', but {who} has temperature_method = 'rescale', which works from the "
             "teacher's own top log-probs. Set temperature_method = 'auto', or objective.support = 20."
         )
 

@@ -52,12 +52,12 @@ class Question:
     temperature: float = 1.0
     top_k: int = 0
     listed: tuple[int, ...] = ()
-    given: Sequence[Support] = ()  # of each sequence; empty where `top_k` and `states` say all
     states: Literal["none", "too", "only"] = "none"
     many: bool = False  # a list of prompts, not one
     names: Sequence[str] = ()  # what the client calls its sequences, or its request
     echo: bool = False  # repeat the token ids
     special_tokens: bool = True
+    given: Sequence[Support] = ()  # of each sequence; empty where `top_k` and `states` say all
 
     @property
     def has_text(self) -> bool:

@@ -109,13 +109,12 @@ def given_to_all(request: ScoreRequest) -> list[int]:
 
     Raises `WireError` where positions have different lists: stock servers take one list a sequence.
     """
-    support = request.support
-    if not isinstance(support, np.ndarray) or not len(support):
+    given = given_ids(request)
+    if given is None or not len(given):
         return []
-    if (support != support[0]).any():
+    if (given != given[0]).any():
         raise WireError("unsupported", f"request {request.id!r} gives other ids at each position. {ONE_LIST}")
-    ids: list[int] = support[0].tolist()
-    return ids
+    return list(given[0].tolist())
 
 
 def support_size(request: ScoreRequest) -> int:
@@ -127,15 +126,6 @@ def support_size(request: ScoreRequest) -> int:
 def wants_states(request: ScoreRequest) -> bool:
     """Whether the answer is final hidden states: with its head, they are the distribution over all tokens."""
     return isinstance(request.support, str) and request.support == "full"
-
-
-def refuse_given_ids(request: ScoreRequest, server: str) -> None:
-    """Raises `WireError` for a server that cannot be asked about tokens that are neither sampled nor its own top."""
-    if isinstance(request.support, np.ndarray):
-        raise WireError(
-            "unsupported",
-            f"request {request.id!r} gives the ids to score, which {server} does not take. {ONE_LIST}",
-        )
 
 
 def refuse_states(request: ScoreRequest, server: str) -> None:
@@ -195,11 +185,10 @@ def top_reply(
     check_logprobs(top_logprobs)
     given = given_ids(request)
     if given is not None:
-        for asked, answered in zip(given.tolist(), top_ids.tolist(), strict=True):
-            if asked != answered:
-                raise WireError(
-                    "wrong_ids", f"the answer has log-probs of other tokens than {asked[:12]}, which were given"
-                )
+        wrong = given[(top_ids != given).any(axis=1)]
+        if len(wrong):
+            first = wrong[0, :12].tolist()
+            raise WireError("wrong_ids", f"the answer has log-probs of other tokens than {first}, which were given")
         _check_sampled(request, logprobs_n, top_ids, top_logprobs)
         _check_mass(top_ids, top_logprobs)
     else:

@@ -17,11 +17,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from limbeck.records import Ints, SampleRequest, ScoreRequest
 from limbeck.seeding import served_seed
 from limbeck.wire.binding import Echo
 from limbeck.wire.sample import SampleReply, make_sample_reply
 from limbeck.wire.score import (
+    ONE_LIST,
     Reply,
     WireError,
     asked_ids,
@@ -30,7 +33,6 @@ from limbeck.wire.score import (
     member,
     number,
     optional,
-    refuse_given_ids,
     refuse_states,
     safe_text,
     sequence,
@@ -47,7 +49,10 @@ def write(request: ScoreRequest, model: str | None = None, acknowledges: bool = 
 
     One token is generated and thrown away: stock servers take no `max_tokens` of 0 here.
     """
-    refuse_given_ids(request, "vLLM")
+    if isinstance(request.support, np.ndarray):
+        raise WireError(
+            "unsupported", f"request {request.id!r} gives ids to score, which vLLM does not take. {ONE_LIST}"
+        )
     refuse_states(request, "vLLM")
     body: dict[str, Any] = {
         "prompt": request.token_ids.tolist(),
