@@ -34,6 +34,8 @@ const CHARTS = [
     { key: "mismatch", label: "mean", ink: "--c4" }] },
   { title: "Top tokens in common", unit: "share", format: percent, about: "how many of the student's most likely tokens are among the teacher's", lines: [
     { key: "top_k_overlap", label: "overlap", ink: "--c3" }] },
+  { title: "On the support", unit: "probability", format: percent, about: "of the tokens that the loss takes exactly: what the student has beyond them is left to the sampled token", lines: [
+    { key: "support/student", label: "student", ink: "--c1" }, { key: "support/teacher", label: "teacher", ink: "--c2" }] },
   { title: "Objective", unit: "nats / token", about: "mean of what was minimised", lines: [
     { key: "objective", label: "mean", ink: "--c1" }] },
   { title: "Gradient norm", lines: [{ key: "grad_norm", label: "before clipping", ink: "--c1" }] },
