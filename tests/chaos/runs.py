@@ -44,12 +44,14 @@ class Setup:
     where: str = "open"  # which of the servers: "open", "token" or "stock"
     sure: bool = False  # all responses are equal
     hidden: bool = False
+    student_top: bool = False  # asked about the student's top tokens by their ids
     replicas: int = 1
 
 
 SETUPS = {
     "limbeck, top K": Setup("limbeck"),
     "limbeck, hidden states": Setup("limbeck", hidden=True),
+    "limbeck, student's top": Setup("limbeck", student_top=True),
     "limbeck, token": Setup("limbeck", where="token"),
     "limbeck, two replicas": Setup("limbeck", replicas=2),
     "limbeck, equal responses": Setup("limbeck", sure=True),
@@ -127,15 +129,18 @@ class Site:
             teacher["token_env"] = servers.TOKEN_ENV
         if setup.where == "stock":
             teacher |= {"vocabulary": tiny.VOCABULARY, "top_logprobs": 60}
+        objective: dict[str, Any] = {"support": "full" if setup.hidden else 5}
         if setup.hidden:
             teacher["head"] = self.teacher
+        if setup.student_top:
+            objective = {"support": "student_top", "k": 5}
         return parse_recipe(
             {
                 "name": name, "output": str(self.folder / "runs"), "steps": 3, "threads": 1, "teacher": teacher,
                 "student": {"model": self.students[setup.sure]},
                 "task": {"kind": "file", "path": str(self.rows), "held_out": 4, "chat": False},
                 "rollout": {"temperature": 0.7, "max_tokens": 6, "prompts_per_step": 6, "samples_per_prompt": 2},
-                "objective": {"support": "full" if setup.hidden else 5},
+                "objective": objective,
                 "learner": {"lr": 1e-3}, "eval": {"prompts": 2}, "checkpoint": {"every": 1},
                 "record": {"every": 0},
             }
