@@ -33,6 +33,8 @@ def test_a_healthy_run_is_silent() -> None:
         ("truncation", {"truncated": 0.8}),
         ("repetition", {"repetition": 0.7}),
         ("mismatch", {"mismatch": 0.3}),
+        ("support", {"support/sampled": 1.0, "support/student": 0.9, "tokens/trained": 5000}),
+        ("support", {"support/sampled": 0.7, "support/student": 0.9, "tokens/trained": 500}),
     ],
 )
 def test_each_fault_raises_its_alarm_alone(name: str, line: dict[str, Any]) -> None:
@@ -68,6 +70,12 @@ def test_same_weights_must_have_no_kl() -> None:
     assert list(raised({}, same_weights=True, steps=0)) == ["identity"]
     assert raised({"reverse_kl/exact": 1e-6}, same_weights=True, steps=0) == {}
     assert raised({}, same_weights=True) == {}, "after the first update they differ"
+
+
+def test_a_few_tokens_that_happen_to_be_on_the_support_are_no_alarm() -> None:
+    assert raised({"support/sampled": 1.0, "support/student": 0.8, "tokens/trained": 50}) == {}
+    assert raised({"support/sampled": 0.99, "support/student": 1.0, "tokens/trained": 500}) == {}
+    assert raised({"support/student": 0.5}) == {}
 
 
 def test_a_sharp_teacher_is_not_a_collapse() -> None:

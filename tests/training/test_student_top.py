@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from limbeck import api
+from limbeck.config.engine import HFEngineConfig
 from limbeck.config.factory import Build
 from limbeck.config.recipe import Recipe, parse_recipe
+from limbeck.engines.hf import InProcessEngine
 from limbeck.errors import ContractError, EngineError, RecipeError
 from limbeck.learners.batch import check_given_ids
 from limbeck.records import Key, Prompt, Sampled, Sampling, Scored, TopKScores, single_turn
@@ -178,6 +180,28 @@ class Doubled(BigramEngine):
         sampled = super()._one(request)
         assert sampled.top_ids is not None
         return dataclasses.replace(sampled, top_ids=np.repeat(sampled.top_ids[:, :1], K, axis=1))
+
+
+class Adds(InProcessEngine):
+    """The sampled token in the place of the last of its K, as a server may list them."""
+
+    async def sample(self, unit: Any) -> Any:
+        answers = await super().sample(unit)
+        for answer in answers:
+            assert isinstance(answer, Sampled)
+            assert answer.top_ids is not None
+            outside = ~(answer.top_ids == answer.token_ids[:, None]).any(axis=1)
+            answer.top_ids[outside, -1] = answer.token_ids[outside]
+        return answers
+
+
+@pytest.mark.parametrize("engine", [Adds, InProcessEngine])
+def test_a_list_that_the_sampled_token_was_added_to_is_an_alarm(engine: Any, tmp_path: Path) -> None:
+    """Nothing else shows: every number is right, and the gradient is biased."""
+    own = engine(tiny.fresh("llama"), HFEngineConfig(), shared=False)
+    result = api.train(recipe(tmp_path, OWN, steps=1, rollout={"max_tokens": 8, "prompts_per_step": 16}), engine=own)
+    alarms = [alarm["name"] for line in result.steps for alarm in line["alarms"]]
+    assert ("support" in alarms) == (engine is Adds)
 
 
 @pytest.mark.parametrize(("engine", "says"), [(BigramEngine, None), (Blind, "top_ids is None"), (Doubled, "different")])

@@ -23,6 +23,7 @@ BATCH_NAMES = {
     "objective": "objective",
     "support/student": "support_student",
     "support/teacher": "support_teacher",
+    "support/sampled": "support_sampled",
 }
 KL_NAMES = ("reverse_kl/sampled", "reverse_kl/exact")
 

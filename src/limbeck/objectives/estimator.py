@@ -137,15 +137,21 @@ class Estimator:
             pull_CK, value_CK = pull_CK + reference_CK, value_CK + reference_CK
             gain_C = gain_C + reference_C[:, 0]
             tail_C = tail_C + weight_C * reference_C[:, 0]
-        if self.measured.support_student is not None and self.measured.support_teacher is not None:
-            self.measured.support_student[c], self.measured.support_teacher[c] = p_CK.sum(1), logq_CK.exp().sum(1)
         inside_C = (ids_CK == sampled_C1).any(dim=1)
+        self._measure_support(c, p_CK, logq_CK, inside_C)
         return _Sparse(
             ids_CK=ids_CK,
             pull_CK=pull_CK,
             gain_C=torch.where(inside_C, 0.0, gain_C),
             value_C=value_CK.sum(dim=1) + torch.where(inside_C, 0.0, tail_C),
         )
+
+    def _measure_support(self, c: slice, p_CK: Tensor, logq_CK: Tensor, inside_C: Tensor) -> None:
+        measured = self.measured
+        if measured.support_student is None or measured.support_teacher is None or measured.support_sampled is None:
+            return
+        measured.support_student[c], measured.support_teacher[c] = p_CK.sum(dim=1), logq_CK.exp().sum(dim=1)
+        measured.support_sampled[c] = inside_C.to(measured.support_sampled.dtype)
 
     def _support(self, c: slice, logp_CV: Tensor, logq_CV: Tensor | None) -> tuple[Tensor, Tensor]:
         """[C, K] ids and the teacher's log-probs of them. Nothing here may look at the sampled token."""

@@ -66,6 +66,7 @@ class Measured:
     objective: Tensor  # the estimate of the divergence that was minimised
     support_student: Tensor | None = None  # what of p is on the support: the rest is the sampled token's; K > 0 only
     support_teacher: Tensor | None = None  # what of q
+    support_sampled: Tensor | None = None  # 1 where the sampled token is on it: as often as p says, or S follows y
     teacher_entropy: Tensor | None = None
     reverse_kl: Tensor | None = None  # exact, over the whole vocabulary
     overlap: Tensor | None = None  # share of the student's top tokens among the teacher's
@@ -87,6 +88,7 @@ def empty_measurements(loss: Loss, hidden_Nd: Tensor, teacher: Target, reference
         objective=empty(),
         support_student=empty() if loss.size else None,
         support_teacher=empty() if loss.size else None,
+        support_sampled=empty() if loss.size else None,
         teacher_entropy=empty() if dense else None,
         reverse_kl=empty() if dense else None,
         overlap=empty() if dense else None,

@@ -6,6 +6,7 @@ what a good run shows, and the usual cause. Alarms never change a run.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from limbeck.formatting import number
 
 EARLY_STEPS = 10  # a run is compared with the median of its own first steps
 HIGH_SHARE = 0.5  # of responses that are cut, or that loop
+SUPPORT_ERRORS, SUPPORT_SHARE = 6, 0.02  # standard errors, and share of the tokens beside them
 MAX_MISMATCH = 0.1  # nats a token between sampler and learner; a good engine is below 0.02
 
 
@@ -40,6 +42,7 @@ class Alarms:
                 ("truncation", self._truncation(line)),
                 ("repetition", self._repetition(line)),
                 ("mismatch", _mismatch(line)),
+                ("support", _support(line)),
             )
             if message
         ]
@@ -118,3 +121,18 @@ def _mismatch(line: Mapping[str, Any]) -> str | None:
             "that were asked for"
         )
     return None
+
+
+def _support(line: Mapping[str, Any]) -> str | None:
+    """Sampled tokens are on a list that follows from the prefix as often as the student's probability of it says."""
+    share, mass, tokens = (line.get(key) for key in ("support/sampled", "support/student", "tokens/trained"))
+    if share is None or mass is None or not tokens:
+        return None
+    error = math.sqrt(max(0.0, mass * (1 - mass)) / tokens)
+    if abs(share - mass) <= SUPPORT_ERRORS * error + SUPPORT_SHARE:
+        return None
+    return (
+        f"{share:.1%} of the sampled tokens are on the support, expected {mass:.1%}, the student's probability of what "
+        "is on it: the list depends on the token that was sampled, which biases the gradient. Usual cause: a teacher or "
+        "an engine that adds the sampled token to its most likely ones"
+    )
