@@ -133,6 +133,6 @@ def _support(line: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"{share:.1%} of the sampled tokens are on the support, expected {mass:.1%}, the student's probability of what "
-        "is on it: the list depends on the token that was sampled, which biases the gradient. Usual cause: a teacher or "
-        "an engine that adds the sampled token to its most likely ones"
+        "is on it: the list depends on the token that was sampled, which biases the gradient. Usual cause: a teacher "
+        "or an engine that adds the sampled token to its most likely ones"
     )
