@@ -49,7 +49,7 @@ async def ask(dialect: Dialect, url: str, request: ScoreRequest) -> tuple[Reply,
 
 
 async def measure(url: str, ids: np.ndarray, start: int, vocabulary: int) -> list[dict[str, Any]]:
-    dialects = {name: BACKENDS[kind].dialect() for name, kind in KINDS.items()}
+    dialects = {name: BACKENDS[kind].dialect(None) for name, kind in KINDS.items()}
     lines = []
     for k in SUPPORTS:
         if k > vocabulary:

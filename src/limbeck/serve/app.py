@@ -27,6 +27,7 @@ from limbeck.serve.scorer import Scorer
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire import binary
 from limbeck.wire.bearer import bearer_token
+from limbeck.wire.binary import Result
 from limbeck.wire.hosts import Hosts
 
 WORKER = 256 * MB  # of the process that reads large bodies, with nothing to read
@@ -130,7 +131,9 @@ class _Server:
         work = (answers.write, question, asked, results)
         # The binary answer is a copy of arrays, which is as fast as to hand them to another process.
         answer = await (codec.here(*work) if schema == "binary" else codec.run(cost.answer, *work))
-        divided = any(result.logprobs is not None and len(result.logprobs) for result in results)
+        divided = any(
+            one.request.scored.any() and not _is_plain(result) for one, result in zip(asked, results, strict=True)
+        )
         return Answer(
             answer,
             media=binary.MEDIA_TYPE if schema == "binary" else JSON,
@@ -154,6 +157,11 @@ class _Server:
             text, add_special_tokens=special_tokens, return_attention_mask=False, return_token_type_ids=False
         ).input_ids
         return ids
+
+
+def _is_plain(result: Result) -> bool:
+    """Whether nothing in it was divided by a temperature."""
+    return result.logprobs is None and result.rounded is None
 
 
 def _fact(body: bytes, public: bool) -> Route:

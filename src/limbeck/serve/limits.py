@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from limbeck.records import ScoreRequest
+from limbeck.records import HiddenDtype, ScoreRequest
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire.score import WireError, asked_ids, top_k, wants_states
+from limbeck.wire.states import bytes_of
 
 MB = 2**20
 LONGEST = 2**17  # tokens, of a model whose config does not say
@@ -32,6 +33,7 @@ class Asked:
     request: ScoreRequest
     listed: tuple[int, ...] = ()  # tokens whose log-probs are wanted at every position
     hidden: bool = False  # the final states too, with that of the last token, which predicts nothing
+    hidden_dtype: HiddenDtype = "float32"  # in which states alone travel
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +153,13 @@ class Limits:
         for one in asked:
             n, d = len(asked_ids(one.request)), self.width
             states = (n + 1) * d if one.hidden or wants_states(one.request) else 0
+            sent = states * size.number
+            if one.hidden_dtype != "float32" and wants_states(one.request):
+                sent = n * (bytes_of(d, one.hidden_dtype) + 8)  # and two errors
             k, j = top_k(one.request), len(one.listed)
             entries = 0 if wants_states(one.request) else n * (1 + k + j)
             echoed = size.echo * len(one.request.token_ids)
-            answer += size.sequence + entries * size.entry + states * size.number + echoed
+            answer += size.sequence + entries * size.entry + sent + echoed
             results += 4 * states + 12 * entries + 8 * len(one.request.token_ids)
         return Cost(answer, results)
 

@@ -19,10 +19,13 @@ from torch import Tensor
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.layout import lay_out, split
 from limbeck.models.scoring import CHUNK_BYTES, ChunkedScores, Support, score_hidden
-from limbeck.records import ScoreRequest
+from limbeck.records import HiddenDtype, ScoreRequest
 from limbeck.serve.limits import Asked
-from limbeck.wire.binary import Result
+from limbeck.wire.binary import Result, RoundedStates
 from limbeck.wire.score import wants_states
+from limbeck.wire.states import encode
+
+LIKELY = 20  # tokens of a position on which the rounding of its state is measured
 
 
 class Scorer:
@@ -58,6 +61,8 @@ class Scorer:
         request = asked.request
         hidden = _numpy(hidden_Sd) if asked.hidden or wants_states(request) else None
         if wants_states(request):
+            if asked.hidden_dtype != "float32":
+                return self._round(request, hidden_Sd, asked.hidden_dtype)
             return Result(None, hidden=hidden)
         hidden_Sd = hidden_Sd[: len(request.scored_ids)]
         scores = self._score(request, hidden_Sd, _support(request))
@@ -70,6 +75,26 @@ class Scorer:
             None if listed is None or listed.top_logprobs_SK is None else _numpy(listed.top_logprobs_SK),
             temperature=scores.temperature,
         )
+
+    def _round(self, request: ScoreRequest, hidden_Sd: Tensor, dtype: HiddenDtype) -> Result:
+        """The states as they travel, and how far the log-probs of the likely and of the scored tokens move by it.
+
+        Measured as the asker computes them, in float32 whatever the model's dtype.
+        """
+        encoded = encode(_numpy(hidden_Sd), dtype)
+        rounded_Sd = torch.from_numpy(encoded.decode()).to(hidden_Sd.device)
+        if torch.equal(rounded_Sd, hidden_Sd.float()):  # a model that computes in bfloat16
+            nothing_S = np.zeros(len(hidden_Sd), np.float32)
+            return Result(None, rounded=RoundedStates(encoded, nothing_S, nothing_S), temperature=request.temperature)
+        exact = self._score(request, hidden_Sd.float(), min(LIKELY, self.head.vocabulary))
+        assert exact.top_ids_SK is not None
+        moved = self._score(request, rounded_Sd, exact.top_ids_SK)
+        assert exact.top_logprobs_SK is not None
+        assert moved.top_logprobs_SK is not None
+        prefix_S = (moved.top_logprobs_SK - exact.top_logprobs_SK).abs().amax(dim=1)
+        errors_S = torch.maximum(prefix_S, (moved.logprobs_S - exact.logprobs_S).abs())
+        rounded = RoundedStates(encoded, _numpy(errors_S), _numpy(prefix_S))
+        return Result(None, rounded=rounded, temperature=moved.temperature)
 
     def _score(self, request: ScoreRequest, hidden_Sd: Tensor, support: Support) -> ChunkedScores:
         ids_S = torch.from_numpy(request.scored_ids).to(hidden_Sd.device)
