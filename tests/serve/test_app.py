@@ -228,7 +228,7 @@ def test_a_baked_model_is_refused_with_the_model_to_serve_instead(tmp_path: Path
 
 async def test_requests_that_wait_share_a_batch(lm: CausalLM) -> None:
     scorer = Scorer(lm)
-    queue = ScoringQueue(scorer.score, 64, 64)
+    queue = ScoringQueue(scorer.score, 64, 10_000)
     asked = [Asked(request_of(TEXTS[0], 1, 1.0))]
     await asyncio.gather(*(queue.score(asked) for _ in range(20)))
     assert queue.batches <= 3
@@ -243,7 +243,7 @@ async def test_a_full_queue_says_when_to_come_back_and_closing_answers_what_wait
         asyncio.run_coroutine_threadsafe(go.wait(), loop).result()
         return Scorer(lm).score(asked)
 
-    queue = ScoringQueue(slow, capacity=2, most=1)
+    queue = ScoringQueue(slow, capacity=2, tokens=1)
     asked = [Asked(request_of(TEXTS[0], 1, 1.0))]
     waiting = [asyncio.create_task(queue.score(asked)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -278,7 +278,7 @@ def body_of(count: int) -> dict[str, Any]:
 
 async def test_429_carries_retry_after(lm: CausalLM) -> None:
     slow = Slow(lm)
-    async with client(lm, slow, queue=3) as http:
+    async with client(lm, slow, max_queue=3) as http:
         waiting = asyncio.create_task(http.post("/generate", json=body_of(2)))
         while not slow.asked:
             await asyncio.sleep(0.01)
@@ -294,7 +294,7 @@ async def test_429_carries_retry_after(lm: CausalLM) -> None:
 
 async def test_nothing_is_scored_for_a_client_that_left(lm: CausalLM) -> None:
     slow = Slow(lm)
-    server = uvicorn.Server(uvicorn.Config(make_app(slow, ServeSettings(batch=1), "tiny"), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(make_app(slow, ServeSettings(batch_tokens=1), "tiny"), log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as http:

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def served(folder: str) -> Iterator[Served]:
-    options = ("--temperature", "0.7", "--batch", "16", "--token-env", "SESAME", "--queue", str(QUEUE))
+    options = ("--temperature", "0.7", "--batch-tokens", "2048", "--token-env", "SESAME", "--max-queue", str(QUEUE))
     limits = ("--max-top-k", "20", "--body-mb", "1")
     with serve_process.served(folder, *options, *limits, SESAME="sesame") as process:
         yield process
@@ -130,9 +130,14 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(served: Served) 
 
 
 def test_the_old_name_of_an_option_gives_the_new_one() -> None:
-    done = CliRunner().invoke(main, ["serve", "no/such/model", "--alone"])
-    assert done.exit_code == 2
-    assert "--alone is now called --batch-invariant." in done.stderr
+    for old, new in {
+        ("--alone",): "--alone is now called --batch-invariant.",
+        ("--queue", "9"): "--queue is now called --max-queue.",
+        ("--batch", "9"): "--batch is now called --batch-tokens, a number of tokens.",
+    }.items():
+        done = CliRunner().invoke(main, ["serve", "no/such/model", *old])
+        assert done.exit_code == 2
+        assert new in done.stderr
 
 
 def queued(served: Served) -> float:
