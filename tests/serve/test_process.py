@@ -102,6 +102,10 @@ def test_limits_are_told(served: Served) -> None:
         answer = ask(served, body)
         assert answer.status_code == status
         assert message in answer.json()["error"]["message"]
+    give_up = time.monotonic() + 20
+    while not any("refused POST /generate of 127.0.0.1 with 413" in line for line in served.printed):
+        assert time.monotonic() < give_up, served.printed
+        time.sleep(0.01)
 
 
 def test_the_contract_is_proven_from_the_command_line(

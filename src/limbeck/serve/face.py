@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from limbeck.sanitize import printable
 from limbeck.serve.answers import dumped
 from limbeck.serve.codec import SMALL
+from limbeck.serve.logs import Refusals
 from limbeck.serve.queue import ClosedError, QueueFullError
 from limbeck.wire import binding
 from limbeck.wire.hosts import Hosts
@@ -132,6 +133,7 @@ class Incoming:
     def __init__(self, scope: Scope, receive: Receive, body: Share, held: ExitStack) -> None:
         self.method, self.path, self.receive = scope["method"], scope["path"], receive
         self._body, self._held = body, held
+        self.client = (scope.get("client") or (None,))[0]
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
         self.key = token.strip().encode() if scheme.lower() == "bearer" else b""
@@ -210,6 +212,7 @@ class Face:
     ) -> None:
         self.routes, self.bodies, self.longest_body, self.weights = routes, bodies, longest_body, weights
         self.token, self.hosts, self.observe = token, hosts, observe
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -237,18 +240,24 @@ class Face:
         except LeftError:
             raise
         except RefusedError as error:
-            return _problem(error.status, str(error), error.headers)
+            return self._refused(incoming, error.status, str(error), error.headers)
         except WireError as error:
             damaged = {binding.PROBLEM: "request"} if error.kind == "unbound" else {}
-            return _problem(400, str(error), damaged)
+            return self._refused(incoming, 400, str(error), damaged)
         except QueueFullError as error:
             seconds = f"{error.retry_after:.0f}"
-            return _problem(429, f"{error}: ask again in {seconds} s", {"retry-after": seconds})
+            message = f"{error}: ask again in {seconds} s"
+            return self._refused(incoming, 429, message, {"retry-after": seconds})
         except ClosedError:
             return _problem(503, "the server is shutting down")
         except Exception as error:  # a fault of the model or of ours: answered, logged and counted like any other
             _log.exception("a request could not be answered")
             return _problem(500, f"scoring failed: {type(error).__name__}: {error}")
+
+    def _refused(self, incoming: Incoming, status: int, message: str, headers: Mapping[str, str]) -> Answer:
+        what = f"{incoming.method} {incoming.path}" if incoming.path in self.routes else "another route"
+        self._refusals.write(what, status, _shown(message), incoming.client)
+        return _problem(status, message, headers)
 
     def _admit(self, incoming: Incoming) -> Route:
         """Raises `RefusedError` for whoever may not ask that, before anything is read."""
@@ -303,7 +312,10 @@ def _too_long(most: int) -> RefusedError:
     return RefusedError(413, f"the body is longer than {most >> 20} MB (--body-mb): send fewer sequences at a time")
 
 
+def _shown(message: str) -> str:
+    return printable(message if len(message) <= SHOWN else f"{message[:SHOWN]}...")
+
+
 def _problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
-    text = message if len(message) <= SHOWN else f"{message[:SHOWN]}..."
-    error = {"message": printable(text), "code": status}
+    error = {"message": _shown(message), "code": status}
     return Answer(dumped({"error": error}), status, headers=dict(headers or {}))
