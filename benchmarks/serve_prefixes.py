@@ -89,7 +89,9 @@ def main() -> None:
     options = parser.parse_args()
     lm = load_model(ModelConfig(model=options.model), torch.device("cpu"))
     if lm.context is not None and options.prompt + options.response > lm.context:
-        raise SystemExit(f"{options.model} has a context of {lm.context} tokens: give a shorter --prompt and --response")
+        raise SystemExit(
+            f"{options.model} has a context of {lm.context} tokens: give a shorter --prompt and --response"
+        )
     for kind, asked in workloads(options, lm.vocabulary).items():
         parts = batches(asked, one_by_one=kind == "turns")
         ratios, plain, worst = [], [], 0.0

@@ -37,10 +37,10 @@ def ids(seed: int, count: int) -> list[int]:
 
 
 def workload() -> list[Asked]:
-    """Samples of prompts that share a beginning, turns that grow, the same block after others, and every kind of ask."""
+    """Samples of prompts that share a beginning, turns that grow, one block after others, and every kind of ask."""
     system, asked = ids(0, 70), []
     for prompt in (system + ids(1, 40), system + ids(2, 100), ids(3, BLOCK) + system[BLOCK:], ids(4, 9)):
-        for sample in range(4):
+        for sample in range(3):
             text = prompt + ids(10 + sample, 3 + 11 * sample)
             asked.append(Asked(request_of(text, len(prompt), 0.7, 5)))
             asked.append(Asked(request_of(text, 1, 1.3), (7, 8), hidden=sample % 2 == 0))  # as slime asks
@@ -70,8 +70,7 @@ def assert_close(one: Any, other: Any) -> None:
     assert one.temperature == other.temperature
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("blocks", [1, 4, 1000])
+@pytest.mark.parametrize(("family", "blocks"), [("llama", 1), ("llama", 1000), ("qwen2", 4), ("qwen3", 9)])
 def test_cached_answers_are_the_uncached(family: str, blocks: int) -> None:
     lm = long_model(family)
     asked = workload()
@@ -79,7 +78,7 @@ def test_cached_answers_are_the_uncached(family: str, blocks: int) -> None:
     scorer = Scorer(lm, budget=300, prefix_bytes=blocks * BLOCK * BYTES)
     assert scorer._cached is not None
     rng = np.random.default_rng(blocks)
-    for _ in range(3):
+    for _ in range(2):
         order = rng.permutation(len(asked))
         for part in np.array_split(order, 4):
             for index, result in zip(part, scorer.score([asked[i] for i in part]), strict=True):
@@ -146,4 +145,4 @@ def test_a_name_is_of_all_tokens_before_it() -> None:
     same = ids(1, BLOCK)
     one, other = (cache.names(np.array([*ids(n, BLOCK), *same, 5, 6])) for n in (2, 3))
     assert len({*one, *other}) == 4
-    assert cache.names(np.array(same + [1])) == []  # the last token is not fed, and one must be
+    assert cache.names(np.array([*same, 1])) == []  # the last token is not fed, and one must be

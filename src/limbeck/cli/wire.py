@@ -70,6 +70,13 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, object], Non
 @click.option(
     "--batch-tokens", type=AT_LEAST_ONE, default=8192, show_default=True, help="Tokens of sequences scored at once."
 )
+@click.option(
+    "--prefix-cache-mb",
+    type=click.IntRange(min=0),
+    default=512,
+    show_default=True,
+    help="Memory for prompts that return, in MB. 0: each sequence is computed from its beginning.",
+)
 @click.option("--queue", hidden=True, expose_value=False, callback=_renamed("--max-queue"))
 @click.option("--batch", hidden=True, expose_value=False, callback=_renamed("--batch-tokens, a number of tokens"))
 @click.option("--body-mb", type=AT_LEAST_ONE, default=16, show_default=True, help="Largest request body, in MB.")

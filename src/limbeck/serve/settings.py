@@ -23,6 +23,7 @@ class ServeSettings:
     token_env: str | None = None
     max_queue: int = 1024  # sequences
     batch_tokens: int = 8192  # scored at a time
+    prefix_cache_mb: int = 512  # of prefixes that return; 0: none are kept
     body_mb: int = 16
     answer_mb: int = 64
     max_top_k: int = 1024
