@@ -68,7 +68,7 @@ async def measure(url: str, ids: np.ndarray, start: int, vocabulary: int) -> lis
     asked = {"binary": dialects["binary"], "SGLang JSON": dialects["SGLang JSON"]}
     asked |= {f"binary, {dtype}": BinaryDialect(dtype) for dtype in ("bfloat16", "int8")}
     for name, dialect in asked.items():
-        request = request_of(ids, start, 0.7 if isinstance(dialect, BinaryDialect) else 1.0, "full")
+        request = request_of(ids, start, 0.7 if "," in name else 1.0, "full")  # rounding is measured at T
         reply, sent, received = await ask(dialect, url, request)
         lines.append(line("hidden state", name, request, sent, received))
         if reply.errors is not None:
