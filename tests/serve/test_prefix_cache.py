@@ -61,7 +61,7 @@ def assert_close(one: Any, other: Any) -> None:
         a, b = getattr(one, name), getattr(other, name)
         assert (a is None) == (b is None)
         if a is not None:
-            np.testing.assert_allclose(a, b, atol=2e-5)
+            np.testing.assert_allclose(a, b, atol=5e-5)
     np.testing.assert_array_equal(one.top_ids, other.top_ids)
     assert (one.rounded is None) == (other.rounded is None)
     if one.rounded is not None:

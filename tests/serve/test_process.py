@@ -87,7 +87,7 @@ def test_slimes_and_miless_request_gets_q_at_the_rollout_temperature(served: Ser
     lm = load_model(ModelConfig(model=folder), torch.device("cpu"))
     for ids in texts(3, 40):
         answer = ask(served, score(ids)).raise_for_status().json()
-        np.testing.assert_allclose(of_response(answer, 12), truth(lm, ids, 0.7)[-12:], atol=2e-5)
+        np.testing.assert_allclose(of_response(answer, 12), truth(lm, ids, 0.7)[-12:], atol=5e-5)
         assert np.abs(np.array(of_response(answer, 12)) - truth(lm, ids, 1.0)[-12:]).max() > 0.1
 
 

@@ -112,7 +112,7 @@ async def test_400_requests_at_once_are_all_answered_and_right(lm: CausalLM) -> 
     assert {answer.status_code for answer in answers} == {200}
     for ids, answer in list(zip(texts, answers, strict=True))[::40]:
         (reply,) = binary.read(answer.content, [request_of(ids, 1, 0.7)])
-        np.testing.assert_allclose(reply.logprobs, of_tokens(truth(lm, ids, 0.7), ids), atol=2e-5)
+        np.testing.assert_allclose(reply.logprobs, of_tokens(truth(lm, ids, 0.7), ids), atol=5e-5)
 
 
 async def test_beyond_the_queue_the_refusal_names_the_key_and_when_to_come_back(lm: CausalLM) -> None:
