@@ -80,7 +80,7 @@ class InProcess:
         self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
     ) -> Reply:
         sent = binary.write([request])
-        (asked,) = binary.read_requests(sent, lambda temperature: temperature or 1.0)
+        ((asked,), _) = binary.read_requests(sent, lambda temperature: temperature or 1.0)
         (scores,) = await self.policy.score([asked])
         if isinstance(scores, TopKScores):
             result = Result(scores.logprobs_of_sampled, scores.ids, scores.logprobs)

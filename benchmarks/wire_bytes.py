@@ -5,7 +5,8 @@
 Starts `limbeck serve MODEL` (the demo's teacher where none is given) on loopback and asks it through the clients that
 train, by SGLang's schema, by vLLM's and by the binary route. Counted are bodies, without HTTP's own few hundred
 bytes a request. vLLM's schema has no way to leave the prompt out, so its share is in its numbers. Every
-answer is compared with the others: log-probs must be the same to the last bit, states to 1e-4.
+answer is compared with the others: log-probs must be the same to the last bit, states to 1e-4. Rounded states come with
+what the server measured of the rounding, at T = 0.7, of random tokens.
 
 One JSON line a way, then a table.
 """
@@ -27,7 +28,7 @@ from limbeck.config.base import ModelConfig
 from limbeck.models.loading import load_model
 from limbeck.records import ScoreRequest, request_of
 from limbeck.teachers.connect import BACKENDS
-from limbeck.wire.dialects import Dialect
+from limbeck.wire.dialects import BinaryDialect, Dialect
 from limbeck.wire.http import Pool, PoolSettings
 from limbeck.wire.score import Reply
 
@@ -49,7 +50,7 @@ async def ask(dialect: Dialect, url: str, request: ScoreRequest) -> tuple[Reply,
 
 
 async def measure(url: str, ids: np.ndarray, start: int, vocabulary: int) -> list[dict[str, Any]]:
-    dialects = {name: BACKENDS[kind].dialect() for name, kind in KINDS.items()}
+    dialects = {name: BACKENDS[kind].dialect(BACKENDS[kind].config(url=url)) for name, kind in KINDS.items()}
     lines = []
     for k in SUPPORTS:
         if k > vocabulary:
@@ -64,10 +65,17 @@ async def measure(url: str, ids: np.ndarray, start: int, vocabulary: int) -> lis
             np.testing.assert_array_equal(reply.logprobs, first.logprobs)
             np.testing.assert_array_equal(reply.top_logprobs, first.top_logprobs)
     states = {}
-    for name in ("binary", "SGLang JSON"):
-        request = request_of(ids, start, 1.0, "full")
-        reply, sent, received = await ask(dialects[name], url, request)
+    asked = {"binary": dialects["binary"], "SGLang JSON": dialects["SGLang JSON"]}
+    asked |= {f"binary, {dtype}": BinaryDialect(dtype) for dtype in ("bfloat16", "int8")}
+    for name, dialect in asked.items():
+        request = request_of(ids, start, 0.7 if "," in name else 1.0, "full")  # rounding is measured at T
+        reply, sent, received = await ask(dialect, url, request)
         lines.append(line("hidden state", name, request, sent, received))
+        if reply.errors is not None:
+            lines[-1] |= {
+                "median nats": round(float(np.median(reply.errors)), 4),
+                "max nats": float(reply.errors.max()),
+            }
         states[name] = reply.hidden
     # SGLang's schema has one state more, which is another shape of pass and rounds otherwise
     np.testing.assert_allclose(states["binary"], states["SGLang JSON"], atol=1e-4)
@@ -90,7 +98,7 @@ def main() -> int:
     length = min(args.prompt + args.response, lm.context or args.prompt + args.response)
     start = length * args.prompt // (args.prompt + args.response)
     ids = np.random.default_rng(0).integers(0, lm.vocabulary, length)
-    command = [sys.executable, "-m", "limbeck", "serve", args.model, "--port", "0"]
+    command = [sys.executable, "-m", "limbeck", "serve", args.model, "--port", "0", "--batch-invariant"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

@@ -29,6 +29,7 @@ Finish: TypeAlias = Literal["stop", "length"]
 Support: TypeAlias = (
     Literal["sampled", "full"] | int | Ints
 )  # K: the scorer's own top; [S, K] given ids, no function of y_t
+HiddenDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]  # of hidden states on the wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +312,9 @@ class HiddenScores:
     states: Any  # `protocols.States` [S, d], at the position that predicts each scored token
     head: str  # fingerprint of the output head that belongs to them
     natural_temperature: float = 1.0  # of a baked model T, and then the learner refuses it
+    error_bound: float = 0.0  # see TokenScores; of states that were rounded for the wire
+    errors: Floats | None = None  # [S] nats, as measured at the request's temperature; None where nothing was rounded
+    valid_mask: Mask | None = None  # [S], see TokenScores
 
 
 Scores: TypeAlias = TokenScores | TopKScores | HiddenScores

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from limbeck.assemble.own import OwnEngine, OwnLearner, OwnTeacher, checked_part
 from limbeck.contract.order import prove_order
@@ -56,6 +57,10 @@ WRONG_SCORES = {
     "a short mask": (first(valid_mask=lambda s: np.ones(1, np.bool_)), "valid_mask is ndarray of bool"),
     "a tensor as states": (
         lambda a: [HiddenScores("wrong", np.zeros((2, 3)), "head"), a[1]], "expected limbeck.protocols.States of shape",
+    ),
+    "a short mask of states": (
+        lambda a: [HiddenScores("wrong", LocalStates(torch.zeros(2, 3)), "h", valid_mask=np.ones(1, np.bool_)), a[1]],
+        "valid_mask is ndarray of bool",
     ),
     "it raises": (lambda a: fail(), r": score raised KeyError: 'weights' \(.*test_own.py, line \d+, in fail"),
 }  # fmt: skip

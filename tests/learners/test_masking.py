@@ -11,7 +11,7 @@ import torch
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.learners.batch import apply_valid_mask, make_batch
 from limbeck.models.states import LocalStates
-from limbeck.objectives import Head, distillation_loss, loss_of
+from limbeck.objectives import Dense, Head, distillation_loss, loss_of
 from limbeck.records import HiddenScores, Key, Prompt, Rollout, Sampling, Scored, TokenScores, TopKScores
 
 V = 7
@@ -90,6 +90,26 @@ def test_every_aligned_array_is_cut_at_the_same_place() -> None:
     assert cut.rollout.top_ids is not None
     assert sample.rollout.top_ids is not None
     assert cut.rollout.top_ids.tolist() == sample.rollout.top_ids[1:3].tolist()
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_masked_states_leave_the_loss_with_their_positions(layout) -> None:
+    """States that were rounded too far are NaN: one that reached the loss would show."""
+    states = torch.arange(12.0).view(4, 3)
+    valid = np.array([True, False, False, True])
+    states[~torch.from_numpy(valid)] = torch.nan
+    errors = np.linspace(0.01, 0.04, 4).astype(np.float32)
+    sample = Scored(rollout(0), HiddenScores("t", LocalStates(states), "h", errors=errors, valid_mask=valid))
+    cut = apply_valid_mask(sample)
+    assert isinstance(cut.scores, HiddenScores)
+    assert cut.scores.errors is not None
+    assert (cut.scores.errors == errors[valid]).all()
+    batch = make_batch([sample], layout, 64, CPU, {"h": Head(torch.randn(V, 3))}, V)
+    assert batch.global_tokens == 2
+    (micro,) = batch.micro
+    assert isinstance(micro.teacher, Dense)
+    assert micro.teacher.hidden_Nd.tolist() == states[[0, 3]].tolist()
+    assert micro.tokens.sampled_N.tolist() == rollout(0).response_ids[valid].tolist()
 
 
 def test_a_sample_that_is_wholly_valid_is_itself() -> None:

@@ -89,7 +89,7 @@ async def test_slimes_unmodified_request_gets_q_at_the_rollout_temperature(lm: C
     async with client(lm, temperature=0.7) as http:
         reward = (await http.post("/generate", json=hook_body(tokens, hook))).raise_for_status().json()
     scores = [item[0] for item in reward["meta_info"]["input_token_logprobs"][1:]][-5:]
-    np.testing.assert_allclose(scores, of_tokens(truth(lm, tokens, 0.7), tokens)[-5:], atol=1e-5)
+    np.testing.assert_allclose(scores, of_tokens(truth(lm, tokens, 0.7), tokens)[-5:], atol=5e-5)
     assert reward["meta_info"]["input_logprob_temperature"] == 0.7
 
 
@@ -120,9 +120,9 @@ async def test_the_tokens_miles_lists_are_scored_at_every_position(lm: CausalLM)
     expected = truth(lm, tokens, 0.7)
     assert rows[0] is None
     assert [[entry[1] for entry in row] for row in rows[1:]] == [wanted] * (len(tokens) - 1)
-    np.testing.assert_allclose([[entry[0] for entry in row] for row in rows[1:]], expected[:, wanted], atol=1e-5)
+    np.testing.assert_allclose([[entry[0] for entry in row] for row in rows[1:]], expected[:, wanted], atol=5e-5)
     best = np.sort(expected, axis=1)[:, ::-1][:, :4]
-    np.testing.assert_allclose([[e[0] for e in row] for row in meta["input_top_logprobs"][1:]], best, atol=1e-5)
+    np.testing.assert_allclose([[e[0] for e in row] for row in meta["input_top_logprobs"][1:]], best, atol=5e-5)
     assert "vocabulary has 100" in refused.text
 
 
@@ -134,7 +134,7 @@ async def test_a_text_and_a_list_of_prompts_are_answered_as_sglang_does(lm: Caus
     assert [e[1] for e in one["meta_info"]["input_token_logprobs"]] == lm.tokenizer("12+34=46").input_ids
     for answer, ids in zip(two, TEXTS[:2], strict=True):
         values = [e[0] for e in answer["meta_info"]["input_token_logprobs"][1:]]
-        np.testing.assert_allclose(values, of_tokens(truth(lm, ids, 1.0), ids), atol=1e-5)
+        np.testing.assert_allclose(values, of_tokens(truth(lm, ids, 1.0), ids), atol=5e-5)
 
 
 @pytest.mark.parametrize("name", [None, "teacher", "tiny"])
@@ -144,14 +144,14 @@ async def test_a_client_of_vllm_may_name_the_model_as_it_was_loaded(lm: CausalLM
         answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
     rows = answer["choices"][0]["prompt_logprobs"]
     values = [rows[i][str(TEXTS[0][i])]["logprob"] for i in range(1, len(rows))]
-    np.testing.assert_allclose(values, of_tokens(truth(lm, TEXTS[0], 1.0), TEXTS[0]), atol=1e-5)
+    np.testing.assert_allclose(values, of_tokens(truth(lm, TEXTS[0], 1.0), TEXTS[0]), atol=5e-5)
 
 
 async def test_padding_and_company_do_not_change_an_answer(lm: CausalLM) -> None:
     asked = [Asked(request_of(ids, 1, t, 3)) for ids, t in zip(TEXTS, (0.5, 1, 2, 1, 3), strict=True)]
     together, alone = Scorer(lm).score(asked), Scorer(lm, budget=1, chunk_bytes=0).score(asked)
     for a, b in zip(together, alone, strict=True):
-        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=5e-5)
         np.testing.assert_array_equal(a.top_ids, b.top_ids)
 
 
@@ -180,15 +180,15 @@ def test_only_the_scored_tokens_are_answered_for(lm: CausalLM) -> None:
             Asked(request_of(ids[:1], 1, 0.7), hidden=True),
         ]
     )
-    np.testing.assert_allclose(plain.logprobs, expected[np.arange(mask.sum()), np.array(ids)[mask]], atol=1e-5)
-    np.testing.assert_allclose(plain.listed, expected[:, [7, 3]], atol=1e-5)
+    np.testing.assert_allclose(plain.logprobs, expected[np.arange(mask.sum()), np.array(ids)[mask]], atol=5e-5)
+    np.testing.assert_allclose(plain.listed, expected[:, [7, 3]], atol=5e-5)
     np.testing.assert_array_equal(of_given.top_ids, given)
-    np.testing.assert_allclose(of_given.top_logprobs, np.take_along_axis(expected, given, 1), atol=1e-5)
+    np.testing.assert_allclose(of_given.top_logprobs, np.take_along_axis(expected, given, 1), atol=5e-5)
     assert (plain.temperature, of_given.temperature, states.temperature) == (0.7, 0.7, 1.0)
     assert (states.logprobs, states.top_ids) == (None, None)
     with torch.inference_mode():
         logits = lm.head().logits(torch.from_numpy(states.hidden))
-    np.testing.assert_allclose(torch.log_softmax(logits / 0.7, -1).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(torch.log_softmax(logits / 0.7, -1).numpy(), expected, atol=5e-5)
     assert (nothing.logprobs.shape, nothing.top_ids.shape, nothing.top_logprobs.shape) == ((0,), (0, 5), (0, 5))
     assert (one_token.logprobs.shape, len(one_token.hidden)) == ((0,), 1)
 
@@ -228,7 +228,7 @@ def test_a_baked_model_is_refused_with_the_model_to_serve_instead(tmp_path: Path
 
 async def test_requests_that_wait_share_a_batch(lm: CausalLM) -> None:
     scorer = Scorer(lm)
-    queue = ScoringQueue(scorer.score, 64, 64)
+    queue = ScoringQueue(scorer.score, 64, 10_000)
     asked = [Asked(request_of(TEXTS[0], 1, 1.0))]
     await asyncio.gather(*(queue.score(asked) for _ in range(20)))
     assert queue.batches <= 3
@@ -243,7 +243,7 @@ async def test_a_full_queue_says_when_to_come_back_and_closing_answers_what_wait
         asyncio.run_coroutine_threadsafe(go.wait(), loop).result()
         return Scorer(lm).score(asked)
 
-    queue = ScoringQueue(slow, capacity=2, most=1)
+    queue = ScoringQueue(slow, capacity=2, tokens=1)
     asked = [Asked(request_of(TEXTS[0], 1, 1.0))]
     waiting = [asyncio.create_task(queue.score(asked)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -278,7 +278,7 @@ def body_of(count: int) -> dict[str, Any]:
 
 async def test_429_carries_retry_after(lm: CausalLM) -> None:
     slow = Slow(lm)
-    async with client(lm, slow, queue=3) as http:
+    async with client(lm, slow, max_queue=3) as http:
         waiting = asyncio.create_task(http.post("/generate", json=body_of(2)))
         while not slow.asked:
             await asyncio.sleep(0.01)
@@ -294,7 +294,7 @@ async def test_429_carries_retry_after(lm: CausalLM) -> None:
 
 async def test_nothing_is_scored_for_a_client_that_left(lm: CausalLM) -> None:
     slow = Slow(lm)
-    server = uvicorn.Server(uvicorn.Config(make_app(slow, ServeSettings(batch=1), "tiny"), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(make_app(slow, ServeSettings(batch_tokens=1), "tiny"), log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as http:

@@ -75,7 +75,7 @@ async def test_our_own_clients_prove_it_and_get_the_truth(
         answers = await RemoteTeacher(client, proof).score(requests)
         for scores, ids, request in zip(answers, TEXTS, requests, strict=True):
             expected = of_tokens(truth(lm, ids, temperature), ids)[3:]
-            np.testing.assert_allclose(logprobs_of_sampled(scores, request, proof.heads), expected, atol=2e-5)
+            np.testing.assert_allclose(logprobs_of_sampled(scores, request, proof.heads), expected, atol=5e-5)
 
 
 async def test_states_under_another_models_head_are_refused(lm: CausalLM, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ async def test_a_server_with_a_temperature_of_its_own_is_asked_by_name(
         assert isinstance(scores, TopKScores)
         assert scores.temperature == temperature
         expected = of_tokens(truth(lm, TEXTS[0], temperature), TEXTS[0])[3:]
-        np.testing.assert_allclose(scores.logprobs_of_sampled, expected, atol=2e-5)
+        np.testing.assert_allclose(scores.logprobs_of_sampled, expected, atol=5e-5)
 
 
 @pytest.mark.parametrize(

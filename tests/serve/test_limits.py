@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,13 @@ def lm() -> CausalLM:
         ("/generate", SCORING | {"input_ids": [[5] * 60] * 9, "top_logprobs_num": 50}, ("1 MB", "--answer-mb")),
         ("/v1/completions", COMPLETION | {"prompt": [[5] * 60] * 9, "prompt_logprobs": 50}, ("3 MB", "--answer-mb")),
         ("/generate", SCORING | {"input_ids": [[5] * 60] * 30, "return_hidden_states": True}, ("--answer-mb",)),
-        ("/generate", SCORING | {"input_ids": [[5, 6]] * 41}, ("41", "40", "--queue")),
+        ("/generate", SCORING | {"input_ids": [[5, 6]] * 41}, ("41", "40", "--max-queue")),
         ("/generate", SCORING | {"input_ids": [5] * 65}, ("65", "64")),
         ("/generate", SCORING | {"top_logprobs_num": 51}, ("51", "50", "--max-top-k")),
     ],
 )
 async def test_a_limit_names_value_limit_and_remedy(lm: CausalLM, path: str, body: Any, parts: tuple[str, ...]) -> None:
-    async with client(lm, answer_mb=1, queue=40, max_top_k=50) as http:
+    async with client(lm, answer_mb=1, max_queue=40, max_top_k=50) as http:
         answer = await http.post(path, json=body)
     assert answer.status_code == 400
     assert all(part in message_of(answer) for part in parts), message_of(answer)
@@ -119,23 +120,47 @@ def test_no_answer_is_longer_than_was_foreseen(
 
 
 def test_requests_together_hold_no_more_than_there_is_room_for() -> None:
-    room = Room(100)
+    room = Room(100, "--body-mb")
     with room.share() as first, room.share() as second:
-        first(60)
-        with pytest.raises(QueueFullError, match="room for no more"):
-            second(41)
-        second(40)
+        first.take(60)
+        with pytest.raises(QueueFullError, match=r"room for no more \(--body-mb\)"):
+            second.take(41)
+        second.take(40)
     assert room.held == 0
 
 
+async def test_who_waits_for_room_has_it_in_turn_and_leaves_none_behind() -> None:
+    room = Room(100, "--answer-mb")
+    order: list[str] = []
+
+    async def one(name: str, count: int, done: asyncio.Event) -> None:
+        with room.share() as share:
+            await share.wait(count)
+            order.append(name)
+            await done.wait()
+
+    ends = {name: asyncio.Event() for name in "abcd"}
+    tasks = {}
+    for name, count in {"a": 60, "b": 500, "c": 10, "d": 10}.items():  # b needs more than there is: all of it
+        tasks[name] = asyncio.create_task(one(name, count, ends[name]))
+        await asyncio.sleep(0)
+    assert order == ["a"]  # c and d would fit, and b would wait for ever
+    tasks["c"].cancel()
+    for name in "abd":
+        ends[name].set()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+    assert order == ["a", "b", "d"]
+    assert (room.held, len(room._waiting)) == (0, 0)
+
+
 async def test_a_body_that_there_is_no_room_for_is_429_and_gives_back_what_it_took() -> None:
-    room = Room(2**20)
+    room = Room(2**20, "--body-mb")
 
     async def receive() -> Any:
         return {"type": "http.request", "body": b"x" * 2**18, "more_body": True}
 
-    with room.share() as take:
-        incoming = Incoming({"method": "POST", "path": "/generate", "headers": []}, receive, take)
+    with room.share() as share:
+        incoming = Incoming({"method": "POST", "path": "/generate", "headers": []}, receive, share, ExitStack())
         with pytest.raises(QueueFullError):
             await incoming.read(2**30)
     assert room.held == 0
@@ -151,9 +176,10 @@ async def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch)
         await asyncio.sleep(0.01)
         return {"type": "http.request", "body": b"x", "more_body": True}
 
-    incoming = Incoming({"method": "POST", "path": "/generate", "headers": []}, receive, lambda count: None)
-    with pytest.raises(RefusedError, match="too slowly") as refused:
-        await incoming.read(2**20)
+    with Room(2**20, "--body-mb").share() as share:
+        incoming = Incoming({"method": "POST", "path": "/generate", "headers": []}, receive, share, ExitStack())
+        with pytest.raises(RefusedError, match="too slowly") as refused:
+            await incoming.read(2**20)
     assert refused.value.status == 408
     assert 1 < sent < 50 + 1 / PACE
 
@@ -239,7 +265,7 @@ async def test_one_request_that_cannot_be_scored_fails_alone(lm: CausalLM) -> No
             raise MemoryError("too much")
         return real.score(asked)
 
-    queue = ScoringQueue(score, 64, 64)
+    queue = ScoringQueue(score, 64, 10_000)
     good, bad = [Asked(request_of(IDS, 1, 1.0))], [Asked(request_of(IDS, 1, 1.0), (5,))]
     outcomes = await asyncio.gather(*(queue.score(one) for one in (good, bad, good)), return_exceptions=True)
     assert [isinstance(outcome, MemoryError) for outcome in outcomes] == [False, True, False]

@@ -207,7 +207,11 @@ async def test_a_checkpoint_baked_for_another_temperature_is_refused_by_every_me
 def test_a_backend_is_one_entry_in_one_table() -> None:
     assert set(BACKENDS) == set(REMOTE_KINDS)
     for kind, backend in BACKENDS.items():
-        assert backend.config.model_fields["kind"].default == kind == backend.dialect().kind
+        assert (
+            backend.config.model_fields["kind"].default
+            == kind
+            == backend.dialect(backend.config(url="http://server")).kind
+        )
 
 
 # --- Liars --------------------------------------------------------------------------------------------

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from limbeck.errors import TeacherError
-from limbeck.records import Failure, Scored, TokenScores
+from limbeck.models.states import LocalStates
+from limbeck.records import Failure, HiddenScores, Scored, TokenScores
 from limbeck.training.collect import require_scored_fraction
 from limbeck.training.metrics import describe_scores
 from tests.helpers import random_rollout
@@ -26,9 +30,19 @@ def test_metrics_count_what_was_masked_and_bound_only_what_was_trained() -> None
     assert numbers["teacher/samples_lost"] == 1
     assert numbers["teacher/tokens_left_out"] == 1
     assert numbers["teacher/error_bound/max"] == pytest.approx(0.04)
+    rounded = describe_scores([as_states(scored(0, [True, True, True, False]))], asked=1)
     alone = describe_scores([scored(0, [True, True, True, False])], asked=1)
     assert alone["teacher/error_bound/max"] == pytest.approx(0.03)
     assert "teacher/samples_lost" not in alone
+    assert rounded == alone
+
+
+def as_states(sample: Scored) -> Scored:
+    """The same certificates, of hidden states that were rounded for the wire."""
+    states = LocalStates(torch.zeros(4, 3))
+    assert isinstance(sample.scores, TokenScores)
+    errors, valid = sample.scores.errors, sample.scores.valid_mask
+    return replace(sample, scores=HiddenScores("t", states, "a head", errors=errors, valid_mask=valid))
 
 
 def test_samples_may_be_lost_only_down_to_the_fraction() -> None:

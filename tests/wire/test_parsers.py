@@ -88,7 +88,7 @@ def test_an_honest_answer_is_read_exactly(request: ScoreRequest, acknowledges: b
         assert reply.temperature == t
     assert_is_the_truth(binary.read(say_binary(request), [request])[0], request)
     if request.start < len(request.token_ids):
-        (back,) = binary.read_requests(binary.write([request]), lambda sent: sent or 0.0)
+        ((back,), _) = binary.read_requests(binary.write([request]), lambda sent: sent or 0.0)
         np.testing.assert_array_equal(back.token_ids, request.token_ids)
         assert back.scored.tolist() == [False] * request.start + [True] * len(asked_ids(request))
         assert (back.temperature, back.support) == (request.temperature, request.support)

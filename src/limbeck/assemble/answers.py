@@ -12,6 +12,7 @@ from limbeck.records import (
     Sampled,
     SampleRequest,
     ScoreRequest,
+    Scores,
     TokenScores,
     TopKScores,
 )
@@ -31,7 +32,7 @@ def problem_of_scores(scores: Any, request: ScoreRequest) -> str | None:
                 f"states are {_array(scores.states)} for {count} scored tokens; expected limbeck.protocols.States of "
                 f"shape [{count}, d], such as limbeck.models.states.LocalStates(tensor)"
             )
-        return None  # more than any support
+        return _problem_of_arrays(scores, request, count)  # more than any support
     wanted: type = TopKScores
     if isinstance(support, str):
         wanted = TokenScores if support == "sampled" else HiddenScores
@@ -49,7 +50,7 @@ def problem_of_scores(scores: Any, request: ScoreRequest) -> str | None:
     return _problem_of_arrays(scores, request, count)
 
 
-def _problem_of_arrays(scores: TokenScores | TopKScores, request: ScoreRequest, count: int) -> str | None:
+def _problem_of_arrays(scores: Scores, request: ScoreRequest, count: int) -> str | None:
     if not count:
         return None
     expected: dict[str, tuple[Any, str, tuple[int, ...]]] = {}
@@ -59,7 +60,7 @@ def _problem_of_arrays(scores: TokenScores | TopKScores, request: ScoreRequest, 
         expected["ids"] = (scores.ids, "int64", (count, k))
         expected["logprobs"] = (scores.logprobs, "float32", (count, k))
         expected["logprobs_of_sampled"] = (scores.logprobs_of_sampled, "float32", (count,))
-    else:
+    elif isinstance(scores, TokenScores):
         expected["logprobs"] = (scores.logprobs, "float32", (count,))
     if scores.errors is not None:
         expected["errors"] = (scores.errors, "float32", (count,))

@@ -11,10 +11,10 @@ import click
 AT_LEAST_ONE = click.IntRange(min=1)
 
 
-def _renamed(new: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+def _renamed(new: str) -> Callable[[click.Context, click.Parameter, object], None]:
     """What an option of another name does: an error that gives the new one."""
 
-    def refuse(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    def refuse(context: click.Context, parameter: click.Parameter, given: object) -> None:
         if given:
             raise click.UsageError(f"{parameter.opts[0]} is now called {new}.", context)
 
@@ -61,13 +61,24 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, bool], None]
 )
 @click.option("--token-env", help="Environment variable that holds the bearer token clients must send.")
 @click.option(
-    "--queue",
+    "--max-queue",
     type=AT_LEAST_ONE,
-    default=256,
+    default=1024,
     show_default=True,
     help="Sequences that may wait. Further requests get status 429.",
 )
-@click.option("--batch", type=AT_LEAST_ONE, default=64, show_default=True, help="Sequences scored at once.")
+@click.option(
+    "--batch-tokens", type=AT_LEAST_ONE, default=8192, show_default=True, help="Tokens of sequences scored at once."
+)
+@click.option(
+    "--prefix-cache-mb",
+    type=click.IntRange(min=0),
+    default=512,
+    show_default=True,
+    help="Memory for prompts that return, in MB. 0: each sequence is computed from its beginning.",
+)
+@click.option("--queue", hidden=True, expose_value=False, callback=_renamed("--max-queue"))
+@click.option("--batch", hidden=True, expose_value=False, callback=_renamed("--batch-tokens, a number of tokens"))
 @click.option("--body-mb", type=AT_LEAST_ONE, default=16, show_default=True, help="Largest request body, in MB.")
 @click.option("--answer-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Largest answer, in MB.")
 @click.option(

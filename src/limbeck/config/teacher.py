@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from limbeck.config.base import Config, ModelConfig
 from limbeck.config.factory import PythonPartConfig
 from limbeck.config.values import Concurrency, Fraction, Line, Name, Place, Positive, PositiveInt, Seconds, Urls
+from limbeck.records import HiddenDtype
 
 REMOTE_KINDS = ("sglang", "vllm", "limbeck")
 REMOTE_SUPPORT = 20  # K where the recipe does not say
@@ -85,12 +86,35 @@ class StatesTeacherConfig(RemoteTeacherConfig):
     head: Place | None = Field(
         None, description="the teacher's model folder here, of which the output head is used on its hidden states"
     )
+    hidden_dtype: HiddenDtype = Field(
+        "float32",
+        description="of the hidden states on the wire, kind `limbeck` alone; what rounding them changes is measured "
+        "position by position",
+    )
+
+    @model_validator(mode="after")
+    def _dtype_is_sent(self) -> Self:
+        if self.hidden_dtype != "float32" and self.head is None:
+            raise ValueError(
+                f"hidden_dtype = {self.hidden_dtype!r}, but no hidden states are asked for: set teacher.head to the "
+                "teacher's model folder, or leave hidden_dtype out"
+            )
+        return self
 
 
 class SGLangTeacherConfig(StatesTeacherConfig):
     """SGLang's `/generate`; `head` needs a server started with `--enable-return-hidden-states`."""
 
     kind: Literal["sglang"] = "sglang"
+
+    @model_validator(mode="after")
+    def _sends_numbers_as_text(self) -> Self:
+        if self.hidden_dtype != "float32":
+            raise ValueError(
+                f"hidden_dtype = {self.hidden_dtype!r}, but SGLang sends hidden states as JSON, rounded by nobody. "
+                "Leave it out, or serve the teacher with `limbeck serve` (kind = 'limbeck')"
+            )
+        return self
 
 
 class VLLMTeacherConfig(RemoteTeacherConfig):

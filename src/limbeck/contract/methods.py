@@ -14,7 +14,7 @@ from limbeck.contract.bake_probe import FILE, ProbeFile, read_probe_file
 from limbeck.contract.natural import natural_temperature_of, refuse_baked
 from limbeck.contract.probes import Text, ratio
 from limbeck.errors import ContractError, LimbeckError
-from limbeck.records import Failure, ModelInfo, ProbeResult, ScoreRequest, Support, request_of
+from limbeck.records import Failure, HiddenScores, ModelInfo, ProbeResult, ScoreRequest, Support, request_of
 from limbeck.teachers.client import RemoteClient
 from limbeck.teachers.remote import Method, Proof, RemoteTeacher
 from limbeck.teachers.rescale import NotADistributionError, rescale
@@ -193,7 +193,10 @@ async def _hidden(state: ProofState) -> tuple[ProbeResult, Proof]:
         if isinstance(scores, Failure):
             raise _Refused(scores.message)
         theirs = (await state.ask(state.at_one(text))).logprobs
-        worst = max(worst, float(np.abs(logprobs_of_sampled(scores, request, state.heads) - theirs).max()))
+        difference = np.abs(logprobs_of_sampled(scores, request, state.heads) - theirs)
+        if isinstance(scores, HiddenScores) and scores.errors is not None:  # rounded: as far as the server says
+            difference = np.maximum(difference - scores.errors, 0.0)[scores.valid_mask]
+        worst = max(worst, float(difference.max(initial=0.0)))
     if not worst <= HEAD_TOLERANCE:
         raise _Refused(
             f"the server's hidden states under the head of {folder!r} are {worst:.3g} nats away from its own "

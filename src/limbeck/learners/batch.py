@@ -1,6 +1,7 @@
 """From scored samples to micro-batches: what is compared with what, and what is masked out of the loss.
 
-A teacher may know a position only to within an interval (`teachers/rescale.py`). Where that is too wide,
+A teacher may know a position only to within an interval (`teachers/rescale.py`, or states that were rounded for the
+wire). Where that is too wide,
 `scores.valid_mask` is False and the position leaves the trained set: it stays in the sequence, as the prefix of
 what follows, but has no loss and does not count in the denominator.
 
@@ -150,7 +151,7 @@ def _check_scores(rollout: Rollout, scores: Scores, heads: Heads, vocabulary: in
     given, trained = _count(scores), int(rollout.trained.sum())
     if given != trained:
         raise ContractError(f"{where}: {given} scores for {trained} sampled tokens")
-    mask_S = None if isinstance(scores, HiddenScores) else scores.valid_mask
+    mask_S = scores.valid_mask
     if mask_S is not None and mask_S.shape != (trained,):
         raise ContractError(f"{where}: a valid_mask of shape {mask_S.shape} for {trained} sampled tokens")
     if isinstance(scores, TopKScores) and (outside := _outside(scores.ids, vocabulary)):
@@ -252,8 +253,7 @@ def apply_valid_mask(sample: Scored) -> Scored:
 
     Scores, sampler's log-probs and reference are cut to match, so nothing after this needs to know.
     """
-    scores = sample.scores
-    mask_S = None if isinstance(scores, HiddenScores) else scores.valid_mask
+    scores, mask_S = sample.scores, sample.scores.valid_mask
     if mask_S is None or mask_S.all():
         return sample
     reference = sample.reference
@@ -278,8 +278,9 @@ def _mask_rollout(rollout: Rollout, mask_S: Mask) -> Rollout:
 
 
 def _mask_scores(scores: Scores, mask_S: Mask) -> Scores:
-    assert not isinstance(scores, HiddenScores)
     errors = None if scores.errors is None else scores.errors[mask_S]
+    if isinstance(scores, HiddenScores):
+        return replace(scores, states=_mask_states(scores, mask_S), errors=errors, valid_mask=None)
     if isinstance(scores, TokenScores):
         return replace(scores, logprobs=scores.logprobs[mask_S], errors=errors, valid_mask=None)
     return replace(
@@ -292,6 +293,6 @@ def _mask_scores(scores: Scores, mask_S: Mask) -> Scores:
     )
 
 
-def _mask_states(reference: HiddenScores, mask_S: Mask) -> LocalStates:
-    tensor_Sd: Tensor = reference.states.fetch()
+def _mask_states(scores: HiddenScores, mask_S: Mask) -> LocalStates:
+    tensor_Sd: Tensor = scores.states.fetch()
     return LocalStates(tensor_Sd[torch.from_numpy(mask_S).to(tensor_Sd.device)])

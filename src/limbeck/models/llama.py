@@ -129,7 +129,7 @@ class WholeRows:
     def __call__(self, block: Block, query_Nn: Tensor, key_Nn: Tensor, value_Nn: Tensor) -> Tensor:
         """[N, H * D]"""
         padded = ops.padded_length(self.length)
-        query_BHLD, key_BJLD, value_BJLD = _heads(
+        query_BHLD, key_BJLD, value_BJLD = heads_of(
             block, self.width, self.length, self.rotation, query_Nn, key_Nn, value_Nn, padded
         )
         if self.kept is not None:
@@ -148,12 +148,12 @@ class AlongTree:
 
     def __call__(self, block: Block, query_Nn: Tensor, key_Nn: Tensor, value_Nn: Tensor) -> Tensor:
         """[N, H * D]"""
-        heads = _heads(block, self.width, len(query_Nn), self.rotation, query_Nn, key_Nn, value_Nn)
+        heads = heads_of(block, self.width, len(query_Nn), self.rotation, query_Nn, key_Nn, value_Nn)
         query_NHD, key_NJD, value_NJD = (part_1HND.transpose(1, 2).squeeze(0) for part_1HND in heads)
         return attend_along(self.tree, query_NHD, key_NJD, value_NJD, scaling=1.0).flatten(1)
 
 
-def _heads(
+def heads_of(
     block: Block,
     width: int,
     length: int,

@@ -24,7 +24,8 @@ from limbeck.wire.score import top_k
 def write(question: Question, asked: Sequence[Asked], results: Sequence[Result]) -> bytes:
     """The body of the answer. Raises `ArithmeticError` for a score that is not finite: it is never sent."""
     for result in results:
-        for values in (result.logprobs, result.top_logprobs, result.listed, result.hidden):
+        errors = None if result.rounded is None else result.rounded.errors
+        for values in (result.logprobs, result.top_logprobs, result.listed, result.hidden, errors):
             if values is not None and not np.isfinite(values).all():
                 raise ArithmeticError("a score is not finite: the model's weights or their dtype are at fault")
     if question.schema == "binary":

@@ -20,16 +20,18 @@ from starlette.routing import Mount
 from limbeck.serve import answers, questions
 from limbeck.serve.codec import Codec
 from limbeck.serve.face import JSON, Answer, Face, Incoming, Room, Route
-from limbeck.serve.limits import MB, Limits
+from limbeck.serve.limits import MB, ROOM, Limits
 from limbeck.serve.openapi import describe
 from limbeck.serve.queue import ScoringQueue
 from limbeck.serve.scorer import Scorer
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire import binary
 from limbeck.wire.bearer import bearer_token
+from limbeck.wire.binary import Result
 from limbeck.wire.hosts import Hosts
 
 WORKER = 256 * MB  # of the process that reads large bodies, with nothing to read
+SHARE = 64  # of its room is the most that an answer takes which counts as small
 OBJECTS = 6  # times its bytes: what a body or an answer is as Python's objects
 
 
@@ -48,8 +50,8 @@ def make_app(scorer: Scorer, settings: ServeSettings, identity: str, hosts: Host
         await server.close()
 
     weights = identity.rpartition(" ")[2]
-    room = Room(server.limits.room)
-    face = Face(server.routes(), room, server.limits.body, weights, token, hosts, server.metrics.observe)
+    bodies = Room(ROOM * server.limits.body, "--body-mb")
+    face = Face(server.routes(), bodies, server.limits.body, weights, token, hosts, server.metrics.observe)
     return Starlette(routes=[Mount("/", face)], lifespan=lifespan)
 
 
@@ -78,11 +80,12 @@ class _Server:
         head = scorer.head
         self.limits = Limits(settings, head.vocabulary, scorer.lm.context, head.weight_Vd.shape[1], identity)
         self.metrics = _Metrics()
+        self._large, self._small = (Room(n * self.limits.answer, "--answer-mb") for n in (ROOM, ROOM // 4))
         self._queue: ScoringQueue | None = None
         self._codec: Codec | None = None
 
     def open(self) -> None:
-        queue = self._queue = ScoringQueue(self.scorer.score, self.settings.queue, self.settings.batch)
+        queue = self._queue = ScoringQueue(self.scorer.score, self.settings.max_queue, self.settings.batch_tokens)
         self._codec = Codec(WORKER + OBJECTS * (self.limits.body + self.limits.answer))
         self.metrics.depth.set_function(lambda: queue.depth)
 
@@ -125,12 +128,15 @@ class _Server:
         question = await codec.run(len(body), questions.read, schema, body, self.limits)
         prepared = codec.tokenizing if question.has_text else codec.here
         asked, cost = await prepared(questions.prepare, question, self._tokenize, self.limits)
-        incoming.take(cost.held)
-        results = await incoming.while_connected(self._queue.score(asked))
+        results = await incoming.while_connected(
+            self._queue.score(asked, lambda: self._wait_for_room(incoming, cost.held))
+        )
         work = (answers.write, question, asked, results)
         # The binary answer is a copy of arrays, which is as fast as to hand them to another process.
         answer = await (codec.here(*work) if schema == "binary" else codec.run(cost.answer, *work))
-        divided = any(result.logprobs is not None and len(result.logprobs) for result in results)
+        divided = any(
+            one.request.scored.any() and not _is_plain(result) for one, result in zip(asked, results, strict=True)
+        )
         return Answer(
             answer,
             media=binary.MEDIA_TYPE if schema == "binary" else JSON,
@@ -143,8 +149,13 @@ class _Server:
         question = await self._codec.run(len(incoming.body), questions.read, "tokenize", incoming.body, self.limits)
         ids = await self._codec.tokenizing(self._tokenize, question.rows[0][0], question.special_tokens)
         size = 12 * len(ids)
-        incoming.take(2 * size)
+        await incoming.while_connected(self._wait_for_room(incoming, 2 * size))
         return Answer(await self._codec.run(size, answers.write_tokenized, ids, self.limits))
+
+    async def _wait_for_room(self, incoming: Incoming, count: int) -> None:
+        """Small answers have a room of their own: large ones that nobody reads keep no others waiting."""
+        room = self._small if count <= self._small.most // SHARE else self._large
+        await incoming.wait_for_room(room, count)
 
     async def _prometheus(self, _: Incoming) -> Answer:
         return Answer(generate_latest(self.metrics.registry), media="text/plain; version=0.0.4")
@@ -154,6 +165,11 @@ class _Server:
             text, add_special_tokens=special_tokens, return_attention_mask=False, return_token_type_ids=False
         ).input_ids
         return ids
+
+
+def _is_plain(result: Result) -> bool:
+    """Whether nothing in it was divided by a temperature."""
+    return result.logprobs is None and result.rounded is None
 
 
 def _fact(body: bytes, public: bool) -> Route:

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from limbeck.serve.answers import dumped
 from limbeck.serve.face import DROP, JSON
+from limbeck.serve.logs import Refusals
 
 HEAD = 20.0
 MOMENT = 0.05  # seconds
@@ -60,6 +61,7 @@ def protocol(most: int) -> type[H11Protocol]:
     """uvicorn's protocol with these limits. Its parser is h11, which bounds a head; httptools does not."""
     waiting: dict[Bounded, None] = {}  # the one that has waited longest is first
     connections: set[Bounded] = set()
+    refusals = Refusals()
 
     def trim() -> None:
         while waiting and len(connections) > most:
@@ -96,6 +98,7 @@ def protocol(most: int) -> type[H11Protocol]:
 
         def _refuse(self, error: RefusedHeadError) -> None:
             self._refused = True
+            refusals.write("a request", error.status, str(error))
             body = dumped({"error": {"message": str(error), "code": error.status}})
             headers = [("content-type", JSON), ("content-length", str(len(body))), ("connection", "close")]
             for event in (h11.Response(status_code=error.status, headers=headers), h11.Data(body), h11.EndOfMessage()):

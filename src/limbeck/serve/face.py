@@ -18,14 +18,16 @@ import asyncio
 import hmac
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from limbeck.sanitize import printable
 from limbeck.serve.answers import dumped
 from limbeck.serve.codec import SMALL
+from limbeck.serve.logs import Refusals
 from limbeck.serve.queue import ClosedError, QueueFullError
 from limbeck.wire import binding
 from limbeck.wire.hosts import Hosts
@@ -68,36 +70,70 @@ class LeftError(Exception):
 
 
 class Room:
-    """How many bytes the requests under way may hold together."""
+    """How many bytes the requests under way may hold together; `option` of the server decides it."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.held = most, 0
+    def __init__(self, most: int, option: str) -> None:
+        self.most, self.option, self.held = most, option, 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @contextmanager
-    def share(self) -> Iterator[Callable[[int], None]]:
-        """A function that takes some of it, until the end of the block. It raises `QueueFullError`."""
-        mine = 0
-
-        def take(count: int) -> None:
-            nonlocal mine
-            if self.held + count > self.most:
-                raise QueueFullError(
-                    1.0, f"the requests under way hold {self.held >> 20} MB, there is room for no more"
-                )
-            self.held += count
-            mine += count
-
+    def share(self) -> Iterator[Share]:
+        """What one request takes of it, until the end of the block."""
+        share = Share(self)
         try:
-            yield take
+            yield share
         finally:
-            self.held -= mine
+            self.held -= share.held
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """In the order they came: one that needs much is not overtaken for ever."""
+        while self._waiting:
+            count, turn = self._waiting[0]
+            if not turn.done():
+                if self.held + count > self.most:
+                    return
+                self.held += count
+                turn.set_result(None)
+            self._waiting.popleft()
+
+
+class Share:
+    """Of one request."""
+
+    def __init__(self, room: Room) -> None:
+        self.room, self.held = room, 0
+
+    def take(self, count: int) -> None:
+        """Raises `QueueFullError` where there is no room."""
+        room = self.room
+        if room.held + count > room.most:
+            raise QueueFullError(
+                1.0, f"the requests under way hold {room.held >> 20} MB, there is room for no more ({room.option})"
+            )
+        room.held += count
+        self.held += count
+
+    async def wait(self, count: int) -> None:
+        """Until there is room. What is more than all of it waits until nothing else is there."""
+        count, turn = min(count, self.room.most), asyncio.get_running_loop().create_future()
+        self.room._waiting.append((count, turn))
+        self.room._let_in()
+        try:
+            await turn
+        finally:
+            if turn.done() and not turn.cancelled():
+                self.held += count
+            self.room._let_in()
 
 
 class Incoming:
     """One request."""
 
-    def __init__(self, scope: Scope, receive: Receive, take: Callable[[int], None]) -> None:
-        self.method, self.path, self.receive, self.take = scope["method"], scope["path"], receive, take
+    def __init__(self, scope: Scope, receive: Receive, body: Share, held: ExitStack) -> None:
+        self.method, self.path, self.receive = scope["method"], scope["path"], receive
+        self._body, self._held = body, held
+        self.client = (scope.get("client") or (None,))[0]
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
         self.key = token.strip().encode() if scheme.lower() == "bearer" else b""
@@ -123,11 +159,15 @@ class Incoming:
             size += len(part)
             if size > most:
                 raise _too_long(most)
-            self.take(len(part))
+            self._body.take(len(part))
             parts.append(part)
             if not message.get("more_body"):
                 break
         self.body = b"".join(parts)
+
+    async def wait_for_room(self, room: Room, count: int) -> None:
+        """Until there is room for so many bytes of results and answer, which are held until it is sent."""
+        await self._held.enter_context(room.share()).wait(count)
 
     async def while_connected(self, work: Awaitable[T]) -> T:
         """What `work` gives; cancelled when the client goes away, so that nothing is scored for nobody.
@@ -163,22 +203,23 @@ class Face:
     def __init__(
         self,
         routes: Mapping[str, Route],
-        room: Room,
+        bodies: Room,
         longest_body: int,
         weights: str,
         token: str | None,
         hosts: Hosts | None,
         observe: Callable[[str, int, int, float], None],
     ) -> None:
-        self.routes, self.room, self.longest_body, self.weights = routes, room, longest_body, weights
+        self.routes, self.bodies, self.longest_body, self.weights = routes, bodies, longest_body, weights
         self.token, self.hosts, self.observe = token, hosts, observe
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         start = time.perf_counter()
-        with self.room.share() as take, suppress(LeftError):
-            incoming = Incoming(scope, receive, take)
+        with self.bodies.share() as body, ExitStack() as held, suppress(LeftError):
+            incoming = Incoming(scope, receive, body, held)
             answer = await self._answer(incoming)
             name = incoming.path if incoming.path in self.routes else "other"
             self.observe(name, answer.status, answer.tokens, time.perf_counter() - start)
@@ -199,18 +240,24 @@ class Face:
         except LeftError:
             raise
         except RefusedError as error:
-            return _problem(error.status, str(error), error.headers)
+            return self._refused(incoming, error.status, str(error), error.headers)
         except WireError as error:
             damaged = {binding.PROBLEM: "request"} if error.kind == "unbound" else {}
-            return _problem(400, str(error), damaged)
+            return self._refused(incoming, 400, str(error), damaged)
         except QueueFullError as error:
             seconds = f"{error.retry_after:.0f}"
-            return _problem(429, f"{error}: ask again in {seconds} s", {"retry-after": seconds})
+            message = f"{error}: ask again in {seconds} s"
+            return self._refused(incoming, 429, message, {"retry-after": seconds})
         except ClosedError:
             return _problem(503, "the server is shutting down")
         except Exception as error:  # a fault of the model or of ours: answered, logged and counted like any other
             _log.exception("a request could not be answered")
             return _problem(500, f"scoring failed: {type(error).__name__}: {error}")
+
+    def _refused(self, incoming: Incoming, status: int, message: str, headers: Mapping[str, str]) -> Answer:
+        what = f"{incoming.method} {incoming.path}" if incoming.path in self.routes else "another route"
+        self._refusals.write(what, status, _shown(message), incoming.client)
+        return _problem(status, message, headers)
 
     def _admit(self, incoming: Incoming) -> Route:
         """Raises `RefusedError` for whoever may not ask that, before anything is read."""
@@ -265,7 +312,10 @@ def _too_long(most: int) -> RefusedError:
     return RefusedError(413, f"the body is longer than {most >> 20} MB (--body-mb): send fewer sequences at a time")
 
 
+def _shown(message: str) -> str:
+    return printable(message if len(message) <= SHOWN else f"{message[:SHOWN]}...")
+
+
 def _problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
-    text = message if len(message) <= SHOWN else f"{message[:SHOWN]}..."
-    error = {"message": printable(text), "code": status}
+    error = {"message": _shown(message), "code": status}
     return Answer(dumped({"error": error}), status, headers=dict(headers or {}))

@@ -1,7 +1,7 @@
 """What one request may ask, judged before any work is done: sequences, characters, tokens, ids, bytes of the answer.
 
 Every bound of an answer follows from the request: positions times what is asked at each. `Cost` is what a request takes
-in memory until its answer is read; the server takes no request that it has no room for (`room`).
+in memory until its answer is read; a request waits in the queue until the server has room for that.
 
 Shape legend: n answered positions of a sequence, K top tokens, J listed tokens, d hidden width.
 """
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from limbeck.records import ScoreRequest
+from limbeck.records import HiddenDtype, ScoreRequest
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire.score import WireError, asked_ids, support_size, wants_states
+from limbeck.wire.states import bytes_of
 
 MB = 2**20
 LONGEST = 2**17  # tokens, of a model whose config does not say
 CHARACTERS_A_TOKEN = 16  # a text that fits into the context has about 4
 CHARACTERS = 2**19  # of one text: a tokenizer needs half a kilobyte of memory for each
-ROOM = 8  # times the largest request: what all requests under way may hold
+ROOM = 8  # times the largest body, or answer: what those of all requests under way may hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Asked:
     request: ScoreRequest
     listed: tuple[int, ...] = ()  # tokens whose log-probs are wanted at every position
     hidden: bool = False  # the final states too, with that of the last token, which predicts nothing
+    hidden_dtype: HiddenDtype = "float32"  # in which states alone travel
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +91,15 @@ class Limits:
     def answer(self) -> int:
         return self.settings.answer_mb * MB
 
-    @property
-    def room(self) -> int:
-        """Bytes that all requests under way may hold together."""
-        return ROOM * (self.body + self.answer)
-
     def check_sequences(self, count: int) -> None:
         """Raises `WireError` (kind refused), as all of these do."""
         if not count:
             raise WireError("refused", "the request has no sequences")
-        if count > self.settings.queue:
+        if count > self.settings.max_queue:
             raise WireError(
                 "refused",
-                f"{count} sequences in one request, this server's queue holds {self.settings.queue} (--queue): send "
-                "fewer at a time",
+                f"{count} sequences in one request, this server's queue holds {self.settings.max_queue} (--max-queue): "
+                "send fewer at a time",
             )
 
     def check_text(self, text: str, what: str) -> None:
@@ -157,10 +154,13 @@ class Limits:
         for one in asked:
             n, d = len(asked_ids(one.request)), self.width
             states = (n + 1) * d if one.hidden or wants_states(one.request) else 0
+            sent = states * size.number
+            if one.hidden_dtype != "float32" and wants_states(one.request):
+                sent = n * (bytes_of(d, one.hidden_dtype) + 8)  # and two errors
             k, j = support_size(one.request), len(one.listed)
             entries = 0 if wants_states(one.request) else n * (1 + k + j)
             echoed = size.echo * len(one.request.token_ids)
-            answer += size.sequence + entries * size.entry + states * size.number + echoed
+            answer += size.sequence + entries * size.entry + sent + echoed
             results += 4 * states + 12 * entries + 8 * (len(one.request.token_ids) + n * k)
         return Cost(answer, results)
 

@@ -1,10 +1,17 @@
-"""Lines that a client can cause as often as it likes are written now and then, with their number."""
+"""What clients cause, in a log that they cannot fill.
+
+Each kind of refusal is written once, with its reason: training frameworks often show their users the status alone.
+Other lines that a client can cause as often as it likes are written now and then, with their number.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 
+MOST = 100  # kinds of refusals that are written
+VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*(e[+-]?\d+)?")  # what of a message is no part of its kind
 PAUSE = 30.0  # seconds
 LOGGERS = ("uvicorn.error", "asyncio")
 OF_CLIENTS = (
@@ -13,6 +20,30 @@ OF_CLIENTS = (
     "No supported WebSocket library detected.",
     "socket.send() raised exception.",
 )
+
+
+_log = logging.getLogger("limbeck.serve")
+
+
+class Refusals:
+    """Writes one line for each kind of refusal: those that differ in numbers and quoted names alone are one kind."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, int, str]] = set()
+
+    def write(self, what: str, status: int, message: str, client: str | None = None) -> None:
+        """`what` was asked, such as "POST /generate"; `message` is safe to print."""
+        kind = what, status, VALUES.sub("#", message)
+        if kind in self._seen or len(self._seen) > MOST:
+            return
+        self._seen.add(kind)
+        if len(self._seen) > MOST:
+            _log.warning("more than %d kinds of refusals: no further ones are written", MOST)
+            return
+        _log.warning(
+            "refused %s of %s with %d: %s (written once; others of this kind are not)",
+            what, client or "a client", status, message,
+        )  # fmt: skip
 
 
 class Seldom(logging.Filter):

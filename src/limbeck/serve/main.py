@@ -18,6 +18,7 @@ from limbeck.errors import ModelError, RecipeError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.fingerprint import files_now, fingerprint
 from limbeck.models.loading import load_model, resolve
+from limbeck.serve.limits import MB
 from limbeck.serve.logs import bound_lines_of_clients
 from limbeck.serve.scorer import Scorer
 from limbeck.serve.settings import ServeSettings
@@ -67,7 +68,9 @@ def serve(
         where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         lm, weights = load_with_fingerprint(ModelConfig(model=model, dtype=dtype), torch.device(where))
         refuse_baked(lm)
-        scorer, identity = Scorer(lm, batch_invariant=batch_invariant), f"{model} {weights}"
+        prefixes = settings.prefix_cache_mb * MB
+        scorer = Scorer(lm, settings.batch_tokens, batch_invariant=batch_invariant, prefix_bytes=prefixes)
+        identity = f"{model} {weights}"
         app = make_app(scorer, settings, identity, hosts_of(host, allow_hosts))
         config = uvicorn.Config(
             app, loop="asyncio", http=protocol(_most_connections()), ws="none", log_level="warning", access_log=False,

@@ -11,6 +11,7 @@ from limbeck.serve.limits import Limits
 from limbeck.serve.questions import LONGEST_NAME
 from limbeck.serve.settings import COLDEST, HOTTEST
 from limbeck.wire import binary, binding
+from limbeck.wire.states import KINDS
 
 Json = dict[str, Any]
 
@@ -78,7 +79,7 @@ class _Asked:
     def __init__(self, limits: Limits) -> None:
         self.id: Json = {"type": "integer", "minimum": 0, "maximum": limits.vocabulary - 1}
         self.ids: Json = {"type": "array", "items": self.id, "minItems": 1, "maxItems": limits.longest}
-        self.most, self.models = limits.settings.queue, list(limits.names)
+        self.most, self.models = limits.settings.max_queue, list(limits.names)
         text: Json = {"type": "string", "minLength": 1, "maxLength": limits.longest_text}
         many: Json = {"type": "array", "items": {"anyOf": [text, self.ids]}, "minItems": 1, "maxItems": self.most}
         self.prompt: Json = {"anyOf": [text, self.ids, many]}
@@ -115,7 +116,7 @@ class _Asked:
         rows = {"type": "array", "items": _object(row, True), "minItems": 1, "maxItems": self.most}
         return _object(
             {"format": {"const": binary.FORMAT}, "temperature": SCORING, "top_k": self.top, "hidden": FLAG,
-             "sequences": rows},
+             "hidden_dtype": {"enum": list(KINDS)}, "sequences": rows},
             required=("format", "sequences"),
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from limbeck.records import Ints, Support, request_of
+from limbeck.records import HiddenDtype, Ints, Support, request_of
 from limbeck.serve.limits import Asked, Cost, Limits, Size
 from limbeck.wire import binary
 from limbeck.wire.score import WireError, integer, number, top_k, wants_states
@@ -58,6 +58,7 @@ class Question:
     echo: bool = False  # repeat the token ids
     special_tokens: bool = True
     given: Sequence[Support] = ()  # of each sequence; empty where `top_k` and `states` say all
+    hidden_dtype: HiddenDtype = "float32"  # in which states alone travel
 
     @property
     def has_text(self) -> bool:
@@ -93,7 +94,7 @@ def prepare(question: Question, tokenize: Tokenize, limits: Limits) -> tuple[lis
             )
         own = question.given[index] if question.given else support
         request = request_of(ids, len(ids) if start < 0 else start, question.temperature, own)
-        asked.append(Asked(request, question.listed, question.states == "too"))
+        asked.append(Asked(request, question.listed, question.states == "too", question.hidden_dtype))
     return asked, limits.check(asked, SIZES[question.schema])
 
 
@@ -158,13 +159,14 @@ def _read_vllm(data: bytes, limits: Limits) -> Question:
 
 
 def _read_binary(data: bytes, limits: Limits) -> Question:
-    requests = binary.read_requests(data, lambda sent: limits.settings.pick_temperature(sent, None))
+    requests, hidden_dtype = binary.read_requests(data, lambda sent: limits.settings.pick_temperature(sent, None))
     if not requests:
         raise WireError("refused", "the request has no sequences")
     first = requests[0]  # all of one body share what is asked for
     return Question(
         "binary", [(request.token_ids, request.start) for request in requests], limits.model, first.temperature,
         top_k(first), given=[request.support for request in requests], states="only" if wants_states(first) else "none",
+        hidden_dtype=hidden_dtype,
     )  # fmt: skip
 
 

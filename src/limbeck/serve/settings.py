@@ -21,8 +21,9 @@ class ServeSettings:
     name: str = "teacher"
     temperature: float | None = None
     token_env: str | None = None
-    queue: int = 256  # sequences
-    batch: int = 64  # sequences scored at a time
+    max_queue: int = 1024  # sequences
+    batch_tokens: int = 8192  # scored at a time
+    prefix_cache_mb: int = 512  # of prefixes that return; 0: none are kept
     body_mb: int = 16
     answer_mb: int = 64
     max_top_k: int = 1024

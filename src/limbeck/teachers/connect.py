@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from limbeck.config.teacher import LimbeckTeacherConfig, RemoteTeacherConfig, SGLangTeacherConfig, VLLMTeacherConfig
 from limbeck.teachers.client import RemoteClient
@@ -17,14 +18,14 @@ class Backend:
     """A kind of server: its table in a recipe, and what it speaks."""
 
     config: type[RemoteTeacherConfig]
-    dialect: Callable[[], Dialect]
+    dialect: Callable[[Any], Dialect]  # of such a table
     binds: bool = False  # whether each of its answers is bound to its request: see `wire.binding`
 
 
 BACKENDS: Mapping[str, Backend] = {
-    "sglang": Backend(SGLangTeacherConfig, lambda: JsonDialect("sglang", sglang)),
-    "vllm": Backend(VLLMTeacherConfig, lambda: JsonDialect("vllm", vllm, names_model=True)),
-    "limbeck": Backend(LimbeckTeacherConfig, BinaryDialect, binds=True),
+    "sglang": Backend(SGLangTeacherConfig, lambda _: JsonDialect("sglang", sglang)),
+    "vllm": Backend(VLLMTeacherConfig, lambda _: JsonDialect("vllm", vllm, names_model=True)),
+    "limbeck": Backend(LimbeckTeacherConfig, lambda section: BinaryDialect(section.hidden_dtype), binds=True),
 }
 
 
@@ -38,4 +39,4 @@ def connect(name: str, section: RemoteTeacherConfig, vocabulary: int, largest_k:
         token_env=section.token_env,
         binds=backend.binds,
     )
-    return RemoteClient(name, section, backend.dialect(), Pool(section.urls, settings), vocabulary, largest_k)
+    return RemoteClient(name, section, backend.dialect(section), Pool(section.urls, settings), vocabulary, largest_k)

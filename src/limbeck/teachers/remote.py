@@ -9,7 +9,8 @@
     native     log-probs at T                     scores at the temperature the server reports
     baked      as the server is                   scores at the temperature its checkpoint was baked for
     rescale    top log-probs at temperature 1     scores at T with certified errors; uncertain positions masked
-    hidden     final hidden states                the whole distribution, for whoever has the head
+    hidden     final hidden states                the whole distribution, for whoever has the head; rounded ones with
+                                                  the errors that the server measured, uncertain positions masked
 
 No stamp is copied from the request: a teacher that cannot score at the request's temperature returns scores at
 another one, and the learner refuses them. Every `probe_every` calls the proof's baseline is asked of every replica
@@ -25,10 +26,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from limbeck.config.teacher import StatesTeacherConfig
 from limbeck.errors import ContractError, TeacherError
 from limbeck.records import (
     Failure,
     Floats,
+    HiddenDtype,
     HiddenScores,
     ModelInfo,
     ProbeResult,
@@ -109,7 +112,8 @@ class RemoteTeacher:
         """What the server is asked, for this request to be answered by the method."""
         method = self.proof.method
         if method == "hidden":  # more than any support
-            return replace(request, temperature=1.0, support="full")
+            rounded = self._hidden_dtype != "float32"  # then the temperature is that of the errors
+            return replace(request, temperature=request.temperature if rounded else 1.0, support="full")
         if wants_states(request):
             raise ContractError(
                 f"teacher {self.name} scores by the method {method!r}: no whole distribution. Give teacher.head for a "
@@ -157,7 +161,7 @@ class RemoteTeacher:
                     f"teacher {self.name} answers with hidden states of width {width}, but teacher.head takes states "
                     f"of {expected}: another model is behind its address, or the head is another model's."
                 )
-            return HiddenScores(self.name, ReceivedStates(reply.hidden), head, natural)
+            return self._rounded(reply, head, natural)
         temperature = natural * (1.0 if reply.temperature is None else reply.temperature)
         if self.proof.method == "rescale":
             return self._rescaled(reply, request, temperature)
@@ -168,6 +172,24 @@ class RemoteTeacher:
         return TopKScores(
             self.name, temperature, reply.top_ids, reply.top_logprobs, reply.logprobs, self.proof.error_bound
         )
+
+    def _rounded(self, reply: Reply, head: str, natural: float) -> HiddenScores:
+        """States, and where the server rounded them what it measured of that."""
+        states_Sd, errors = reply.hidden, reply.errors
+        assert states_Sd is not None
+        if errors is None or reply.prefix_errors is None:
+            return HiddenScores(self.name, ReceivedStates(states_Sd), head, natural)
+        # By the error of the likely tokens, which follow from the prefix. A choice that looks at the error of the
+        # sampled token is biased: see `_rescaled`.
+        valid = reply.prefix_errors <= self.client.section.max_rescale_error
+        states_Sd = np.where(valid[:, None], states_Sd, np.float32(np.nan))
+        bound = float(errors[valid].max(initial=0.0))
+        return HiddenScores(self.name, ReceivedStates(states_Sd), head, natural, bound, errors, valid)
+
+    @property
+    def _hidden_dtype(self) -> HiddenDtype:
+        section = self.client.section
+        return section.hidden_dtype if isinstance(section, StatesTeacherConfig) else "float32"
 
     def _rescaled(self, reply: Reply, request: ScoreRequest, temperature: float) -> Scores:
         assert reply.top_ids is not None
@@ -199,13 +221,26 @@ class RemoteTeacher:
             )
 
     def _require_valid(self, answers: Sequence[Scores | Failure]) -> None:
-        masks = [a.valid_mask for a in answers if isinstance(a, TokenScores | TopKScores) and a.valid_mask is not None]
+        masks = [a.valid_mask for a in answers if not isinstance(a, Failure) and a.valid_mask is not None]
         total, dropped = sum(len(mask) for mask in masks), sum(int((~mask).sum()) for mask in masks)
         section = self.client.section
         if dropped > section.max_rescale_dropped * total:
             raise TeacherError(
                 f"teacher {self.name}: {dropped} of {total} positions are less certain than max_rescale_error = "
                 f"{section.max_rescale_error} nats, more than max_rescale_dropped = {section.max_rescale_dropped}. "
-                f"Nothing was updated. Raise top_logprobs (now {section.top_logprobs}), serve a checkpoint of "
-                "`limbeck bake`, or use `limbeck serve`."
+                f"Nothing was updated. {self._remedy()}"
             )
+
+    def _remedy(self) -> str:
+        """What to do about positions that are too uncertain."""
+        if self.proof.method == "hidden":
+            finer = "" if self._hidden_dtype == "bfloat16" else "'bfloat16' or "
+            return (
+                f"Their hidden states were rounded to hidden_dtype = {self._hidden_dtype!r}: set it to "
+                f"{finer}'float32', serve the model in bfloat16 (then bfloat16 rounds nothing), or raise "
+                "max_rescale_error."
+            )
+        return (
+            f"Raise top_logprobs (now {self.client.section.top_logprobs}), serve a checkpoint of `limbeck bake`, or "
+            "use `limbeck serve`."
+        )

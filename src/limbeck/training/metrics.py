@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from limbeck.records import Floats, HiddenScores, Ints, Mask, Rollout, Scored
+from limbeck.records import Floats, Ints, Mask, Rollout, Scored
 
 REPEATED_GRAM = 4
 LOOPING_SHARE = 0.5  # of a response's 4-grams seen before: text repeats itself far less
@@ -36,7 +36,7 @@ def describe_scores(samples: Sequence[Scored], asked: int) -> dict[str, float]:
     numbers: dict[str, float] = {}
     if len(samples) < asked:
         numbers["teacher/samples_lost"] = float(asked - len(samples))
-    certified = [s for s in samples if not isinstance(s.scores, HiddenScores) and s.scores.errors is not None]
+    certified = [s for s in samples if s.scores.errors is not None]
     if certified:
         errors, valid = _certificates(certified)
         numbers["teacher/tokens_left_out"] = float((~valid).sum())
@@ -55,7 +55,6 @@ def _certificates(samples: Sequence[Scored]) -> tuple[Floats, Mask]:
     errors, valid = [], []
     for sample in samples:
         scores = sample.scores
-        assert not isinstance(scores, HiddenScores)
         assert scores.errors is not None
         errors.append(scores.errors)
         valid.append(np.ones(len(scores.errors), bool) if scores.valid_mask is None else scores.valid_mask)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from limbeck.records import SampleRequest, ScoreRequest
+from limbeck.records import HiddenDtype, SampleRequest, ScoreRequest
 from limbeck.wire import binary, vllm
 from limbeck.wire.http import Pool
 from limbeck.wire.sample import SampleReply
@@ -94,14 +94,17 @@ class BinaryDialect:
 
     kind, acknowledges = "limbeck", True
 
+    def __init__(self, hidden_dtype: HiddenDtype = "float32") -> None:
+        self.hidden_dtype = hidden_dtype
+
     async def ask(
         self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
     ) -> Reply:
-        body = binary.write([request], acknowledges)
+        body = binary.write([request], acknowledges, self.hidden_dtype)
         return await pool.post(
             binary.PATH,
             lambda _: body,
-            lambda data, echo: binary.read(data, [request], acknowledges, echo)[0],
+            lambda data, echo: binary.read(data, [request], acknowledges, echo, self.hidden_dtype)[0],
             media=binary.MEDIA_TYPE,
             url=url,
         )

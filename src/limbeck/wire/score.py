@@ -84,6 +84,8 @@ class Reply:
     top_logprobs: Floats | None = None  # [S, K]
     hidden: Floats | None = None  # [S, d]
     temperature: float | None = None  # as the server reported it; None: it reported none
+    errors: Floats | None = None  # [S] nats, of states that were rounded for the wire: see `binary`
+    prefix_errors: Floats | None = None  # [S] nats: the same without the scored token, so a function of the prefix
 
 
 def top_k(request: ScoreRequest) -> int:
