@@ -9,10 +9,13 @@ raises it. `SystemExit` would not do: it ends the thread of the loop and leaves 
 A loop in a thread of its own that nobody waits for (slime's fully asynchronous one, miles's with several adapters)
 dies of it, and its trainer would wait for samples for ever. Then the process is ended: by an interrupt, and where that
 changes nothing, as in a Ray worker, at once.
+
+The first stop is the message. Samples that fail after it, in tasks that their trainer no longer awaits, are not logged.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -33,13 +36,12 @@ class TrainingStopped(BaseException):
 @contextmanager
 def stopping(what: str) -> Iterator[None]:
     """Turns whatever `Exception` leaves the block into `TrainingStopped`; `what` names the work, for bugs."""
+    _listen()
     try:
         yield
     except LimbeckError as error:
-        _end_with_lost_threads()
         raise TrainingStopped(str(error)) from None
     except Exception as error:
-        _end_with_lost_threads()
         raise TrainingStopped(f"{what} failed: {type(error).__name__}: {error} ({place_of(error)})") from error
 
 
@@ -55,9 +57,19 @@ class _EndWithLostThreads:
             threading.Thread(target=_end_process, args=(str(lost.exc_value),), daemon=True).start()
 
 
-def _end_with_lost_threads() -> None:
+class _NotTwice(logging.Filter):
+    """Of asyncio's: "Task exception was never retrieved", with the stop of a task that nobody awaits."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], TrainingStopped))
+
+
+def _listen() -> None:
     if not isinstance(threading.excepthook, _EndWithLostThreads):
         threading.excepthook = _EndWithLostThreads()
+    logger = logging.getLogger("asyncio")
+    if not any(isinstance(one, _NotTwice) for one in logger.filters):
+        logger.addFilter(_NotTwice())
 
 
 def _end_process(message: str) -> None:
