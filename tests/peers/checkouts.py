@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import MagicMock
 
 import pytest
@@ -24,7 +24,7 @@ STAND_INS = ("ray", "sglang", "sglang_router", "megatron", "aiohttp", "pybase64"
 
 
 class _StandIn(ModuleType):
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
     __version__ = "9.9.9"
 
     def __getattr__(self, name: str) -> Any:
@@ -44,7 +44,9 @@ class _Finder:
     """Asked last, so whatever is installed is what it is."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in STAND_INS else None  # type: ignore[arg-type]
+        if name.partition(".")[0] not in STAND_INS:
+            return None
+        return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _StandIn(spec.name)
@@ -91,9 +93,7 @@ class Prompts:
         groups = []
         for _ in range(count):
             first = self.groups * self.size
-            groups.append(
-                [self.sample(group_index=self.groups, index=first + i, prompt="p") for i in range(self.size)]
-            )
+            groups.append([self.sample(group_index=self.groups, index=first + i, prompt="p") for i in range(self.size)])
             self.groups += 1
         return groups
 

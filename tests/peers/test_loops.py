@@ -1,4 +1,4 @@
-"""The drop-ins inside slime's and miles's own rollout loops, of the checkouts that LIMBECK_SLIME and LIMBECK_MILES name.
+"""The drop-ins inside slime's and miles's own rollout loops, of checkouts that LIMBECK_SLIME and LIMBECK_MILES name.
 
 Each loop gives the teacher's log-probs at the rollout temperature, and each stops by `TrainingStopped` where one cannot
 be had, whatever it catches itself.
@@ -10,7 +10,6 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +20,6 @@ from limbeck.plugins import proving
 from limbeck.plugins.stopping import TrainingStopped
 from tests import tiny
 from tests.fake_server import FakeServer, in_thread
-from tests.peers import students
 from tests.peers.checkouts import Arguments, Prompts, load
 
 pytestmark = pytest.mark.peers
@@ -127,10 +125,9 @@ def _flat(samples: Any) -> list[Any]:
 
 
 @pytest.fixture(autouse=True)
-def _settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proving, "GATHERING", 0.05)
     monkeypatch.setenv("LIMBECK_RETRY_SECONDS", "1")
-    yield
 
 
 def teacher(**more: Any) -> FakeServer:
@@ -179,15 +176,21 @@ def theirs(loop: str, args: Any, samples: list[Any]) -> list[float]:
         module = load("LIMBECK_MILES", "miles.ray.rollout.train_data_conversion")
         return list(module._post_process_rewards(args, samples, None)[1])
     if len(samples) != GROUPS * SIZE:  # slime itself would normalise over all groups at once: its helper does not
-        return list(load("LIMBECK_SLIME", "slime.rollout._fanout_test_helpers").grpo_normalize_by_group_index(args, samples)[1])
+        return list(
+            load("LIMBECK_SLIME", "slime.rollout._fanout_test_helpers").grpo_normalize_by_group_index(args, samples)[1]
+        )
     manager = load("LIMBECK_SLIME", "slime.ray.rollout").RolloutManager
     stand_in = SimpleNamespace(args=args, custom_reward_post_process_func=None)
     return list(manager._post_process_rewards(stand_in, samples)[1])
 
 
+def shifted(text: str) -> list[int]:
+    return [(token + 3) % tiny.VOCABULARY for token in TOKENIZER(text).input_ids]
+
+
 FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a refused contract": ({"knows_temperature": False, "scale": 0.3}, "plain", "limbeck serve"),
-    "another tokenizer": ({"tokenizer": lambda text: [(i + 3) % 100 for i in TOKENIZER(text).input_ids]}, "plain", "token"),
+    "another tokenizer": ({"tokenizer": shifted}, "plain", "token"),
     "a sample that is malformed": ({}, "spoilt", "sample 5 has the tokens"),
 }  # fmt: skip
 
@@ -298,7 +301,9 @@ with in_thread(teacher(knows_temperature=False, scale=0.3)) as server:
 def test_slimes_asynchronous_loop_ends_rather_than_wait_for_ever() -> None:
     """Its thread dies of the stop, and nobody who waits for its samples looks at the thread."""
     load("LIMBECK_SLIME", "slime.rollout.fully_async_rollout")
-    ended = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60, env=dict(os.environ))
+    ended = subprocess.run(
+        [sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60, env=dict(os.environ)
+    )
     assert ended.returncode != 0
     assert "TrainingStopped: teacher" in ended.stderr
     assert "limbeck serve" in ended.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -39,12 +38,11 @@ def args(server: FakeServer, **more: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proving, "_proofs", {})
     monkeypatch.setattr(proving, "GATHERING", 0.01)
     monkeypatch.setattr(opd, "_warned", set())
     monkeypatch.setenv("LIMBECK_RETRY_SECONDS", "0.5")
-    yield
 
 
 def expected(server: FakeServer, one: Any, temperature: float = 0.7) -> np.ndarray:
@@ -82,7 +80,9 @@ async def test_one_bad_sample_of_a_group_stops_the_trainer_and_its_siblings() ->
     async with fake() as server:
         await slime.reward_func(args(server), sample(5))
         asked = server.requests
-        with pytest.raises(TrainingStopped, match=r"sample 7 has 20 tokens and a response of 20: tokens must be prompt"):
+        with pytest.raises(
+            TrainingStopped, match=r"sample 7 has 20 tokens and a response of 20: tokens must be prompt"
+        ):
             await slime.reward_func(args(server), [sample(20, index=7), *(sample(5) for _ in range(50))])
         await asyncio.sleep(0.05)
         assert server.requests < asked + 60
@@ -95,7 +95,7 @@ async def test_a_group_in_which_some_have_a_task_reward_is_refused() -> None:
 
 async def test_a_server_that_cannot_score_at_t_is_refused_before_training() -> None:
     async with fake(scale=0.3, knows_temperature=False) as server:  # stock, and too flat to rescale
-        with pytest.raises(TrainingStopped, match="limbeck serve"):
+        with pytest.raises(TrainingStopped, match=r"limbeck serve[\s\S]*LIMBECK_BAKED[\s\S]*--rollout-temperature = 1"):
             await slime.reward_func(args(server), sample(5))
 
 
@@ -143,7 +143,9 @@ async def test_a_teacher_with_a_permuted_vocabulary_is_refused() -> None:
 
 async def test_without_a_tokenizer_nothing_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fake() as server:
-        with pytest.raises(TrainingStopped, match=r"hf_checkpoint is None, .* Set --hf-checkpoint, or LIMBECK_TOKENIZER"):
+        with pytest.raises(
+            TrainingStopped, match=r"hf_checkpoint is None, .* Set --hf-checkpoint, or LIMBECK_TOKENIZER"
+        ):
             await slime.reward_func(args(server, hf_checkpoint=None), sample(5))
         assert server.requests == 0
         monkeypatch.setenv("LIMBECK_TOKENIZER", tiny.folder_of("llama"))
@@ -174,7 +176,9 @@ async def test_each_temperature_and_each_server_is_proven(monkeypatch: pytest.Mo
                 np.testing.assert_allclose(scores, expected(server, asked, temperature), atol=1e-5)
         assert len(proving._proofs) == 4
         routed.opd_teacher_urls.pop()
-        with pytest.raises(TrainingStopped, match=r"names the teacher None in metadata\['opd_teacher'\], expected one of"):
+        with pytest.raises(
+            TrainingStopped, match=r"names the teacher None in metadata\['opd_teacher'\], expected one of"
+        ):
             await miles.reward_func(routed, sample(5))
 
 
@@ -262,7 +266,9 @@ async def test_a_task_reward_comes_from_a_function_too(monkeypatch: pytest.Monke
     for name in ("grade", "slow_grade"):
         monkeypatch.setenv("LIMBECK_TASK_REWARD", f"{__name__}:{name}")
         assert (await miles.reward_func(SimpleNamespace(), one))["task_reward"] == 0.5
-    with pytest.raises(TrainingStopped, match=r"slow_grade \(LIMBECK_TASK_REWARD\) raised KeyError for sample 2: 'grade'"):
+    with pytest.raises(
+        TrainingStopped, match=r"slow_grade \(LIMBECK_TASK_REWARD\) raised KeyError for sample 2: 'grade'"
+    ):
         await miles.reward_func(SimpleNamespace(), sample(0, index=2))
     monkeypatch.setenv("LIMBECK_TASK_REWARD", f"{__name__}:grade")
     with pytest.raises(TrainingStopped, match="grade for a sample is None, expected a finite number"):
@@ -313,7 +319,7 @@ async def test_a_cut_sampling_distribution_is_refused(cut: dict[str, Any]) -> No
 
 async def test_images_are_refused() -> None:
     async with fake() as server:
-        plain = sample(5, multimodal_inputs={"images": None}, multimodal_train_inputs=None)
+        plain = sample(5, multimodal_inputs={"images": None, "videos": []}, multimodal_train_inputs=None)
         assert await slime.reward_func(args(server), plain)
         for name in ("multimodal_inputs", "multimodal_train_inputs"):
             with pytest.raises(TrainingStopped, match=f"has {name}: the teacher would score its text without"):
@@ -352,8 +358,10 @@ async def test_the_top_of_a_rescaled_server_is_as_deep_as_asked_for(monkeypatch:
     ("variable", "value", "match"),
     [
         ("LIMBECK_TEACHER_KIND", "tgi", "expected one of sglang, vllm, limbeck"),
-        ("LIMBECK_TOP_LOGPROBS", "many", "LIMBECK_TOP_LOGPROBS is 'many'"),
-        ("LIMBECK_TOP_LOGPROBS", "0", "top_logprobs: .*greater than or equal to 1"),
+        ("LIMBECK_TOP_LOGPROBS", "many", "LIMBECK_TOP_LOGPROBS = 'many': .*valid integer"),
+        ("LIMBECK_TOP_LOGPROBS", "0", "LIMBECK_TOP_LOGPROBS = '0': .*greater than or equal to 1"),
+        ("LIMBECK_PROBE_TOLERANCE", "-1", "LIMBECK_PROBE_TOLERANCE = '-1'"),
+        ("LIMBECK_BAKED", "no/such/folder", "no/such/folder"),
         ("LIMBECK_TOKEN_ENV", "NO_SUCH_VARIABLE", "NO_SUCH_VARIABLE"),
         ("LIMBECK_TOKENIZER", "no/such/folder", "no/such/folder"),
     ],
@@ -392,4 +400,6 @@ def test_a_sample_that_was_aborted_before_its_first_token_has_nothing_to_score(m
 
 def test_a_sample_that_grew_after_it_was_scored_is_refused() -> None:
     with pytest.raises(TrainingStopped, match="2 teacher log-probs for a response of 3 tokens"):
-        slime.post_process_rewards(SimpleNamespace(), [sample(3, {"teacher_log_probs": [-1.0, -2.0], "task_reward": 0.0})])
+        slime.post_process_rewards(
+            SimpleNamespace(), [sample(3, {"teacher_log_probs": [-1.0, -2.0], "task_reward": 0.0})]
+        )

@@ -105,7 +105,7 @@ async def test_slimes_request_is_refused_where_its_temperature_is_anyones_guess(
 
 
 async def test_a_one_beside_another_temperature_is_refused_unless_the_operator_says_what_it_means(lm: CausalLM) -> None:
-    """slime's newest hook sends its rollout temperature, so its 1 is meant; older ones pinned a 1 and sampled at 0.7."""
+    """slime's newest hook sends its rollout temperature, so its 1 is meant; older ones pinned a 1 at any."""
     body = hook_body(TEXTS[2], "zero") | {"sampling_params": {"temperature": 1.0, "max_new_tokens": 0}}
     async with client(lm, temperature=0.7) as http:
         refused = await http.post("/generate", json=body)
@@ -123,7 +123,9 @@ async def test_trls_request_is_answered_at_its_teacher_temperature(lm: CausalLM)
     async with client(lm) as http:
         name = (await http.get("/v1/models")).json()["data"][0]["id"]
         body = {"model": name, "prompt": list(tokens), "max_tokens": 1, "temperature": 0.7, "prompt_logprobs": 3}
-        rows = (await http.post("/v1/completions", json=body)).raise_for_status().json()["choices"][0]["prompt_logprobs"]
+        rows = (
+            (await http.post("/v1/completions", json=body)).raise_for_status().json()["choices"][0]["prompt_logprobs"]
+        )
     scores = [rows[i][str(token)]["logprob"] for i, token in enumerate(tokens) if i]
     np.testing.assert_allclose(scores, of_tokens(truth(lm, tokens, 0.7), tokens), atol=1e-5)
 
@@ -477,7 +479,15 @@ def test_the_operator_may_say_that_the_sampling_field_means_nothing(
 
 @pytest.mark.parametrize(
     ("flag", "scoring", "sampling"),
-    [(0.7, 0.0, None), (0.7, None, 0.9), (0.7, None, 1.0), (1.0, None, 0.7), (0.7, None, -1.0), (None, None, 0.0), (None, None, float("inf"))],
+    [
+        (0.7, 0.0, None),
+        (0.7, None, 0.9),
+        (0.7, None, 1.0),
+        (1.0, None, 0.7),
+        (0.7, None, -1.0),
+        (None, None, 0.0),
+        (None, None, float("inf")),
+    ],
 )
 def test_no_temperature_is_made_up(flag: Any, scoring: Any, sampling: Any) -> None:
     with pytest.raises(WireError):

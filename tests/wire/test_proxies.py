@@ -18,7 +18,9 @@ async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypa
     async with FakeServer() as server:
         for host in ("127.0.0.1", "localhost"):
             assert b"teacher-v1" in await asked(Pool([f"http://{host}:{server.port}"], settings))
-        with pytest.raises(WireError, match="All connection attempts failed"):  # to the proxy: no name is looked up here
+        with pytest.raises(
+            WireError, match="All connection attempts failed"
+        ):  # to the proxy: no name is looked up here
             await asked(Pool(["http://teacher.example:30000"], settings))
 
 

@@ -73,28 +73,28 @@ def _check_settings(args: Any) -> None:
     for name, whole in WHOLE.items():
         if (given := getattr(args, name, None)) not in whole:
             raise RecipeError(
-                f"{name} = {given!r} cuts the distribution that the student samples from, and the teacher's scores are "
-                f"of its whole one. Leave --{name.replace('_', '-')} at its default, {whole[0]}."
+                f"{name} = {given!r} cuts the distribution that the student samples from, and the teacher's scores "
+                f"are of its whole one. Leave --{name.replace('_', '-')} at its default, {whole[0]}."
             )
     if top := getattr(args, "opd_log_prob_top_k", None):
         strategy = getattr(args, "opd_top_k_strategy", "only-student")
         raise RecipeError(
             f"opd_log_prob_top_k = {top!r} is not for this hook, which gives log-probs of sampled tokens: set it to 0. "
             + (
-                "miles's own hook with this strategy is at one temperature against `limbeck serve MODEL --temperature T`."
+                "miles's own hook has both sides of this strategy at one temperature"
                 if strategy in EXACT_STRATEGIES
-                else f"miles's own hook asks the student's router for the strategy {strategy!r}, which answers at "
-                f"temperature 1. Its strategies at one temperature are {' and '.join(EXACT_STRATEGIES)}, against "
-                "`limbeck serve MODEL --temperature T`."
+                else f"miles's own hook asks the student's router for the strategy {strategy!r}, and that answers at "
+                f"temperature 1; it has both sides of {' and '.join(EXACT_STRATEGIES)} at one"
             )
+            + " against `limbeck serve MODEL --temperature T`."
         )
     if adapters := getattr(args, "opd_teacher_adapters", None):
         raise RecipeError(f"opd_teacher_adapters = {adapters!r}: this hook knows no adapters. Serve each merged.")
     if (key := getattr(args, "reward_key", TASK)) != TASK and TASK not in _warned:
         _warned.add(TASK)
         _log.warning(
-            "limbeck: reward_key is %r; where the trainer itself reads rewards (metrics, filters, evaluations) it finds "
-            "a dictionary. Set --reward-key %s and --eval-reward-key %s.", key, TASK, TASK,
+            "limbeck: reward_key is %r; where the trainer itself reads rewards (metrics, filters, evaluations) it "
+            "finds a dictionary. Set --reward-key %s and --eval-reward-key %s.", key, TASK, TASK,
         )  # fmt: skip
 
 
@@ -121,10 +121,10 @@ async def _reward(args: Any, sample: Any) -> dict[str, Any]:
         return {SCORES: [], TASK: reward}
     for name in ("multimodal_inputs", "multimodal_train_inputs"):
         media = getattr(sample, name, None)
-        if media and (not isinstance(media, dict) or any(value is not None for value in media.values())):
+        if media and (not isinstance(media, dict) or not all(_is_empty(value) for value in media.values())):
             raise DataError(
-                f"{name_of(sample)} has {name}: the teacher would score its text without what it is about. Images, audio "
-                "and video are not supported by this hook."
+                f"{name_of(sample)} has {name}: the teacher would score its text without what it is about. Images, "
+                "audio and video are not supported by this hook."
             )
     if not 0 < length < len(tokens):
         raise DataError(
@@ -144,6 +144,10 @@ async def _reward(args: Any, sample: Any) -> dict[str, Any]:
     return {SCORES: scores.logprobs.tolist(), TASK: reward}
 
 
+def _is_empty(value: Any) -> bool:
+    return value is None or (hasattr(value, "__len__") and len(value) == 0)
+
+
 def _url(args: Any, sample: Any) -> Any:
     """The sample's teacher. miles can name several: by the sample's metadata, or `default`."""
     given = getattr(args, "opd_teacher_urls", None)
@@ -155,13 +159,13 @@ def _url(args: Any, sample: Any) -> Any:
         urls[name.strip()] = url.strip()
     metadata, key = getattr(sample, "metadata", None), getattr(args, "opd_teacher_key", None) or "opd_teacher"
     wanted = metadata.get(key) if isinstance(metadata, dict) else None
-    url = urls.get(str(wanted), urls.get(FALLBACK))
-    if not url:
+    chosen = urls.get(str(wanted)) or urls.get(FALLBACK)
+    if not chosen:
         raise DataError(
             f"{name_of(sample)} names the teacher {wanted!r} in metadata[{key!r}], expected one of "
             f"{', '.join(sorted(urls))} of --opd-teacher-urls. Name it there, or add {FALLBACK}=URL."
         )
-    return url
+    return chosen
 
 
 def _tokens(sample: Any) -> list[int]:
@@ -186,8 +190,9 @@ def _own_reward(sample: Any) -> dict[str, Any]:
             "hook for an aborted one. Leave such groups out with --dynamic-sampling-filter-path."
         )
     raise DataError(
-        f"the reward of {name_of(sample)} is {shown(found)}, expected what limbeck's reward_func returned. Trainers call "
-        f"it only for samples whose reward is None: let your generate function leave it so, and grade in {FUNCTION}."
+        f"the reward of {name_of(sample)} is {shown(found)}, expected what limbeck's reward_func returned. Trainers "
+        f"call it only for samples whose reward is None: let your generate function leave it so, and grade in "
+        f"{FUNCTION}."
     )
 
 

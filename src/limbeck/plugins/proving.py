@@ -6,10 +6,9 @@ time. From the environment:
 
     LIMBECK_TEACHER_KIND    sglang (default), limbeck, vllm
     LIMBECK_TOKENIZER       folder of the student's tokenizer, where it is not that of `args.hf_checkpoint`
-    LIMBECK_BAKED           folder of the baked checkpoint the server holds
-    LIMBECK_TOP_LOGPROBS    top log-probs asked for at each position of a server that is rescaled (20)
-    LIMBECK_RETRY_SECONDS   how long to wait for a server that is away (300)
-    LIMBECK_TOKEN_ENV       the variable that holds the bearer token
+
+and, as the keys of a recipe's `[teacher]` of the same name, LIMBECK_BAKED, LIMBECK_TOKEN_ENV, LIMBECK_TOP_LOGPROBS,
+LIMBECK_RETRY_SECONDS and LIMBECK_PROBE_TOLERANCE.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from limbeck.contract.check import CHECK_TEXTS, LARGEST_VOCABULARY
 from limbeck.contract.remote import prove_remote
-from limbeck.errors import DataError, RecipeError
+from limbeck.errors import ContractError, DataError, RecipeError
 from limbeck.formatting import shown
 from limbeck.teachers.connect import BACKENDS, connect
 from limbeck.teachers.remote import RemoteTeacher
@@ -32,6 +32,9 @@ SAMPLES = 4
 GATHERING = 1.0
 LONGEST, SHORTER = 64, 8  # tokens of the first text, and by how many each next one is shorter
 SHORTEST = 8
+OPTIONS = {
+    f"LIMBECK_{key.upper()}": key for key in ("baked", "token_env", "top_logprobs", "retry_seconds", "probe_tolerance")
+}
 ROUTES = ("/generate", "/v1/completions", "/limbeck/score")
 
 
@@ -42,10 +45,7 @@ class Wanted(NamedTuple):
     temperature: float
     tokenizer: str
     kind: str
-    baked: str | None
-    token_env: str | None
-    top_logprobs: str
-    retry_seconds: str
+    options: tuple[tuple[str, str], ...]  # variables of `OPTIONS` that are set
 
 
 class _Proof:
@@ -72,14 +72,15 @@ class _Proof:
         tokenizer = await asyncio.to_thread(load_tokenizer, wanted.tokenizer)
         client = connect("teacher", _section(wanted), LARGEST_VOCABULARY, len(tokenizer))
         try:
-            try:
+            with suppress(TimeoutError):  # they come one at a time: the check's texts are several in any case
                 await asyncio.wait_for(self.enough.wait(), GATHERING)
-            except TimeoutError:
-                pass  # they come one at a time: the check's texts are several in any case
             own = [tuple(tokenizer(text).input_ids) for text in CHECK_TEXTS]
             texts = [*self.texts, *(text for text in own if len(text) >= SHORTEST)]
             ids = list(dict.fromkeys(token for text in texts for token in text))[:16]
             return RemoteTeacher(client, await prove_remote(client, texts, ids, wanted.temperature, tokenizer))
+        except ContractError as error:
+            await client.close()
+            raise ContractError(_in_variables(str(error)), error.results) from None
         except BaseException:
             await client.close()
             raise
@@ -130,10 +131,7 @@ def _wanted(args: Any, url: Any) -> Wanted:
         rollout_temperature(args),
         os.fspath(tokenizer),
         os.environ.get("LIMBECK_TEACHER_KIND", "sglang"),
-        os.environ.get("LIMBECK_BAKED"),
-        os.environ.get("LIMBECK_TOKEN_ENV"),
-        os.environ.get("LIMBECK_TOP_LOGPROBS", "20"),
-        os.environ.get("LIMBECK_RETRY_SECONDS", "300"),
+        tuple((variable, os.environ[variable]) for variable in OPTIONS if os.environ.get(variable)),
     )
 
 
@@ -147,21 +145,24 @@ def _section(wanted: Wanted) -> Any:
     """The recipe's table that these settings amount to. Raises `RecipeError`."""
     if wanted.kind not in BACKENDS:
         raise RecipeError(f"LIMBECK_TEACHER_KIND = {wanted.kind!r}, expected one of {', '.join(BACKENDS)}")
+    given: dict[str, Any] = {OPTIONS[variable]: value for variable, value in wanted.options}
     try:
-        return BACKENDS[wanted.kind].config(
-            url=wanted.url,
-            baked=wanted.baked,
-            token_env=wanted.token_env,
-            top_logprobs=number(wanted.top_logprobs, "LIMBECK_TOP_LOGPROBS"),
-            retry_seconds=number(wanted.retry_seconds, "LIMBECK_RETRY_SECONDS"),
-            max_rescale_dropped=0.0,  # these trainers cannot mask a position, so none may be uncertain
-            probe_every=64,
-        )
+        # These trainers cannot mask a position, so none may be uncertain.
+        return BACKENDS[wanted.kind].config(url=wanted.url, max_rescale_dropped=0.0, probe_every=64, **given)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()
-        )
-        raise RecipeError(f"the teacher at {wanted.url}: {faults}") from None
+        named = {key: variable for variable, key in OPTIONS.items()}
+        faults = [
+            (str((*fault["loc"], "url")[0]), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()
+        ]
+        said = (f"{named.get(key, key)} = {given.get(key, wanted.url)!r}: {message}" for key, message in faults)
+        raise RecipeError("; ".join(said)) from None
+
+
+def _in_variables(message: str) -> str:
+    """A remedy that names keys of a recipe, as someone without a recipe follows it."""
+    for variable, key in OPTIONS.items():
+        message = message.replace(f"teacher.{key}", variable)
+    return message.replace("rollout.temperature", "--rollout-temperature")
 
 
 def number(value: Any, what: str) -> float:

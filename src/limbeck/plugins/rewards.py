@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import DataError, RecipeError, place_of
-from limbeck.formatting import shown
 from limbeck.plugins.proving import number
 
 SCORES = "teacher_log_probs"
@@ -35,7 +34,9 @@ async def task_reward(args: Any, sample: Any) -> float:
         if SCORES in given:  # this hook has scored it before
             key, given = TASK, {TASK: 0.0} | {name: value for name, value in given.items() if value is not None}
         if key not in given:
-            raise DataError(f"the reward of {name_of(sample)} is {given!r}. Name the task reward in it by --reward-key.")
+            raise DataError(
+                f"the reward of {name_of(sample)} is {given!r}. Name the task reward in it by --reward-key."
+            )
         given = given[key]
     if given is not None:
         return number(given, f"the reward of {name_of(sample)}")
@@ -94,8 +95,8 @@ def _shared(raw: Sequence[float], rollout: Hashable, places: Sequence[int]) -> f
     rewards = {raw[place] for place in places}
     if len(rewards) > 1:
         raise DataError(
-            f"the {len(places)} samples of rollout {rollout!r} have the task rewards {sorted(rewards)}, expected one for "
-            "all: they are parts of one answer. Grade the rollout, not its parts."
+            f"the {len(places)} samples of rollout {rollout!r} have the task rewards {sorted(rewards)}, expected one "
+            "for all: they are parts of one answer. Grade the rollout, not its parts."
         )
     return rewards.pop()
 

@@ -71,6 +71,7 @@ class Counts:
     bytes_received: int = 0
     wrong: Counter[str] = field(default_factory=Counter)  # answers that were not taken, by the kind of `WireError`
 
+
 # Proxies are those of the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), but never on the way to this machine itself.
 DIRECT: Mapping[str, None] = {f"all://{name}": None for name in ("localhost", "127.0.0.1", "[::1]")}
 
