@@ -296,9 +296,9 @@ async def test_a_reward_key_under_which_the_trainer_finds_no_number_is_said(capl
     [
         ("only-student", "at one temperature against `limbeck serve MODEL --temperature T`"),
         ("intersection", "at one temperature against"),
-        ("only-teacher", "the student's router for the strategy 'only-teacher', which answers at temperature 1"),
-        ("union", "which answers at temperature 1"),
-        ("xor", "which answers at temperature 1"),
+        ("only-teacher", "the student's router for the strategy 'only-teacher', and that answers at temperature 1"),
+        ("union", "and that answers at temperature 1"),
+        ("xor", "and that answers at temperature 1"),
     ],
 )
 async def test_what_only_miless_own_hook_does_is_refused(strategy: str, match: str) -> None:

@@ -8,7 +8,7 @@ time. From the environment:
     LIMBECK_TOKENIZER       folder of the student's tokenizer, where it is not that of `args.hf_checkpoint`
 
 and, as the keys of a recipe's `[teacher]` of the same name, LIMBECK_BAKED, LIMBECK_TOKEN_ENV, LIMBECK_TOP_LOGPROBS,
-LIMBECK_RETRY_SECONDS and LIMBECK_PROBE_TOLERANCE.
+LIMBECK_TIMEOUT, LIMBECK_RETRY_SECONDS and LIMBECK_PROBE_TOLERANCE.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ GATHERING = 1.0
 LONGEST, SHORTER = 64, 8  # tokens of the first text, and by how many each next one is shorter
 SHORTEST = 8
 OPTIONS = {
-    f"LIMBECK_{key.upper()}": key for key in ("baked", "token_env", "top_logprobs", "retry_seconds", "probe_tolerance")
+    f"LIMBECK_{key.upper()}": key
+    for key in ("baked", "token_env", "top_logprobs", "timeout", "retry_seconds", "probe_tolerance")
 }
 ROUTES = ("/generate", "/v1/completions", "/limbeck/score")
 
