@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.cli.main import main as cli
 from limbeck.config.recipe import dotted_keys, load_recipe, parse_recipe
 from tests import finished_run
 
@@ -69,6 +70,15 @@ def test_recipe_keys_in_the_text_exist(page: Path) -> None:
 def test_make_targets_exist(page: Path) -> None:
     for command in commands(page, "make "):
         subprocess.run(["make", "--dry-run", *shlex.split(command)[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_options_in_the_text_exist(page: Path) -> None:
+    """Of commands that no test can run, too, such as those that serve a large model."""
+    for command, rest in re.findall(r"limbeck (\w+)([^`\n]*)", page.read_text(encoding="utf-8")):
+        if command in cli.commands:
+            known = {option for parameter in cli.commands[command].params for option in parameter.opts}
+            assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= known, command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

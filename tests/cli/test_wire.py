@@ -162,3 +162,9 @@ def test_every_option_says_what_it_does(command: str) -> None:
     for parameter in main.commands[command].params:
         if parameter.param_type_name == "option":
             assert parameter.help, f"limbeck {command} {parameter.opts[0]} has no help"
+
+
+def test_a_sampling_temperature_is_ignored_only_for_another() -> None:
+    done = CliRunner().invoke(main, ["serve", "no/such/model", "--ignore-sampling-temperature"])
+    assert done.exit_code == 1
+    assert "give --temperature" in done.output

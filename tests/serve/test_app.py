@@ -63,12 +63,11 @@ async def client(lm: CausalLM, scorer: Any = None, **settings: Any) -> AsyncIter
         yield http
 
 
-# What slime's and miles's reward functions have put there over time: 0, the rollout temperature, a pinned 1, and
-# the pinned 1 beside the field of servers that know one.
+# What slime's and miles's reward functions have put there over time: 0, the rollout temperature, and a pinned 1 beside
+# the field of servers that know one. A pinned 1 alone may be the rollout's, too.
 HOOKS = {
     "zero": ({"temperature": 0}, {}),
     "the rollout's": ({"temperature": 0.7}, {}),
-    "one": ({"temperature": 1.0}, {}),
     "the scoring field": ({"temperature": 1.0}, {"input_logprob_temperature": 0.7}),
 }
 
@@ -103,6 +102,32 @@ async def test_slimes_request_is_refused_where_its_temperature_is_anyones_guess(
     assert (unknown.status_code, another.status_code) == (400, 400)
     assert "start this server with --temperature T" in unknown.json()["error"]["message"]
     assert "0.7, but this server was started with --temperature 0.9" in another.json()["error"]["message"]
+
+
+async def test_a_one_beside_another_temperature_is_refused_unless_the_operator_says_what_it_means(lm: CausalLM) -> None:
+    """slime's newest hook sends its rollout temperature, so its 1 is meant; older ones pinned a 1 at any."""
+    body = hook_body(TEXTS[2], "zero") | {"sampling_params": {"temperature": 1.0, "max_new_tokens": 0}}
+    async with client(lm, temperature=0.7) as http:
+        refused = await http.post("/generate", json=body)
+    assert refused.status_code == 400
+    assert "is 1, but this server was started with --temperature 0.7" in refused.json()["error"]["message"]
+    assert "--ignore-sampling-temperature" in refused.json()["error"]["message"]
+    async with client(lm, temperature=0.7, ignore_sampling_temperature=True) as http:
+        answered = await http.post("/generate", json=body)
+    assert answered.json()["meta_info"]["input_logprob_temperature"] == 0.7
+
+
+async def test_trls_request_is_answered_at_its_teacher_temperature(lm: CausalLM) -> None:
+    """The body its asynchronous trainer sends to a teacher, after it has asked for the model's name."""
+    tokens = TEXTS[2]
+    async with client(lm) as http:
+        name = (await http.get("/v1/models")).json()["data"][0]["id"]
+        body = {"model": name, "prompt": list(tokens), "max_tokens": 1, "temperature": 0.7, "prompt_logprobs": 3}
+        rows = (
+            (await http.post("/v1/completions", json=body)).raise_for_status().json()["choices"][0]["prompt_logprobs"]
+        )
+    scores = [rows[i][str(token)]["logprob"] for i, token in enumerate(tokens) if i]
+    np.testing.assert_allclose(scores, of_tokens(truth(lm, tokens, 0.7), tokens), atol=1e-5)
 
 
 async def test_the_tokens_miles_lists_are_scored_at_every_position(lm: CausalLM) -> None:
@@ -433,8 +458,10 @@ async def test_metrics_count_requests_and_tokens(lm: CausalLM) -> None:
         (0.7, 0.3, 2.0, 0.3),
         (0.7, None, 0.7, 0.7),
         (0.7, None, 0.0, 0.7),
-        (0.7, None, 1.0, 0.7),
+        (0.7, None, None, 0.7),
+        (1.0, None, 1, 1.0),
         (None, None, 2.0, 2.0),
+        (None, None, 1.0, 1.0),
         (None, None, None, 1.0),
     ],
 )
@@ -442,9 +469,25 @@ def test_which_temperature_wins(flag: Any, scoring: Any, sampling: Any, expected
     assert ServeSettings(temperature=flag).pick_temperature(scoring, sampling) == expected
 
 
+@pytest.mark.parametrize(("scoring", "sampling", "expected"), [(None, 1.0, 0.7), (None, 2.0, 0.7), (0.3, 1.0, 0.3)])
+def test_the_operator_may_say_that_the_sampling_field_means_nothing(
+    scoring: Any, sampling: Any, expected: float
+) -> None:
+    settings = ServeSettings(temperature=0.7, ignore_sampling_temperature=True)
+    assert settings.pick_temperature(scoring, sampling) == expected
+
+
 @pytest.mark.parametrize(
     ("flag", "scoring", "sampling"),
-    [(0.7, 0.0, None), (0.7, None, 0.9), (0.7, None, -1.0), (None, None, 0.0), (None, None, float("inf"))],
+    [
+        (0.7, 0.0, None),
+        (0.7, None, 0.9),
+        (0.7, None, 1.0),
+        (1.0, None, 0.7),
+        (0.7, None, -1.0),
+        (None, None, 0.0),
+        (None, None, float("inf")),
+    ],
 )
 def test_no_temperature_is_made_up(flag: Any, scoring: Any, sampling: Any) -> None:
     with pytest.raises(WireError):

@@ -35,7 +35,12 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, object], Non
     help="Another name that clients call this server by, where it has no --token-env. May be repeated.",
 )
 @click.option(
-    "--temperature", type=float, help="Temperature for requests that name none, such as slime's.  [default: 1]"
+    "--temperature", type=float, help="Temperature for requests that name none, such as miles's.  [default: 1]"
+)
+@click.option(
+    "--ignore-sampling-temperature",
+    is_flag=True,
+    help="The sampling temperature of a request means nothing, such as an older hook's 1: score at --temperature.",
 )
 @click.option("--name", default="teacher", show_default=True, help="The model's name in /v1/models.")
 @click.option(
@@ -101,6 +106,8 @@ def serve(
     temperature = limits["temperature"]
     if temperature is not None and not COLDEST <= temperature <= HOTTEST:
         raise RecipeError(f"--temperature must be a number from {COLDEST:g} to {HOTTEST:g}, got {temperature:g}")
+    if limits["ignore_sampling_temperature"] and temperature is None:
+        raise RecipeError("--ignore-sampling-temperature leaves none to score at: give --temperature, the rollout's")
     if not is_loopback(host) and limits["token_env"] is None:
         click.secho(f"warning: {host} can be reached by others, and no --token-env is set", fg="yellow", err=True)
     click.echo(f"loading {model}", err=True)

@@ -1,234 +1,213 @@
 """What the drop-ins for slime and miles share: a sample in, the teacher's log-probs at the rollout temperature out.
 
-    async def reward_func(args, sample, **kwargs)                -> {"teacher_log_probs": [...], "task_reward": 1.0}
-    def post_process_rewards(args, samples, **kwargs)            -> (raw rewards, rewards to train on)
+    async def reward_func(args, sample, **kwargs)         -> {"teacher_log_probs": [...], "task_reward": 1.0}
+    def post_process_rewards(args, samples, **kwargs)     -> (raw rewards, rewards to train on)
 
-Read from `args`: `rm_url` (the server), `rollout_temperature`, `reward_key`, and for normalising task rewards
+A list of samples (`--group-rm`, several samples of one rollout) gives a list. Read from `args`: `rm_url` (the server),
+or miles's `opd_teacher_urls` and `opd_teacher_key`; `hf_checkpoint` (for the student's tokenizer),
+`rollout_temperature`, `rollout_top_p`, `rollout_top_k`, `reward_key`, and for normalising task rewards
 `advantage_estimator`, `rewards_normalization`, `grpo_std_normalization`, `n_samples_per_prompt`. Of `sample`:
-`tokens`, `response_length`, `reward`, `group_index`, and it is given `teacher_log_probs`.
+`tokens`, `response_length`, `reward`, `multimodal_inputs`, `group_index`, `rollout_id`, and it is given
+`teacher_log_probs`. From the environment: what `proving` reads, and
 
-The contract runs once a server and temperature, on the first sample: a server that ignores the temperature is
-refused, with the remedies, before anything is trained on. From the environment:
-
-    LIMBECK_TEACHER_KIND    sglang (default), limbeck, vllm
-    LIMBECK_BAKED           folder of the baked checkpoint the server holds
     LIMBECK_TASK_REWARD     package.module:function(args, sample) -> float, for a task reward beside distillation
-    LIMBECK_RETRY_SECONDS   how long to wait for a server that is away (300)
-    LIMBECK_TOKEN_ENV       the variable that holds the bearer token
+
+A score that cannot be had, a sample that cannot be read and a server whose contract is refused stop the trainer
+(`stopping`): no sample is left out, and nothing is put in the place of a score.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import inspect
-import math
+import logging
 import operator
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from pydantic import ValidationError
-
-from limbeck.contract.check import LARGEST_VOCABULARY
-from limbeck.contract.remote import prove_remote
 from limbeck.errors import DataError, RecipeError, TeacherError
 from limbeck.formatting import shown
+from limbeck.plugins.proving import proven_teacher, rollout_temperature
+from limbeck.plugins.rewards import FUNCTION, SCORES, TASK, name_of, normalised, task_reward
+from limbeck.plugins.stopping import TrainingStopped, stopping
 from limbeck.records import Failure, TokenScores, request_of
-from limbeck.teachers.connect import BACKENDS, connect
-from limbeck.teachers.remote import RemoteTeacher
 
 if TYPE_CHECKING:
     import torch
 
-MIN_TOKENS = 8  # of a probe; a shorter sample is repeated
-SCORES = "teacher_log_probs"
-TASK = "task_reward"
-NORMALISED = ("grpo", "gspo", "reinforce_plus_plus_baseline")
-MIN_DEVIATION = 1e-6
-SMALL_IDS = range(8)  # tokens of every vocabulary, for the probes of a sample that repeats itself
-ROUTES = ("/generate", "/v1/completions", "/limbeck/score")
-# Options of miles under which its trainer reads something else than `teacher_log_probs` of the server at `rm_url`.
-UNSUPPORTED = ("opd_log_prob_top_k", "opd_teacher_urls", "opd_teacher_adapters")
+__all__ = ["TrainingStopped", "post_process_rewards", "reward_func"]
 
-_proven: dict[tuple[Any, ...], asyncio.Task[RemoteTeacher]] = {}
+WHOLE = {"rollout_top_p": (1, None), "rollout_top_k": (-1, 0, None), "rollout_min_p": (0, None)}
+EXACT_STRATEGIES = ("only-student", "intersection")  # of miles: both sides at the rollout temperature
+FALLBACK = "default"  # of miles's `opd_teacher_urls`
+
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
 
 
-async def reward_func(args: Any, sample: Any, **kwargs: Any) -> dict[str, Any]:
-    """Score one sample. Raises `LimbeckError` where its score cannot be had; nothing is put in its place."""
-    for name in UNSUPPORTED:
-        if given := getattr(args, name, None):
+async def reward_func(args: Any, sample: Any, **kwargs: Any) -> Any:
+    """Score one sample, or each of a list. Raises `TrainingStopped` where a score cannot be had."""
+    with stopping("limbeck's reward_func"):
+        _check_settings(args)
+        return await _rewards(args, sample)
+
+
+def post_process_rewards(
+    args: Any, samples: Sequence[Any], *, once_a_rollout: bool = False, **kwargs: Any
+) -> tuple[list[float], list[float]]:
+    """Give each sample its `teacher_log_probs`, and return task rewards: raw, and as the trainer wants them.
+
+    Without a task reward both are zeros: the distillation term is the only signal. Raises `TrainingStopped`.
+    """
+    with stopping("limbeck's post_process_rewards"):
+        raw = []
+        for sample in samples:
+            found = _own_reward(sample)
+            sample.teacher_log_probs = _as_tensor(found[SCORES], sample)
+            raw.append(float(found[TASK] or 0.0))
+        return raw, normalised(args, samples, raw, once_a_rollout)
+
+
+def _check_settings(args: Any) -> None:
+    """Raises `RecipeError` for what would make the two sides of the KL different distributions."""
+    for name, whole in WHOLE.items():
+        if (given := getattr(args, name, None)) not in whole:
             raise RecipeError(
-                f"{name} = {given!r} is not for this hook, which gives one teacher's log-probs of sampled tokens. "
-                "Use miles's own hook against `limbeck serve MODEL --temperature T`."
+                f"{name} = {given!r} cuts the distribution that the student samples from, and the teacher's scores "
+                f"are of its whole one. Leave --{name.replace('_', '-')} at its default, {whole[0]}."
             )
-    task_reward = await _task_reward(args, sample)
-    length = int(sample.response_length)
+    if top := getattr(args, "opd_log_prob_top_k", None):
+        strategy = getattr(args, "opd_top_k_strategy", "only-student")
+        raise RecipeError(
+            f"opd_log_prob_top_k = {top!r} is not for this hook, which gives log-probs of sampled tokens: set it to 0. "
+            + (
+                "miles's own hook has both sides of this strategy at one temperature"
+                if strategy in EXACT_STRATEGIES
+                else f"miles's own hook asks the student's router for the strategy {strategy!r}, and that answers at "
+                f"temperature 1; it has both sides of {' and '.join(EXACT_STRATEGIES)} at one"
+            )
+            + " against `limbeck serve MODEL --temperature T`."
+        )
+    if adapters := getattr(args, "opd_teacher_adapters", None):
+        raise RecipeError(f"opd_teacher_adapters = {adapters!r}: this hook knows no adapters. Serve each merged.")
+    if (key := getattr(args, "reward_key", TASK)) != TASK and TASK not in _warned:
+        _warned.add(TASK)
+        _log.warning(
+            "limbeck: reward_key is %r; where the trainer itself reads rewards (metrics, filters, evaluations) it "
+            "finds a dictionary. Set --reward-key %s and --eval-reward-key %s.", key, TASK, TASK,
+        )  # fmt: skip
+
+
+async def _rewards(args: Any, sample: Any) -> Any:
+    if not isinstance(sample, list | tuple):
+        return await _reward(args, sample)
+    given = [one.reward is not None for one in sample if not (isinstance(one, list | tuple) or _is_scored(one))]
+    if any(given) and not all(given) and not os.environ.get(FUNCTION):
+        raise DataError(
+            f"{sum(given)} of {len(given)} samples of a group have a task reward: it must be all of them, or none"
+        )
+    tasks = [asyncio.ensure_future(_rewards(args, one)) for one in sample]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:  # of a group that has failed
+            task.cancel()
+
+
+async def _reward(args: Any, sample: Any) -> dict[str, Any]:
+    reward = await task_reward(args, sample)
+    length, tokens = int(sample.response_length), _tokens(sample)
     if length == 0:
-        return {SCORES: [], TASK: task_reward}
-    tokens = _tokens(sample.tokens)
+        return {SCORES: [], TASK: reward}
+    for name in ("multimodal_inputs", "multimodal_train_inputs"):
+        media = getattr(sample, name, None)
+        if media and (not isinstance(media, dict) or not all(_is_empty(value) for value in media.values())):
+            raise DataError(
+                f"{name_of(sample)} has {name}: the teacher would score its text without what it is about. Images, "
+                "audio and video are not supported by this hook."
+            )
     if not 0 < length < len(tokens):
-        raise DataError(f"a sample has {len(tokens)} tokens and a response of {length}; its prompt is missing")
-    teacher = await _teacher(args, tokens)
-    request = request_of(tokens, len(tokens) - length, _temperature(args), id="a sample")
+        raise DataError(
+            f"{name_of(sample)} has {len(tokens)} tokens and a response of {length}: tokens must be prompt and response"
+        )
+    teacher = await proven_teacher(args, _url(args, sample), tokens)
+    request = request_of(tokens, len(tokens) - length, rollout_temperature(args), id=name_of(sample))
     (scores,) = await teacher.score([request])
     if isinstance(scores, Failure):
-        raise TeacherError(f"{scores.kind}: {scores.message}")
+        raise TeacherError(f"{name_of(sample)} cannot be scored: {scores.kind}: {scores.message}")
     assert isinstance(scores, TokenScores)
     if scores.temperature != request.temperature:
         raise TeacherError(
             f"teacher {teacher.name} scored at temperature {scores.temperature:g}, expected rollout_temperature = "
             f"{request.temperature:g}. Serve the model with `limbeck serve`, which is exact at any temperature."
         )
-    return {SCORES: scores.logprobs.tolist(), TASK: task_reward}
+    return {SCORES: scores.logprobs.tolist(), TASK: reward}
 
 
-def post_process_rewards(args: Any, samples: Sequence[Any], **kwargs: Any) -> tuple[list[float], list[float]]:
-    """Give each sample its `teacher_log_probs`, and return task rewards: raw, and as the trainer wants them.
-
-    Without a task reward both are zeros: the distillation term is the only signal.
-    """
-    rewards: list[float | None] = []
-    for sample in samples:
-        found = sample.reward
-        if not isinstance(found, dict) or SCORES not in found:
-            raise DataError(
-                f"a sample's reward is {type(found).__name__}, expected what limbeck's reward_func returned"
-            )
-        sample.teacher_log_probs = _as_tensor(found[SCORES], int(sample.response_length))
-        rewards.append(found[TASK])
-    graded = [reward for reward in rewards if reward is not None]
-    if graded and len(graded) < len(rewards):
-        raise DataError(f"{len(graded)} of {len(rewards)} samples have a task reward: it must be all of them, or none")
-    raw = graded or [0.0] * len(rewards)
-    return raw, _normalised(args, samples, raw)
+def _is_scored(sample: Any) -> bool:
+    """By this hook, perhaps in a rollout that was cut off."""
+    return isinstance(sample.reward, dict) and {SCORES, TASK} <= sample.reward.keys()
 
 
-def _tokens(given: Any) -> list[int]:
+def _is_empty(value: Any) -> bool:
+    return value is None or (hasattr(value, "__len__") and len(value) == 0)
+
+
+def _url(args: Any, sample: Any) -> Any:
+    """The sample's teacher. miles can name several: by the sample's metadata, or `default`."""
+    given = getattr(args, "opd_teacher_urls", None)
+    if not given:
+        return getattr(args, "rm_url", None)
+    urls = {}
+    for entry in given:
+        name, _, url = str(entry).partition("=")
+        urls[name.strip()] = url.strip()
+    metadata, key = getattr(sample, "metadata", None), getattr(args, "opd_teacher_key", None) or "opd_teacher"
+    wanted = metadata.get(key) if isinstance(metadata, dict) else None
+    chosen = urls.get(str(wanted)) or urls.get(FALLBACK)
+    if not chosen:
+        raise DataError(
+            f"{name_of(sample)} names the teacher {wanted!r} in metadata[{key!r}], expected one of "
+            f"{', '.join(sorted(urls))} of --opd-teacher-urls. Name it there, or add {FALLBACK}=URL."
+        )
+    return chosen
+
+
+def _tokens(sample: Any) -> list[int]:
     """Raises `DataError` for what is no list of token ids: a 1.7 would be scored as token 1."""
     try:
-        return [operator.index(token) for token in given]
+        return [operator.index(token) for token in sample.tokens]
     except TypeError:
-        raise DataError(f"a sample's tokens are {shown(given)}, expected a list of token ids") from None
+        raise DataError(f"{name_of(sample)} has the tokens {shown(sample.tokens)}, expected a list of ids") from None
 
 
-def _as_tensor(values: Sequence[float], length: int) -> torch.Tensor:
+def _own_reward(sample: Any) -> dict[str, Any]:
+    """What `reward_func` returned for it. Raises `DataError` where it was never asked."""
+    found = sample.reward
+    if _is_scored(sample):
+        return dict(found)
+    if found is None and int(sample.response_length) == 0 and not os.environ.get(FUNCTION):
+        return {SCORES: [], TASK: 0.0}  # it was aborted before its first token: there is nothing to score
+    status = getattr(getattr(sample, "status", None), "value", None)
+    if found is None:
+        raise DataError(
+            f"{name_of(sample)} was never scored{f' (its status is {status!r})' if status else ''}: a trainer asks no "
+            "hook for an aborted one. Leave such groups out with --dynamic-sampling-filter-path."
+        )
+    raise DataError(
+        f"the reward of {name_of(sample)} is {shown(found)}, expected what limbeck's reward_func returned. Trainers "
+        f"call it only for samples whose reward is None: let your generate function leave it so, and grade in "
+        f"{FUNCTION}."
+    )
+
+
+def _as_tensor(values: Sequence[float], sample: Any) -> torch.Tensor:
     import torch
 
+    length = int(sample.response_length)
     if len(values) != length:
-        raise DataError(f"a sample has {len(values)} teacher log-probs for a response of {length} tokens")
-    return torch.tensor(values, dtype=torch.float32)
-
-
-def _normalised(args: Any, samples: Sequence[Any], raw: list[float]) -> list[float]:
-    """Group-normalised where the trainer would have done so: its own step is replaced by this hook."""
-    estimator = getattr(args, "advantage_estimator", None)
-    if not any(raw) or estimator not in NORMALISED or not getattr(args, "rewards_normalization", False):
-        return raw
-    by_deviation = getattr(args, "grpo_std_normalization", False) and estimator in ("grpo", "gspo")
-    values, groups = np.array(raw), np.array(_groups(args, samples))
-    for group in np.unique(groups):
-        mine = groups == group
-        values[mine] -= values[mine].mean()
-        if by_deviation and mine.sum() > 1:
-            values[mine] /= values[mine].std(ddof=1) + MIN_DEVIATION
-    normalised: list[float] = values.tolist()
-    return normalised
-
-
-def _groups(args: Any, samples: Sequence[Any]) -> list[int]:
-    """Which samples answer one prompt: by their `group_index`, else by their order."""
-    named = [getattr(sample, "group_index", None) for sample in samples]
-    if None not in named:
-        return [int(group) for group in named if group is not None]
-    size = int(args.n_samples_per_prompt)
-    if len(samples) % size:
         raise DataError(
-            f"{len(samples)} samples without a group_index are no multiple of n_samples_per_prompt = {size}"
+            f"{name_of(sample)} has {len(values)} teacher log-probs for a response of {length} tokens: it was changed "
+            "after it was scored"
         )
-    return [place // size for place in range(len(samples))]
-
-
-async def _task_reward(args: Any, sample: Any) -> float | None:
-    """What the sample already has, else what LIMBECK_TASK_REWARD returns, else None."""
-    given, key = sample.reward, getattr(args, "reward_key", None)
-    if isinstance(given, dict):
-        if SCORES in given:  # this hook has scored it before
-            key = TASK
-        if key not in given:
-            raise DataError(f"a sample's reward is {given!r}. Name the task reward in it by --reward-key.")
-        given = given[key]
-    if given is not None:
-        return _number(given, "a sample's reward")
-    name = os.environ.get("LIMBECK_TASK_REWARD")
-    if not name:
-        return None
-    module, _, function = name.partition(":")
-    try:
-        grade = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(f"LIMBECK_TASK_REWARD = {name!r} is not package.module:function: {error}") from None
-    value = grade(args, sample)
-    return _number(await value if inspect.isawaitable(value) else value, f"the value of {name}")
-
-
-def _number(value: Any, what: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{what} is {shown(value)}, expected a finite number")
-    return number
-
-
-async def _teacher(args: Any, tokens: list[int]) -> RemoteTeacher:
-    """The proven teacher of this server and temperature; proven once, by the first sample that comes."""
-    loop = asyncio.get_running_loop()
-    key = (loop, args.rm_url, _temperature(args))  # its connections live on this loop
-    task = _proven.get(key)
-    if task is None or (task.done() and (task.cancelled() or task.exception())):
-        if len(tokens) < MIN_TOKENS:
-            tokens = (tokens * MIN_TOKENS)[:MIN_TOKENS]
-        task = _proven[key] = loop.create_task(_prove(args, tokens))
-    return await asyncio.shield(task)
-
-
-async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
-    kind = os.environ.get("LIMBECK_TEACHER_KIND", "sglang")
-    if kind not in BACKENDS:
-        raise RecipeError(f"LIMBECK_TEACHER_KIND = {kind!r}, expected one of {', '.join(BACKENDS)}")
-    options: dict[str, Any] = {
-        "baked": os.environ.get("LIMBECK_BAKED"),
-        "token_env": os.environ.get("LIMBECK_TOKEN_ENV"),
-        "retry_seconds": _number(os.environ.get("LIMBECK_RETRY_SECONDS", "300"), "LIMBECK_RETRY_SECONDS"),
-    }
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    # These trainers cannot mask a position, so none may be uncertain.
-    try:
-        section = BACKENDS[kind].config(url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
-    except ValidationError as error:
-        raise RecipeError("; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
-    client = connect("teacher", section, LARGEST_VOCABULARY, section.top_logprobs)
-    ids = list(dict.fromkeys([*tokens, *SMALL_IDS]))[:16]
-    try:
-        return RemoteTeacher(client, await prove_remote(client, [tokens], ids, _temperature(args)))
-    except BaseException:
-        await client.close()
-        raise
-
-
-def _base(url: Any) -> str:
-    """The server of an `rm_url`, which names a route. Raises `RecipeError` for what is no text."""
-    if not isinstance(url, str) or not url:
-        raise RecipeError(f"rm_url is {shown(url)}, expected the address of the teacher's server, as --rm-url gives it")
-    base: str = url.rstrip("/")
-    return next((base.removesuffix(route) for route in ROUTES if base.endswith(route)), base)
-
-
-def _temperature(args: Any) -> float:
-    temperature = _number(args.rollout_temperature, "rollout_temperature")
-    if temperature <= 0:
-        raise RecipeError(f"rollout_temperature is {temperature}: at 0 the student has no distribution to distil into")
-    return temperature
+    return torch.tensor(values, dtype=torch.float32)

@@ -3,6 +3,7 @@
     --custom-rm-path limbeck.plugins.slime.reward_func
     --custom-reward-post-process-path limbeck.plugins.slime.post_process_rewards
     --rm-url http://teacher:30000/generate
+    --reward-key task_reward --eval-reward-key task_reward
 
 See `limbeck.plugins.opd` for what is read of `args`, of samples and of the environment.
 """

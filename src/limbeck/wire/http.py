@@ -72,6 +72,10 @@ class Counts:
     wrong: Counter[str] = field(default_factory=Counter)  # answers that were not taken, by the kind of `WireError`
 
 
+# Proxies are those of the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), but never on the way to this machine itself.
+DIRECT: Mapping[str, None] = {f"all://{name}": None for name in ("localhost", "127.0.0.1", "[::1]")}
+
+
 class Pool:
     """Asks replicas in turn. Raises `RecipeError` for a token that is not in the environment."""
 
@@ -85,6 +89,7 @@ class Pool:
             timeout=httpx.Timeout(settings.timeout, connect=min(10.0, settings.timeout)),
             limits=httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
             transport=transport,
+            mounts=DIRECT,
         )
         self.known = {url: Known(settings.binds) for url in self.urls}
         self._places = asyncio.Semaphore(settings.concurrency)
