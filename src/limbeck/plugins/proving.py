@@ -149,7 +149,7 @@ def _section(wanted: Wanted) -> Any:
     given: dict[str, Any] = {OPTIONS[variable]: value for variable, value in wanted.options}
     try:
         # These trainers cannot mask a position, so none may be uncertain.
-        return BACKENDS[wanted.kind].config(url=wanted.url, max_rescale_dropped=0.0, probe_every=64, **given)
+        return BACKENDS[wanted.kind].config(url=wanted.url, max_rescale_dropped=0.0, **given)
     except ValidationError as error:
         named = {key: variable for variable, key in OPTIONS.items()}
         faults = [
