@@ -91,6 +91,8 @@ async def test_one_bad_sample_of_a_group_stops_the_trainer_and_its_siblings() ->
 async def test_a_group_in_which_some_have_a_task_reward_is_refused() -> None:
     with pytest.raises(TrainingStopped, match="1 of 2 samples of a group have a task reward"):
         await slime.reward_func(SimpleNamespace(), [sample(0, 1.0), sample(0)])
+    resumed = sample(0, {"teacher_log_probs": [], "task_reward": 0.0})
+    assert len(await slime.reward_func(SimpleNamespace(), [resumed, sample(0)])) == 2
 
 
 async def test_a_server_that_cannot_score_at_t_is_refused_before_training() -> None:

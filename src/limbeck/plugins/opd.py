@@ -101,7 +101,7 @@ def _check_settings(args: Any) -> None:
 async def _rewards(args: Any, sample: Any) -> Any:
     if not isinstance(sample, list | tuple):
         return await _reward(args, sample)
-    given = [one.reward is not None for one in sample if not isinstance(one, list | tuple)]
+    given = [one.reward is not None for one in sample if not (isinstance(one, list | tuple) or _is_scored(one))]
     if any(given) and not all(given) and not os.environ.get(FUNCTION):
         raise DataError(
             f"{sum(given)} of {len(given)} samples of a group have a task reward: it must be all of them, or none"
@@ -144,6 +144,11 @@ async def _reward(args: Any, sample: Any) -> dict[str, Any]:
     return {SCORES: scores.logprobs.tolist(), TASK: reward}
 
 
+def _is_scored(sample: Any) -> bool:
+    """By this hook, perhaps in a rollout that was cut off."""
+    return isinstance(sample.reward, dict) and {SCORES, TASK} <= sample.reward.keys()
+
+
 def _is_empty(value: Any) -> bool:
     return value is None or (hasattr(value, "__len__") and len(value) == 0)
 
@@ -179,8 +184,8 @@ def _tokens(sample: Any) -> list[int]:
 def _own_reward(sample: Any) -> dict[str, Any]:
     """What `reward_func` returned for it. Raises `DataError` where it was never asked."""
     found = sample.reward
-    if isinstance(found, dict) and SCORES in found and TASK in found:
-        return found
+    if _is_scored(sample):
+        return dict(found)
     if found is None and int(sample.response_length) == 0 and not os.environ.get(FUNCTION):
         return {SCORES: [], TASK: 0.0}  # it was aborted before its first token: there is nothing to score
     status = getattr(getattr(sample, "status", None), "value", None)
