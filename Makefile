@@ -5,7 +5,7 @@ ENGINES ?= $(HOME)/.cache/limbeck/engines
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-browser test-chaos test-engines test-peers smollm2 check lint types floors benchmark bench-full clean
+.PHONY: help demo test test-slow test-browser test-chaos test-engines test-peers named-checkout smollm2 check lint types floors benchmark bench-full clean
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -31,9 +31,11 @@ test-engines: $(VENV)/test     ## real SGLang and vLLM on this machine: 6 GB of 
 	scripts/engines/install_vllm.sh $(ENGINES)/vllm
 	LIMBECK_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engines --durations=0 tests/engines_live
 
-test-peers: $(VENV)/test     ## the drop-ins inside slime's and miles's own code: LIMBECK_SLIME and LIMBECK_MILES name your checkouts
-	@[ -n "$$LIMBECK_SLIME$$LIMBECK_MILES" ] || { echo "make test-peers runs the code of your checkouts, and none is named. For example:" >&2; echo "  git clone https://github.com/THUDM/slime && LIMBECK_SLIME=\$$PWD/slime make test-peers" >&2; echo "  git clone https://github.com/radixark/miles && LIMBECK_MILES=\$$PWD/miles make test-peers" >&2; exit 1; }
+test-peers: named-checkout $(VENV)/test     ## the drop-ins inside slime's and miles's own code: LIMBECK_SLIME and LIMBECK_MILES name your checkouts
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m peers -rs tests/peers
+
+named-checkout:
+	@[ -n "$$LIMBECK_SLIME$$LIMBECK_MILES" ] || { echo "make test-peers runs the code of your checkouts, and none is named. For example:" >&2; echo "  git clone https://github.com/THUDM/slime ../slime && LIMBECK_SLIME=../slime make test-peers" >&2; echo "  git clone https://github.com/radixark/miles ../miles && LIMBECK_MILES=../miles make test-peers" >&2; exit 1; }
 
 smollm2: $(VENV)/smollm2     ## prune a real chat model and heal it against its original, in half an hour
 	$(BIN)/python scripts/smollm2/prepare.py

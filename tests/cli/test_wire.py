@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from limbeck.cli.main import main
+from limbeck.errors import RecipeError
 from tests import tiny
 from tests.fake_server import FakeServer, in_thread
 
@@ -162,3 +163,9 @@ def test_every_option_says_what_it_does(command: str) -> None:
     for parameter in main.commands[command].params:
         if parameter.param_type_name == "option":
             assert parameter.help, f"limbeck {command} {parameter.opts[0]} has no help"
+
+
+def test_a_sampling_temperature_is_ignored_only_for_another() -> None:
+    done = CliRunner().invoke(main, ["serve", "no/such/model", "--ignore-sampling-temperature"])
+    assert isinstance(done.exception, RecipeError)
+    assert "give --temperature" in str(done.exception)

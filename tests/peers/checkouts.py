@@ -60,7 +60,7 @@ _finder = _Finder()
 
 def load(variable: str, module: str) -> Any:
     """Skips the test where no checkout is named."""
-    folder = os.environ.get(variable)
+    folder = os.path.abspath(os.environ[variable]) if os.environ.get(variable) else ""
     if not folder:
         pytest.skip(f"set {variable} to a checkout of {module.partition('.')[0]}")
     if not os.path.isdir(os.path.join(folder, module.partition(".")[0])):
