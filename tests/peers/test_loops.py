@@ -99,7 +99,12 @@ def _by_class(module: str, name: str, args: Any) -> list[Any]:
     call = load("LIMBECK_MILES", "miles.rollout.inference_rollout.compatibility").call_rollout_function
     sample = load("LIMBECK_MILES", "miles.utils.types").Sample
     rollout = kind(base.RolloutFnConstructorInput(args=args, data_source=Prompts(sample, SIZE)))
-    return _flat(call(rollout, base.RolloutFnTrainInput(rollout_id=0)).samples)
+    try:
+        return _flat(call(rollout, base.RolloutFnTrainInput(rollout_id=0)).samples)
+    finally:
+        if (worker := getattr(rollout, "_worker", None)) is not None:  # it would go on for the rest of the tests
+            loop = load("LIMBECK_MILES", "miles.utils.async_utils").get_async_loop().loop
+            loop.call_soon_threadsafe(worker.cancel)
 
 
 def _fresh_state(loop: Any) -> None:
