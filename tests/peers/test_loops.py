@@ -165,6 +165,8 @@ def test_each_loop_gives_the_teachers_log_probs(
 ) -> None:
     if group_rm and generate == "several":
         pytest.skip("their loops cannot: they assign one reward to a list of samples")
+    if group_rm and loop == "miles_asynchronous":
+        pytest.skip("it takes prompts without end while groups wait for their rewards, and a test's student is fast")
     monkeypatch.setenv("LIMBECK_TASK_REWARD", "tests.peers.students:grade")
     with in_thread(teacher()) as server:
         plugin = plugin_of(loop)
