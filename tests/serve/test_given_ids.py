@@ -66,8 +66,8 @@ def test_each_id_is_answered_at_its_position(lm: CausalLM, k: int, holes: bool, 
         (reply,) = binary.read(post(http, binary.write([request])).content, [request])
     rows = truth(lm, request)
     np.testing.assert_array_equal(reply.top_ids, request.support)
-    np.testing.assert_allclose(reply.top_logprobs, np.take_along_axis(rows, request.support, 1), atol=1e-5)
-    np.testing.assert_allclose(reply.logprobs, rows[np.arange(len(rows)), request.scored_ids], atol=1e-5)
+    np.testing.assert_allclose(reply.top_logprobs, np.take_along_axis(rows, request.support, 1), atol=5e-5)
+    np.testing.assert_allclose(reply.logprobs, rows[np.arange(len(rows)), request.scored_ids], atol=5e-5)
     assert reply.temperature == temperature
 
 
@@ -79,7 +79,7 @@ def test_several_sequences_of_other_lengths_and_one_of_which_nothing_is_scored(l
     for request, reply in zip(unit, replies, strict=True):
         assert reply.top_logprobs is not None
         wanted = np.take_along_axis(truth(lm, request), np.asarray(request.support), 1)
-        np.testing.assert_allclose(reply.top_logprobs, wanted, atol=1e-5)
+        np.testing.assert_allclose(reply.top_logprobs, wanted, atol=5e-5)
 
 
 def test_the_servers_own_top_tokens_and_the_same_ids_given_have_the_same_scores(lm: CausalLM) -> None:
@@ -111,7 +111,7 @@ def test_a_body_that_is_read_in_the_other_process(lm: CausalLM) -> None:
     with serving(lm) as http:
         replies = binary.read(post(http, body).content, unit)
     np.testing.assert_allclose(
-        replies[-1].top_logprobs, np.take_along_axis(truth(lm, unit[0]), unit[0].support, 1), atol=1e-5
+        replies[-1].top_logprobs, np.take_along_axis(truth(lm, unit[0]), unit[0].support, 1), atol=5e-5
     )
 
 
@@ -127,9 +127,9 @@ REFUSED = {
     "not as many at each": ([row(support_ids=LIST[:12])], {}, "3 ids for 2 positions"),
     "none at all": ([row(support_ids=b"")], {}, "0 ids for 2 positions"),
     "for no position": ([row(start=6)], {}, "4 ids for 0 positions"),
-    "half a number": ([row(support_ids=LIST[:7])], {}, "four-byte"),
-    "text": ([row(support_ids="abcd")], {}, "four-byte"),
-    "a number": ([row(support_ids=7)], {}, "four-byte"),
+    "half a number": ([row(support_ids=LIST[:7])], {}, "4-byte"),
+    "text": ([row(support_ids="abcd")], {}, "4-byte"),
+    "a number": ([row(support_ids=7)], {}, "4-byte"),
     "more than the limit": (
         [row(support_ids=np.arange(10, dtype="<i4").tobytes())],
         {},
