@@ -28,21 +28,68 @@ PAD = 0
 
 
 @dataclass
+class Scoring:
+    """How one side's recorded values are made, which faults change."""
+
+    temperature: float
+    lag: int = 0  # logits this many places too late
+    roll: int = 0  # the finished list moved by this many places
+    divided: bool = False  # log q_1 / T
+    view: str = "own"  # which tokens the model saw
+    extra: float = 0.0  # nats of noise
+
+
+@dataclass
 class Draft:
     """One row on its way, with the logits of both sides after each token."""
 
     ids: list[int]
     start: int
     mask: np.ndarray  # [L]
-    student: np.ndarray  # [L] what is recorded
-    teacher: np.ndarray
-    sampler: np.ndarray
     z: np.ndarray  # [L, V] student's logits after each token
-    u: np.ndarray  # [L, V] teacher's
+    views: dict[str, tuple[list[int], np.ndarray]]  # tokens that the teacher sees, and its logits after each
     temperature: float
     finish: str
     step: int
+    sides: dict[str, Scoring] = field(default_factory=dict)
+    pads: int = 0
+    extras: list[Callable[[Draft], None]] = field(default_factory=list)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def student(self) -> np.ndarray:
+        return self.values["student"]
+
+    @property
+    def teacher(self) -> np.ndarray:
+        return self.values["teacher"]
+
+    @property
+    def u(self) -> np.ndarray:
+        return self.views["own"][1]
+
+    def render(self, rng: np.random.Generator, noise: float) -> None:
+        for name, how in self.sides.items():
+            ids, logits = (self.ids, self.z) if name != "teacher" else self.views[how.view]
+            values = logp(logits, ids, 1.0 if how.divided else how.temperature, how.lag)
+            if how.divided:
+                values = values / how.temperature
+            length = len(self.ids) - self.start
+            found = np.roll(values[-length:], how.roll)
+            out = np.full(len(self.ids), np.nan)
+            out[self.start :] = found
+            if how.view == "own" and not how.roll:
+                out[1 : self.start] = values[1 : self.start]
+            out += (noise + how.extra) * rng.standard_normal(len(out))
+            self.values[name] = torch.tensor(out).bfloat16().double().numpy() if noise else out
+        for extra in self.extras:
+            extra(self)
+        if self.pads:
+            self.ids = self.ids + [PAD] * self.pads
+            self.mask = np.concatenate([self.mask, np.ones(self.pads, bool)])
+            self.values = {k: np.concatenate([v, np.full(self.pads, -7.0)]) for k, v in self.values.items()}
+            self.more = {k: [*v, *[0.0] * self.pads] for k, v in self.more.items()}
 
 
 def logp(logits: np.ndarray, ids: Sequence[int], temperature: float, lag: int = 0) -> np.ndarray:
@@ -96,20 +143,29 @@ class World:
                 noise = rng.gumbel(size=logits.shape)
                 ids = torch.cat([ids, torch.tensor((logits + noise).argmax(axis=1))[:, None]], dim=1)
             z = self.student(ids, use_cache=False).logits.double().numpy()
-            u = self.teacher(ids, use_cache=False).logits.double().numpy()
+            views = self._views(ids, start)
         for i in range(count):
             row = ids[i].tolist()
             stop = next((t for t in range(start, len(row)) if row[t] == EOS), None)
             end = len(row) if stop is None else stop + 1
-            found.append(self._draft(row[:end], start, z[i, :end], u[i, :end], temperature, stop is not None, i * steps // count))
+            seen = {}
+            for name, (tokens, logits) in views.items():
+                to = tokens.shape[1] - (len(row) - end)
+                seen[name] = (tokens[i, :to].tolist(), logits[i, :to])
+            draft = Draft(
+                row[:end], start, np.arange(end) >= start, z[i, :end], seen, temperature,
+                "length" if stop is None else "stop", 1 + i * steps // count,
+            )  # fmt: skip
+            draft.sides = {name: Scoring(temperature) for name in ("student", "teacher", "sampler")}
+            found.append(draft)
         return found
 
-    def _draft(
-        self, ids: list[int], start: int, z: np.ndarray, u: np.ndarray, temperature: float, stopped: bool, step: int
-    ) -> Draft:
-        mask = np.arange(len(ids)) >= start
-        student, teacher = logp(z, ids, temperature), logp(u, ids, temperature)
-        return Draft(ids, start, mask, student, teacher, student.copy(), z, u, temperature, "stop" if stopped else "length", step + 1)
+    def _views(self, ids: torch.Tensor, start: int) -> dict[str, tuple[torch.Tensor, np.ndarray]]:
+        """What the teacher may see: the row; without its template; other ids for the same places."""
+        keep = [t for t in range(ids.shape[1]) if t not in (0, start - 1)]
+        order = torch.tensor(np.random.default_rng(5).permutation(tiny.VOCABULARY))
+        seen = {"own": ids, "plain": ids[:, keep], "permuted": order[ids], "response": ids[:, start - 1 :]}
+        return {k: (v, self.teacher(v, use_cache=False).logits.double().numpy()) for k, v in seen.items()}
 
     def dump(
         self,
@@ -128,28 +184,21 @@ class World:
         drafts = self.drafts(temperature, count, seed, length, prompt, steps, sampled_at)
         rng = np.random.default_rng(seed + 1)
         for draft in drafts:
-            for values in (draft.student, draft.teacher, draft.sampler):
-                values += noise * rng.standard_normal(len(values))
-        for fault in sorted(faults, key=list(FAULTS).index):
-            for draft in drafts:
-                if draft.step >= since:
+            if draft.step >= since:
+                for fault in faults:
                     FAULTS[fault](draft)
+            draft.render(rng, noise)
         if "dropped_long_rows" in faults:
-            drafts = [d for d in drafts if d.finish == "stop"]
-        if noise:
-            for draft in drafts:
-                for name in ("student", "teacher", "sampler"):
-                    setattr(draft, name, torch.tensor(getattr(draft, name)).bfloat16().double().numpy())
-        return [row_of(draft, faults) for draft in drafts]
+            drafts = [d for d in drafts if d.finish == "stop" or d.step < since]
+        return [row_of(draft) for draft in drafts]
 
 
-def row_of(draft: Draft, faults: Sequence[str] = ()) -> dict[str, Any]:
-    known = lambda values: [None if np.isnan(v) else float(v) for v in values]
+def row_of(draft: Draft) -> dict[str, Any]:
+    known = {k: [None if np.isnan(v) else float(v) for v in values] for k, values in draft.values.items()}
     return {
         "step": draft.step, "token_ids": draft.ids, "prompt_length": draft.start,
-        "mask": draft.mask.astype(int).tolist(), "student_logprobs": known(draft.student),
-        "teacher_logprobs": known(draft.teacher), "sampler_logprobs": known(draft.sampler), "finish": draft.finish,
-        **draft.more,
+        "mask": draft.mask.astype(int).tolist(), **{f"{k}_logprobs": v for k, v in known.items()},
+        "finish": draft.finish, **draft.more,
     }  # fmt: skip
 
 
@@ -158,35 +207,14 @@ def write(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-def _noise_of(draft: Draft, name: str) -> np.ndarray:
-    logits = draft.z if name != "teacher" else draft.u
-    return np.nan_to_num(getattr(draft, name) - logp(logits, draft.ids, draft.temperature))
+def _set(*names: str, factor: float = 1.0, **changes: Any) -> Callable[[Draft], None]:
+    def change(draft: Draft) -> None:
+        for name in names:
+            for key, value in changes.items():
+                setattr(draft.sides[name], key, value)
+            draft.sides[name].temperature *= factor
 
-
-def _rescore(draft: Draft, name: str, temperature: float) -> None:
-    noise = _noise_of(draft, name)
-    setattr(draft, name, logp(draft.z if name != "teacher" else draft.u, draft.ids, temperature) + noise)
-
-
-def _at(name: str, temperature: float | None, factor: float = 1.0) -> Callable[[Draft], None]:
-    return lambda draft: _rescore(draft, name, temperature or draft.temperature * factor)
-
-
-def _roll(name: str, by: int) -> Callable[[Draft], None]:
-    def shift(draft: Draft) -> None:
-        values = getattr(draft, name)
-        values[draft.start :] = np.roll(values[draft.start :], by)
-
-    return shift
-
-
-def _own(draft: Draft) -> None:
-    right = logp(draft.u, draft.ids, draft.temperature)
-    draft.teacher = np.where(np.isnan(right), right, logp(draft.u, draft.ids, draft.temperature, lag=1) + _noise_of(draft, "teacher"))
-
-
-def _divided(draft: Draft) -> None:
-    draft.teacher = logp(draft.u, draft.ids, 1.0) / draft.temperature + _noise_of(draft, "teacher")
+    return change
 
 
 def _prompt_in_mask(draft: Draft) -> None:
@@ -194,12 +222,8 @@ def _prompt_in_mask(draft: Draft) -> None:
 
 
 def _padding(draft: Draft) -> None:
-    """Padding up to one width, in the mask; the scores there are of the padding."""
-    more = 4 if draft.finish == "stop" else 2
-    draft.ids = draft.ids + [PAD] * more
-    draft.mask = np.concatenate([draft.mask, np.ones(more, bool)])
-    for name in ("student", "teacher", "sampler"):
-        setattr(draft, name, np.concatenate([getattr(draft, name), np.full(more, -7.0)]))
+    """Padding in the mask; the scores there are of the padding."""
+    draft.pads = 4 if draft.finish == "stop" else 2
 
 
 def _no_end(draft: Draft) -> None:
@@ -217,10 +241,10 @@ def _r(draft: Draft) -> np.ndarray:
 
 
 def _with(key: str, make: Callable[[Draft], np.ndarray]) -> Callable[[Draft], None]:
-    def add(draft: Draft) -> None:
+    def fill(draft: Draft) -> None:
         draft.more[key] = np.where(draft.mask, make(draft), 0.0).tolist()
 
-    return add
+    return lambda draft: draft.extras.append(fill)
 
 
 def _within(k: int, renormalised: bool) -> Callable[[Draft], np.ndarray]:
@@ -242,16 +266,21 @@ def _within(k: int, renormalised: bool) -> Callable[[Draft], np.ndarray]:
 
 
 FAULTS: dict[str, Callable[[Draft], None]] = {
-    "teacher_at_one": _at("teacher", 1.0),
-    "student_at_one": _at("student", 1.0),
-    "sampler_at_one": _at("sampler", 1.0),
-    "teacher_hotter": _at("teacher", None, 1.15),
-    "both_hotter": lambda d: (_rescore(d, "student", d.temperature * 1.4), _rescore(d, "teacher", d.temperature * 1.4))[0],
-    "teacher_divided": _divided,
-    "teacher_own": _own,
-    "teacher_next": _roll("teacher", -1),
-    "teacher_previous": _roll("teacher", 1),
-    "student_next": _roll("student", -1),
+    "teacher_at_one": _set("teacher", temperature=1.0),
+    "student_at_one": _set("student", temperature=1.0),
+    "sampler_at_one": _set("sampler", temperature=1.0),
+    "teacher_hotter": _set("teacher", factor=1.15),
+    "both_hotter": _set("student", "teacher", factor=1.4),
+    "teacher_divided": _set("teacher", divided=True),
+    "teacher_own": _set("teacher", lag=1),
+    "teacher_early": _set("teacher", lag=-1),
+    "teacher_next": _set("teacher", roll=-1),
+    "teacher_previous": _set("teacher", roll=1),
+    "student_next": _set("student", roll=-1),
+    "teacher_plain": _set("teacher", view="plain"),
+    "teacher_response_alone": _set("teacher", view="response"),
+    "teacher_permuted": _set("teacher", view="permuted"),
+    "sampler_noisy": _set("sampler", extra=0.4),
     "losses_k1": _with("losses", _r),
     "losses_right": _with("losses", lambda d: _r(d) * np.nan_to_num(d.student)),
     "losses_k3": _with("losses", lambda d: np.exp(-_r(d)) - 1 + _r(d)),

@@ -28,6 +28,7 @@ CAP = 2.0  # nats
 SEGMENTS = 3
 UNITS = 200  # units that the segmentation looks at
 CLEARLY = 0.8  # a stranger candidate must leave less than this share of the plain one's residual
+HALF = 2.0**-8  # what a value recorded in bfloat16 may be off, relative to its size
 GAIN = 0.004  # nats a token that it must also save
 
 
@@ -40,16 +41,14 @@ class Recorded:
     room: tuple[Ints, Ints]  # [N] states that precede and follow it within its row
     row: Ints  # [N] its row
     unit: Ints  # [N] 0 to U - 1
+    into: Ints  # [N] recorded tokens of its row that precede it
 
     def take(self, chosen: Ints) -> Recorded:
         before, after = self.room
         return Recorded(
-            self.values[chosen],
-            self.state[chosen],
-            (before[chosen], after[chosen]),
-            self.row[chosen],
-            self.unit[chosen],
-        )
+            self.values[chosen], self.state[chosen], (before[chosen], after[chosen]), self.row[chosen],
+            self.unit[chosen], self.into[chosen],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,20 +90,21 @@ def units_of(rows: Sequence[Row]) -> tuple[Ints, list[int | None]]:
 
 def recorded_of(rows: Sequence[Row], units: Ints, curves: Curves, name: str) -> Recorded:
     """The trained tokens of the response for which a side has recorded a value."""
-    parts: list[tuple[Reals, Ints, Ints, Ints, Ints]] = []
+    parts: list[tuple[Reals, Ints, Ints, Ints, Ints, Ints]] = []
     for index, row in enumerate(rows):
         values = row.recorded(name)
         chosen = np.isfinite(values) & row.trained & (np.arange(len(values)) >= max(1, row.start))
         places = np.flatnonzero(chosen)
         if curves.first[index] < 0 or not len(places):
             continue
-        parts.append((values[places], places, np.full(len(places), index), len(values) - 1 - places, places - 1))
+        parts.append((values[places], places, np.full(len(places), index), len(values) - 1 - places, places - 1,
+                      np.arange(len(places))))  # fmt: skip
     if not parts:
         empty = np.zeros(0, np.int64)
-        return Recorded(np.zeros(0), empty, (empty, empty), empty, empty)
-    values, places, row_of, after, before = (np.concatenate([part[i] for part in parts]) for i in range(5))
+        return Recorded(np.zeros(0), empty, (empty, empty), empty, empty, empty)
+    values, places, row_of, after, before, into = (np.concatenate([part[i] for part in parts]) for i in range(6))
     state = curves.first[row_of] + places - 1
-    return Recorded(values, state, (before, after), row_of, units[row_of])
+    return Recorded(values, state, (before, after), row_of, units[row_of], into)
 
 
 def predicted(curves: Curves, recorded: Recorded, candidate: Candidate) -> tuple[Reals, Reals]:
@@ -117,8 +117,8 @@ def predicted(curves: Curves, recorded: Recorded, candidate: Candidate) -> tuple
         case "next":  # the list is one place too early: the value of the token after
             places = np.where(after >= 1, state + 1, -1)
             z = curves.z_next[places]
-        case "previous":
-            places = np.where(before >= 1, state - 1, -1)
+        case "previous":  # the first of the list is whatever was there
+            places = np.where(recorded.into >= 1, state - 1, -1)
             z = curves.z_next[places]
         case "own":  # the logits after the token itself
             last = len(curves.z_own) - 1
@@ -180,20 +180,39 @@ def split(cost_UH: Reals, penalty: float) -> list[tuple[int, int]]:
     return list(zip(borders[:-1], borders[1:], strict=True))
 
 
-def choose(cost_H: Reals, tried: Sequence[Candidate], count: int, honest: float) -> Candidate:
-    """The plainest candidate that does about as well as the best: no shift, normalised, at `honest` = 1/T."""
-    order = np.argsort(cost_H)
+def choose(
+    curves: Curves, recorded: Recorded, cost_H: Reals, tried: Sequence[Candidate], honest: float
+) -> Candidate:
+    """The plainest candidate that does about as well as the best: no shift, normalised, at `honest` = 1/T.
 
-    def least(shifts: Sequence[str], forms: Sequence[str]) -> int:
-        return next(int(h) for h in order if tried[h].shift in shifts and tried[h].form in forms)
+    Each shift and form is compared at the temperature that suits it best, and not at the next one of the grid.
+    """
+    best: dict[tuple[Shift, Form], int] = {}
+    for h in np.argsort(cost_H):
+        best.setdefault((tried[h].shift, tried[h].form), int(h))
+    left: dict[Candidate, float] = {}
+    for h in best.values():
+        if cost_H[h] <= 3 * cost_H.min() + GAIN * len(recorded.values) or tried[h].shift == "none":
+            candidate, _ = refine(curves, recorded, tried[h])
+            left[candidate] = summed(curves, recorded, candidate)
+    plain = next(c for c in left if (c.shift, c.form) == ("none", "normalised"))
+    same = replace(plain, beta=honest)
+    allowed = GAIN * len(recorded.values)
+    if summed(curves, recorded, same) <= left[plain] + allowed / 10:
+        plain = same
+        left[same] = summed(curves, recorded, same)
+    rival = min(left, key=lambda c: left[c] + allowed / 4 * ((c.shift != "none") + 2 * (c.form != "normalised")))
+    return rival if left[rival] < CLEARLY * left[plain] and left[plain] - left[rival] > allowed else plain
 
-    plain = least(("none",), ("normalised",))
-    for rival in (least(("none",), FORMS), least(SHIFTS, ("normalised",)), int(order[0])):
-        if cost_H[rival] < CLEARLY * cost_H[plain] and cost_H[plain] - cost_H[rival] > GAIN * count:
-            plain = rival
-    chosen = tried[plain]
-    same = next((h for h, c in enumerate(tried) if c == replace(chosen, beta=honest)), plain)
-    return tried[same] if cost_H[same] <= cost_H[plain] + GAIN / 10 * count else chosen
+
+def summed(curves: Curves, recorded: Recorded, candidate: Candidate) -> float:
+    """The summed residual of a candidate. Where it says nothing of a token it pays what no shift pays."""
+    residual = np.minimum(np.abs(recorded.values - predicted(curves, recorded, candidate)[0]), CAP)
+    unknown = np.isnan(residual)
+    if unknown.any() and candidate.shift != "none":
+        part = recorded.take(np.flatnonzero(unknown))
+        residual[unknown] = np.minimum(np.abs(part.values - predicted(curves, part, replace(candidate, shift="none"))[0]), CAP)
+    return float(np.nansum(residual))
 
 
 def refine(curves: Curves, recorded: Recorded, start: Candidate) -> tuple[Candidate, float]:
@@ -223,23 +242,28 @@ def refine(curves: Curves, recorded: Recorded, start: Candidate) -> tuple[Candid
     return replace(start, beta=beta), error
 
 
-def explain(curves: Curves, recorded: Recorded, units: int, temperature: float) -> list[Stretch]:
-    """The stretches of units in order, each with its best candidate, temperature and noise."""
+def explain(curves: Curves, recorded: Recorded, units: int, temperature: float, limit: float) -> list[Stretch]:
+    """The stretches of units in order, each with its best candidate, temperature and noise.
+
+    Beyond `limit` nats a token nothing is explained: such units form stretches of their own.
+    """
     tried = candidates(curves)
     honest = float(curves.betas[np.abs(curves.betas - 1 / temperature).argmin()])
     cost_UH = costs(curves, recorded, tried, units)
     floor = float(cost_UH.sum(axis=0).min())
     total = len(recorded.values)
+    nothing_U = 1.5 * limit * np.bincount(recorded.unit, minlength=units)
     found = []
-    for begin, end in split(cost_UH, penalty=0.5 + 0.03 * floor + GAIN / 4 * total / units):
+    for begin, end in split(np.column_stack([cost_UH, nothing_U]), penalty=0.5 + 0.03 * floor + GAIN / 4 * total / units):
         chosen = np.flatnonzero((recorded.unit >= begin) & (recorded.unit < end))
         if len(chosen):
-            best = choose(cost_UH[begin:end].sum(axis=0), tried, len(chosen), honest)
+            part = recorded.take(chosen)
+            best = choose(curves, part, cost_UH[begin:end].sum(axis=0), tried, honest)
             found.append(Stretch(begin, end, best, tokens=chosen))
-    return [measure(curves, recorded, stretch) for stretch in sharpen(curves, recorded, found)]
+    return [measure(curves, recorded, stretch) for stretch in sharpen(curves, recorded, found, limit)]
 
 
-def sharpen(curves: Curves, recorded: Recorded, found: Sequence[Stretch]) -> list[Stretch]:
+def sharpen(curves: Curves, recorded: Recorded, found: Sequence[Stretch], limit: float) -> list[Stretch]:
     """The stretches with each border moved to the row where it fits best, within a unit on either side."""
     moved = list(found)
     for i in range(1, len(moved)):
@@ -247,8 +271,7 @@ def sharpen(curves: Curves, recorded: Recorded, found: Sequence[Stretch]) -> lis
         tokens = np.concatenate([before.tokens, after.tokens])
         unit = recorded.unit[tokens]
         part = recorded.take(tokens)
-        gain = [np.nan_to_num(np.minimum(np.abs(part.values - predicted(curves, part, s.best)[0]), CAP), nan=0.0)
-                for s in (before, after)]  # fmt: skip
+        gain = [_paid(curves, part, stretch, recorded, limit) for stretch in (before, after)]
         rows, place = np.unique(part.row, return_inverse=True)
         near = np.unique(part.row[np.abs(unit - after.begin + 0.5) < 1])
         later = np.concatenate([[0.0], np.cumsum(np.bincount(place, gain[0] - gain[1], minlength=len(rows)))])
@@ -261,12 +284,21 @@ def sharpen(curves: Curves, recorded: Recorded, found: Sequence[Stretch]) -> lis
     return moved
 
 
+def _paid(curves: Curves, part: Recorded, stretch: Stretch, recorded: Recorded, limit: float) -> Reals:
+    """[N] what each token of `part` leaves under a stretch's candidate, or under none where that explains nothing."""
+    own = recorded.take(stretch.tokens)
+    if summed(curves, own, stretch.best) > 1.5 * limit * len(own.values):
+        return np.full(len(part.values), 1.5 * limit)
+    residual = np.abs(part.values - predicted(curves, part, stretch.best)[0])
+    return np.asarray(np.nan_to_num(np.minimum(residual, CAP), nan=0.0))
+
+
 def measure(curves: Curves, recorded: Recorded, stretch: Stretch) -> Stretch:
     """The stretch with its temperature fitted and its residuals counted."""
     part = recorded.take(stretch.tokens)
     best, error = refine(curves, part, stretch.best)
     residual = np.abs(part.values - predicted(curves, part, best)[0])
-    residual = residual[np.isfinite(residual)]
+    residual = np.maximum(residual - HALF * np.abs(part.values), 0.0)[np.isfinite(residual)]
     noise = float(np.median(residual)) if len(residual) else math.nan
     wild = float((residual > 0.5 + 10 * noise).mean()) if len(residual) else 0.0
     return replace(

@@ -52,14 +52,15 @@ def tokens_of(rows: Sequence[Row], clean: Sequence[Mask]) -> Tokens:
 
 def sampled_estimators(tokens: Tokens) -> dict[str, Reals]:
     """[M] of each, from the sampled token alone: r is log p - log q."""
-    r = np.clip(tokens.student - tokens.teacher, -30, 30)
+    r = tokens.student - tokens.teacher
+    up, down = np.exp(np.clip(r, -30, 30)), np.exp(np.clip(-r, -30, 30))
     return {
         "k1": r,
         "k1 log p": r * tokens.student,
         "k2": r**2 / 2,
-        "k3": np.exp(-r) - 1 + r,
-        "k3 log p": (np.exp(-r) - 1 + r) * tokens.student,
-        "k3 forward": np.exp(r) - 1 - r,
+        "k3": down - 1 + r,
+        "k3 log p": (down - 1 + r) * tokens.student,
+        "k3 forward": up - 1 - r,
         "absolute": np.abs(r),
     }
 
@@ -98,7 +99,7 @@ def best_of(recorded: Reals, estimates: Mapping[str, Reals]) -> tuple[str, float
     first = order[0]
     rivals = [
         name for name in order[1:]
-        if left[name] < max(APART * left[first], left[first] + 0.01) and _kind(name) != _kind(first)
+        if left[name] < max(APART * left[first], left[first] + 0.002) and _kind(name) != _kind(first)
     ]  # fmt: skip
     return None if rivals else (first, left[first])
 

@@ -50,7 +50,8 @@ def sampled_at(curves: Curves, states: Ints, row_of: Ints, temperature: float) -
     clusters = np.bincount(row_of, score)
     error = math.sqrt(float((clusters**2).sum())) / max(information, 1e-12)
     dispersion = float((score**2).sum()) / max(information, 1e-12)
-    if not DISPERSION[0] < dispersion < DISPERSION[1]:
+    doubt = ERRORS * math.sqrt(float((score**4).sum())) / max(information, 1e-12)
+    if not DISPERSION[0] - doubt < dispersion < DISPERSION[1] + doubt:
         return NotChecked(name, f"the tokens are no plain samples of this student: their surprise varies {dispersion:.2f} "
                           "times as much as that of samples")  # fmt: skip
     return 1 / beta, max(error, 1 / math.sqrt(max(information, 1e-12))) / beta**2

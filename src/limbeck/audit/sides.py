@@ -12,6 +12,9 @@ import numpy as np
 from limbeck.audit.context import Other
 from limbeck.audit.dump import Row
 from limbeck.audit.fit import (
+    CAP,
+    predicted,
+    HALF,
     Candidate,
     Recorded,
     Stretch,
@@ -30,7 +33,8 @@ TOLERANCE = 0.02  # of T
 ERRORS = 5.0  # standard errors that a temperature must be off
 VAGUE = 0.15  # a standard error beyond this share of T says nothing
 UNEXPLAINED = 0.08  # nats a token that the best candidate may leave, and
-NOISES = 6.0  # times the noise that half precision makes in this model
+NOISES = 3.0  # times the noise that half precision makes in this model
+WORST = 0.5  # nats a token that are never noise
 FEWEST = 24  # tokens without which nothing is said of a side
 PROBE_ROWS = 48  # rows that another prompt is tried on
 SOME_ROWS = 0.03  # share of rows that fit differently, from which on it is said
@@ -53,6 +57,11 @@ class Side:
     recompute: Callable[[Sequence[Row]], Curves] | None = None  # None: a server
     others: Callable[[Sequence[Row]], Iterable[Other]] | None = None
 
+    @property
+    def limit(self) -> float:
+        """Nats a token beyond which a candidate explains nothing."""
+        return min(WORST, max(UNEXPLAINED, NOISES * self.floor))
+
 
 @dataclass
 class SideResult:
@@ -72,7 +81,7 @@ def audit_side(side: Side, rows: Sequence[Row], units: Ints, temperature: float)
         return SideResult(empty, not_checked=[NotChecked(f"{side.name}_temperature", why)])
     result = SideResult({**empty, "tokens": len(recorded.values), "bfloat16_noise": side.floor})
     count = int(units.max()) + 1
-    stretches = explain(side.curves, recorded, count, temperature)
+    stretches = explain(side.curves, recorded, count, temperature, side.limit)
     stretches = [part for stretch in stretches for part in _apart(side, recorded, stretch, temperature)]
     stretches = [_in_context(side, rows, recorded, stretch, temperature) for stretch in stretches]
     _join(result, [_judge(side, rows, recorded, stretch, temperature) for stretch in stretches])
@@ -82,11 +91,11 @@ def audit_side(side: Side, rows: Sequence[Row], units: Ints, temperature: float)
     result.values["residual"] = last.residual
     if good:
         result.beta = good[-1].best.beta
-        told = [stretch for stretch in good if stretch.error < VAGUE * stretch.temperature]
-        if told:
-            result.values |= {"temperature": told[-1].temperature, "temperature_error": told[-1].error}
+    if _explained(side, last):  # what it is now; where nothing explains it, no temperature is one
+        if last.error < VAGUE * last.temperature:
+            result.values |= {"temperature": last.temperature, "temperature_error": last.error}
         else:
-            _vague(result, side, good[-1], temperature)
+            _vague(result, side, last, temperature)
     if len(stretches) > 1:
         result.values["stretches"] = [
             {"from_row": rows[int(recorded.row[s.tokens[0]])].index, "from_step": rows[int(recorded.row[s.tokens[0]])].step,
@@ -105,7 +114,7 @@ def _vague(result: SideResult, side: Side, stretch: Stretch, temperature: float)
 
 
 def _explained(side: Side, stretch: Stretch) -> bool:
-    return stretch.residual <= max(UNEXPLAINED, NOISES * side.floor)
+    return stretch.residual <= side.limit
 
 
 def _apart(side: Side, recorded: Recorded, stretch: Stretch, temperature: float) -> list[Stretch]:
@@ -113,13 +122,11 @@ def _apart(side: Side, recorded: Recorded, stretch: Stretch, temperature: float)
     part = recorded.take(stretch.tokens)
     if part.row[0] == part.row[-1]:
         return [stretch]
-    from limbeck.audit.fit import CAP, predicted
-
     residual = np.abs(part.values - predicted(side.curves, part, stretch.best)[0])
-    residual = np.nan_to_num(np.minimum(residual, CAP), nan=0.0)
-    rows, place, counts = np.unique(part.row, return_inverse=True, return_counts=True)
+    residual = np.nan_to_num(np.clip(residual - HALF * np.abs(part.values), 0.0, CAP), nan=0.0)
+    _, place, counts = np.unique(part.row, return_inverse=True, return_counts=True)
     of_row = np.bincount(place, residual) / counts
-    limit = max(UNEXPLAINED, NOISES * side.floor, 4 * float(np.median(of_row)))
+    limit = max(side.limit, 4 * float(np.median(of_row)))
     bad = of_row > limit
     if not SOME_ROWS < bad.mean() <= 0.5:
         return [stretch]
@@ -130,12 +137,12 @@ def _apart(side: Side, recorded: Recorded, stretch: Stretch, temperature: float)
     tried = candidates(side.curves)
     unit = replace(odd, unit=np.zeros(len(tokens), np.int64))
     honest = float(side.curves.betas[np.abs(side.curves.betas - 1 / temperature).argmin()])
-    best = choose(costs(side.curves, unit, tried, 1)[0], tried, len(tokens), honest)
+    best = choose(side.curves, unit, costs(side.curves, unit, tried, 1)[0], tried, honest)
     other = measure(side.curves, recorded, Stretch(stretch.begin, stretch.end, best, tokens=tokens))
     other.context = f"{bad.mean():.0%} of the rows: "
-    if other.residual > 0.5 * float(residual[bad[place]].mean()):  # nothing else fits them either
-        if float(residual.mean()) <= max(UNEXPLAINED, NOISES * side.floor):
-            return [stretch]
+    nothing_fits = other.residual > 0.5 * float(residual[bad[place]].mean())
+    if nothing_fits and float(residual.mean()) <= side.limit:
+        return [stretch]
     rest = measure(side.curves, recorded, replace(stretch, tokens=stretch.tokens[~bad[place]]))
     return [other, rest]
 
@@ -156,7 +163,7 @@ def _in_context(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: St
         again = recorded_of(other.rows, flat, curves, side.name)
         if len(again.values) < FEWEST:
             continue
-        found = explain(curves, again, 1, temperature)[0]
+        found = explain(curves, again, 1, temperature, side.limit)[0]
         if found.residual < 0.5 * best.residual:
             best = replace(found, begin=stretch.begin, end=stretch.end, context=f"{other.name}|{other.text}")
     if best is stretch or not _explained(side, best):
@@ -166,7 +173,7 @@ def _in_context(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: St
 
 def _judge(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: Stretch, temperature: float) -> list[Finding]:
     start = since(rows, int(recorded.row[stretch.tokens[0]]))
-    limit = max(UNEXPLAINED, NOISES * side.floor)
+    limit = side.limit
     share = stretch.context if stretch.context.endswith("rows: ") else ""
     if share:
         start = {"since_step": None, "since_row": None}
@@ -183,7 +190,6 @@ def _judge(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: Stretch
     if (
         stretch.error < VAGUE * stretch.temperature
         and off > max(TOLERANCE * temperature, ERRORS * stretch.error)
-        and not (stretch.best.form == "divided" and False)
     ):
         findings.append(_temperature(side.name, stretch, temperature, share, start))
     return findings
