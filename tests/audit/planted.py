@@ -253,7 +253,9 @@ def _within(k: int, renormalised: bool) -> Callable[[Draft], np.ndarray]:
     def make(draft: Draft) -> np.ndarray:
         out = np.zeros(len(draft.ids))
         for t in range(1, len(draft.ids)):
-            p, q = (np.exp(x[t - 1] / draft.temperature - (x[t - 1] / draft.temperature).max()) for x in (draft.z, draft.u))
+            p, q = (
+                np.exp(x[t - 1] / draft.temperature - (x[t - 1] / draft.temperature).max()) for x in (draft.z, draft.u)
+            )
             p, q = p / p.sum(), q / q.sum()
             top = np.argsort(-q)[:k]
             p, q = p[top], q[top]

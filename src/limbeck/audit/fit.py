@@ -180,9 +180,7 @@ def split(cost_UH: Reals, penalty: float) -> list[tuple[int, int]]:
     return list(zip(borders[:-1], borders[1:], strict=True))
 
 
-def choose(
-    curves: Curves, recorded: Recorded, cost_H: Reals, tried: Sequence[Candidate], honest: float
-) -> Candidate:
+def choose(curves: Curves, recorded: Recorded, cost_H: Reals, tried: Sequence[Candidate], honest: float) -> Candidate:
     """The plainest candidate that does about as well as the best: no shift, normalised, at `honest` = 1/T.
 
     Each shift and form is compared at the temperature that suits it best, and not at the next one of the grid.
@@ -211,7 +209,9 @@ def summed(curves: Curves, recorded: Recorded, candidate: Candidate) -> float:
     unknown = np.isnan(residual)
     if unknown.any() and candidate.shift != "none":
         part = recorded.take(np.flatnonzero(unknown))
-        residual[unknown] = np.minimum(np.abs(part.values - predicted(curves, part, replace(candidate, shift="none"))[0]), CAP)
+        residual[unknown] = np.minimum(
+            np.abs(part.values - predicted(curves, part, replace(candidate, shift="none"))[0]), CAP
+        )
     return float(np.nansum(residual))
 
 
@@ -254,7 +254,9 @@ def explain(curves: Curves, recorded: Recorded, units: int, temperature: float, 
     total = len(recorded.values)
     nothing_U = 1.5 * limit * np.bincount(recorded.unit, minlength=units)
     found = []
-    for begin, end in split(np.column_stack([cost_UH, nothing_U]), penalty=0.5 + 0.03 * floor + GAIN / 4 * total / units):
+    for begin, end in split(
+        np.column_stack([cost_UH, nothing_U]), penalty=0.5 + 0.03 * floor + GAIN / 4 * total / units
+    ):
         chosen = np.flatnonzero((recorded.unit >= begin) & (recorded.unit < end))
         if len(chosen):
             part = recorded.take(chosen)

@@ -187,10 +187,7 @@ def _judge(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: Stretch
     if stretch.best.form != "normalised":
         findings.append(_form(side.name, stretch.best, share, start))
     off = abs(stretch.temperature - temperature)
-    if (
-        stretch.error < VAGUE * stretch.temperature
-        and off > max(TOLERANCE * temperature, ERRORS * stretch.error)
-    ):
+    if stretch.error < VAGUE * stretch.temperature and off > max(TOLERANCE * temperature, ERRORS * stretch.error):
         findings.append(_temperature(side.name, stretch, temperature, share, start))
     return findings
 
