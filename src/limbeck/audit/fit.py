@@ -9,6 +9,7 @@ Shape legend: N recorded tokens, U units (steps, or runs of rows), H candidates.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -177,7 +178,7 @@ def split(cost_UH: Reals, penalty: float) -> list[tuple[int, int]]:
         at = int(came[k, at])
         borders.append(at)
     borders.reverse()
-    return list(zip(borders[:-1], borders[1:], strict=True))
+    return list(itertools.pairwise(borders))
 
 
 def choose(curves: Curves, recorded: Recorded, cost_H: Reals, tried: Sequence[Candidate], honest: float) -> Candidate:

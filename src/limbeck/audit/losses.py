@@ -98,9 +98,10 @@ def best_of(recorded: Reals, estimates: Mapping[str, Reals]) -> tuple[str, float
         return None
     first = order[0]
     rivals = [
-        name for name in order[1:]
+        name
+        for name in order[1:]
         if left[name] < max(APART * left[first], left[first] + 0.002) and _kind(name) != _kind(first)
-    ]  # fmt: skip
+    ]
     return None if rivals else (first, left[first])
 
 
@@ -147,28 +148,62 @@ def check_losses(
 
 def _all_zero() -> Finding:
     return Finding(
-        "renormalised_top_k", "0 at every token", "log p - log q weighs each token",
+        "renormalised_top_k",
+        "0 at every token",
+        "log p - log q weighs each token",
         "the recorded losses are 0 everywhere, though student and teacher differ.",
-        "a KL that is renormalised within a top 1 is always 0", "use the sampled token, or the whole distribution",
-    )  # fmt: skip
+        "a KL that is renormalised within a top 1 is always 0",
+        "use the sampled token, or the whole distribution",
+    )
 
 
 def _loss_findings(kind: str, left: float, has_advantages: bool) -> list[Finding]:
     fits = f"the recorded losses are {kind} up to one factor: {left:.1%} of them is left."
     good = "sg[log p - log q] * log p of the sampled token, or a support with everything outside it: mathematics.md"
     if kind == "k1" and not has_advantages:
-        return [Finding("zero_expected_gradient", kind, "sg[k1] log p", fits,
-                        "k1 = log p - log q is back-propagated: the gradient of log p is 0 on average, whatever q is", good)]  # fmt: skip
+        return [
+            Finding(
+                "zero_expected_gradient",
+                kind,
+                "sg[k1] log p",
+                fits,
+                "k1 = log p - log q is back-propagated: the gradient of log p is 0 on average, whatever q is",
+                good,
+            )
+        ]
     if kind in ("k3", "k3 log p"):
-        return [Finding("k3_loss", kind, "sg[k1] log p", fits,
-                        "k3 is an estimate of the value of the KL: its gradient follows the forward KL", good)]  # fmt: skip
+        return [
+            Finding(
+                "k3_loss",
+                kind,
+                "sg[k1] log p",
+                fits,
+                "k3 is an estimate of the value of the KL: its gradient follows the forward KL",
+                good,
+            )
+        ]
     if kind.startswith("renormalised"):
-        return [Finding("renormalised_top_k", kind, "the whole distribution, or its tail beside it", fits,
-                        "both distributions are renormalised within a top K: biased, and 0 at K = 1", good)]  # fmt: skip
+        return [
+            Finding(
+                "renormalised_top_k",
+                kind,
+                "the whole distribution, or its tail beside it",
+                fits,
+                "both distributions are renormalised within a top K: biased, and 0 at K = 1",
+                good,
+            )
+        ]
     if kind.startswith("partial"):
-        return [Finding("partial_top_k", kind, "the whole distribution, or its tail beside it", fits,
-                        "the KL is summed within a top K, and the rest of the distribution is left out: mass drains there",
-                        good)]  # fmt: skip
+        return [
+            Finding(
+                "partial_top_k",
+                kind,
+                "the whole distribution, or its tail beside it",
+                fits,
+                "the KL is summed within a top K, and the rest of the distribution is left out: mass drains there",
+                good,
+            )
+        ]
     return []
 
 
@@ -196,11 +231,27 @@ def check_advantages(
     fits = f"the recorded advantages are -({kind}) up to one factor and one number a row: {left:.1%} is left."
     remedy = "use -(log p - log q) of the sampled token as its advantage"
     if kind.startswith(("renormalised", "partial", "full")):
-        return [Finding("zero_expected_gradient", kind, "-(log p - log q) of the sampled token", fits,
-                        "a penalty that depends on the prefix alone: times the gradient of log p it is 0 on average", remedy)], []  # fmt: skip
+        return [
+            Finding(
+                "zero_expected_gradient",
+                kind,
+                "-(log p - log q) of the sampled token",
+                fits,
+                "a penalty that depends on the prefix alone: times the gradient of log p it is 0 on average",
+                remedy,
+            )
+        ], []
     if kind in ("k2", "k3", "k3 forward", "absolute"):
-        return [Finding("k3_advantage" if kind == "k3" else "biased_advantage", kind, "-(log p - log q)", fits,
-                        "an estimate of the KL's value in place of the log-ratio: another gradient", remedy)], []  # fmt: skip
+        return [
+            Finding(
+                "k3_advantage" if kind == "k3" else "biased_advantage",
+                kind,
+                "-(log p - log q)",
+                fits,
+                "an estimate of the KL's value in place of the log-ratio: another gradient",
+                remedy,
+            )
+        ], []
     return [], []
 
 
@@ -214,11 +265,13 @@ def _within_rows(values: Reals, row: Ints, known: Mask) -> Reals:
 
 def normalisation(what: str, left: float) -> Finding:
     return Finding(
-        "normalisation", what, "trained tokens of the whole step",
+        "normalisation",
+        what,
+        "trained tokens of the whole step",
         f"the loss is divided by {what} ({left:.1%} is left): tokens of short rows weigh more.",
         "a mean over each row, then over rows, or a constant length",
         "sum over all trained tokens and divide once by their number in the whole step, before micro-batches",
-    )  # fmt: skip
+    )
 
 
 def check_weights(rows: Sequence[Row]) -> tuple[list[Finding], list[NotChecked]] | None:

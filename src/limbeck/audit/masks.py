@@ -38,9 +38,9 @@ def padding_of(rows: Sequence[Row], stops: frozenset[int], pad: int | None) -> l
         if run > row.start and last in stops and (last == pad or pad is None):
             run += 1  # the first of them is the end itself
         after_stop = run > 0 and int(ids[run - 1]) in stops and run - 1 >= row.start
-        if last == pad or (after_stop and len(ids) - run > 1):
-            if last not in stops or after_stop:
-                marked[run:] = True
+        padded = last == pad or (after_stop and len(ids) - run > 1)
+        if padded and (last not in stops or after_stop):
+            marked[run:] = True
         found.append(marked)
     return found
 
@@ -53,16 +53,25 @@ def check_prompt(rows: Sequence[Row]) -> list[Finding]:
     if share <= FEW:
         return []
     bad = [index for index, count in enumerate(inside) if count]
-    return [_prompt(share, f"{share:.1%} of the trained tokens are of the prompt, in {len(bad)} of {len(rows)} rows.",
-                    since(rows, _begins(bad, len(rows))))]  # fmt: skip
+    return [
+        _prompt(
+            share,
+            f"{share:.1%} of the trained tokens are of the prompt, in {len(bad)} of {len(rows)} rows.",
+            since(rows, _begins(bad, len(rows))),
+        )
+    ]
 
 
 def _prompt(share: float, text: str, start: dict[str, int | None]) -> Finding:
     return Finding(
-        "prompt_in_mask", share, 0.0, text,
+        "prompt_in_mask",
+        share,
+        0.0,
+        text,
         "the loss mask is the attention mask, or begins too early",
-        "train on the tokens that the student sampled, and on no others", **start,
-    )  # fmt: skip
+        "train on the tokens that the student sampled, and on no others",
+        **start,
+    )
 
 
 def _begins(bad: Sequence[int], count: int) -> int:
@@ -96,8 +105,8 @@ def check_surprising_prompt(rows: Sequence[Row], curves: Curves, beta: float) ->
         return []
     tokens, trained = sum(cut for _, cut, _, _ in loud), sum(int(row.trained.sum()) for row in rows)
     text = (
-        f"the first {tokens / len(loud):.0f} trained tokens of {len(loud)} rows were not sampled by this student: they cost "
-        f"{sum(item[2] for item in loud) / tokens:.2f} nats each beyond its entropy, the others do not."
+        f"the first {tokens / len(loud):.0f} trained tokens of {len(loud)} rows were not sampled by this student: they "
+        f"cost {sum(item[2] for item in loud) / tokens:.2f} nats each beyond its entropy, the others do not."
     )
     return [_prompt(tokens / max(1, trained), text, since(rows, _begins([item[0] for item in loud], len(rows))))]
 
@@ -125,11 +134,15 @@ def check_padding(
     start = since(rows, _begins(bad, len(rows)))
     return [
         Finding(
-            "padding_in_mask", share, 0.0, f"{share:.1%} of the trained tokens are padding, in {len(bad)} of {len(rows)} rows.",
+            "padding_in_mask",
+            share,
+            0.0,
+            f"{share:.1%} of the trained tokens are padding, in {len(bad)} of {len(rows)} rows.",
             "the loss mask is as wide as the batch, or the padding token is the end token and both are kept",
-            "end the mask with the first stop token, and count only what is in it", **start,
+            "end the mask with the first stop token, and count only what is in it",
+            **start,
         )
-    ], []  # fmt: skip
+    ], []
 
 
 def check_end(
@@ -142,8 +155,13 @@ def check_end(
     ended = [(i, place) for i, place in ends if rows[i].trained.any() and _is_end(rows[i], place)]
     bad = [i for i, place in ended if not rows[i].trained[place]]
     if ended and len(bad) > 0.1 * len(ended):
-        return [_end(len(bad) / len(ended), f"{len(bad)} of {len(ended)} rows end with a stop token that is not in the mask.",
-                     since(rows, _begins(bad, len(rows))))], []  # fmt: skip
+        return [
+            _end(
+                len(bad) / len(ended),
+                f"{len(bad)} of {len(ended)} rows end with a stop token that is not in the mask.",
+                since(rows, _begins(bad, len(rows))),
+            )
+        ], []
     stopped = [index for index, row in enumerate(rows) if row.finish == "stop"]
     without = [index for index in stopped if first_stop(rows[index], stops) is None]
     if stopped and len(without) > 0.5 * len(stopped):
@@ -172,15 +190,22 @@ def _dropped_end(rows: Sequence[Row], curves: Curves) -> tuple[list[Finding], li
     at_end = np.asarray([curves.stop_N[curves.first[i] + len(rows[i].token_ids) - 1] for i in short])
     if float(np.median(at_end)) < 0.5:
         return [], [unknown]
-    text = f"{len(short)} rows end early without a stop token, where the student stops with probability {np.median(at_end):.2f}."
+    text = (
+        f"{len(short)} rows end early without a stop token, where the student stops with p = {np.median(at_end):.2f}."
+    )
     return [_end(len(short) / len(rows), text, since(rows, 0))], []
 
 
 def _end(share: float, text: str, start: dict[str, int | None]) -> Finding:
     return Finding(
-        "end_not_in_mask", share, 0.0, text, "the padding token is the end token and both are masked, or it was stripped",
-        "keep the stop token in the response and in the mask: it is a token that the student sampled", **start,
-    )  # fmt: skip
+        "end_not_in_mask",
+        share,
+        0.0,
+        text,
+        "the padding token is the end token and both are masked, or it was stripped",
+        "keep the stop token in the response and in the mask: it is a token that the student sampled",
+        **start,
+    )
 
 
 def check_truncation(rows: Sequence[Row]) -> tuple[list[Finding], list[NotChecked]]:
@@ -197,9 +222,12 @@ def check_truncation(rows: Sequence[Row]) -> tuple[list[Finding], list[NotChecke
         return [], []
     return [
         Finding(
-            "truncation_bias", share, 0.0,
+            "truncation_bias",
+            share,
+            0.0,
             f"{len(dropped)} of {len(cut)} truncated rows are not trained on, {kept:.0%} of the others are.",
             "overlong samples are filtered or masked",
-            "train on the tokens of truncated rows too: each is a sample of its own prefix", **since(rows, 0),
+            "train on the tokens of truncated rows too: each is a sample of its own prefix",
+            **since(rows, 0),
         )
-    ], []  # fmt: skip
+    ], []

@@ -142,7 +142,7 @@ def local_curves(lm: CausalLM, rows: Sequence[Row], temperature: float, pad: int
                     part = slice(start, start + chunk)
                     logits = head.logits(hidden[part]).mul(natural)
                     parts.append(_numbers(logits, betas, targets[:, part], stops, pad, temperature))
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    joined: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return Curves(betas.double().numpy(), first=first, **joined)
 
 

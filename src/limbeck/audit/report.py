@@ -27,7 +27,7 @@ class Finding:
     since_row: int | None = None  # from 0; None: from the first one on
 
     def as_json(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items()}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

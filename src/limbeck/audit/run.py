@@ -149,8 +149,18 @@ class _Audit:
                 result = error.results[0]
                 name = "template" if "template" in result.measured else "tokenizer"
                 text = str(error).removesuffix(result.remedy).strip()
-                self._add([Finding(name, result.measured, result.expected, text,
-                                   "student and teacher are not of one family, or one was changed", result.remedy)])  # fmt: skip
+                self._add(
+                    [
+                        Finding(
+                            name,
+                            result.measured,
+                            result.expected,
+                            text,
+                            "student and teacher are not of one family, or one was changed",
+                            result.remedy,
+                        )
+                    ]
+                )
         texts = [row for row in self.rows if row.response_text]
         bad = [row for row in texts if not _same_text(self.student, row)]
         if texts and len(bad) > 0.2 * len(texts):
@@ -159,8 +169,18 @@ class _Audit:
                 f"the ids of {len(bad)} of {len(texts)} rows decode to another text than the dump says, such as in "
                 f"{row.where}."
             )
-            self._add([Finding("tokenizer", share, 0.0, text, "the dump was made with another tokenizer than the student's",
-                               "give the student's own folder, or make the dump with its tokenizer")])  # fmt: skip
+            self._add(
+                [
+                    Finding(
+                        "tokenizer",
+                        share,
+                        0.0,
+                        text,
+                        "the dump was made with another tokenizer than the student's",
+                        "give the student's own folder, or make the dump with its tokenizer",
+                    )
+                ]
+            )
 
     def _student(self, curves: Curves) -> None:
         self._side("student", curves, self.student)
@@ -198,8 +218,18 @@ class _Audit:
             try:
                 curves = local_curves(self.teacher, self.rows, self.temperature, self.pad)
             except DataError as error:
-                self._add([Finding("tokenizer", str(error), "ids of one tokenizer", str(error), "two vocabularies",
-                                   "give both models one tokenizer")])  # fmt: skip
+                self._add(
+                    [
+                        Finding(
+                            "tokenizer",
+                            str(error),
+                            "ids of one tokenizer",
+                            str(error),
+                            "two vocabularies",
+                            "give both models one tokenizer",
+                        )
+                    ]
+                )
                 return
         else:
             assert self.server is not None

@@ -52,8 +52,11 @@ def sampled_at(curves: Curves, states: Ints, row_of: Ints, temperature: float) -
     dispersion = float((score**2).sum()) / max(information, 1e-12)
     doubt = ERRORS * math.sqrt(float((score**4).sum())) / max(information, 1e-12)
     if not DISPERSION[0] - doubt < dispersion < DISPERSION[1] + doubt:
-        return NotChecked(name, f"the tokens are no plain samples of this student: their surprise varies {dispersion:.2f} "
-                          "times as much as that of samples")  # fmt: skip
+        return NotChecked(
+            name,
+            f"the tokens are no plain samples of this student: their surprise varies {dispersion:.2f} "
+            "times as much as that of samples",
+        )
     return 1 / beta, max(error, 1 / math.sqrt(max(information, 1e-12))) / beta**2
 
 
@@ -63,12 +66,14 @@ def check_sampling(fitted: tuple[float, float], temperature: float) -> list[Find
         return []
     return [
         Finding(
-            "sampling_temperature", found, temperature,
+            "sampling_temperature",
+            found,
+            temperature,
             f"the tokens themselves are samples of temperature {found:.3f} ± {error:.3f}, not {temperature:g}.",
             "the sampler was given another temperature, or it cuts the distribution (top_p, top_k, min_p)",
-            f"sample at {temperature:g} with top_p = 1, top_k off and min_p = 0, or audit with the sampler's temperature",
+            f"sample at {temperature:g} with top_p = 1, top_k off and min_p = 0, or audit at the sampler's temperature",
         )
-    ]  # fmt: skip
+    ]
 
 
 def check_mismatch(rows: Sequence[Row], clean: Sequence[Mask], floor: float) -> list[Finding]:
@@ -87,13 +92,15 @@ def check_mismatch(rows: Sequence[Row], clean: Sequence[Mask], floor: float) -> 
     mean = float(values.mean())
     return [
         Finding(
-            "sampler_trainer_mismatch", mean, limit,
+            "sampler_trainer_mismatch",
+            mean,
+            limit,
             f"sampler and trainer differ by {mean:.3f} nats a token on the same tokens.",
             "other weights, another temperature or another precision in the sampler",
             "load the sampler's weights after each update, in one dtype, and correct with the importance ratio",
             **since(rows, first),
         )
-    ]  # fmt: skip
+    ]
 
 
 def check_lengths(rows: Sequence[Row], curves: Curves, stops: frozenset[int]) -> list[Finding]:
@@ -121,9 +128,11 @@ def check_lengths(rows: Sequence[Row], curves: Curves, stops: frozenset[int]) ->
     more = ratio > 1
     return [
         Finding(
-            "length_bias", ended, likely,
-            f"{ended} rows end with a stop token, the student would have ended {likely:.0f} of them at these positions.",
+            "length_bias",
+            ended,
+            likely,
+            f"{ended} rows end with a stop token, the student would have ended {likely:.0f} of them there.",
             "rows that were cut, or long ones, are missing" if more else "short rows are missing",
             "keep every sampled row, whatever its length",
         )
-    ]  # fmt: skip
+    ]

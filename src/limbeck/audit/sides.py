@@ -13,7 +13,6 @@ from limbeck.audit.context import Other
 from limbeck.audit.dump import Row
 from limbeck.audit.fit import (
     CAP,
-    predicted,
     HALF,
     Candidate,
     Recorded,
@@ -23,6 +22,7 @@ from limbeck.audit.fit import (
     costs,
     explain,
     measure,
+    predicted,
     recorded_of,
 )
 from limbeck.audit.recompute import Curves
@@ -98,10 +98,14 @@ def audit_side(side: Side, rows: Sequence[Row], units: Ints, temperature: float)
             _vague(result, side, last, temperature)
     if len(stretches) > 1:
         result.values["stretches"] = [
-            {"from_row": rows[int(recorded.row[s.tokens[0]])].index, "from_step": rows[int(recorded.row[s.tokens[0]])].step,
-             "temperature": s.temperature, "temperature_error": s.error}
+            {
+                "from_row": rows[int(recorded.row[s.tokens[0]])].index,
+                "from_step": rows[int(recorded.row[s.tokens[0]])].step,
+                "temperature": s.temperature,
+                "temperature_error": s.error,
+            }
             for s in stretches
-        ]  # fmt: skip
+        ]
     return result
 
 
@@ -195,13 +199,16 @@ def _judge(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: Stretch
 def _temperature(name: str, stretch: Stretch, temperature: float, share: str, start: dict[str, int | None]) -> Finding:
     at_one = abs(stretch.temperature - 1) < 0.03
     cause = {
-        "teacher": "the server scores given text at its own temperature, 1, whatever it is asked" if at_one
+        "teacher": "the server scores given text at its own temperature, 1, whatever it is asked"
+        if at_one
         else "teacher and rollout were given different temperatures",
-        "student": "the trainer does not divide its logits by the rollout temperature" if at_one
+        "student": "the trainer does not divide its logits by the rollout temperature"
+        if at_one
         else "trainer and sampler were given different temperatures",
-        "sampler": "the sampler reports raw log-probs at temperature 1, not those it sampled from" if at_one
+        "sampler": "the sampler reports raw log-probs at temperature 1, not those it sampled from"
+        if at_one
         else "the sampler was given another temperature than the trainer",
-    }[name]  # fmt: skip
+    }[name]
     remedy = {
         "teacher": "limbeck serve, limbeck bake --temperature, or log-probs rescaled within certified bounds: "
         "docs/guides/remote-teachers.md",
@@ -209,56 +216,81 @@ def _temperature(name: str, stretch: Stretch, temperature: float, share: str, st
         "sampler": "ask for log-probs after temperature (vLLM: logprobs_mode=processed_logprobs), or recompute them",
     }[name]
     return Finding(
-        f"{name}_temperature", stretch.temperature, temperature,
+        f"{name}_temperature",
+        stretch.temperature,
+        temperature,
         f"{share}the {name}'s log-probs are those of temperature {stretch.temperature:.4f} ± {stretch.error:.4f}, not "
-        f"{temperature:g}.", cause, remedy, **start,
-    )  # fmt: skip
+        f"{temperature:g}.",
+        cause,
+        remedy,
+        **start,
+    )
 
 
 def _shift(name: str, best: Candidate, share: str, start: dict[str, int | None]) -> Finding:
     return Finding(
-        f"{name}_shift", OFFSETS[best.shift], 0, f"{share}the {name}'s log-probs are off by one: {NAMES[best.shift]}.",
+        f"{name}_shift",
+        OFFSETS[best.shift],
+        0,
+        f"{share}the {name}'s log-probs are off by one: {NAMES[best.shift]}.",
         "a slice of the scored sequence that begins one place early or late, or a leading token that is counted twice",
         "take the log-prob of token i from the logits at position i - 1, and align the list with the response's ids",
         **start,
-    )  # fmt: skip
+    )
 
 
 def _form(name: str, best: Candidate, share: str, start: dict[str, int | None]) -> Finding:
     if best.form == "divided":
         return Finding(
-            f"{name}_not_normalised", "log q_1 / T", "log q_T",
+            f"{name}_not_normalised",
+            "log q_1 / T",
+            "log q_T",
             f"{share}the {name}'s values are its log-probs at temperature 1 times {best.beta:.4f}: no distribution.",
             "log-probs at temperature 1 were divided by T without normalising again",
-            "divide the logits by T, then take the log-softmax", **start,
-        )  # fmt: skip
+            "divide the logits by T, then take the log-softmax",
+            **start,
+        )
     return Finding(
-        f"{name}_not_nats", best.form, "base e", f"{share}the {name}'s values are logarithms to {best.form}.",
-        "the server reports logarithms to another base", "multiply by the logarithm of that base", **start,
-    )  # fmt: skip
+        f"{name}_not_nats",
+        best.form,
+        "base e",
+        f"{share}the {name}'s values are logarithms to {best.form}.",
+        "the server reports logarithms to another base",
+        "multiply by the logarithm of that base",
+        **start,
+    )
 
 
 def _context(name: str, stretch: Stretch, limit: float, start: dict[str, int | None]) -> Finding:
     kind, _, text = stretch.context.partition("|")
     return Finding(
-        f"{name}_{kind}", text, "the tokens of the rollout",
+        f"{name}_{kind}",
+        text,
+        "the tokens of the rollout",
         f"the {name}'s log-probs are explained by {text}: {stretch.residual:.3f} nats a token are left.",
-        "the prompt was put through a template, or split, again before it was scored" if kind == "template"
+        "the prompt was put through a template, or split, again before it was scored"
+        if kind == "template"
         else "the scorer was sent only a part of the sequence",
-        "send the sampler's own token ids, prompt and response together, and let nobody template or cut them", **start,
-    )  # fmt: skip
+        "send the sampler's own token ids, prompt and response together, and let nobody template or cut them",
+        **start,
+    )
 
 
 def _unexplained(name: str, stretch: Stretch, limit: float, share: str, start: dict[str, int | None]) -> Finding:
     return Finding(
-        f"{name}_tokenizer_or_weights", stretch.residual, limit,
-        f"{share}the {name}'s log-probs are {stretch.residual:.3f} nats a token from what this model gives these ids, at any "
+        f"{name}_tokenizer_or_weights",
+        stretch.residual,
+        limit,
+        f"{share}the {name}'s log-probs are {stretch.residual:.3f} nats a token from what this model gives, at any "
         f"temperature, shift or prompt that was tried (at most {limit:.3f} is noise).",
-        {"student": "another checkpoint than the one given, or ids of another tokenizer",
-         "teacher": "ids of another tokenizer, or another model than the one given",
-         "sampler": "the sampler's weights were not the trainer's"}[name],
-        "compare both tokenizers (limbeck check) and give the very checkpoint that scored these steps", **start,
-    )  # fmt: skip
+        {
+            "student": "another checkpoint than the one given, or ids of another tokenizer",
+            "teacher": "ids of another tokenizer, or another model than the one given",
+            "sampler": "the sampler's weights were not the trainer's",
+        }[name],
+        "compare both tokenizers (limbeck check) and give the very checkpoint that scored these steps",
+        **start,
+    )
 
 
 def _join(result: SideResult, found: Sequence[Sequence[Finding]]) -> None:
@@ -271,5 +303,6 @@ def _join(result: SideResult, found: Sequence[Sequence[Finding]]) -> None:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    numbers = isinstance(a, float) and isinstance(b, float)
-    return abs(a - b) < 0.03 * max(abs(a), abs(b)) if numbers else a == b
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) < 0.03 * max(abs(a), abs(b))
+    return bool(a == b)
