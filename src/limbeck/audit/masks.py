@@ -190,9 +190,7 @@ def _dropped_end(rows: Sequence[Row], curves: Curves) -> tuple[list[Finding], li
     at_end = np.asarray([curves.stop_N[curves.first[i] + len(rows[i].token_ids) - 1] for i in short])
     if float(np.median(at_end)) < 0.5:
         return [], [unknown]
-    text = (
-        f"{len(short)} rows end early without a stop token, where the student stops with p = {np.median(at_end):.2f}."
-    )
+    text = f"{len(short)} rows end early without a stop token, where the student stops with {np.median(at_end):.2f}."
     return [_end(len(short) / len(rows), text, since(rows, 0))], []
 
 

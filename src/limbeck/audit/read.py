@@ -190,9 +190,7 @@ def _numpy_parts() -> list[Any]:
 
 def _what_it_holds(path: Path, error: Exception) -> str:
     message = str(error)
-    named = re.search(r"GLOBAL ([\w.]+)", message) or re.search(
-        r"Unsupported (?:class|global|operand)[^\w]*([\w.]+)", message
-    )
+    named = re.search(r"GLOBAL (\w[\w.]*\.\w+)", message)  # of torch's own format
     name = named[1] if named else _plain_pickle(path)
     if name is None:
         return f"{type(error).__name__}: {message.splitlines()[0] if message else 'no text'}."

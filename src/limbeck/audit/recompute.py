@@ -10,26 +10,23 @@ Shape legend: L tokens of a row, N positions of all rows, G temperatures, V voca
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from limbeck.audit.dump import Reals, Row
-from limbeck.errors import DataError, TeacherError
+from limbeck.errors import DataError
 from limbeck.records import Failure, Ints, ScoreRequest
 
 if TYPE_CHECKING:
     from limbeck.models.causal_lm import CausalLM
-    from limbeck.teachers.remote import RemoteTeacher
 
 COLDEST, HOTTEST, GRID = 0.25, 4.0, 29
 WORK = 5e10  # exponentials of a whole recomputation: a minute or two on two cores
 FEWEST, MOST = 4096, 200_000  # positions
 CHUNK = 2**22  # logits at a time
-SERVER_GRID = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 2.0)
-SERVER_ROWS = 200
 
 
 def grid_of(temperature: float) -> Reals:
@@ -183,47 +180,3 @@ def _numbers(logits: Any, betas: Any, targets: Ints, stops: Any, pad: int | None
         "pad_N": array(p[:, pad] if pad is not None and pad < logits.shape[1] else torch.zeros(len(p))),
         "spread_N": array(spread),
     }  # fmt: skip
-
-
-async def served_curves(teacher: RemoteTeacher, rows: Sequence[Row], temperature: float) -> Curves:
-    """The curves of a server: its scores at each temperature at which it gives any. Raises `TeacherError`."""
-    method = teacher.proof.method
-    asked = sorted({temperature, *(SERVER_GRID if method in ("native", "rescale") else ())}, reverse=True)
-    requests = [ScoreRequest(f"row {i}", r.token_ids, np.arange(len(r.token_ids)) > 0, 1.0) for i, r in enumerate(rows)]
-    columns: list[Reals] = []
-    betas: list[float] = []
-    for tau in asked:
-        try:
-            scored = await _ask(teacher, requests, tau)
-        except TeacherError:
-            if tau == temperature:
-                raise
-            continue  # that far from temperature 1 too few of its log-probs are certain: a point fewer on the grid
-        betas.append(1.0 / tau)
-        columns.append(scored)
-    logp_NG = np.stack(columns, axis=1)
-    grid = np.asarray(betas)
-    slope_NG = np.gradient(logp_NG, grid, axis=1) if len(grid) > 1 else np.zeros_like(logp_NG)
-    lengths = [len(row.token_ids) for row in rows]
-    first = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    zero, nan = np.zeros(len(logp_NG)), np.full(len(logp_NG), np.nan)
-    known = np.where(np.isnan(logp_NG).any(axis=1), np.nan, zero)
-    return Curves(grid, -logp_NG, -slope_NG, first, known, nan, nan, zero, zero, nan, served=True)
-
-
-async def _ask(teacher: RemoteTeacher, requests: Sequence[ScoreRequest], tau: float) -> Reals:
-    """[N] the scores at `tau`, a NaN for the last state of each row."""
-    from dataclasses import replace
-
-    answers = await teacher.score([replace(request, temperature=tau) for request in requests])
-    parts: list[Reals] = []
-    for answer in answers:
-        if isinstance(answer, Failure):
-            raise TeacherError(answer.message)
-        values: Any = getattr(answer, "logprobs_of_sampled", None)
-        values = getattr(answer, "logprobs", None) if values is None else values
-        parts.append(np.append(np.asarray(values, dtype=np.float64), np.nan))
-    return np.concatenate(parts)
-
-
-Rescore = Callable[[Sequence[Row]], Curves]  # the same side for other token ids

@@ -5,7 +5,6 @@ Rows are read, both sides recomputed, and each check says what it found, or that
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,15 +34,14 @@ from limbeck.audit.masks import (
 )
 from limbeck.audit.read import read_dump
 from limbeck.audit.recompute import (
-    SERVER_ROWS,
     Curves,
     local_curves,
     most_positions,
-    served_curves,
     states_of,
 )
 from limbeck.audit.report import Finding, NotChecked, Report
 from limbeck.audit.sampling import check_lengths, check_mismatch, check_sampling, sampled_at
+from limbeck.audit.server import SERVER_ROWS, SERVERS, ask_server
 from limbeck.audit.sides import Side, SideResult, audit_side
 from limbeck.audit.supports import dense_estimators
 from limbeck.config.base import ModelConfig
@@ -55,8 +53,6 @@ if TYPE_CHECKING:
     from limbeck.models.causal_lm import CausalLM
 
 NOISE_ROWS = 16
-SERVERS = ("sglang=", "vllm=", "limbeck=", "http://", "https://")
-PROBE_TEXTS = 8
 
 
 def audit(path: Path, student: str, teacher: str, temperature: float) -> Report:
@@ -233,7 +229,7 @@ class _Audit:
                 return
         else:
             assert self.server is not None
-            curves = _ask_server(self.server, self.rows, self.temperature, self.student)
+            curves = ask_server(self.server, self.rows, self.temperature, self.student)
         self._side("teacher", curves, self.teacher)
         if "teacher" in self.sides:
             self.report.teacher = self.sides["teacher"].values
@@ -349,27 +345,3 @@ def _bfloat16_noise(lm: CausalLM, rows: Sequence[Row], temperature: float, pad: 
         off.append((scores[0] - scores[1]).abs().flatten())
     values = torch.cat(off)
     return float(values.mean()) if len(values) else 0.0
-
-
-def _ask_server(target: str, rows: Sequence[Row], temperature: float, student: CausalLM) -> Curves:
-    """A server's scores, once its contract is proven at `temperature`."""
-    from limbeck.contract.probes import continuations
-    from limbeck.contract.remote import prove_remote
-    from limbeck.teachers.connect import BACKENDS, connect
-    from limbeck.teachers.remote import RemoteTeacher
-
-    kind, _, urls = ("limbeck", "", target) if target.startswith("http") else target.partition("=")
-    section = BACKENDS[kind].config(url=tuple(urls.split(",")))
-    vocabulary = -(-student.head_rows // 512) * 512 + 512
-    texts = [tuple(int(i) for i in row.token_ids) for row in rows[:PROBE_TEXTS]]
-    ids = continuations(max(texts, key=len), student.vocabulary)
-
-    async def ask() -> Curves:
-        client = connect("of the audit", section, vocabulary, student.vocabulary)
-        try:
-            proof = await prove_remote(client, texts, ids, temperature, student.tokenizer)
-            return await served_curves(RemoteTeacher(client, proof), rows, temperature)
-        finally:
-            await client.close()
-
-    return asyncio.run(ask())
