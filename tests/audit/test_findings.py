@@ -50,6 +50,7 @@ def test_each_fault_is_found_alone(world: World, tmp_path: Path, fault: str) -> 
         ("teacher_plain", "end_not_in_mask"),
         ("teacher_divided", "teacher_previous"),
         ("losses_k3", "teacher_at_one"),
+        ("advantages_top_k", "student_at_one"),
     ],
 )
 def test_two_at_once(world: World, tmp_path: Path, pair: tuple[str, str]) -> None:

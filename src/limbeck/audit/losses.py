@@ -19,6 +19,7 @@ from limbeck.records import Ints, Mask
 
 FITS = 0.12  # share of the recorded variation that an estimator may leave
 APART = 2.0  # times as much as another must leave
+AT_T = " at T"  # of an estimator that was computed at the temperature that was meant
 FEWEST = 50  # tokens
 SAME = 0.02  # relative: two denominators that cannot be told apart
 
@@ -107,7 +108,7 @@ def best_of(recorded: Reals, estimates: Mapping[str, Reals]) -> tuple[str, float
 
 def _kind(name: str) -> str:
     """The estimator without its denominator and its K."""
-    whole = name.rpartition(" of ")[0] or name
+    whole = (name.rpartition(" of ")[0] or name).removesuffix(AT_T)
     return whole.partition(" ")[0] if whole.startswith(("renormalised", "partial")) else whole
 
 
@@ -137,8 +138,10 @@ def check_losses(
             False,
         )
     name, left = found
-    kind = name.rpartition(" of ")[0]
-    by_row = name.endswith("of rows") and left < 0.6 * _left(recorded[finite], tried[f"{kind} of tokens"])
+    kind = name.rpartition(" of ")[0].removesuffix(AT_T)
+    by_row = name.endswith("of rows") and left < 0.6 * _left(
+        recorded[finite], tried[name.replace(" of rows", " of tokens")]
+    )
     advantages = tokens.of(rows, "advantages")
     findings = _loss_findings(kind, left, bool(np.isfinite(advantages).any()))
     if by_row:

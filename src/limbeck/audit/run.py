@@ -17,6 +17,7 @@ from limbeck.audit.context import others
 from limbeck.audit.dump import Dump, Reals, Row
 from limbeck.audit.fit import units_of
 from limbeck.audit.losses import (
+    AT_T,
     Tokens,
     check_advantages,
     check_losses,
@@ -197,7 +198,7 @@ class _Audit:
         floor = 0.0 if lm is None else _bfloat16_noise(lm, self.rows, self.temperature, self.pad)
         side = Side(name, curves, floor)
         if lm is not None:
-            side.recompute = partial(_recompute, lm, self.temperature, self.pad)
+            side.recompute = partial(local_curves, lm, temperature=self.temperature, pad=self.pad)
             side.others = partial(others, student=self.student.tokenizer, side=lm.tokenizer)
         rows = [replace(row, mask=mask) for row, mask in zip(self.rows, self.clean, strict=True)]
         result = self.sides[name] = audit_side(side, rows, self.units, self.temperature)
@@ -294,17 +295,19 @@ class _Audit:
             return {}
         if self._estimates is None:
             betas = (self._fitted("student", "sampler"), self._fitted("teacher"))
-            self._estimates = dense_estimators(self.student, self.teacher, self.rows, tokens, betas)
+            models = (self.student, self.teacher)
+            found = dict(dense_estimators(*models, self.rows, tokens, betas))
+            meant = 1 / self.temperature
+            if max(abs(beta - meant) for beta in betas) > 0.01 * meant:  # the loss may have used what was meant
+                at_T = dense_estimators(*models, self.rows, tokens, (meant, meant))
+                found |= {f"{name}{AT_T}": values for name, values in at_T.items()}
+            self._estimates = found
         return self._estimates
 
     def _fitted(self, *names: str) -> float:
         """1/T of a side, as it was found to be."""
         found = [self.sides[name].beta for name in names if name in self.sides]
         return next((beta for beta in found if np.isfinite(beta)), 1 / self.temperature)
-
-
-def _recompute(lm: CausalLM, temperature: float, pad: int | None, rows: Sequence[Row]) -> Curves:
-    return local_curves(lm, rows, temperature, pad)
 
 
 def _states(rows: Sequence[Row], clean: Sequence[Mask], curves: Curves) -> tuple[Ints, Ints]:
