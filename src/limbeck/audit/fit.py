@@ -243,10 +243,13 @@ def refine(curves: Curves, recorded: Recorded, start: Candidate) -> tuple[Candid
     return replace(start, beta=beta), error
 
 
-def explain(curves: Curves, recorded: Recorded, units: int, temperature: float, limit: float) -> list[Stretch]:
+def explain(
+    curves: Curves, recorded: Recorded, units: int, temperature: float, limit: float, steps: bool = False
+) -> list[Stretch]:
     """The stretches of units in order, each with its best candidate, temperature and noise.
 
-    Beyond `limit` nats a token nothing is explained: such units form stretches of their own.
+    Beyond `limit` nats a token nothing is explained: such units form stretches of their own. Where units are single
+    `steps`, a stretch begins with a step; else its border is moved to the row where it fits best.
     """
     tried = candidates(curves)
     honest = float(curves.betas[np.abs(curves.betas - 1 / temperature).argmin()])
@@ -263,7 +266,9 @@ def explain(curves: Curves, recorded: Recorded, units: int, temperature: float, 
             part = recorded.take(chosen)
             best = choose(curves, part, cost_UH[begin:end].sum(axis=0), tried, honest)
             found.append(Stretch(begin, end, best, tokens=chosen))
-    return [measure(curves, recorded, stretch) for stretch in sharpen(curves, recorded, found, limit)]
+    if not steps:
+        found = sharpen(curves, recorded, found, limit)
+    return [measure(curves, recorded, stretch) for stretch in found]
 
 
 def sharpen(curves: Curves, recorded: Recorded, found: Sequence[Stretch], limit: float) -> list[Stretch]:

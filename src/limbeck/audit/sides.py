@@ -81,7 +81,8 @@ def audit_side(side: Side, rows: Sequence[Row], units: Ints, temperature: float)
         return SideResult(empty, not_checked=[NotChecked(f"{side.name}_temperature", why)])
     result = SideResult({**empty, "tokens": len(recorded.values), "bfloat16_noise": side.floor})
     count = int(units.max()) + 1
-    stretches = explain(side.curves, recorded, count, temperature, side.limit)
+    steps = len({row.step for row in rows}) == count > 1  # each unit is one step
+    stretches = explain(side.curves, recorded, count, temperature, side.limit, steps)
     stretches = [part for stretch in stretches for part in _apart(side, recorded, stretch, temperature)]
     stretches = [_in_context(side, rows, recorded, stretch, temperature) for stretch in stretches]
     _join(result, [_judge(side, rows, recorded, stretch, temperature) for stretch in stretches])
