@@ -11,6 +11,7 @@ from typing import Any, Literal
 import click
 
 from limbeck import __version__
+from limbeck.cli.audit import audit
 from limbeck.cli.export import export
 from limbeck.cli.streams import LastingRaw, exit_status, lasting_streams
 from limbeck.cli.wire import bake, serve
@@ -20,7 +21,7 @@ from limbeck.training.interruption import Interrupted, StopSignals
 
 RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
-PRINTED = ("eval", "check", "demo", "version")  # commands whose result is what they print
+PRINTED = ("eval", "check", "audit", "demo", "version")  # commands whose result is what they print
 
 
 class _Commands(click.Group):
@@ -91,6 +92,7 @@ def main() -> None:
       limbeck serve MODEL
       limbeck bake MODEL OUT --temperature 0.7
       limbeck export runs/demo OUT --dtype bfloat16
+      limbeck audit rollouts.parquet --student DIR --teacher DIR --temperature 0.7
     """
 
 
@@ -248,6 +250,7 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
 main.add_command(serve)
 main.add_command(bake)
 main.add_command(export)
+main.add_command(audit)
 
 
 @main.command(short_help="Open a page on a run, in progress or finished.")

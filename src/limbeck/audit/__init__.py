@@ -1,0 +1,1 @@
+"""`limbeck audit`: what somebody else's trainer really did, from what it recorded. See `audit.run`."""

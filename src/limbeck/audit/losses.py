@@ -1,0 +1,336 @@
+"""Which estimator recorded losses or advantages follow, and what they are divided by.
+
+Each known estimator is computed from the recorded log-probs (or, where it needs whole distributions, from ours) and
+compared with what was recorded, up to one factor. One is named only if it fits and no other does.
+
+Shape legend: M tokens that are compared, V vocabulary, K tokens of a support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from limbeck.audit.dump import Dump, Reals, Row
+from limbeck.audit.report import Finding, NotChecked
+from limbeck.records import Ints, Mask
+
+FITS = 0.12  # share of the recorded variation that an estimator may leave
+APART = 2.0  # times as much as another must leave
+AT_T = " at T"  # of an estimator that was computed at the temperature that was meant
+FEWEST = 50  # tokens
+SAME = 0.02  # relative: two denominators that cannot be told apart
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The trained tokens with both log-probs, in order of rows."""
+
+    row: Ints  # [M]
+    place: Ints  # [M] index in the row
+    student: Reals  # [M]
+    teacher: Reals  # [M]
+    trained: Ints  # [M] trained tokens of the row
+
+    def of(self, rows: Sequence[Row], name: str) -> Reals:
+        return np.asarray([rows[r].recorded(name)[p] for r, p in zip(self.row, self.place, strict=True)])
+
+
+def tokens_of(rows: Sequence[Row], clean: Sequence[Mask]) -> Tokens:
+    """Sampler's log-probs where the trainer's are not there."""
+    parts: list[tuple[Ints, Ints, Reals, Reals, Ints]] = []
+    for index, (row, mask) in enumerate(zip(rows, clean, strict=True)):
+        student = row.recorded("student") if "student" in row.values else row.recorded("sampler")
+        teacher = row.recorded("teacher")
+        places = np.flatnonzero(mask & np.isfinite(student) & np.isfinite(teacher))
+        count = np.full(len(places), int(row.trained.sum()))
+        parts.append((np.full(len(places), index), places, student[places], teacher[places], count))
+    columns = [np.concatenate([part[i] for part in parts]) for i in range(5)]
+    return Tokens(columns[0], columns[1], columns[2], columns[3], columns[4])
+
+
+def sampled_estimators(tokens: Tokens) -> dict[str, Reals]:
+    """[M] of each, from the sampled token alone: r is log p - log q."""
+    r = tokens.student - tokens.teacher
+    up, down = np.exp(np.clip(r, -30, 30)), np.exp(np.clip(-r, -30, 30))
+    return {
+        "k1": r,
+        "k1 log p": r * tokens.student,
+        "k2": r**2 / 2,
+        "k3": down - 1 + r,
+        "k3 log p": (down - 1 + r) * tokens.student,
+        "k3 forward": up - 1 - r,
+        "absolute": np.abs(r),
+    }
+
+
+def returns(tokens: Tokens) -> Reals:
+    """[M] the sum of r from each token to its row's end."""
+    r = tokens.student - tokens.teacher
+    total = np.cumsum(r[::-1])[::-1]
+    after = np.concatenate([total[1:], [0.0]])
+    last = np.concatenate([tokens.row[1:] != tokens.row[:-1], [True]])
+    ends = np.flatnonzero(last)
+    return np.asarray(total - after[ends[np.searchsorted(ends, np.arange(len(r)))]])
+
+
+def _left(recorded: Reals, estimate: Reals) -> float:
+    """The share of the recorded variation that the best factor times the estimate leaves."""
+    scale = float(np.abs(recorded).mean())
+    used = np.abs(estimate) > 0.05 * float(np.abs(estimate).mean() or 1.0)
+    if scale == 0 or not used.any() or float(np.abs(estimate).mean()) < 1e-9:
+        return 1.0
+    ratio, weight = recorded[used] / estimate[used], np.abs(estimate[used])
+    order = np.argsort(ratio)
+    half = np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)
+    factor = float(ratio[order[min(half, len(order) - 1)]])
+    if factor <= 0:
+        return 1.0
+    return float(np.abs(recorded - factor * estimate).mean()) / scale
+
+
+def best_of(recorded: Reals, estimates: Mapping[str, Reals]) -> tuple[str, float] | None:
+    """The estimator that fits alone; None where none does, or several."""
+    left = {name: _left(recorded, values) for name, values in estimates.items()}
+    order = sorted(left, key=lambda name: left[name])
+    if not order or left[order[0]] > FITS:
+        return None
+    first = order[0]
+    rivals = [
+        name
+        for name in order[1:]
+        if left[name] < max(APART * left[first], left[first] + 0.002) and _kind(name) != _kind(first)
+    ]
+    return None if rivals else (first, left[first])
+
+
+def _kind(name: str) -> str:
+    """The estimator without its denominator and its K."""
+    whole = (name.rpartition(" of ")[0] or name).removesuffix(AT_T)
+    return whole.partition(" ")[0] if whole.startswith(("renormalised", "partial")) else whole
+
+
+def check_losses(
+    rows: Sequence[Row], tokens: Tokens, dense: Callable[[Tokens], Mapping[str, Reals]]
+) -> tuple[list[Finding], list[NotChecked], bool]:
+    """What per-token losses follow, and whether each row is divided by its own length."""
+    recorded = tokens.of(rows, "losses")
+    known = np.isfinite(recorded)
+    if int(known.sum()) < FEWEST:
+        return [], [NotChecked("loss", "the dump has no losses of single tokens beside both log-probs")], False
+    if not np.abs(recorded[known]).any() and np.abs(tokens.student - tokens.teacher).mean() > 0.01:
+        return [_all_zero()], [], False
+    estimates: dict[str, Reals] = {**sampled_estimators(tokens), **dense(tokens)}
+    weights = {"tokens": np.ones(len(recorded)), "rows": 1 / np.maximum(tokens.trained, 1)}
+    finite = known & np.all([np.isfinite(v) for v in estimates.values()], axis=0)
+    tried = {
+        f"{name} of {how}": (values * weight)[finite]
+        for name, values in estimates.items()
+        for how, weight in weights.items()
+    }
+    found = best_of(recorded[finite], tried)
+    if found is None:
+        return (
+            [],
+            [NotChecked("loss", "the recorded losses follow none of the known estimators, or several alike")],
+            False,
+        )
+    name, left = found
+    kind = name.rpartition(" of ")[0].removesuffix(AT_T)
+    by_row = name.endswith("of rows") and left < 0.6 * _left(
+        recorded[finite], tried[name.replace(" of rows", " of tokens")]
+    )
+    advantages = tokens.of(rows, "advantages")
+    findings = _loss_findings(kind, left, bool(np.isfinite(advantages).any()))
+    if by_row:
+        findings.append(normalisation("each row's own trained tokens", left))
+    return findings, [], by_row
+
+
+def _all_zero() -> Finding:
+    return Finding(
+        "renormalised_top_k",
+        "0 at every token",
+        "log p - log q weighs each token",
+        "the recorded losses are 0 everywhere, though student and teacher differ.",
+        "a KL that is renormalised within a top 1 is always 0",
+        "use the sampled token, or the whole distribution",
+    )
+
+
+def _loss_findings(kind: str, left: float, has_advantages: bool) -> list[Finding]:
+    fits = f"the recorded losses are {kind} up to one factor: {left:.1%} of them is left."
+    good = "sg[log p - log q] * log p of the sampled token, or a support with everything outside it: mathematics.md"
+    if kind == "k1" and not has_advantages:
+        return [
+            Finding(
+                "zero_expected_gradient",
+                kind,
+                "sg[k1] log p",
+                fits,
+                "k1 = log p - log q is back-propagated: the gradient of log p is 0 on average, whatever q is",
+                good,
+            )
+        ]
+    if kind in ("k3", "k3 log p"):
+        return [
+            Finding(
+                "k3_loss",
+                kind,
+                "sg[k1] log p",
+                fits,
+                "k3 is an estimate of the value of the KL: its gradient follows the forward KL",
+                good,
+            )
+        ]
+    if kind.startswith("renormalised"):
+        return [
+            Finding(
+                "renormalised_top_k",
+                kind,
+                "the whole distribution, or its tail beside it",
+                fits,
+                "both distributions are renormalised within a top K: biased, and 0 at K = 1",
+                good,
+            )
+        ]
+    if kind.startswith("partial"):
+        return [
+            Finding(
+                "partial_top_k",
+                kind,
+                "the whole distribution, or its tail beside it",
+                fits,
+                "the KL is summed within a top K, and the rest of the distribution is left out: mass drains there",
+                good,
+            )
+        ]
+    return []
+
+
+def check_advantages(
+    rows: Sequence[Row], tokens: Tokens, dense: Callable[[Tokens], Mapping[str, Reals]]
+) -> tuple[list[Finding], list[NotChecked]]:
+    """What per-token advantages follow, beside one number a row (a reward)."""
+    recorded = tokens.of(rows, "advantages")
+    known = np.isfinite(recorded)
+    if int(known.sum()) < FEWEST:
+        return [], [NotChecked("advantages", "the dump has no advantages of single tokens beside both log-probs")]
+    varied = _within_rows(recorded, tokens.row, known)
+    if float(np.abs(varied[known]).mean()) < 1e-6 * max(1.0, float(np.abs(recorded[known]).mean())):
+        return [], [NotChecked("advantages", "they are one number a row: no distillation signal is in them")]
+    estimates: dict[str, Reals] = {**sampled_estimators(tokens), **dense(tokens)}
+    estimates = {k: v for k, v in estimates.items() if "log p" not in k}
+    estimates["k1 returns"] = returns(tokens)
+    finite = known & np.all([np.isfinite(v) for v in estimates.values()], axis=0)
+    target = _within_rows(recorded, tokens.row, finite)
+    tried = {name: -_within_rows(values, tokens.row, finite)[finite] for name, values in estimates.items()}
+    found = best_of(target[finite], tried)
+    if found is None:
+        return [], [NotChecked("advantages", "they follow none of the known estimators, or several alike")]
+    kind, left = found
+    fits = f"the recorded advantages are -({kind}) up to one factor and one number a row: {left:.1%} is left."
+    remedy = "use -(log p - log q) of the sampled token as its advantage"
+    if kind.startswith(("renormalised", "partial", "full")):
+        return [
+            Finding(
+                "zero_expected_gradient",
+                kind,
+                "-(log p - log q) of the sampled token",
+                fits,
+                "a penalty that depends on the prefix alone: times the gradient of log p it is 0 on average",
+                remedy,
+            )
+        ], []
+    if kind in ("k2", "k3", "k3 forward", "absolute"):
+        return [
+            Finding(
+                "k3_advantage" if kind == "k3" else "biased_advantage",
+                kind,
+                "-(log p - log q)",
+                fits,
+                "an estimate of the KL's value in place of the log-ratio: another gradient",
+                remedy,
+            )
+        ], []
+    return [], []
+
+
+def _within_rows(values: Reals, row: Ints, known: Mask) -> Reals:
+    """The values less their row's mean."""
+    count = int(row.max()) + 1
+    total = np.bincount(row, np.where(known, values, 0.0), minlength=count)
+    number = np.maximum(np.bincount(row, known.astype(float), minlength=count), 1)
+    return np.where(known, values - (total / number)[row], 0.0)
+
+
+def normalisation(what: str, left: float) -> Finding:
+    return Finding(
+        "normalisation",
+        what,
+        "trained tokens of the whole step",
+        f"the loss is divided by {what} ({left:.1%} is left): tokens of short rows weigh more.",
+        "a mean over each row, then over rows, or a constant length",
+        "sum over all trained tokens and divide once by their number in the whole step, before micro-batches",
+    )
+
+
+def check_weights(rows: Sequence[Row]) -> tuple[list[Finding], list[NotChecked]] | None:
+    """The weight that each token's loss had, where the dump has it."""
+    weights = [row.recorded("weights")[row.trained] for row in rows]
+    lengths = np.concatenate([np.full(len(w), len(w)) for w in weights])
+    values = np.concatenate(weights)
+    known = np.isfinite(values) & (values != 0)
+    if not known.any():
+        return None
+    values, lengths = values[known], lengths[known]
+    if float(np.ptp(lengths)) < 0.1 * float(lengths.mean()):
+        return [], [NotChecked("normalisation", "all rows are about as long: every denominator gives the same weights")]
+    if _left(values, 1.0 / lengths) < 0.05 < _left(values, np.ones(len(values))):
+        return [normalisation("each row's own trained tokens", _left(values, 1.0 / lengths))], []
+    return [], []
+
+
+def check_step_losses(dump: Dump, rows: Sequence[Row]) -> tuple[list[Finding], list[NotChecked]]:
+    """The logged loss of whole steps against the sum of its tokens' losses under each denominator."""
+    steps: dict[int, list[Row]] = {}
+    for row in rows:
+        if row.step is not None and row.step_loss is not None and np.isfinite(row.recorded("losses")).any():
+            steps.setdefault(row.step, []).append(row)
+    if not steps or not dump.complete:
+        why = (
+            "the dump has no loss of whole steps beside those of their tokens"
+            if dump.complete
+            else "steps are not whole"
+        )
+        return [], [NotChecked("normalisation", why)]
+    off: dict[str, list[float]] = {}
+    for members in steps.values():
+        logged = members[0].step_loss or 0.0
+        for name, value in _denominators(members).items():
+            off.setdefault(name, []).append(abs(value - logged) / max(abs(logged), 1e-9))
+    fits = {name: float(np.median(values)) for name, values in off.items() if float(np.median(values)) < SAME}
+    if "trained tokens" in fits:
+        return [], []
+    if len(fits) != 1:
+        why = f"the logged losses fit {', '.join(fits) or 'none of the known denominators'}"
+        return [], [NotChecked("normalisation", why)]
+    ((name, left),) = fits.items()
+    return [normalisation(name, left)], []
+
+
+def _denominators(rows: Sequence[Row]) -> dict[str, float]:
+    """What a step's loss would be under each denominator."""
+    losses = [np.nan_to_num(row.recorded("losses"))[row.trained] for row in rows]
+    total, counts = sum(float(values.sum()) for values in losses), [len(values) for values in losses]
+    responses = [len(row.token_ids) - row.start for row in rows]
+    return {
+        "trained tokens": total / max(1, sum(counts)),
+        "each row's own trained tokens": float(np.mean([v.mean() if len(v) else 0.0 for v in losses])),
+        "all tokens of the responses": total / max(1, sum(responses)),
+        "all tokens, prompts too": total / max(1, sum(len(row.token_ids) for row in rows)),
+        "the number of rows": total / len(rows),
+        "rows times the longest response": total / max(1, len(rows) * max(responses)),
+    }

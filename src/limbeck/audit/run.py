@@ -1,0 +1,350 @@
+"""`audit(path, student, teacher, temperature)`: what another trainer really did, from what it recorded.
+
+Rows are read, both sides recomputed, and each check says what it found, or that the dump cannot tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from limbeck.audit.context import others
+from limbeck.audit.dump import Dump, Reals, Row
+from limbeck.audit.fit import units_of
+from limbeck.audit.losses import (
+    AT_T,
+    Tokens,
+    check_advantages,
+    check_losses,
+    check_step_losses,
+    check_weights,
+    tokens_of,
+)
+from limbeck.audit.masks import (
+    check_end,
+    check_padding,
+    check_prompt,
+    check_surprising_prompt,
+    check_truncation,
+    padding_of,
+)
+from limbeck.audit.read import read_dump
+from limbeck.audit.recompute import (
+    Curves,
+    local_curves,
+    most_positions,
+    states_of,
+)
+from limbeck.audit.report import Finding, NotChecked, Report
+from limbeck.audit.sampling import check_lengths, check_mismatch, check_sampling, sampled_at
+from limbeck.audit.server import SERVER_ROWS, SERVERS, ask_server
+from limbeck.audit.sides import Side, SideResult, audit_side
+from limbeck.audit.supports import dense_estimators
+from limbeck.config.base import ModelConfig
+from limbeck.contract.tokenizers import check_same_tokenizer
+from limbeck.errors import ContractError, DataError, RecipeError
+from limbeck.records import Ints, Mask
+
+if TYPE_CHECKING:
+    from limbeck.models.causal_lm import CausalLM
+
+NOISE_ROWS = 16
+
+
+def audit(path: Path, student: str, teacher: str, temperature: float) -> Report:
+    """The report on the dump at `path`.
+
+    `student` is a model folder or hub name, `teacher` too, or a server: KIND=URL, where a URL alone is a
+    `limbeck serve`. Raises `DataError` for a dump that cannot be read, `ModelError`, and for a server what its
+    contract raises.
+    """
+    if not 0 < temperature < float("inf"):
+        raise RecipeError(f"--temperature must be a finite number above 0, got {temperature}")
+    dump = read_dump(path)
+    report = Report(dump.kind, temperature, len(dump.rows), sum(int(row.trained.sum()) for row in dump.rows))
+    if not dump.rows:
+        _nothing(report, dump.lacks["tokens"])
+        return report
+    return _Audit(dump, report, student, teacher).run()
+
+
+def _nothing(report: Report, why: str) -> None:
+    checks = ("student_temperature", "teacher_temperature", "shift", "template", "tokenizer", "mask", "loss")
+    report.not_checked = [NotChecked(name, why) for name in checks]
+
+
+class _Audit:
+    """One audit on its way. Checks append to the report, in the order of the page."""
+
+    def __init__(self, dump: Dump, report: Report, student: str, teacher: str) -> None:
+        import torch
+
+        from limbeck.models.loading import load_model
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dump, self.report, self.temperature = dump, report, report.temperature
+        self.student = load_model(ModelConfig(model=student), device)
+        self.teacher: CausalLM | None = None
+        self.server = teacher if teacher.startswith(SERVERS) else None
+        if self.server is None:
+            self.teacher = load_model(ModelConfig(model=teacher), device)
+        self.stops, self.pad = frozenset(self.student.stop_ids), self.student.tokenizer.pad_token_id
+        self.rows = self._chosen(dump.rows)
+        self.units, _ = units_of(self.rows)
+        self.sides: dict[str, SideResult] = {}
+        self._estimates: Mapping[str, Reals] | None = None
+
+    def _chosen(self, rows: list[Row]) -> list[Row]:
+        """As many rows as can be recomputed in a few minutes, at even distances."""
+        vocabulary = max(lm.head().vocabulary for lm in (self.student, self.teacher) if lm is not None)
+        rows = [row for row in rows if row.mask is None or row.mask.any() or row.finish is not None]
+        total, most = sum(len(row.token_ids) for row in rows), most_positions(vocabulary)
+        count = len(rows) if total <= most else max(1, len(rows) * most // total)
+        if self.server is not None:
+            count = min(count, SERVER_ROWS)
+        if count < len(rows):
+            self._untold("other_rows", f"{count} of {len(rows)} rows were recomputed, at even distances")
+        return [rows[index * len(rows) // count] for index in range(count)]
+
+    def run(self) -> Report:
+        for name, why in self.dump.lacks.items():
+            self._untold(name, why)
+        self._tokenizers()
+        marked = padding_of(self.rows, self.stops, self.pad)
+        self.clean = [
+            row.trained & ~padding & (np.arange(len(row.token_ids)) >= row.start)
+            for row, padding in zip(self.rows, marked, strict=True)
+        ]
+        curves = local_curves(self.student, self.rows, self.temperature, self.pad)
+        self._student(curves)
+        self._teacher(curves)
+        self._masks(curves)
+        self._sampling(curves)
+        self._losses()
+        return self.report
+
+    def _add(self, findings: Sequence[Finding], untold: Sequence[NotChecked] = ()) -> None:
+        self.report.findings += findings
+        self.report.not_checked += untold
+
+    def _untold(self, name: str, why: str) -> None:
+        self.report.not_checked.append(NotChecked(name, why))
+
+    def _tokenizers(self) -> None:
+        """The folders' tokenizers, and the dump's own texts against its ids."""
+        if self.teacher is not None:
+            try:
+                check_same_tokenizer(
+                    self.student.name, self.student.tokenizer, self.teacher.name, self.teacher.tokenizer, accept=""
+                )
+            except ContractError as error:
+                result = error.results[0]
+                name = "template" if "template" in result.measured else "tokenizer"
+                text = str(error).removesuffix(result.remedy).strip()
+                self._add(
+                    [
+                        Finding(
+                            name,
+                            result.measured,
+                            result.expected,
+                            text,
+                            "student and teacher are not of one family, or one was changed",
+                            result.remedy,
+                        )
+                    ]
+                )
+        texts = [row for row in self.rows if row.response_text]
+        bad = [row for row in texts if not _same_text(self.student, row)]
+        if texts and len(bad) > 0.2 * len(texts):
+            share, row = len(bad) / len(texts), bad[0]
+            text = (
+                f"the ids of {len(bad)} of {len(texts)} rows decode to another text than the dump says, such as in "
+                f"{row.where}."
+            )
+            self._add(
+                [
+                    Finding(
+                        "tokenizer",
+                        share,
+                        0.0,
+                        text,
+                        "the dump was made with another tokenizer than the student's",
+                        "give the student's own folder, or make the dump with its tokenizer",
+                    )
+                ]
+            )
+
+    def _student(self, curves: Curves) -> None:
+        self._side("student", curves, self.student)
+        if self.dump.has("sampler"):
+            self._side("sampler", curves, self.student)
+        of = "student" if self.dump.has("student") else "sampler"
+        if of in self.sides:
+            self.report.student = {"recorded_as": of, **self.sides[of].values}
+        if of == "student" and "sampler" in self.sides:
+            sampler = self.sides["sampler"].values
+            self.report.student["sampler_temperature"] = sampler["temperature"]
+
+    def _side(self, name: str, curves: Curves, lm: CausalLM | None) -> None:
+        if not self.dump.has(name):
+            if name not in self.dump.lacks:
+                self._untold(f"{name}_temperature", f"the dump has no {name} log-probs")
+            return
+        floor = 0.0 if lm is None else _bfloat16_noise(lm, self.rows, self.temperature, self.pad)
+        side = Side(name, curves, floor)
+        if lm is not None:
+            side.recompute = partial(local_curves, lm, temperature=self.temperature, pad=self.pad)
+            side.others = partial(others, student=self.student.tokenizer, side=lm.tokenizer)
+        rows = [replace(row, mask=mask) for row, mask in zip(self.rows, self.clean, strict=True)]
+        result = self.sides[name] = audit_side(side, rows, self.units, self.temperature)
+        findings = result.findings
+        if name == "sampler":  # what its weights are is a question of the two together
+            findings = [f for f in findings if not f.name.endswith("tokenizer_or_weights")]
+        self._add(findings, result.not_checked)
+
+    def _teacher(self, of_student: Curves) -> None:
+        if not self.dump.has("teacher"):
+            self._side("teacher", of_student, None)
+            return
+        if self.teacher is not None:
+            try:
+                curves = local_curves(self.teacher, self.rows, self.temperature, self.pad)
+            except DataError as error:
+                self._add(
+                    [
+                        Finding(
+                            "tokenizer",
+                            str(error),
+                            "ids of one tokenizer",
+                            str(error),
+                            "two vocabularies",
+                            "give both models one tokenizer",
+                        )
+                    ]
+                )
+                return
+        else:
+            assert self.server is not None
+            curves = ask_server(self.server, self.rows, self.temperature, self.student)
+        self._side("teacher", curves, self.teacher)
+        if "teacher" in self.sides:
+            self.report.teacher = self.sides["teacher"].values
+
+    def _masks(self, curves: Curves) -> None:
+        self._add(*check_padding(self.rows, curves, self.stops, self.pad))
+        if all(row.mask is None for row in self.rows):
+            self._untold("mask", "the dump has no loss mask")
+            return
+        findings = check_prompt(self.rows)
+        beta = self._beta()
+        if not findings and beta is not None:
+            findings = check_surprising_prompt(self.rows, curves, beta)
+        self._add(findings)
+        self._add(*check_end(self.rows, curves, self.stops, self.pad))
+        self._add(*check_truncation(self.dump.rows))
+
+    def _beta(self) -> float | None:
+        """1/T that the tokens were sampled at, where the student is known to be the one that sampled them."""
+        known = [self.sides[name] for name in ("sampler", "student") if name in self.sides]
+        return 1 / self.temperature if any(side.explained for side in known) else None
+
+    def _sampling(self, curves: Curves) -> None:
+        if {"student", "sampler"} <= set(self.sides):
+            names = {finding.name for finding in self.report.findings}
+            if not any(name.startswith(("student_", "sampler_")) for name in names):
+                floor = self.sides["student"].values.get("bfloat16_noise") or 0.0
+                self._add(check_mismatch(self.rows, self.clean, floor))
+        if self._beta() is None:
+            self._untold("sampling_temperature", "the student given is not known to be the one that sampled")
+            return
+        states, row_of = _states(self.rows, self.clean, curves)
+        fitted = sampled_at(curves, states, row_of, self.temperature)
+        if isinstance(fitted, NotChecked):
+            self._add([], [fitted])
+            return
+        self.report.student |= {"sampled_at": fitted[0], "sampled_at_error": fitted[1]}
+        wrong = check_sampling(fitted, self.temperature)
+        prompts = any(finding.name == "prompt_in_mask" for finding in self.report.findings)
+        if not prompts:
+            self._add(wrong)
+        if not wrong and not prompts and self.stops:
+            self._add(check_lengths(self.rows, curves, self.stops))
+
+    def _losses(self) -> None:
+        tokens = tokens_of(self.rows, self.clean)
+        if not len(tokens.row) or not (self.dump.has("losses") or self.dump.has("advantages")):
+            self._untold("loss", "the dump has no losses and no advantages of single tokens beside both log-probs")
+        else:
+            self._add(*check_losses(self.rows, tokens, self._dense)[:2])
+            self._add(*check_advantages(self.rows, tokens, self._dense))
+        weighed = check_weights(self.rows)
+        named = any(finding.name == "normalisation" for finding in self.report.findings)
+        if weighed is not None and not named:
+            self._add(*weighed)
+        elif not named:
+            self._add(*check_step_losses(self.dump, self.rows))
+
+    def _dense(self, tokens: Tokens) -> Mapping[str, Reals]:
+        """Estimators over whole distributions, computed once; none for a served teacher."""
+        if self.teacher is None:
+            return {}
+        if self._estimates is None:
+            betas = (self._fitted("student", "sampler"), self._fitted("teacher"))
+            models = (self.student, self.teacher)
+            found = dict(dense_estimators(*models, self.rows, tokens, betas))
+            meant = 1 / self.temperature
+            if max(abs(beta - meant) for beta in betas) > 0.01 * meant:  # the loss may have used what was meant
+                at_T = dense_estimators(*models, self.rows, tokens, (meant, meant))
+                found |= {f"{name}{AT_T}": values for name, values in at_T.items()}
+            self._estimates = found
+        return self._estimates
+
+    def _fitted(self, *names: str) -> float:
+        """1/T of a side, as it was found to be."""
+        found = [self.sides[name].beta for name in names if name in self.sides]
+        return next((beta for beta in found if np.isfinite(beta)), 1 / self.temperature)
+
+
+def _states(rows: Sequence[Row], clean: Sequence[Mask], curves: Curves) -> tuple[Ints, Ints]:
+    """The states that predict the sampled tokens, and the row of each."""
+    places = [np.flatnonzero(mask) - 1 + curves.first[index] for index, mask in enumerate(clean)]
+    row_of = [np.full(len(part), index) for index, part in enumerate(places)]
+    return np.concatenate(places), np.concatenate(row_of)
+
+
+def _same_text(lm: CausalLM, row: Row) -> bool:
+    """Whether a row's trained ids decode to its text, special tokens and blanks at the ends aside."""
+    for ids in (row.token_ids[row.start :], row.token_ids[row.trained]):
+        for skip in (True, False):
+            if (
+                str(lm.tokenizer.decode(ids.tolist(), skip_special_tokens=skip)).strip()
+                == (row.response_text or "").strip()
+            ):
+                return True
+    return False
+
+
+def _bfloat16_noise(lm: CausalLM, rows: Sequence[Row], temperature: float, pad: int | None) -> float:
+    """Nats a token, on average, by which half precision changes this model's scores."""
+    import torch
+
+    some = [rows[i * len(rows) // NOISE_ROWS] for i in range(min(NOISE_ROWS, len(rows)))]
+    sequences = [row.token_ids for row in some]
+    off = []
+    for row, full, half in zip(
+        some, states_of(lm, sequences), states_of(lm, sequences, low_precision=True), strict=True
+    ):
+        places = torch.from_numpy(np.flatnonzero(row.trained))
+        ids = torch.from_numpy(row.token_ids)[places][:, None].to(full.device)
+        scores = [
+            torch.log_softmax(lm.head().detach().logits(hidden[places - 1].float()) / temperature, dim=1).gather(1, ids)
+            for hidden in (full, half)
+        ]
+        off.append((scores[0] - scores[1]).abs().flatten())
+    values = torch.cat(off)
+    return float(values.mean()) if len(values) else 0.0
