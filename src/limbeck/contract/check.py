@@ -77,7 +77,7 @@ def check_teacher(
         from limbeck.models.loading import load_model
 
         head = load_model(ModelConfig(model=section.head), torch.device("cpu")).head().detach()
-    client = connect("at the server", section, size, size)
+    client = connect("at the server", section, size, size, counted=vocabulary is not None or ours is not None)
     try:
         return asyncio.run(_check(client, temperature, ours, head, min(SUPPORT, size))).results
     except WireError as error:

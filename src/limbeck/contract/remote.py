@@ -2,11 +2,13 @@
 
     identity       which model each replica serves by its own account; replicas score one text alike
     tokenizer      probe strings split the same way by the server and by the student's tokenizer
-    alignment      at temperature 1: the score of a token depends on the token, and not on what follows it
-    normalisation  the top log-probs sum to at most 1, and leave a tail that fits below them
-    noise          the same text alone and among others, again and again
+    noise          one text alone, again, and among others
+    alignment      at temperature 1: a score follows from what precedes the token, and from nothing after it
+    normalisation  natural log-probs of a whole distribution, without floors
+    start          nothing stands before a text that was not sent
+    length         every part of a long text is read
     temperature    each method in turn, with why it was not taken; see DESIGN section 3
-    baseline       a fixed text, asked again during the run
+    baseline       a fixed text, asked again with every step
     binding        what ties each answer to its request and to the weights
 
 Nothing is assumed of the server but what it answers, and neither client nor server is changed by being asked: what was
@@ -15,7 +17,6 @@ found out is the `Proof`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,15 +24,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.contract.methods import ProofState, choose_method, inside_top
-from limbeck.contract.probes import Text, alignment
+from limbeck.contract.answers import top_difference
+from limbeck.contract.causality import check_alike, check_causality, check_listed
+from limbeck.contract.context import check_first_token, check_start, prove_length
+from limbeck.contract.distribution import check_distribution
+from limbeck.contract.methods import ProofState, choose_method
+from limbeck.contract.probes import Text
+from limbeck.contract.texts import LENGTH, SHORTEST, ProbeTexts
 from limbeck.contract.tokenizers import PROBE_TEXTS
 from limbeck.errors import ContractError, LimbeckError, TeacherError
-from limbeck.records import ProbeResult, Support
+from limbeck.models.text import highest_id
+from limbeck.records import ProbeResult, Support, request_of
 from limbeck.teachers.baseline import record_baseline
 from limbeck.teachers.client import RemoteClient
 from limbeck.teachers.remote import Proof, RemoteTeacher
-from limbeck.teachers.rescale import NotADistributionError, rescale
 from limbeck.wire.score import AWAY, WireError
 
 if TYPE_CHECKING:
@@ -40,7 +46,8 @@ if TYPE_CHECKING:
     from limbeck.models.head import Head
 
 PROBE_LENGTH = 64  # tokens of a prompt used as probe
-TOP = 20
+LONGEST = 1024  # tokens of a text, where nobody says how long they become
+OTHERS = 6  # real texts that the text is asked among
 MAX_NOISE = 0.05  # nats: noise beyond this makes every probe meaningless
 
 
@@ -52,23 +59,29 @@ async def prove_remote(
     tokenizer: PreTrainedTokenizerBase | None = None,
     head: Head | None = None,
     support: Support = "sampled",
+    longest: int | None = None,
 ) -> Proof:
     """Run every probe and choose the method that scores at `temperature`.
 
     `texts` are prompts as tokens, `ids` some different tokens, `support` what training will ask for, `head` the
-    teacher's own, where its whole distribution is wanted.
+    teacher's own, where its whole distribution is wanted, `longest` the tokens of the longest text that training may
+    ask about. `tokenizer` is the student's.
 
     Raises `ContractError`, with the results so far, for the first probe that fails, and `TeacherError` for a server
     that cannot be asked.
     """
     heads = {} if head is None else {head.fingerprint(): head}
-    state = ProofState(client, [tuple(text[:PROBE_LENGTH]) for text in texts], list(ids), temperature, support, heads)
+    tokens = client.largest_k if client.counted else None if tokenizer is None else highest_id(tokenizer) + 1
+    real = [tuple(text[:PROBE_LENGTH]) for text in texts]
+    state = ProofState(client, real, list(ids), temperature, support, heads, tokens, longest)
     steps: dict[str, Callable[[], Awaitable[list[ProbeResult]]]] = {
         "identity": partial(_identity, state),
         "tokenizer": partial(_tokenizer, state, tokenizer),
+        "noise": partial(_noise, state),
         "alignment": partial(_alignment, state),
         "normalisation": partial(_normalisation, state),
-        "noise": partial(_noise, state),
+        "start": partial(_start, state, tokenizer),
+        "length": partial(_length, state),
         "temperature": partial(choose_method, state),
         "baseline": partial(_baseline, state),
         "binding": partial(_binding, state),
@@ -100,7 +113,7 @@ async def _identity(state: ProofState) -> list[ProbeResult]:
     if not state.acknowledges:
         state.acknowledges = await _acknowledges(state)
     if len(names) > 1:  # first of all: replicas that differ would look like any other fault
-        await record_baseline(state.client, state.at_one(state.prefix), state.acknowledges)
+        await record_baseline(state.client, request_of(state.prefix, 1, 1.0), state.acknowledges, state.probe.pool)
     return [ProbeResult("identity", shown, "one model behind every URL")]
 
 
@@ -110,7 +123,7 @@ async def _acknowledges(state: ProofState) -> bool:
     One that was started at another temperature would otherwise answer at its own.
     """
     try:
-        await state.client.ask(state.at_one(state.prefix), acknowledges=True)
+        await state.client.ask(request_of(state.prefix, 1, 1.0), acknowledges=True)
     except WireError as error:
         if error.kind in AWAY:
             raise
@@ -138,55 +151,102 @@ async def _tokenizer(state: ProofState, tokenizer: PreTrainedTokenizerBase | Non
     return [ProbeResult("tokenizer", f"{len(PROBE_TEXTS)} strings split alike", "the student's token ids")]
 
 
-async def _alignment(state: ProofState) -> list[ProbeResult]:
-    """Of the sampled tokens alone: top tokens that contradict them would hide by how much they are shifted."""
-    return [await alignment(state.teacher("plain"), state.prefix, state.ids, 1.0)]
-
-
-async def _normalisation(state: ProofState) -> list[ProbeResult]:
-    k = min(TOP, state.client.largest_k)
-    lows = []
-    for request, reply in await state.ask_texts(k):
-        assert reply.top_logprobs is not None
-        try:
-            inside = inside_top(request, reply)
-            rescale(reply.top_logprobs, reply.logprobs, inside, 1.0, state.client.vocabulary, rounding=1e-3)
-        except NotADistributionError as error:
-            raise ContractError(
-                f"teacher {state.client.name}: {error}. It sends log-probs that were cut or changed: switch off "
-                "logprob processing on the server."
-            ) from None
-        lows.append(np.exp(reply.top_logprobs.astype(np.float64)).sum(axis=1).min(initial=1.0))
-    return [ProbeResult("normalisation", f"the top {k} hold {min(lows):.3f} or more", "at most 1, a tail that fits")]
-
-
 async def _noise(state: ProofState) -> list[ProbeResult]:
-    request = state.at_one(state.prefix)
-    alone = [await state.ask(request) for _ in range(3)]
-    others = [state.at_one(text) for text in state.texts[:7]]
-    together = await asyncio.gather(*(state.ask(r) for r in [request, *others, request]))
-    runs = np.stack([r.logprobs for r in [*alone, together[0], together[-1]]]).astype(np.float64)
-    difference = np.abs(runs - runs[0])
+    """One text alone, again, and among others."""
+    state.length = await _longest_taken(state)
+    state.probe = ProbeTexts(state.texts, state.ids, state.tokens, state.length)
+    ask, text = state.asker(), state.at([state.probe.base], support="sampled")
+    runs = [*await ask(text), *await ask(text)]
+    together = await ask([*text, *state.at(state.texts[:OTHERS], support="sampled"), *text])
+    runs += [together[0], together[-1]]
+    values = np.stack([run.sampled_S for run in runs])
+    difference = np.abs(values - values[0])
     state.noise_floor = float(difference.max())
     if state.noise_floor > MAX_NOISE:
         raise ContractError(
-            f"teacher {state.client.name}: one text scored five times differs by up to {difference.max():.3g} nats "
-            f"(mean {difference.mean():.3g}; expected at most {MAX_NOISE}). Use a deterministic mode of the "
-            "server, a wider dtype, or replicas of one model."
+            f"teacher {state.name}: one text scored {len(runs)} times differs by up to {state.noise_floor:.3g} nats "
+            f"(mean {difference.mean():.3g}; expected at most {MAX_NOISE}). Use a deterministic mode of the server, a "
+            "wider dtype, or replicas of one model."
         )
-    measured = f"max {difference.max():.1e}, mean {difference.mean():.1e} nats"
+    state.plain = runs[0]
+    measured = f"max {state.noise_floor:.1e}, mean {difference.mean():.1e} nats"
     return [ProbeResult("noise", measured, f"at most {MAX_NOISE}")]
+
+
+async def _longest_taken(state: ProofState) -> int:
+    """Tokens of a text that the server does not refuse: as many as training will ask about, or fewer."""
+    length = max(state.longest or LONGEST, LENGTH)
+    while True:
+        text = state.probe.draw(length)
+        try:
+            await state.ask(request_of(text, length - 1, 1.0, "sampled", "probe-length"))
+            return length
+        except WireError as error:
+            if error.kind != "refused" or length <= SHORTEST:
+                raise
+        length = max(SHORTEST, length // 2)
+
+
+async def _alignment(state: ProofState) -> list[ProbeResult]:
+    """At temperature 1, of the text changed at several places.
+
+    First of the text's own tokens alone: most likely tokens that contradict them would hide by how much they are
+    shifted. Then with the most likely tokens, and as training asks.
+    """
+    assert state.plain is not None
+    ask, probe, name = state.asker(), state.probe, state.name
+    alone = probe.changed(state.plain)[::2]
+    answers = await ask(state.at([one.ids for one in alone], support="sampled"))
+    check_causality(name, state.plain, [(one.place, a) for one, a in zip(alone, answers, strict=True)], state.tolerance)
+    base, again = await ask(state.at([probe.base, probe.base]))
+    state.noise_floor = max(state.noise_floor, top_difference(base, again, slice(None), slice(None)))
+    changed = probe.changed(base)
+    *others, part = await ask([*state.at([one.ids for one in changed]), state.as_training(1.0)])
+    state.places, state.at_one = [one.place for one in changed], [base, *others]
+    state.uniform = [probe.uniform[1:], *(one.uniform[one.place :] for one in changed)]
+    check_alike(name, base, state.plain, state.tolerance)
+    check_alike(name, base, part, state.tolerance)
+    return [check_causality(name, base, state.changed(state.at_one), state.tolerance)]
+
+
+async def _normalisation(state: ProofState) -> list[ProbeResult]:
+    """Of real texts too: a model is surer of them, and what a server cuts off is more."""
+    real = await state.asker()(state.at([text for text in state.texts if len(text) > 1]))
+    base, *others = state.at_one
+    answers = [base, *(other.since(place) for place, other in zip(state.places, others, strict=True)), *real]
+    uniform = [*state.uniform, *(np.zeros(len(answer.sampled_S), bool) for answer in real)]
+    result = check_distribution(state.name, answers, uniform, state.client.vocabulary, state.tokens)
+    check_listed(state.name, base, state.changed(state.at_one), state.tolerance)
+    return [result]
+
+
+async def _start(state: ProofState, tokenizer: PreTrainedTokenizerBase | None) -> list[ProbeResult]:
+    first = getattr(tokenizer, "bos_token_id", None)
+    first = int(state.probe.base[0]) if first is None else first
+    longer = np.concatenate([[first], state.probe.base[:-1]])
+    *repeated, after = await state.asker()(state.at([*state.probe.repeated(), longer]))
+    check_first_token(state.name, state.at_one[0], after, state.tolerance)
+    return [check_start(state.name, repeated, state.noise_floor, state.client.section.trust_start)]
+
+
+async def _length(state: ProofState) -> list[ProbeResult]:
+    result = await prove_length(state.asker(), state.probe, state.length, state.noise_floor, "sampled")
+    if state.longest is not None and state.length < state.longest:
+        more = f"; {state.longest}, which training may ask about, were refused"
+        result = replace(result, measured=f"{result.measured}{more}")
+    return [result]
 
 
 async def _baseline(state: ProofState) -> list[ProbeResult]:
     assert state.found is not None
     teacher = RemoteTeacher(state.client, state.found)
     acknowledges = state.found.method == "native" or state.acknowledges
-    baseline = await record_baseline(state.client, teacher.sent(state.request(state.prefix)), acknowledges)
+    baseline = await record_baseline(
+        state.client, teacher.sent(state.request(state.prefix)), acknowledges, state.probe.pool
+    )
     state.found = replace(state.found, baseline=baseline)
-    count, every = len(baseline.request.scored_ids), state.client.section.probe_every
-    measured = f"{count} tokens on {len(baseline.replies)} replicas"
-    return [ProbeResult("baseline", measured, f"the same every {every} steps")]
+    measured = f"{len(baseline.request.scored_ids)} tokens on {len(baseline.replies)} replicas"
+    return [ProbeResult("baseline", measured, "the same with every step")]
 
 
 async def _binding(state: ProofState) -> list[ProbeResult]:

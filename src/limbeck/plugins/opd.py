@@ -207,10 +207,10 @@ async def _prove(args: Any, tokens: list[int]) -> RemoteTeacher:
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     # These trainers cannot mask a position, so none may be uncertain.
     try:
-        section = BACKENDS[kind].config(url=_base(args.rm_url), max_rescale_dropped=0.0, probe_every=64, **given)
+        section = BACKENDS[kind].config(url=_base(args.rm_url), max_rescale_dropped=0.0, **given)
     except ValidationError as error:
         raise RecipeError("; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
-    client = connect("teacher", section, LARGEST_VOCABULARY, section.top_logprobs)
+    client = connect("teacher", section, LARGEST_VOCABULARY, section.top_logprobs, counted=False)
     ids = list(dict.fromkeys([*tokens, *SMALL_IDS]))[:16]
     try:
         return RemoteTeacher(client, await prove_remote(client, [tokens], ids, _temperature(args)))
