@@ -23,6 +23,10 @@ Doubles: TypeAlias = npt.NDArray[np.float64]
 Heads: TypeAlias = "Mapping[str, Head]"  # by fingerprint: what turns hidden states into log-probs
 
 TOP = 20  # tokens that are looked at in a position, where a teacher lists any: what stock servers give
+PROBES = {  # whose business an answer of this kind is, whichever probe asked
+    "unnormalised": "normalisation", "clamped": "normalisation", "not_finite": "normalisation",
+    "inconsistent": "alignment", "wrong_ids": "tokenizer",
+}  # fmt: skip
 AT_T = "Use a teacher that scores at the rollout temperature, or rollout.temperature = 1."
 
 
@@ -124,7 +128,8 @@ async def ask(teacher: Teacher, unit: Sequence[ScoreRequest], heads: Heads | Non
     for request, scores in zip(unit, answers, strict=True):
         if isinstance(scores, Failure):
             reason = scores.message.removeprefix(f"teacher {teacher.name}: ")
-            raise ContractError(f"teacher {teacher.name} could not score a probe: {reason}")
+            found = [ProbeResult(PROBES[scores.kind], reason, "", ok=False)] if scores.kind in PROBES else []
+            raise ContractError(f"teacher {teacher.name} could not score a probe: {reason}", found)
         _check_answer(teacher, request, scores, heads)
         checked.append(scores)
     return checked

@@ -17,21 +17,16 @@ from limbeck.contract.answers import Answer, Asker, refusal, top_difference
 from limbeck.contract.texts import ProbeTexts
 from limbeck.records import ProbeResult, Support, request_of
 
-ALIKE = 0.01  # nats by which positions of a repeated token may differ, and
-BY_ROUNDING = 6.0  # times what two neighbours far from the beginning do
+ALIKE = 0.03  # nats by which positions of a repeated token may differ, rounded to bfloat16 in every layer
 TRUST = "teacher.trust_start = true (--trust-start)"
 LEAST_MOVE = 1e-5  # nats: more than float32 rounds by chance
 
 
 def check_start(name: str, answers: Sequence[Answer], noise: float, trusted: bool) -> ProbeResult:
     """`answers` to `ProbeTexts.repeated`. Raises `ContractError` unless `trusted`."""
-    apart = limit = 0.0
-    for answer in answers:
-        last = len(answer.sampled_S) - 1
-        found = max(_apart(answer, row, last) for row in range(last // 2))
-        allowed = max(ALIKE, BY_ROUNDING * _apart(answer, last - 1, last), 4 * noise)
-        if found - allowed > apart - limit or not limit:
-            apart, limit = found, allowed
+    limit = ALIKE + 4 * noise
+    # Of several tokens the middle one: rounding is not the same for all, and what stands before them is.
+    apart = float(np.median([_moved_along(answer) for answer in answers]))
     if apart <= limit:
         return ProbeResult("start", f"positions of one token {apart:.1e} nats apart", f"at most {limit:.2g}")
     if trusted:
@@ -48,6 +43,12 @@ def check_start(name: str, answers: Sequence[Answer], noise: float, trusted: boo
     )
 
 
+def _moved_along(answer: Answer) -> float:
+    """Nats between the last position and any of the first half."""
+    last = len(answer.sampled_S) - 1
+    return max(_apart(answer, row, last) for row in range(max(1, last // 2)))
+
+
 def _apart(answer: Answer, one: int, other: int) -> float:
     """Mean nats between the distributions of two positions of a repeated token."""
     of_sampled = abs(answer.sampled_S[one] - answer.sampled_S[other])
@@ -59,20 +60,49 @@ def _apart(answer: Answer, one: int, other: int) -> float:
     return float(max(in_order, of_each.mean() if of_each.size else in_order, of_sampled / 2))
 
 
-def check_first_token(name: str, base: Answer, longer: Answer, tolerance: float) -> None:
-    """`longer` is the same text after one more token, such as BOS, which must be seen. Raises `ContractError`."""
-    count = len(longer.sampled_S) - 1
-    moved = float(np.abs(base.sampled_S[:count] - longer.sampled_S[1:]).max(initial=0.0))
-    moved = max(moved, top_difference(base, longer, slice(0, count), slice(1, None)))
-    if not moved > tolerance:
-        raise refusal(
-            "start",
-            f"teacher {name}: with one more token ({longer.request.token_ids[0]}) before a text no score changed "
-            f"({moved:.3g} nats): it drops that token, or had put it there itself.",
-            "Send ids as they are: no add_bos, no stripping of special tokens.",
-            f"moved {moved:.3g} nats",
-            f"more than {tolerance:.2g}",
-        )
+def check_first_token(name: str, base: Answer, other: Answer, longer: Answer, tolerance: float) -> None:
+    """The first token is seen: both another one (`other`) and one more, such as BOS (`longer`), move the scores.
+
+    Raises `ContractError`.
+    """
+    count = len(base.sampled_S) - 1
+    for answer, rows, after, what in (
+        (other, slice(1, None), slice(1, None), "another first token"),
+        (longer, slice(0, count), slice(1, None), "one more token before it"),
+    ):
+        moved = float(np.abs(base.sampled_S[rows] - answer.sampled_S[after]).max(initial=0.0))
+        moved = max(moved, top_difference(base, answer, rows, after))
+        if not moved > tolerance:
+            raise refusal(
+                "start",
+                f"teacher {name}: a text with {what} ({answer.request.token_ids[0]}) has the same scores ({moved:.3g} "
+                "nats): the server drops that token, or had put it there itself.",
+                "Send ids as they are: no add_bos, no stripping of special tokens.",
+                f"moved {moved:.3g} nats",
+                f"more than {tolerance:.2g}",
+            )
+
+
+def check_spelling(name: str, pairs: Sequence[tuple[Answer, Answer]], tolerance: float) -> ProbeResult:
+    """`pairs` are answers to two token sequences of one text, which end alike. Raises `ContractError`.
+
+    A server that goes by the text gives both the same scores at the end.
+    """
+    least = np.inf
+    for one, other in pairs:
+        apart = float(np.abs(one.sampled_S - other.sampled_S).max(initial=0.0))
+        if not apart > tolerance:
+            raise refusal(
+                "spelling",
+                f"teacher {name}: two token sequences of one text, {one.request.token_ids[:12].tolist()} and "
+                f"{other.request.token_ids[:12].tolist()}, have the same scores at the end ({apart:.3g} nats): it turns "
+                "ids into text, and tokenizes that again.",
+                "Have the server score the ids that it is sent.",
+                f"{apart:.3g} nats apart",
+                f"more than {tolerance:.2g}",
+            )
+        least = min(least, apart)
+    return ProbeResult("spelling", f"{len(pairs)} texts in other tokens: {least:.2g} nats apart or more", "by the ids")
 
 
 async def prove_length(ask: Asker, texts: ProbeTexts, length: int, noise: float, support: Support) -> ProbeResult:

@@ -46,7 +46,6 @@ def check_distribution(
 
     Raises `ContractError`.
     """
-    _check_values(name, np.concatenate([answer.sampled_S for answer in answers]))
     lists = _Lists(answers, uniform, vocabulary, tokens)
     if (problem := _problem(answers, vocabulary) or lists.problem(1.0)) is not None:
         alike = [f" They would be log-probs {what}." for what, scale in SCALES.items() if not lists.problem(scale)]
@@ -159,8 +158,8 @@ class _Lists:
         return float((weight * found).sum()), spread + SURE / 3 * float((weight * tokens * cap_S[use]).max())
 
 
-def _check_values(name: str, values: Doubles) -> None:
-    """No floor, and no coarse rounding. Raises `ContractError`."""
+def check_values(name: str, values: Doubles) -> None:
+    """No floor, and no coarse rounding. `values` are of different texts, or of different tokens. Raises `ContractError`."""
     if len(values) < 4 * FLOOR_COUNT:
         return
     ordered = np.sort(values)

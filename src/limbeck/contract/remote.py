@@ -6,6 +6,7 @@
     alignment      at temperature 1: a score follows from what precedes the token, and from nothing after it
     normalisation  natural log-probs of a whole distribution, without floors
     start          nothing stands before a text that was not sent
+    spelling       the ids are scored, not their text
     length         every part of a long text is read
     temperature    each method in turn, with why it was not taken; see DESIGN section 3
     baseline       a fixed text, asked again with every step
@@ -24,14 +25,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.contract.answers import top_difference
+from limbeck.contract.answers import PROBES, top_difference
 from limbeck.contract.causality import check_alike, check_causality, check_listed
-from limbeck.contract.context import check_first_token, check_start, prove_length
-from limbeck.contract.distribution import check_distribution
+from limbeck.contract.context import check_first_token, check_spelling, check_start, prove_length
+from limbeck.contract.distribution import check_distribution, check_values
 from limbeck.contract.methods import ProofState, choose_method
 from limbeck.contract.probes import Text
 from limbeck.contract.texts import LENGTH, SHORTEST, ProbeTexts
-from limbeck.contract.tokenizers import PROBE_TEXTS
+from limbeck.contract.tokenizers import PROBE_TEXTS, spellings
 from limbeck.errors import ContractError, LimbeckError, TeacherError
 from limbeck.models.text import highest_id
 from limbeck.records import ProbeResult, Support, request_of
@@ -81,6 +82,7 @@ async def prove_remote(
         "alignment": partial(_alignment, state),
         "normalisation": partial(_normalisation, state),
         "start": partial(_start, state, tokenizer),
+        "spelling": partial(_spelling, state, tokenizer),
         "length": partial(_length, state),
         "temperature": partial(choose_method, state),
         "baseline": partial(_baseline, state),
@@ -103,6 +105,8 @@ def _with_results(
     if isinstance(error, TeacherError):
         return error
     tried = error.results if isinstance(error, ContractError) else ()
+    if isinstance(error, WireError):
+        probe = PROBES.get(error.kind, probe)
     message = str(error) if isinstance(error, LimbeckError) else f"teacher {client.name}: {error}"
     return ContractError(message, [*before, *(tried or [ProbeResult(probe, message, "", ok=False)])])
 
@@ -194,6 +198,7 @@ async def _alignment(state: ProofState) -> list[ProbeResult]:
     shifted. Then with the most likely tokens, and as training asks.
     """
     assert state.plain is not None
+    check_values(state.name, state.plain.sampled_S)
     ask, probe, name = state.asker(), state.probe, state.name
     alone = probe.changed(state.plain)[::2]
     answers = await ask(state.at([one.ids for one in alone], support="sampled"))
@@ -213,7 +218,9 @@ async def _normalisation(state: ProofState) -> list[ProbeResult]:
     """Of real texts too: a model is surer of them, and what a server cuts off is more."""
     real = await state.asker()(state.at([text for text in state.texts if len(text) > 1]))
     base, *others = state.at_one
-    answers = [base, *(other.since(place) for place, other in zip(state.places, others, strict=True)), *real]
+    fresh = [base, *(other.since(place) for place, other in zip(state.places, others, strict=True))]
+    check_values(state.name, np.concatenate([answer.sampled_S for answer in fresh]))
+    answers = [*fresh, *real]
     uniform = [*state.uniform, *(np.zeros(len(answer.sampled_S), bool) for answer in real)]
     result = check_distribution(state.name, answers, uniform, state.client.vocabulary, state.tokens)
     check_listed(state.name, base, state.changed(state.at_one), state.tolerance)
@@ -221,12 +228,25 @@ async def _normalisation(state: ProofState) -> list[ProbeResult]:
 
 
 async def _start(state: ProofState, tokenizer: PreTrainedTokenizerBase | None) -> list[ProbeResult]:
-    first = getattr(tokenizer, "bos_token_id", None)
-    first = int(state.probe.base[0]) if first is None else first
-    longer = np.concatenate([[first], state.probe.base[:-1]])
-    *repeated, after = await state.asker()(state.at([*state.probe.repeated(), longer]))
-    check_first_token(state.name, state.at_one[0], after, state.tolerance)
+    base, bos = state.probe.base, getattr(tokenizer, "bos_token_id", None)
+    first = next((int(token) for token in state.probe.pool if token != base[0]), int(base[0]))
+    more = int(base[0]) if bos is None else bos
+    texts = [*state.probe.repeated(), np.concatenate([[first], base[1:]]), np.concatenate([[more], base[:-1]])]
+    *repeated, other, longer = await state.asker()(state.at(texts))
+    check_first_token(state.name, state.at_one[0], other, longer, state.tolerance)
     return [check_start(state.name, repeated, state.noise_floor, state.client.section.trust_start)]
+
+
+async def _spelling(state: ProofState, tokenizer: PreTrainedTokenizerBase | None) -> list[ProbeResult]:
+    if tokenizer is None:
+        return []
+    pairs = spellings(tokenizer, [int(token) for token in state.probe.pool])
+    if not pairs:
+        return [ProbeResult("spelling", "every text has one token sequence", "nothing to compare")]
+    end = state.probe.base[: state.probe.start]
+    unit = [request_of([*ids, *end], len(ids), 1.0, "sampled", "probe-spelling") for pair in pairs for ids in pair]
+    answers = await state.asker()(unit)
+    return [check_spelling(state.name, list(zip(answers[::2], answers[1::2], strict=True)), state.tolerance)]
 
 
 async def _length(state: ProofState) -> list[ProbeResult]:

@@ -81,7 +81,7 @@ async def _check_replica(client: RemoteClient, baseline: Baseline, url: str) -> 
     except WireError as error:
         if len(client.pool.urls) > 1:
             raise
-        raise TeacherError(f"teacher {client.name} cannot be probed: {error}") from error
+        raise TeacherError(f"teacher {client.name} cannot be probed ({error.kind}): {error}") from error
     if problem:
         raise ContractError(
             f"teacher {client.name} drifted: {url} {problem}. Nothing was updated in this step. Start the right server "

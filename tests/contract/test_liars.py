@@ -1,0 +1,114 @@
+"""Every server that lies is refused by the probe that is there for it, whatever its teacher; its honest twin passes."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from limbeck.config.teacher import SGLangTeacherConfig, VLLMTeacherConfig
+from limbeck.contract.remote import prove_remote
+from limbeck.errors import ContractError
+from limbeck.records import ScoreRequest
+from limbeck.teachers.client import RemoteClient
+from limbeck.teachers.connect import BACKENDS
+from limbeck.teachers.remote import Proof
+from limbeck.wire.binding import Echo
+from limbeck.wire.http import Pool, PoolSettings
+from limbeck.wire.score import Reply, WireError
+from tests.liars import LIES, TEACHERS, Liar
+
+KINDS = {"sglang": SGLangTeacherConfig, "vllm": VLLMTeacherConfig}
+TEMPERATURES = (0.7, 1.0, 1.3)
+COMBINATIONS = list(product(TEACHERS, TEMPERATURES, KINDS, ["stock", "acknowledges"]))
+
+
+class Direct:
+    """A dialect without the wire: what a schema writes is answered by a fake server of this process."""
+
+    acknowledges = False
+
+    def __init__(self, kind: str, server: Liar) -> None:
+        self.kind, self.server, self.asked = kind, server, 0
+        self.schema = BACKENDS[kind].dialect().schema  # type: ignore[attr-defined]
+
+    async def ask(
+        self, pool: Any, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
+    ) -> Reply:
+        self.asked += 1
+        if len(request.token_ids) > 256:
+            raise WireError("refused", "answered 400: longer than the context of 256")
+        body = self.schema.write(request, "m", acknowledges) | self.schema.ties("n") | {"model": "m"}
+        answer = self.server._sglang(body) if self.kind == "sglang" else self.server._vllm(body)
+        try:
+            return self.schema.read(json.loads(json.dumps(answer)), request, acknowledges, Echo("n"))
+        except (ValueError, ArithmeticError) as error:
+            raise WireError("malformed", str(error)) from None
+
+    async def identity(self, pool: Any, url: str) -> str:
+        self.asked += 1
+        return "a model"
+
+    async def tokenize(self, pool: Any, text: str) -> list[int]:
+        raise WireError("refused", "no route")
+
+
+async def prove(server: Liar, kind: str, temperature: float, **options: Any) -> tuple[Proof, Direct]:
+    given = {"top_logprobs": 60, "max_rescale_dropped": 1.0} | options
+    section = KINDS[kind](url="http://server", **given)
+    v = server.vocabulary
+    dialect = Direct(kind, server)
+    client = RemoteClient("t", section, dialect, Pool(section.urls, PoolSettings()), v, v)  # type: ignore[arg-type]
+    dice = np.random.default_rng(3)
+    texts = [tuple(dice.integers(4, min(99, v), 20 + n).tolist()) for n in range(4)]
+    return await prove_remote(client, texts, dice.integers(0, v, 16).tolist(), temperature, support=5), dialect
+
+
+async def refused(lie: str, teacher: str, temperature: float, kind: str, build: str) -> str:
+    """The name of the probe that refused, empty where none did and none had to."""
+    server = Liar(TEACHERS[teacher](), LIES[lie], knows_temperature=build == "acknowledges")
+    options: dict[str, Any] = {"temperature_method": "native"} if build == "acknowledges" and temperature != 1 else {}
+    matters = server.differs(temperature if build == "acknowledges" else 1.0)
+    if matters < 0.02:
+        return ""
+    with pytest.raises(ContractError) as caught:
+        await prove(server, kind, temperature, **options)
+    return next(result.probe for result in reversed(caught.value.results) if not result.ok)
+
+
+async def check(lie: str, teacher: str, temperature: float, kind: str, build: str) -> None:
+    probe = await refused(lie, teacher, temperature, kind, build)
+    assert probe in ("", *(name if name != "native" else "method native" for name in LIES[lie].probe.split("|")))
+
+
+@pytest.mark.parametrize("number", range(len(LIES)))
+async def test_a_liar_is_refused_by_name(number: int) -> None:
+    """Each with some of the combinations, so that all of them are met; the slow test has every one."""
+    lie = list(LIES)[number]
+    hot = [c for c in COMBINATIONS if c[1] != 1 and c[3] == "acknowledges"] if LIES[lie].hot else COMBINATIONS
+    for teacher, temperature, kind, build in (hot[(7 * number) % len(hot)], hot[(7 * number + 5) % len(hot)]):
+        await check(lie, teacher, temperature, kind, build)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("teacher", "temperature", "kind", "build"), COMBINATIONS)
+@pytest.mark.parametrize("lie", LIES)
+async def test_every_liar_is_refused_with_every_teacher(
+    lie: str, teacher: str, temperature: float, kind: str, build: str
+) -> None:
+    await check(lie, teacher, temperature, kind, build)
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_the_honest_twin_passes(teacher: str, temperature: float, dtype: str) -> None:
+    for kind, knows in (("sglang", True), ("vllm", False)):
+        server = Liar(TEACHERS[teacher](dtype), None, knows_temperature=knows)
+        proof, dialect = await prove(server, kind, temperature)
+        assert proof.method == ("native" if knows else "plain" if temperature == 1 else "rescale")
+        assert all(result.ok for result in proof.results)
+        assert dialect.asked < 80
