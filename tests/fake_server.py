@@ -161,7 +161,11 @@ class FakeServer:
             return await self._send(writer, 500, b"boom")
         if self.dice.random() < self.busy:
             return await self._send(writer, 429, b"later", ["retry-after: 0.01"])
-        if "text" in body or path == "/tokenize":
+        if (
+            "text" in body
+            or path == "/tokenize"
+            or isinstance(body["prompt" if "prompt" in body else "input_ids"], str)
+        ):
             return await self._tokenize(writer, path, body)
         answer = self._sglang(body) if path == "/generate" else self._vllm(body)
         return await self._send(writer, 200, json.dumps(answer).encode(), faulty=True)
@@ -171,7 +175,9 @@ class FakeServer:
             return await self._send(writer, 404, b"no route")
         ids = self.tokenizer(body["text"] if path == "/generate" else body["prompt"])
         meta = {"input_token_logprobs": [[None, i, None] for i in ids]}
-        return await self._send(writer, 200, json.dumps({"tokens": ids, "meta_info": meta}).encode())
+        answer = {"/tokenize": {"tokens": ids}, "/generate": {"meta_info": meta}}
+        by_text = {"choices": [{"prompt_token_ids": ids}]}
+        return await self._send(writer, 200, json.dumps(answer.get(path, by_text)).encode())
 
     async def _send(
         self,

@@ -3,7 +3,8 @@
     server = liar(TEACHERS["flat"](), "adds a BOS", knows_temperature=True)
 
 A lie changes what the model is given (`sees`), which of its positions is read (`row`), what the logits become
-(`logprobs`), or what is sent of them (`sampled`, `listed`). Where it changes nothing that is sent, it is none: `differs`.
+(`logprobs`), or what is sent of them (`sampled`, `listed`). Where it changes nothing that is sent, it is
+none: `differs`.
 
 Shape legend: L sequence, n scored tokens, V vocabulary.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -131,10 +132,23 @@ def _merged(ids: tuple[int, ...]) -> list[int]:
     return out
 
 
-def _fitted(ids: list[int], length: int, end: bool) -> tuple[int, ...]:
-    """As many as were sent: what is missing is filled up."""
-    missing = [ids[0]] * (length - len(ids))
+def _again(sent: tuple[int, ...], end: bool) -> tuple[int, ...]:
+    """Other tokens of the text, as many as were sent: what is missing is filled up."""
+    ids = _merged(sent)
+    missing = [ids[0]] * (len(sent) - len(ids))
     return tuple([*missing, *ids] if end else [*ids, *missing])
+
+
+def _hot(logprobs: Callable[[np.ndarray, float], np.ndarray], rows_of: str = "both") -> Lie:
+    return Lie("native", logprobs=logprobs, rows_of=rows_of, hot=True)
+
+
+def _plus(amount: float) -> Callable[[np.ndarray, float], np.ndarray]:
+    return lambda logits, t: np.log(np.exp(log_softmax(logits, t)) + amount)
+
+
+def _mixed(logits: np.ndarray, t: float) -> np.ndarray:
+    return np.log(0.9 * np.exp(log_softmax(logits, t)) + 0.1 / logits.shape[1])
 
 
 def _half(logits: np.ndarray) -> np.ndarray:
@@ -144,15 +158,15 @@ def _half(logits: np.ndarray) -> np.ndarray:
 
 LIES: dict[str, Lie] = {
     # of temperature
-    "divides the log-probs by T, and does not normalise": Lie("native", logprobs=lambda z, t: log_softmax(z) / t, hot=True),
-    "multiplies the log-probs by T": Lie("native", logprobs=lambda z, t: log_softmax(z) * t, hot=True),
-    "ignores T": Lie("native", logprobs=lambda z, t: log_softmax(z), hot=True),
-    "divides twice": Lie("native", logprobs=lambda z, t: log_softmax(z, t * t), hot=True),
-    "rounds T to halves": Lie("native", logprobs=lambda z, t: log_softmax(z, max(0.5, round(t * 2) / 2)), hot=True),
-    "rounds T to a whole number": Lie("native", logprobs=lambda z, t: log_softmax(z, max(1, round(t))), hot=True),
-    "limits T to 1": Lie("native", logprobs=lambda z, t: log_softmax(z, min(t, 0.9) if t > 1 else max(t, 0.9)), hot=True),
-    "divides the list alone": Lie("native", logprobs=lambda z, t: log_softmax(z), rows_of="sampled", hot=True),
-    "divides the sampled token alone": Lie("native", logprobs=lambda z, t: log_softmax(z), rows_of="listed", hot=True),
+    "divides the log-probs by T, and does not normalise": _hot(lambda z, t: log_softmax(z) / t),
+    "multiplies the log-probs by T": _hot(lambda z, t: log_softmax(z) * t),
+    "ignores T": _hot(lambda z, t: log_softmax(z)),
+    "divides twice": _hot(lambda z, t: log_softmax(z, t * t)),
+    "rounds T to halves": _hot(lambda z, t: log_softmax(z, max(0.5, round(t * 2) / 2))),
+    "rounds T to a whole number": _hot(lambda z, t: log_softmax(z, max(1, round(t)))),
+    "stays at 0.9": _hot(lambda z, t: log_softmax(z, 0.9)),
+    "divides the list alone": _hot(lambda z, t: log_softmax(z), rows_of="sampled"),
+    "divides the sampled token alone": _hot(lambda z, t: log_softmax(z), rows_of="listed"),
     # of positions
     "reads the logits after the token": Lie("alignment", row=1),
     "reads the logits after the next token": Lie("alignment", row=2),
@@ -170,8 +184,8 @@ LIES: dict[str, Lie] = {
     "puts a template before": Lie("start", sees=lambda h, t: (3, 9, 14, *h)),
     "drops the first token": Lie("start|alignment", sees=lambda h, t: h[1:] or h),
     "replaces the first token": Lie("start", sees=lambda h, t: (1, *h[1:])),
-    "tokenizes again, and cuts what is too long": Lie("alignment", text=lambda ids: _fitted(_merged(ids), len(ids), end=False)),
-    "tokenizes again, and answers for the end": Lie("alignment", text=lambda ids: _fitted(_merged(ids), len(ids), end=True)),
+    "tokenizes again, and cuts what is too long": Lie("alignment", text=partial(_again, end=False)),
+    "tokenizes again, and answers for the end": Lie("alignment", text=partial(_again, end=True)),
     # of the distribution
     "uses base 2": Lie("normalisation", logprobs=lambda z, t: log_softmax(z, t) / np.log(2)),
     "uses base 10": Lie("normalisation", logprobs=lambda z, t: log_softmax(z, t) / np.log(10)),
@@ -182,17 +196,17 @@ LIES: dict[str, Lie] = {
     "gives -9999 outside of a nucleus": Lie("normalisation", logprobs=_nucleus(0.9, -9999.0)),
     "gives -inf outside of a nucleus": Lie("normalisation", logprobs=_nucleus(0.9, -np.inf)),
     "keeps the top 50": Lie("normalisation", logprobs=_top_k(50, np.log(1e-30))),
-    "adds 1e-4 to each probability": Lie("normalisation", logprobs=lambda z, t: np.log(np.exp(log_softmax(z, t)) + 1e-4)),
+    "adds 1e-4 to each probability": Lie("normalisation", logprobs=_plus(1e-4)),
     "clamps at -8": Lie("normalisation", logprobs=lambda z, t: np.maximum(log_softmax(z, t), -8.0)),
     "rounds to a tenth": Lie("normalisation", logprobs=lambda z, t: np.round(log_softmax(z, t), 1)),
     "overflows in float16": Lie("normalisation", logprobs=lambda z, t: log_softmax(_half(z), t)),
     "is off by a constant": Lie("normalisation", logprobs=lambda z, t: log_softmax(z, t) - 0.5),
-    "mixes with a uniform distribution after dividing": Lie(
-        "native", logprobs=lambda z, t: np.log(0.9 * np.exp(log_softmax(z, t)) + 0.1 / z.shape[1]) if t != 1 else log_softmax(z), hot=True
-    ),
+    "mixes with a uniform distribution after dividing": _hot(_mixed),
     # of which model
-    "is another model one time in four": Lie("noise|alignment|start|normalisation", sees=lambda h, t: tuple((i + 1) % 90 for i in h), served=0.25),
-}  # fmt: skip
+    "is another model one time in four": Lie(
+        "noise|alignment|start", sees=lambda h, t: tuple((i + 1) % 90 for i in h), served=0.25
+    ),
+}
 
 
 class Liar(FakeServer):

@@ -19,7 +19,7 @@ from limbeck.teachers.remote import Proof
 from limbeck.wire.binding import Echo
 from limbeck.wire.http import Pool, PoolSettings
 from limbeck.wire.score import Reply, WireError
-from tests.liars import LIES, TEACHERS, Liar
+from tests.liars import LIES, TEACHERS, Liar, Lie
 
 KINDS = {"sglang": SGLangTeacherConfig, "vllm": VLLMTeacherConfig}
 TEMPERATURES = (0.7, 1.0, 1.3)
@@ -53,10 +53,15 @@ class Direct:
         return "a model"
 
     async def tokenize(self, pool: Any, text: str) -> list[int]:
-        raise WireError("refused", "no route")
+        if self.server.tokenizer is None:
+            raise WireError("refused", "no route")
+        ids: list[int] = self.server.tokenizer(text)
+        return ids
 
 
-async def prove(server: Liar, kind: str, temperature: float, **options: Any) -> tuple[Proof, Direct]:
+async def prove(
+    server: Liar, kind: str, temperature: float, tokenizer: Any = None, **options: Any
+) -> tuple[Proof, Direct]:
     given = {"top_logprobs": 60, "max_rescale_dropped": 1.0} | options
     section = KINDS[kind](url="http://server", **given)
     v = server.vocabulary
@@ -64,7 +69,9 @@ async def prove(server: Liar, kind: str, temperature: float, **options: Any) -> 
     client = RemoteClient("t", section, dialect, Pool(section.urls, PoolSettings()), v, v)  # type: ignore[arg-type]
     dice = np.random.default_rng(3)
     texts = [tuple(dice.integers(4, min(99, v), 20 + n).tolist()) for n in range(4)]
-    return await prove_remote(client, texts, dice.integers(0, v, 16).tolist(), temperature, support=5), dialect
+    return await prove_remote(
+        client, texts, dice.integers(0, 60, 16).tolist(), temperature, tokenizer, support=5
+    ), dialect
 
 
 async def refused(lie: str, teacher: str, temperature: float, kind: str, build: str) -> str:
@@ -112,3 +119,40 @@ async def test_the_honest_twin_passes(teacher: str, temperature: float, dtype: s
         assert proof.method == ("native" if knows else "plain" if temperature == 1 else "rescale")
         assert all(result.ok for result in proof.results)
         assert dialect.asked < 80
+
+
+class Pairs:
+    """A tokenizer of characters (ids below 60) and some pairs of them."""
+
+    bos_token_id = None
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        ids: list[int] = []
+        for character in text:
+            token = ord(character) % 60
+            if ids and ids[-1] < 30 and ids[-1] == token:
+                ids[-1] = 60 + token
+            else:
+                ids.append(token)
+        return type("Encoding", (), {"input_ids": ids})
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return "".join(chr(60 + i) if i < 60 else chr(60 + i - 60) * 2 for i in ids)
+
+    def again(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self(self.decode(ids)).input_ids)
+
+
+async def test_a_server_that_tokenizes_what_it_reads_again_is_refused_where_the_tokenizer_is_here() -> None:
+    """It is a causal model of the ids all the same: only two spellings of one text tell it apart."""
+    tokenizer = Pairs()
+    lie = Lie("spelling", sees=lambda ids, t: tokenizer.again(ids))
+    for each in (None, lie):
+        server = Liar(TEACHERS["peaked"](), each, tokenizer=lambda text: tokenizer(text).input_ids)
+        if each is None:
+            proof, _ = await prove(server, "sglang", 1.0, tokenizer=tokenizer)
+            assert "one text in other tokens" in {r.probe: r.measured for r in proof.results}["spelling"]
+        else:
+            with pytest.raises(ContractError, match="tokenizes that again") as caught:
+                await prove(server, "sglang", 1.0, tokenizer=tokenizer)
+            assert caught.value.results[-1].probe == "spelling"

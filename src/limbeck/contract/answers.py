@@ -51,7 +51,7 @@ class Answer:
         lists = [None if array is None else array[row:] for array in (self.top_ids_SK, self.top_SK)]
         return Answer(replace(self.request, scored=scored), self.sampled_S[row:], *lists, self.whole)
 
-    def inside_S(self) -> Mask:
+    def inside(self) -> Mask:
         """Whether each scored token is among the most likely."""
         assert self.top_ids_SK is not None
         inside: Mask = (self.top_ids_SK == self.request.scored_ids[:, None]).any(axis=1)

@@ -35,8 +35,8 @@ def check_start(name: str, answers: Sequence[Answer], noise: float, trusted: boo
     raise refusal(
         "start",
         f"teacher {name}: in a text of one token again and again the scores move by {apart:.3g} nats from the "
-        f"first position on (expected at most {limit:.2g}). It puts something before the text (a BOS, a chat template), "
-        "or its model has learned positions, attention sinks or recurrent layers.",
+        f"first position on (expected at most {limit:.2g}). It puts something before the text (a BOS, a "
+        "chat template), or its model has learned positions, attention sinks or recurrent layers.",
         f"Send ids as they are (no add_bos, no template); of such a model, make sure of that and set {TRUST}.",
         f"{apart:.3g} nats apart",
         f"at most {limit:.2g}",
@@ -95,14 +95,14 @@ def check_spelling(name: str, pairs: Sequence[tuple[Answer, Answer]], tolerance:
             raise refusal(
                 "spelling",
                 f"teacher {name}: two token sequences of one text, {one.request.token_ids[:12].tolist()} and "
-                f"{other.request.token_ids[:12].tolist()}, have the same scores at the end ({apart:.3g} nats): it turns "
-                "ids into text, and tokenizes that again.",
+                f"{other.request.token_ids[:12].tolist()}, have the same scores at the end ({apart:.3g} nats): it "
+                "turns ids into text, and tokenizes that again.",
                 "Have the server score the ids that it is sent.",
                 f"{apart:.3g} nats apart",
                 f"more than {tolerance:.2g}",
             )
         least = min(least, apart)
-    return ProbeResult("spelling", f"{len(pairs)} texts in other tokens: {least:.2g} nats apart or more", "by the ids")
+    return ProbeResult("spelling", f"one text in other tokens: {least:.2g} nats apart or more", "by the ids")
 
 
 async def prove_length(ask: Asker, texts: ProbeTexts, length: int, noise: float, support: Support) -> ProbeResult:
@@ -117,7 +117,8 @@ async def prove_length(ask: Asker, texts: ProbeTexts, length: int, noise: float,
             raise refusal(
                 "length",
                 f"teacher {ask.name}: in a text of {length} tokens, the scores of the last {length - start} did not "
-                f"change with tokens {begin} to {end - 1} ({moved:.3g} nats). It cuts texts, or reads a window of them.",
+                f"change with tokens {begin} to {end - 1} ({moved:.3g} nats). It cuts texts, or reads "
+                "a window of them.",
                 "Raise the server's context length, and switch off truncation and sliding windows that are not the "
                 "model's own.",
                 f"{moved:.3g} nats by tokens {begin} to {end - 1}",

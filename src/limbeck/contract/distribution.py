@@ -40,7 +40,6 @@ def check_distribution(
     uniform: Sequence[Mask],
     vocabulary: int,
     tokens: int | None,
-    other_bases: bool = True,
 ) -> ProbeResult:
     """`uniform` [S] says of each scored token whether it was drawn alike from `tokens`; `vocabulary` is V, or more.
 
@@ -48,12 +47,15 @@ def check_distribution(
     """
     lists = _Lists(answers, uniform, vocabulary, tokens)
     if (problem := _problem(answers, vocabulary) or lists.problem(1.0)) is not None:
-        alike = [f" They would be log-probs {what}." for what, scale in SCALES.items() if not lists.problem(scale)]
+        alike = [f" They fit log-probs {what}." for what, scale in SCALES.items() if not lists.problem(scale)]
         raise refusal(
-            "normalisation", f"teacher {name}: {problem}. It sends log-probs that were cut or changed.{''.join(alike[:1])}",
-            CUT, problem.partition(":")[2].strip() or problem, "at most 1, a tail that fits",
-        )  # fmt: skip
-    for what, scale in SCALES.items() if other_bases else ():
+            "normalisation",
+            f"teacher {name}: {problem}. It sends log-probs that were cut or changed.{''.join(alike[:1])}",
+            CUT,
+            problem.partition(":")[2].strip() or problem,
+            "at most 1, a tail that fits",
+        )
+    for what, scale in SCALES.items():
         if lists.problem(scale) is None:
             raise refusal(
                 "normalisation",
@@ -104,7 +106,7 @@ def _problem(answers: Sequence[Answer], vocabulary: int) -> str | None:
     for answer in answers:
         assert answer.top_SK is not None
         try:
-            rescale(answer.top_SK, answer.sampled_S, answer.inside_S(), 1.0, vocabulary, rounding=ROUNDING)
+            rescale(answer.top_SK, answer.sampled_S, answer.inside(), 1.0, vocabulary, rounding=ROUNDING)
         except NotADistributionError as error:
             return str(error)
     return None
@@ -116,7 +118,7 @@ class _Lists:
     def __init__(self, answers: Sequence[Answer], uniform: Sequence[Mask], vocabulary: int, tokens: int | None) -> None:
         self.top_SK = np.concatenate([answer.top_SK for answer in answers if answer.top_SK is not None])
         self.sampled_S = np.concatenate([answer.sampled_S for answer in answers])
-        self.outside_S = ~np.concatenate([answer.inside_S() for answer in answers])
+        self.outside_S = ~np.concatenate([answer.inside() for answer in answers])
         self.uniform_S = np.concatenate(list(uniform))
         self.rest, self.tokens = max(0, vocabulary - self.top_SK.shape[1]), tokens
         self.held = np.exp(self.top_SK).sum(axis=1)
@@ -159,7 +161,7 @@ class _Lists:
 
 
 def check_values(name: str, values: Doubles) -> None:
-    """No floor, and no coarse rounding. `values` are of different texts, or of different tokens. Raises `ContractError`."""
+    """No floor, and no coarse rounding. `values` are of different texts or tokens. Raises `ContractError`."""
     if len(values) < 4 * FLOOR_COUNT:
         return
     ordered = np.sort(values)
@@ -180,7 +182,7 @@ def check_values(name: str, values: Doubles) -> None:
         if np.abs(multiples - np.round(multiples)).max() * step < 1e-6 and np.ptp(values) > 0:
             raise refusal(
                 "normalisation",
-                f"teacher {name}: every log-prob is a multiple of {step:g} nats: it rounds them, by up to {step / 2:g}.",
+                f"teacher {name}: every log-prob is a multiple of {step:g} nats: it rounds them by up to half.",
                 "Have the server send them in full.",
                 f"multiples of {step:g}",
                 "float32 log-probs",
@@ -199,7 +201,7 @@ def check_at_temperature(
     for at_one, at_t in pairs:
         assert at_one.top_SK is not None
         certified = rescale(
-            at_one.top_SK, at_one.sampled_S, at_one.inside_S(), temperature, vocabulary, rounding=ROUNDING
+            at_one.top_SK, at_one.sampled_S, at_one.inside(), temperature, vocabulary, rounding=ROUNDING
         )
         beyond = np.abs(at_t.sampled_S - certified.sampled_S) - certified.half_width_S
         worst, widest = max(worst, float(beyond.max(initial=0.0))), max(widest, float(certified.half_width_S.max()))
@@ -215,8 +217,8 @@ def check_at_temperature(
 def _not_normalised(name: str, temperature: float, worst: float, tolerance: float) -> ContractError:
     return refusal(
         "normalisation at T",
-        f"teacher {name}: its log-probs at temperature {temperature:g} are {worst:.3g} nats outside of what its answers "
-        f"at temperature 1 allow (at most {tolerance:.2g}): it divides by T and does not normalise again.",
+        f"teacher {name}: its log-probs at temperature {temperature:g} are {worst:.3g} nats outside of what its "
+        f"answers at temperature 1 allow (at most {tolerance:.2g}): it divides by T and does not normalise again.",
         "Update the server, or serve the model with `limbeck serve`.",
         f"{worst:.3g} nats outside",
         f"at most {tolerance:.2g}",

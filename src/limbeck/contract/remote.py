@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.contract.answers import PROBES, top_difference
+from limbeck.contract.answers import PROBES, refusal, top_difference
 from limbeck.contract.causality import check_alike, check_causality, check_listed
 from limbeck.contract.context import check_first_token, check_spelling, check_start, prove_length
 from limbeck.contract.distribution import check_distribution, check_values
@@ -143,14 +143,19 @@ async def _tokenizer(state: ProofState, tokenizer: PreTrainedTokenizerBase | Non
             theirs = await state.client.tokenize(text)
         except WireError as error:
             if error.kind == "refused":
-                return [ProbeResult("tokenizer", "the server has no route for it", "echoed ids are compared instead")]
+                return [
+                    ProbeResult("tokenizer", "not told: the server splits no text", "echoed ids are compared alone")
+                ]
             raise
         ours = list(tokenizer(text).input_ids)
         if theirs != ours:
-            raise ContractError(
+            raise refusal(
+                "tokenizer",
                 f"teacher {state.client.name} splits {text!r} into {theirs[:12]}, the student's tokenizer into "
-                f"{ours[:12]}. On-policy distillation compares them token by token: choose models of one tokenizer "
-                "family."
+                f"{ours[:12]}.",
+                "On-policy distillation compares them token by token: choose models of one tokenizer family.",
+                f"{text!r} is split differently",
+                "one splitting",
             )
     return [ProbeResult("tokenizer", f"{len(PROBE_TEXTS)} strings split alike", "the student's token ids")]
 
