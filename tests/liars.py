@@ -204,7 +204,7 @@ LIES: dict[str, Lie] = {
     "mixes with a uniform distribution after dividing": _hot(_mixed),
     # of which model
     "is another model one time in four": Lie(
-        "noise|alignment|start", sees=lambda h, t: tuple((i + 1) % 90 for i in h), served=0.25
+        "noise|alignment|start|native", sees=lambda h, t: tuple((i + 1) % 90 for i in h), served=0.25
     ),
 }
 

@@ -96,8 +96,7 @@ async def test_a_liar_is_refused_by_name(number: int) -> None:
     """Each with some of the combinations, so that all of them are met; the slow test has every one."""
     lie = list(LIES)[number]
     hot = [c for c in COMBINATIONS if c[1] != 1 and c[3] == "acknowledges"] if LIES[lie].hot else COMBINATIONS
-    for teacher, temperature, kind, build in (hot[(7 * number) % len(hot)], hot[(7 * number + 5) % len(hot)]):
-        await check(lie, teacher, temperature, kind, build)
+    await check(lie, *hot[(7 * number) % len(hot)])
 
 
 @pytest.mark.slow

@@ -48,8 +48,9 @@ class Answer:
         """The same without what comes before the text's `token`-th token."""
         row = self.row(token)
         scored = self.request.scored & (np.arange(len(self.request.scored)) >= token)
-        lists = [None if array is None else array[row:] for array in (self.top_ids_SK, self.top_SK)]
-        return Answer(replace(self.request, scored=scored), self.sampled_S[row:], *lists, self.whole)
+        ids_SK = None if self.top_ids_SK is None else self.top_ids_SK[row:]
+        top_SK = None if self.top_SK is None else self.top_SK[row:]
+        return Answer(replace(self.request, scored=scored), self.sampled_S[row:], ids_SK, top_SK, self.whole)
 
     def inside(self) -> Mask:
         """Whether each scored token is among the most likely."""
@@ -89,8 +90,9 @@ def _answer(scores: Scores, request: ScoreRequest, heads: Heads | None) -> Answe
     if not isinstance(scores, TopKScores):
         return Answer(request, sampled_S)
     order_SK = np.argsort(-scores.logprobs, axis=1, kind="stable")
-    ids_SK, top_SK = (np.take_along_axis(array, order_SK, axis=1) for array in (scores.ids, scores.logprobs))
-    return Answer(request, sampled_S, ids_SK, top_SK.astype(np.float64))
+    ids_SK = np.take_along_axis(scores.ids, order_SK, axis=1)
+    top_SK = np.take_along_axis(scores.logprobs, order_SK, axis=1).astype(np.float64)
+    return Answer(request, sampled_S, ids_SK, top_SK)
 
 
 def top_difference(a: Answer, b: Answer, rows_a: slice, rows_b: slice) -> float:

@@ -28,7 +28,8 @@ SCALES: Mapping[str, float] = {
     "to base 2": 1 / math.log(2), "to base 10": 1 / math.log(10), "halved": 0.5, "doubled": 2.0,
 }  # fmt: skip
 SURE = 15.0  # minus the log of the probability to refuse by chance, as Bernstein bounds it
-LEAST_MASS = 0.8  # of the tokens that student and teacher share
+LEAST_MASS = 0.95  # of the tokens that student and teacher share: rows of padding have next to none
+NEAR, SEEN, SIGMAS = 8, 12, 5.0  # a tail is seen by so many drawn tokens, of this part of the largest there can be
 CUT = "Switch off logprob processing on the server (top-p, top-k, min-p, penalties, grammars)."
 FLOOR_WINDOW, FLOOR_COUNT = 1e-3, 3  # nats, and tokens of one lowest log-prob
 STEPS = (1.0, 0.5, 0.25, 0.2, 0.125, 0.1, 0.05)  # nats: rounded to these is too coarse to train on
@@ -156,8 +157,11 @@ class _Lists:
         variance = tokens * cap_S[use] * np.clip(1 - held_S[use], 0.0, 1.0) + 1e-9
         weight = 1 / np.maximum(variance, np.median(variance) / 100)
         weight /= weight.sum()
+        mean, largest = float((weight * found).sum()), tokens * cap_S[use]
+        if int((tokens * tail >= largest / NEAR).sum()) >= SEEN:  # the spread that was seen is the spread there is
+            return mean, SIGMAS * math.sqrt(float((weight**2 * (found - mean) ** 2).sum()))
         spread = math.sqrt(2 * SURE * float((weight**2 * variance).sum()))
-        return float((weight * found).sum()), spread + SURE / 3 * float((weight * tokens * cap_S[use]).max())
+        return mean, spread + SURE / 3 * float((weight * largest).max())
 
 
 def check_values(name: str, values: Doubles) -> None:

@@ -125,7 +125,7 @@ class ProofState:
 
     def as_training(self, temperature: float) -> ScoreRequest:
         """The end of the probe's text alone."""
-        support = self.k if isinstance(self.support, int) else "sampled"
+        support: Support = self.k if isinstance(self.support, int) else "sampled"
         return request_of(self.probe.base, self.probe.start, temperature, support, "probe")
 
     async def ask(self, request: ScoreRequest) -> Reply:

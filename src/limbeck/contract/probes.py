@@ -100,7 +100,8 @@ class _Own:
         self.changed = list(zip((one.place for one in changed), others, strict=True))
         result = check_causality(self.ask.name, base, self.changed)
         as_training = request_of(self.texts.base, self.texts.start, self.t, self.support, "probe")
-        check_alike(self.ask.name, base, *await self.ask([as_training]))
+        (part,) = await self.ask([as_training])
+        check_alike(self.ask.name, base, part)
         return result
 
     async def normalisation(self) -> ProbeResult:

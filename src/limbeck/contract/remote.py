@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 PROBE_LENGTH = 64  # tokens of a prompt used as probe
 LONGEST = 1024  # tokens of a text, where nobody says how long they become
+DRAWN = 256  # random tokens, for what all tokens of a position sum to
 OTHERS = 6  # real texts that the text is asked among
 MAX_NOISE = 0.05  # nats: noise beyond this makes every probe meaningless
 
@@ -221,12 +222,15 @@ async def _alignment(state: ProofState) -> list[ProbeResult]:
 
 async def _normalisation(state: ProofState) -> list[ProbeResult]:
     """Of real texts too: a model is surer of them, and what a server cuts off is more."""
-    real = await state.asker()(state.at([text for text in state.texts if len(text) > 1]))
+    real = state.at([text for text in state.texts if len(text) > 1])
+    drawn = state.at([state.probe.draw(min(DRAWN, state.length))])
+    more = await state.asker()([*real, *drawn])
     base, *others = state.at_one
     fresh = [base, *(other.since(place) for place, other in zip(state.places, others, strict=True))]
     check_values(state.name, np.concatenate([answer.sampled_S for answer in fresh]))
-    answers = [*fresh, *real]
-    uniform = [*state.uniform, *(np.zeros(len(answer.sampled_S), bool) for answer in real)]
+    uniform = [*state.uniform, *(np.zeros(len(answer.sampled_S), bool) for answer in more)]
+    uniform[-1][:] = state.tokens is not None
+    answers = [*fresh, *more]
     result = check_distribution(state.name, answers, uniform, state.client.vocabulary, state.tokens)
     check_listed(state.name, base, state.changed(state.at_one), state.tolerance)
     return [result]

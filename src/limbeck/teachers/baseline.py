@@ -115,9 +115,13 @@ async def _ask(client: RemoteClient, request: ScoreRequest, url: str, acknowledg
         scored=np.concatenate([request.scored, np.ones(FRESH, dtype=bool)]),
     )
     reply = await client.ask(longer, url, acknowledges=acknowledges)
-    arrays = (reply.top_ids, reply.top_logprobs, reply.hidden)
-    top_ids, top_logprobs, hidden = (None if array is None else array[:count] for array in arrays)
-    return Reply(reply.logprobs[:count], top_ids, top_logprobs, hidden, reply.temperature)
+    return Reply(
+        reply.logprobs[:count],
+        None if reply.top_ids is None else reply.top_ids[:count],
+        None if reply.top_logprobs is None else reply.top_logprobs[:count],
+        None if reply.hidden is None else reply.hidden[:count],
+        reply.temperature,
+    )
 
 
 def max_difference(a: Reply, b: Reply) -> float:
