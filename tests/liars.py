@@ -196,7 +196,7 @@ LIES: dict[str, Lie] = {
     "gives -9999 outside of a nucleus": Lie("normalisation", logprobs=_nucleus(0.9, -9999.0)),
     "gives -inf outside of a nucleus": Lie("normalisation", logprobs=_nucleus(0.9, -np.inf)),
     "keeps the top 50": Lie("normalisation", logprobs=_top_k(50, np.log(1e-30))),
-    "adds 1e-4 to each probability": Lie("normalisation", logprobs=_plus(1e-4)),
+    "adds 1e-4 to each probability": Lie("normalisation|alignment", logprobs=_plus(1e-4)),
     "clamps at -8": Lie("normalisation", logprobs=lambda z, t: np.maximum(log_softmax(z, t), -8.0)),
     "rounds to a tenth": Lie("normalisation", logprobs=lambda z, t: np.round(log_softmax(z, t), 1)),
     "overflows in float16": Lie("normalisation", logprobs=lambda z, t: log_softmax(_half(z), t)),
@@ -216,6 +216,9 @@ class Liar(FakeServer):
         super().__init__(vocabulary=model.vocabulary, **options)
         self.of, self.lie = model, lie
 
+    def set_weights(self, seed: int) -> None:
+        """There is a model instead of a table."""
+
     def truth(self, ids: Any, start: int, temperature: float) -> np.ndarray:
         return log_softmax(self.of.logits(tuple(map(int, ids)))[start - 1 : -1], temperature)
 
@@ -229,9 +232,10 @@ class Liar(FakeServer):
             return logits[places]
         whole = lie.sees(ids, len(ids))
         seen = [lie.sees(ids[:t], t) for t in range(start, len(ids))]
-        if all(whole[: len(one)] == one for one in seen):  # a text of its own, in one pass
-            return self.of.logits(whole)[[len(one) - 1 for one in seen]]
-        return self.of.last(seen)
+        of_whole = self.of.logits(whole)  # where the lie is a text of its own, in one pass
+        others = [one for one in seen if whole[: len(one)] != one]
+        rest = iter(self.of.last(others) if others else [])
+        return np.array([of_whole[len(one) - 1] if whole[: len(one)] == one else next(rest) for one in seen])
 
     def _scores(self, ids: list[int], start: int, top: int, asked: float | None) -> tuple[list[Any], list[Any]]:
         text = tuple(map(int, ids))
@@ -247,7 +251,8 @@ class Liar(FakeServer):
         scored = own if lie is None or lie.text is None else np.array(lie.text(text)[start:])
         values = sampled_nV[np.arange(len(own)), scored].astype(np.float32)
         single = [[float(v), int(i)] for v, i in zip(values, own, strict=True)]
-        order = np.argsort(-listed_nV, axis=1, kind="stable")[:, :top]
+        order = np.argpartition(-listed_nV, max(0, top - 1), axis=1)[:, :top]
+        order = np.take_along_axis(order, np.argsort(-np.take_along_axis(listed_nV, order, axis=1), axis=1), axis=1)
         tops = np.take_along_axis(listed_nV, order, axis=1).astype(np.float32)
         lists = [[[float(v), int(i)] for v, i in zip(a, b, strict=True)] for a, b in zip(tops, order, strict=True)]
         return single, lists

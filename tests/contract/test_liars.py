@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from itertools import product
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from limbeck.config.teacher import SGLangTeacherConfig, VLLMTeacherConfig
+from limbeck.contract.check import check_teacher
 from limbeck.contract.remote import prove_remote
 from limbeck.errors import ContractError
+from limbeck.models.loading import load_tokenizer
 from limbeck.records import ScoreRequest
 from limbeck.teachers.client import RemoteClient
 from limbeck.teachers.connect import BACKENDS
@@ -109,8 +112,14 @@ async def test_every_liar_is_refused_with_every_teacher(
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("temperature", "dtype"),
+    [
+        (0.7, "float32"),
+        (1.3, "bfloat16"),
+        *(pytest.param(t, d, marks=pytest.mark.slow) for t, d in product(TEMPERATURES, ["float32", "bfloat16"])),
+    ],
+)
 async def test_the_honest_twin_passes(teacher: str, temperature: float, dtype: str) -> None:
     for kind, knows in (("sglang", True), ("vllm", False)):
         server = Liar(TEACHERS[teacher](dtype), None, knows_temperature=knows)
@@ -155,3 +164,14 @@ async def test_a_server_that_tokenizes_what_it_reads_again_is_refused_where_the_
             with pytest.raises(ContractError, match="tokenizes that again") as caught:
                 await prove(server, "sglang", 1.0, tokenizer=tokenizer)
             assert caught.value.results[-1].probe == "spelling"
+
+
+async def test_no_token_is_asked_about_that_the_vocabulary_may_not_have() -> None:
+    """`limbeck check` with the student's tokenizer alone: ids below its highest; some servers do not survive others."""
+    tokenizer = load_tokenizer("demo:teacher")
+    async with Liar(TEACHERS["demo"](), None, tokenizer=lambda text: tokenizer(text).input_ids) as server:
+        results = await asyncio.to_thread(check_teacher, f"sglang={server.url}", 1.0, tokenizer="demo:teacher")
+        assert all(result.ok for result in results)
+        asked = [body["input_ids"] for body in server.bodies if "input_ids" in body]
+        assert max(max(ids) for ids in asked) < server.vocabulary
+        assert len(server.bodies) < 80
