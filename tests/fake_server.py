@@ -3,8 +3,9 @@
     async with FakeServer(ignores_temperature=True) as server:
         ... server.url ...
 
-Its "model" is a table of logits by the previous token, so every true value is known exactly. Lies change
-its answers; faults change how the bytes travel. Both are switched by attributes, also while it runs.
+Its "model" is a table of logits by the previous token, and a little of the mean of another by all before, so every true
+value is known exactly. Lies change its answers; faults change how the bytes travel. Both are switched by attributes,
+also while it runs.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ class FakeServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def set_weights(self, seed: int) -> None:
-        self.logits_VV = self.scale * np.random.default_rng(seed).standard_normal((self.vocabulary, self.vocabulary))
+        size = (self.vocabulary, self.vocabulary)
+        self.logits_VV = self.scale * np.random.default_rng(seed).standard_normal(size)
+        self.far_VV = self.scale * np.random.default_rng(seed + 1000).standard_normal(size)
 
     @property
     def url(self) -> str:
@@ -107,7 +110,9 @@ class FakeServer:
 
     def truth(self, ids: list[int] | np.ndarray, start: int, temperature: float) -> np.ndarray:
         """[n, V] log q_T at each position from `start`."""
-        return log_softmax(self.logits_VV[np.asarray(ids)[start - 1 : -1]], temperature)
+        before = np.asarray(ids)[:-1]
+        means_LV = np.cumsum(self.far_VV[before], axis=0) / np.arange(1, len(before) + 1)[:, None]
+        return log_softmax((self.logits_VV[before] + means_LV)[start - 1 :], temperature)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -156,7 +161,11 @@ class FakeServer:
             return await self._send(writer, 500, b"boom")
         if self.dice.random() < self.busy:
             return await self._send(writer, 429, b"later", ["retry-after: 0.01"])
-        if "text" in body or path == "/tokenize":
+        if (
+            "text" in body
+            or path == "/tokenize"
+            or isinstance(body["prompt" if "prompt" in body else "input_ids"], str)
+        ):
             return await self._tokenize(writer, path, body)
         answer = self._sglang(body) if path == "/generate" else self._vllm(body)
         return await self._send(writer, 200, json.dumps(answer).encode(), faulty=True)
@@ -166,7 +175,9 @@ class FakeServer:
             return await self._send(writer, 404, b"no route")
         ids = self.tokenizer(body["text"] if path == "/generate" else body["prompt"])
         meta = {"input_token_logprobs": [[None, i, None] for i in ids]}
-        return await self._send(writer, 200, json.dumps({"tokens": ids, "meta_info": meta}).encode())
+        answer = {"/tokenize": {"tokens": ids}, "/generate": {"meta_info": meta}}
+        by_text = {"choices": [{"prompt_token_ids": ids}]}
+        return await self._send(writer, 200, json.dumps(answer.get(path, by_text)).encode())
 
     async def _send(
         self,

@@ -343,6 +343,7 @@ class ModelInfo:
     stop_ids: tuple[int, ...] = ()
     dtype: str = "float32"
     natural_temperature: float = 1.0  # T of a folder that `limbeck bake` wrote
+    window: int | None = None  # 1: a score follows from the one token before it; None: from all of the text
 
 
 @dataclass(frozen=True, slots=True)

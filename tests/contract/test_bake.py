@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from limbeck.contract.bake import bake
 from limbeck.contract.bake_probe import FILE, read_probe_file
 from limbeck.errors import ContractError, ModelError
-from limbeck.models.causal_lm import BAKED_TEMPERATURE
+from limbeck.models.folder import BAKED_TEMPERATURE
 from tests import tiny
 
 IDS = torch.tensor([[5, 20, 33, 47, 60, 71, 82, 90]])

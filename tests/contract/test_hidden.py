@@ -25,7 +25,7 @@ from limbeck.teachers.client import RemoteClient
 from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.remote import Proof, RemoteTeacher
 from limbeck.wire.http import Pool, PoolSettings
-from limbeck.wire.score import Reply, wants_states
+from limbeck.wire.score import Reply, WireError, wants_states
 from tests import tiny
 
 V = tiny.VOCABULARY
@@ -41,6 +41,8 @@ class ModelDialect:
         self.teacher, self.name = LocalTeacher("server", lm), name
 
     async def ask(self, pool: Any, request: ScoreRequest, url: str | None = None, *, acknowledges: bool) -> Reply:
+        if len(request.token_ids) > tiny.CONTEXT:
+            raise WireError("refused", "answered 400: too long")
         (scores,) = await self.teacher.score([request])
         assert isinstance(scores, HiddenScores)
         if wants_states(request):

@@ -76,7 +76,8 @@ def top_k(honest: LocalTeacher, request: ScoreRequest, k: int = 3, scale: float 
 
 def moved(honest: LocalTeacher, request: ScoreRequest, by: int) -> HiddenScores:
     """States read `by` positions too late (or too early, below 0)."""
-    return states_at(honest, np.append(request.token_ids, [3] * 3), np.flatnonzero(request.scored) - 1 + by)
+    places_S = np.maximum(np.flatnonzero(request.scored) - 1 + by, 0)
+    return states_at(honest, np.append(request.token_ids, [3] * 3), places_S)
 
 
 def as_tokens(honest: LocalTeacher, scores: HiddenScores, request: ScoreRequest) -> TokenScores:
@@ -88,9 +89,9 @@ def as_tokens(honest: LocalTeacher, scores: HiddenScores, request: ScoreRequest)
 def neighbours(honest: LocalTeacher, request: ScoreRequest, by: int) -> TokenScores:
     """Log-probs of the tokens `by` places further on in the text, as a slip in slicing gives them."""
     ids = np.append(request.token_ids, [3])
-    mask = np.zeros(len(ids), dtype=bool)
-    mask[np.flatnonzero(request.scored) + by] = True
-    return tokens(honest, replace(request, token_ids=ids, scored=mask))
+    places_S = np.maximum(np.flatnonzero(request.scored) + by, 1)
+    scores = tokens(honest, replace(request, token_ids=ids, scored=np.arange(len(ids)) > 0))
+    return replace(scores, logprobs=scores.logprobs[places_S - 1])
 
 
 def another_text(honest: LocalTeacher, request: ScoreRequest) -> HiddenScores:
@@ -189,13 +190,13 @@ LIES: dict[str, tuple[Callable[[LocalTeacher, ScoreRequest], Any], str]] = {
     "a flat distribution": (constant_states(0.0), "twisted"),
     "NaN": (filled(np.nan), "nan"),
     "-inf": (filled(-np.inf), "-inf"),
-    "a score too few": (filled(-1.5, -1), "1 scores for 2 tokens"),
-    "scores of the prompt too": (filled(-1.5, 9), "11 scores for 2 tokens"),
+    "a score too few": (filled(-1.5, -1), " scores for "),
+    "scores of the prompt too": (filled(-1.5, 9), " scores for "),
     "a state too few": (
         lambda honest, request: replace(
             hidden(honest, request), states=LocalStates(hidden(honest, request).states.fetch()[1:])
         ),
-        "1 scores for 2 tokens",
+        " scores for ",
     ),
     "a failure": (
         lambda honest, request: Failure(request.id, "score", "timeout", "no answer in 60 s"),
@@ -282,8 +283,8 @@ async def test_every_probe_is_a_text_the_model_could_see() -> None:
     prefix = TEXTS[1]  # the longest
     for request in asked:
         assert tuple(request.token_ids[: len(prefix)]) == prefix
-        assert request.start == len(prefix)
-        assert request.scored[len(prefix) :].all()
+        assert request.start in (1, len(prefix))
+        assert request.scored[request.start :].all()
         assert 0 <= request.token_ids.min() <= request.token_ids.max() < V
     assert {request.temperature for request in asked} == {0.7, 1.0}
 

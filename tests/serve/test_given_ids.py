@@ -171,8 +171,8 @@ def test_the_client_takes_no_answer_that_does_not_fit() -> None:
         (request, {"top_logprobs": b""}, "short"),
         (request, {"top_logprobs": np.zeros(count * 3, "<f4").tobytes()}, "short"),
         (request, {"top_logprobs": np.full(count * 4, np.nan, "<f4").tobytes()}, "not_finite"),
-        (request, {"top_logprobs": np.full(count * 4, -1.0, "<f4").tobytes()}, "inconsistent"),  # 4 / e > 1
-        (request, {"top_logprobs": np.full(count * 4, 0.5, "<f4").tobytes()}, "inconsistent"),
+        (request, {"top_logprobs": np.full(count * 4, -1.0, "<f4").tobytes()}, "unnormalised"),  # 4 / e > 1
+        (request, {"top_logprobs": np.full(count * 4, 0.5, "<f4").tobytes()}, "unnormalised"),
         (inside, {"top_logprobs": np.full(count * 4, -9.0, "<f4").tobytes()}, "inconsistent"),
     ):
         with pytest.raises(WireError) as caught:

@@ -249,8 +249,11 @@ async def test_every_lie_is_named_before_training(kind: str, lie: dict[str, Any]
 @both
 async def test_another_tokenizer_is_caught_by_its_splitting(kind: str) -> None:
     class Ours:
-        def __call__(self, text: str) -> Any:
+        def __call__(self, text: str, **_: Any) -> Any:
             return type("Encoding", (), {"input_ids": [ord(c) % V for c in text]})
+
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return "".join(map(chr, ids))
 
     async with FakeServer(tokenizer=lambda text: [ord(c) % V for c in text]) as server:
         teacher = await prove(client_of(server, kind), 0.7, tokenizer=Ours())

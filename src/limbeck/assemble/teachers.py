@@ -188,7 +188,7 @@ class _Own:
         self.heads: Mapping[str, Head] = self.teacher.heads
 
     async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
-        self.results += await _prove(self.teacher, site, task, support)
+        self.results += await _prove(self.teacher, site, task, support, served=True)
         texts = [prompt.token_ids for prompt in task.train[: 2 * PROBE_PROMPTS]]
         temperature = site.recipe.rollout.temperature
         self.results.append(await prove_order(self.teacher, texts, temperature, self.heads, support))
@@ -198,11 +198,13 @@ class _Own:
         return False
 
 
-async def _prove(teacher: Teacher, site: Site, task: Task, support: Support) -> list[ProbeResult]:
+async def _prove(teacher: Teacher, site: Site, task: Task, support: Support, served: bool = False) -> list[ProbeResult]:
     """The probes that need only scores."""
     heads = teacher.heads if isinstance(teacher, HoldsHeads) else {}
     texts = [prompt.token_ids for prompt in task.train[: 2 * PROBE_PROMPTS]]
-    return await prove(teacher, texts, site.recipe.rollout.temperature, site.student.vocabulary, heads, support)
+    return await prove(
+        teacher, texts, site.recipe.rollout.temperature, site.student.vocabulary, heads, support, served=served
+    )
 
 
 def _own(name: str, section: PythonTeacherConfig, site: Site) -> Opened:
@@ -243,7 +245,8 @@ class _Remote:
         texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
         ids = continuations(max(texts, key=len), student.vocabulary)
         temperature, tokenizer = site.recipe.rollout.temperature, student.tokenizer
-        proof = await prove_remote(client, texts, ids, temperature, tokenizer, self._head(), support)
+        longest = max(len(prompt.token_ids) for prompt in task.train) + site.recipe.rollout.max_tokens
+        proof = await prove_remote(client, texts, ids, temperature, tokenizer, self._head(), support, longest)
         teacher = RemoteTeacher(client, proof)
         self.heads = teacher.heads
         self.results += proof.results

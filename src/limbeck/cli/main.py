@@ -188,7 +188,15 @@ def evaluate(
     "--tokenizer", help="The student's tokenizer, folder or hub name, to compare with the server's, with --teacher."
 )
 @click.option(
-    "--vocabulary", type=click.IntRange(min=1), help="Rows of the teacher's output head (more is safe), with --teacher."
+    "--vocabulary",
+    type=click.IntRange(min=1),
+    help="Rows of the teacher's output head, with --teacher. All ids below are asked about.",
+)
+@click.option(
+    "--trust-start",
+    is_flag=True,
+    default=None,
+    help="Accept a model whose answers do not show that nothing is put before a text, with --teacher.",
 )
 @click.option(
     "--top-logprobs", type=click.IntRange(min=1), help="Top log-probs to ask for at each position, with --teacher."

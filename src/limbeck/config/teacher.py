@@ -70,10 +70,21 @@ class RemoteTeacherConfig(Config):
     max_concurrency: Concurrency = Field(32, description="requests under way at once, over all replicas")
     timeout: Seconds = Field(120.0, description="seconds for one request")
     retry_seconds: Seconds = Field(300.0, description="how long to wait for a server that is away or busy")
-    probe_every: PositiveInt = Field(1, description="steps between probes of whether the server is still the same")
+    trust_start: bool = Field(
+        False,
+        description="accept a server whose answers do not show that nothing is put before a text: models with learned "
+        "positions, attention sinks or recurrent layers",
+    )
     probe_tolerance: Positive = Field(
         0.02, description="nats a probe may move before the server counts as another; raise it for bfloat16 servers"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _probe_every_is_gone(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "probe_every" in given:
+            raise ValueError("probe_every is gone: a probe goes along with every step now. Leave it out")
+        return given
 
     @property
     def urls(self) -> tuple[str, ...]:

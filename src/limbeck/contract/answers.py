@@ -1,8 +1,12 @@
-"""Answers of a teacher as the probes need them: checked, and as log-probs of the tokens that were asked about."""
+"""Answers of a teacher as the probes need them: checked, and as log-probs of the tokens that were asked about.
+
+Shape legend: S scored tokens, K most likely tokens of a position, sorted, the most likely first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -10,7 +14,7 @@ import numpy.typing as npt
 
 from limbeck.errors import ContractError
 from limbeck.protocols import Teacher
-from limbeck.records import Failure, HiddenScores, ProbeResult, ScoreRequest, Scores, TopKScores
+from limbeck.records import Failure, HiddenScores, Ints, Mask, ProbeResult, ScoreRequest, Scores, TopKScores
 
 if TYPE_CHECKING:
     from limbeck.models.head import Head
@@ -18,7 +22,92 @@ if TYPE_CHECKING:
 Doubles: TypeAlias = npt.NDArray[np.float64]
 Heads: TypeAlias = "Mapping[str, Head]"  # by fingerprint: what turns hidden states into log-probs
 
+TOP = 20  # tokens that are looked at in a position, where a teacher lists any: what stock servers give
+PROBES = {  # whose business an answer of this kind is, whichever probe asked
+    "unnormalised": "normalisation", "clamped": "normalisation", "not_finite": "normalisation",
+    "inconsistent": "alignment", "wrong_ids": "tokenizer",
+}  # fmt: skip
 AT_T = "Use a teacher that scores at the rollout temperature, or rollout.temperature = 1."
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Log-probs of a text's scored tokens, and of the most likely ones where the teacher lists them."""
+
+    request: ScoreRequest
+    sampled_S: Doubles
+    top_ids_SK: Ints | None = None
+    top_SK: Doubles | None = None
+    whole: bool = False  # the list is of hidden states, which have every token
+
+    def row(self, token: int) -> int:
+        """Where the score of the text's `token`-th token is."""
+        return token - self.request.start
+
+    def since(self, token: int) -> Answer:
+        """The same without what comes before the text's `token`-th token."""
+        row = self.row(token)
+        scored = self.request.scored & (np.arange(len(self.request.scored)) >= token)
+        ids_SK = None if self.top_ids_SK is None else self.top_ids_SK[row:]
+        top_SK = None if self.top_SK is None else self.top_SK[row:]
+        return Answer(replace(self.request, scored=scored), self.sampled_S[row:], ids_SK, top_SK, self.whole)
+
+    def inside(self) -> Mask:
+        """Whether each scored token is among the most likely."""
+        assert self.top_ids_SK is not None
+        inside: Mask = (self.top_ids_SK == self.request.scored_ids[:, None]).any(axis=1)
+        return inside
+
+
+class Asker:
+    """Asks one teacher, and has answers alike of every kind of scores."""
+
+    def __init__(self, teacher: Teacher, heads: Heads | None = None) -> None:
+        self.teacher, self.name, self.heads = teacher, teacher.name, heads
+
+    async def __call__(self, unit: Sequence[ScoreRequest]) -> list[Answer]:
+        """Raises `ContractError` for what is no answer, see `ask`."""
+        answers = await ask(self.teacher, unit, self.heads)
+        return [_answer(scores, request, self.heads) for scores, request in zip(answers, unit, strict=True)]
+
+
+def _answer(scores: Scores, request: ScoreRequest, heads: Heads | None) -> Answer:
+    if isinstance(scores, HiddenScores):
+        import torch
+
+        from limbeck.models.scoring import score_hidden
+
+        head = (heads or {})[scores.head]  # looked for by `ask`
+        hidden_Sd = scores.states.fetch().to(head.weight_Vd.device)
+        ids_S = torch.from_numpy(request.scored_ids).to(hidden_Sd.device)
+        found = score_hidden(head, hidden_Sd, ids_S, request.temperature, min(TOP, head.vocabulary))
+        assert found.top_ids_SK is not None
+        assert found.top_logprobs_SK is not None
+        values = (found.logprobs_S, found.top_logprobs_SK)
+        sampled_S, top_SK = (tensor.double().cpu().numpy() for tensor in values)
+        return Answer(request, sampled_S, found.top_ids_SK.cpu().numpy(), top_SK, whole=True)
+    sampled_S = logprobs_of_sampled(scores, request, heads)
+    if not isinstance(scores, TopKScores):
+        return Answer(request, sampled_S)
+    order_SK = np.argsort(-scores.logprobs, axis=1, kind="stable")
+    ids_SK = np.take_along_axis(scores.ids, order_SK, axis=1)
+    top_SK = np.take_along_axis(scores.logprobs, order_SK, axis=1).astype(np.float64)
+    return Answer(request, sampled_S, ids_SK, top_SK)
+
+
+def top_difference(a: Answer, b: Answer, rows_a: slice, rows_b: slice) -> float:
+    """Nats by which the most likely tokens of some positions differ; 0 where there are none to compare.
+
+    Their values in order, so that tokens of equal score may change places, and those of the tokens in both lists.
+    """
+    if a.top_SK is None or b.top_SK is None or a.top_ids_SK is None or b.top_ids_SK is None:
+        return 0.0
+    values_a, values_b = a.top_SK[rows_a], b.top_SK[rows_b]
+    k = min(values_a.shape[1], values_b.shape[1])
+    in_order = np.abs(values_a[:, :k] - values_b[:, :k]).max(initial=0.0)
+    same_SKK = a.top_ids_SK[rows_a][:, :, None] == b.top_ids_SK[rows_b][:, None, :]
+    apart_SKK = np.abs(values_a[:, :, None] - values_b[:, None, :])
+    return float(max(in_order, apart_SKK[same_SKK].max(initial=0.0)))
 
 
 def refusal(probe: str, problem: str, remedy: str, measured: str, expected: str) -> ContractError:
@@ -41,7 +130,8 @@ async def ask(teacher: Teacher, unit: Sequence[ScoreRequest], heads: Heads | Non
     for request, scores in zip(unit, answers, strict=True):
         if isinstance(scores, Failure):
             reason = scores.message.removeprefix(f"teacher {teacher.name}: ")
-            raise ContractError(f"teacher {teacher.name} could not score a probe: {reason}")
+            found = [ProbeResult(PROBES[scores.kind], reason, "", ok=False)] if scores.kind in PROBES else []
+            raise ContractError(f"teacher {teacher.name} could not score a probe: {reason}", found)
         _check_answer(teacher, request, scores, heads)
         checked.append(scores)
     return checked

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from limbeck.config.base import ModelConfig
 from limbeck.contract.bake_probe import FILE, ProbeFile, ProbeSequence
 from limbeck.errors import ModelError
-from limbeck.models.causal_lm import BAKED_TEMPERATURE, CausalLM
-from limbeck.models.folder import read_json
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.folder import BAKED_TEMPERATURE, read_json
 from limbeck.models.loading import load_model, resolve
 
 TOLERANCE = 2e-4  # nats between the baked float32 model and the source's logits / T

@@ -77,7 +77,8 @@ def check_teacher(
         from limbeck.models.loading import load_model
 
         head = load_model(ModelConfig(model=section.head), torch.device("cpu")).head().detach()
-    client = connect("at the server", section, size, size)
+    # Without a count of its tokens the largest there may be bounds the certificates, and no more is known.
+    client = connect("at the server", section, size, size, counted=vocabulary is not None)
     try:
         return asyncio.run(_check(client, temperature, ours, head, min(SUPPORT, size))).results
     except WireError as error:

@@ -1,7 +1,8 @@
 """The probe of a teacher that is asked about ids of the student's choosing: is each answered, in its own place?
 
 After one prefix, the log-prob of a token depends on neither the order of the list, nor what else is on it, nor the
-sampled token, nor the lists of other positions; and it is the one that it has as the sampled token.
+sampled token, nor the lists of other positions; and it is the one that it has as the sampled token, where no list is
+given too: that one is proven to be at T.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from limbeck.contract.answers import Heads, ask, refusal
 from limbeck.errors import ContractError
 from limbeck.protocols import Teacher
-from limbeck.records import HiddenScores, Ints, ProbeResult, ScoreRequest, Scores, TopKScores
+from limbeck.records import HiddenScores, Ints, ProbeResult, ScoreRequest, Scores, TokenScores, TopKScores, request_of
 
 TOLERANCE = 1e-3  # nats, of rounding; beside it, twice the noise that the teacher has
 SAMPLED = 8  # tokens that are asked about as the sampled one, and on the lists of the others
@@ -39,6 +40,7 @@ async def given_ids(
     unit = [_after(prefix, [y], temperature, [row]) for y, row in zip(sampled, lists, strict=True)]
     cut = max(1, len(prefix) - POSITIONS)
     several = [np.roll(pool, -place)[:count] for place in range(len(prefix) - cut + 1)]
+    unit += [request_of([*prefix, y], len(prefix), temperature, "sampled", "probe") for y in sampled[[0, -1]]]
     unit.append(_after(prefix[:cut], [*prefix[cut:], int(sampled[0])], temperature, several))
     answers = await ask(teacher, unit, heads)
     if all(isinstance(answer, HiddenScores) for answer in answers):
@@ -69,6 +71,9 @@ def _after(prefix: Sequence[int], ending: Sequence[int], temperature: float, lis
 
 def _after_prefix(teacher: Teacher, request: ScoreRequest, scores: Scores) -> Iterator[tuple[int, float]]:
     """(id, log-prob) at the last position, listed or sampled. Raises `ContractError` for other ids."""
+    if request.support == "sampled" and isinstance(scores, TokenScores):
+        yield int(request.scored_ids[-1]), float(scores.logprobs[-1])
+        return
     if not isinstance(scores, TopKScores):
         kind = type(scores).__name__
         raise _refusal(teacher, f"answers with {kind} where ids are given", kind, "TopKScores of the ids")

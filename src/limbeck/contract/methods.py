@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from limbeck.contract.answers import Heads, logprobs_of_sampled
+from limbeck.contract.answers import TOP, Answer, Asker, Heads, logprobs_of_sampled
 from limbeck.contract.bake_probe import FILE, ProbeFile, read_probe_file
+from limbeck.contract.causality import TOLERANCE, check_alike, check_causality, check_listed
+from limbeck.contract.distribution import check_at_temperature
 from limbeck.contract.natural import natural_temperature_of, refuse_baked
-from limbeck.contract.probes import Text, ratio
+from limbeck.contract.probes import AT_T_TOLERANCE, Text
+from limbeck.contract.ratios import check_ratios, gaps_of
+from limbeck.contract.texts import LENGTH, ProbeTexts
 from limbeck.errors import ContractError, LimbeckError
-from limbeck.records import Failure, HiddenScores, ModelInfo, ProbeResult, ScoreRequest, Support, request_of
+from limbeck.records import (
+    Failure,
+    HiddenScores,
+    Ints,
+    Mask,
+    ModelInfo,
+    ProbeResult,
+    ScoreRequest,
+    Support,
+    request_of,
+)
 from limbeck.teachers.client import RemoteClient
 from limbeck.teachers.remote import Method, Proof, RemoteTeacher
 from limbeck.teachers.rescale import NotADistributionError, rescale
@@ -43,13 +58,42 @@ class ProofState:
     t: float
     support: Support
     heads: Heads
+    tokens: int | None  # every id below it may be asked about
+    longest: int | None  # tokens of the longest text that training will ask about
 
     def __post_init__(self) -> None:
         self.prefix = max(self.texts, key=len)
         self.names: dict[str, str] = {}  # of the served models, by URL
         self.acknowledges = self.client.dialect.acknowledges
         self.noise_floor = 0.0
+        self.length = 0  # tokens of the longest text that the server took
+        self.probe = ProbeTexts(self.texts, self.ids, self.tokens, LENGTH)
+        self.plain: Answer | None = None  # to the probe's text at temperature 1, of its own tokens alone
+        self.at_one: list[Answer] = []  # to the probe's text, then to its changed forms
+        self.places: list[int] = []  # where each of those is changed
+        self.uniform: list[Mask] = []  # [S] of each answer: which tokens were drawn alike from the vocabulary
         self.found: Proof | None = None
+
+    @property
+    def name(self) -> str:
+        return self.client.name
+
+    @property
+    def k(self) -> int:
+        """Tokens of a position that probes have listed."""
+        return min(TOP, self.client.largest_k)
+
+    @property
+    def tolerance(self) -> float:
+        """Nats by which a score may move that has no reason to."""
+        return TOLERANCE + 4 * self.noise_floor
+
+    def changed(self, answers: Sequence[Answer]) -> list[tuple[int, Answer]]:
+        """With the place of each change; `answers` as `at_one`."""
+        return list(zip(self.places, answers[1:], strict=True))
+
+    def asker(self, method: Method = "plain") -> Asker:
+        return Asker(self.teacher(method), self.heads)
 
     def probe_file(self) -> ProbeFile | None:
         """Of `teacher.baked`, else of the folder that a server on this machine names as its model."""
@@ -83,14 +127,22 @@ class ProofState:
         """As training would ask."""
         return request_of(text, 1, self.t, self.support, "probe")
 
-    def at_one(self, text: Text, support: Support = "sampled") -> ScoreRequest:
-        return request_of(text, 1, 1.0, support, "probe")
+    def at(
+        self, texts: Sequence[Text | Ints], temperature: float = 1.0, support: Support | None = None
+    ) -> list[ScoreRequest]:
+        """All of each text, with its most likely tokens."""
+        return [request_of(t, 1, temperature, self.k if support is None else support, "probe") for t in texts]
+
+    def as_training(self, temperature: float) -> ScoreRequest:
+        """The end of the probe's text alone."""
+        support: Support = self.k if isinstance(self.support, int) else "sampled"
+        return request_of(self.probe.base, self.probe.start, temperature, support, "probe")
 
     async def ask(self, request: ScoreRequest) -> Reply:
         return await self.client.ask(request, acknowledges=self.acknowledges)
 
     async def ask_texts(self, support: Support) -> list[tuple[ScoreRequest, Reply]]:
-        requests = [self.at_one(text, support) for text in self.texts]
+        requests = self.at(self.texts, support=support)
         return list(zip(requests, await asyncio.gather(*map(self.ask, requests)), strict=True))
 
 
@@ -131,9 +183,26 @@ async def _try(state: ProofState, method: Method) -> tuple[ProbeResult, Proof]:
         return await _rescale(state)
     if method == "hidden":
         return await _hidden(state)
-    teacher = state.teacher(method)
-    result = await ratio(teacher, state.prefix, state.ids, state.t)
-    return ProbeResult(f"method {method}", result.measured, result.expected), teacher.proof
+    if method == "native":
+        return await _native(state)
+    return ProbeResult(f"method {method}", "asked as it is", "temperature 1"), state.teacher(method).proof
+
+
+async def _native(state: ProofState) -> tuple[ProbeResult, Proof]:
+    """All that was asked at temperature 1 again at T: causal, in the ratios of T, and normalised anew."""
+    ask, name = state.asker("native"), state.name
+    texts = [answer.request.token_ids for answer in state.at_one]
+    *at_t, part = await ask([*state.at(texts, state.t), state.as_training(state.t)])
+    check_causality(name, at_t[0], state.changed(at_t), state.tolerance)
+    check_listed(name, at_t[0], state.changed(at_t), state.tolerance)
+    check_alike(name, at_t[0], part, state.tolerance)
+    pairs = list(zip(state.at_one, at_t, strict=True))
+    result = check_ratios(name, gaps_of(pairs), state.t, state.noise_floor)
+    certified = ""
+    if state.t != 1:
+        tolerance = AT_T_TOLERANCE + 4 * state.noise_floor
+        certified = f"; {check_at_temperature(name, pairs, state.t, state.client.vocabulary, tolerance).measured}"
+    return ProbeResult("method native", f"{result.measured}{certified}", result.expected), state.teacher("native").proof
 
 
 async def _baked(state: ProofState) -> tuple[ProbeResult, Proof]:
@@ -173,8 +242,7 @@ async def _rescale(state: ProofState) -> tuple[ProbeResult, Proof]:
     measured = f"top {support}: median {np.median(width):.1e}, max {width.max():.1e} nats; {lost:.0%} masked"
     if lost > section.max_rescale_dropped:
         raise _Refused(f"{measured} of probe positions, at most {section.max_rescale_dropped:.0%} may be")
-    at_one = await ratio(state.teacher("plain"), state.prefix, state.ids, 1.0)
-    result = ProbeResult("method rescale", f"{measured}; {at_one.measured}", f"within {section.max_rescale_error} nats")
+    result = ProbeResult("method rescale", measured, f"within {section.max_rescale_error} nats")
     return result, teacher.proof
 
 
@@ -192,7 +260,7 @@ async def _hidden(state: ProofState) -> tuple[ProbeResult, Proof]:
         (scores,) = await teacher.score([request])
         if isinstance(scores, Failure):
             raise _Refused(scores.message)
-        theirs = (await state.ask(state.at_one(text))).logprobs
+        theirs = (await state.ask(request_of(text, 1, 1.0))).logprobs
         difference = np.abs(logprobs_of_sampled(scores, request, state.heads) - theirs)
         if isinstance(scores, HiddenScores) and scores.errors is not None:  # rounded: as far as the server says
             difference = np.maximum(difference - scores.errors, 0.0)[scores.valid_mask]

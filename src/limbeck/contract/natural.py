@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from limbeck.errors import ContractError, ModelError
-from limbeck.models.folder import CONFIG, read_json
+from limbeck.models.folder import BAKED_TEMPERATURE, CONFIG, read_json
 from limbeck.records import ProbeResult
 
 
@@ -16,8 +16,6 @@ def natural_temperature_of(folder: str | Path) -> float:
 
     Raises `ModelError` where config.json cannot be read, or names what is no temperature.
     """
-    from limbeck.models.causal_lm import BAKED_TEMPERATURE  # imports torch, as nothing else here does
-
     path = Path(folder) / CONFIG
     if not os.path.isfile(path):
         return 1.0

@@ -2,12 +2,15 @@
 
     identity       which model each replica serves by its own account; replicas score one text alike
     tokenizer      probe strings split the same way by the server and by the student's tokenizer
-    alignment      at temperature 1: the score of a token depends on the token, and not on what follows it
-    normalisation  the top log-probs sum to at most 1, and leave a tail that fits below them
-    noise          the same text alone and among others, again and again
+    noise          one text alone, again, and among others
+    alignment      at temperature 1: a score follows from what precedes the token, and from nothing after it
+    normalisation  natural log-probs of a whole distribution, without floors
+    start          nothing stands before a text that was not sent
+    spelling       the ids are scored, not their text
+    length         every part of a long text is read
     temperature    each method in turn, with why it was not taken; see DESIGN section 3
     given ids      where training asks about ids of its own: each is answered, in its own place
-    baseline       a fixed text, asked again during the run
+    baseline       a fixed text, asked again with every step
     binding        what ties each answer to its request and to the weights
 
 Nothing is assumed of the server but what it answers, and neither client nor server is changed by being asked: what was
@@ -16,7 +19,6 @@ found out is the `Proof`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,16 +26,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from limbeck.contract.answers import PROBES, refusal, top_difference
+from limbeck.contract.causality import check_alike, check_causality, check_listed
+from limbeck.contract.context import check_first_token, check_spelling, check_start, prove_length
+from limbeck.contract.distribution import check_distribution, check_values
 from limbeck.contract.given_ids import given_ids
-from limbeck.contract.methods import ProofState, choose_method, inside_top
-from limbeck.contract.probes import Text, alignment
-from limbeck.contract.tokenizers import PROBE_TEXTS
+from limbeck.contract.methods import ProofState, choose_method
+from limbeck.contract.probes import Text
+from limbeck.contract.texts import LENGTH, SHORTEST, ProbeTexts
+from limbeck.contract.tokenizers import PROBE_TEXTS, spellings
 from limbeck.errors import ContractError, LimbeckError, TeacherError
-from limbeck.records import ProbeResult, Support
+from limbeck.models.text import highest_id
+from limbeck.records import ProbeResult, Support, request_of
 from limbeck.teachers.baseline import record_baseline
 from limbeck.teachers.client import RemoteClient
 from limbeck.teachers.remote import Proof, RemoteTeacher
-from limbeck.teachers.rescale import NotADistributionError, rescale
 from limbeck.wire.score import AWAY, WireError
 
 if TYPE_CHECKING:
@@ -42,7 +49,9 @@ if TYPE_CHECKING:
     from limbeck.models.head import Head
 
 PROBE_LENGTH = 64  # tokens of a prompt used as probe
-TOP = 20
+LONGEST = 1024  # tokens of a text, where nobody says how long they become
+DRAWN = 256  # random tokens, for what all tokens of a position sum to
+OTHERS = 6  # real texts that the text is asked among
 MAX_NOISE = 0.05  # nats: noise beyond this makes every probe meaningless
 
 
@@ -54,23 +63,30 @@ async def prove_remote(
     tokenizer: PreTrainedTokenizerBase | None = None,
     head: Head | None = None,
     support: Support = "sampled",
+    longest: int | None = None,
 ) -> Proof:
     """Run every probe and choose the method that scores at `temperature`.
 
     `texts` are prompts as tokens, `ids` some different tokens, `support` what training will ask for, `head` the
-    teacher's own, where its whole distribution is wanted.
+    teacher's own, where its whole distribution is wanted, `longest` the tokens of the longest text that training may
+    ask about. `tokenizer` is the student's.
 
     Raises `ContractError`, with the results so far, for the first probe that fails, and `TeacherError` for a server
     that cannot be asked.
     """
     heads = {} if head is None else {head.fingerprint(): head}
-    state = ProofState(client, [tuple(text[:PROBE_LENGTH]) for text in texts], list(ids), temperature, support, heads)
+    tokens = client.largest_k if client.counted else None if tokenizer is None else highest_id(tokenizer) + 1
+    real = [tuple(text[:PROBE_LENGTH]) for text in texts]
+    state = ProofState(client, real, list(ids), temperature, support, heads, tokens, longest)
     steps: dict[str, Callable[[], Awaitable[list[ProbeResult]]]] = {
         "identity": partial(_identity, state),
         "tokenizer": partial(_tokenizer, state, tokenizer),
+        "noise": partial(_noise, state),
         "alignment": partial(_alignment, state),
         "normalisation": partial(_normalisation, state),
-        "noise": partial(_noise, state),
+        "start": partial(_start, state, tokenizer),
+        "spelling": partial(_spelling, state, tokenizer),
+        "length": partial(_length, state),
         "temperature": partial(choose_method, state),
         "given ids": partial(_given_ids, state),
         "baseline": partial(_baseline, state),
@@ -93,6 +109,8 @@ def _with_results(
     if isinstance(error, TeacherError):
         return error
     tried = error.results if isinstance(error, ContractError) else ()
+    if isinstance(error, WireError):
+        probe = PROBES.get(error.kind, probe)
     message = str(error) if isinstance(error, LimbeckError) else f"teacher {client.name}: {error}"
     return ContractError(message, [*before, *(tried or [ProbeResult(probe, message, "", ok=False)])])
 
@@ -103,7 +121,7 @@ async def _identity(state: ProofState) -> list[ProbeResult]:
     if not state.acknowledges:
         state.acknowledges = await _acknowledges(state)
     if len(names) > 1:  # first of all: replicas that differ would look like any other fault
-        await record_baseline(state.client, state.at_one(state.prefix), state.acknowledges)
+        await record_baseline(state.client, request_of(state.prefix, 1, 1.0), state.acknowledges, state.probe.pool)
     return [ProbeResult("identity", shown, "one model behind every URL")]
 
 
@@ -113,7 +131,7 @@ async def _acknowledges(state: ProofState) -> bool:
     One that was started at another temperature would otherwise answer at its own.
     """
     try:
-        await state.client.ask(state.at_one(state.prefix), acknowledges=True)
+        await state.client.ask(request_of(state.prefix, 1, 1.0), acknowledges=True)
     except WireError as error:
         if error.kind in AWAY:
             raise
@@ -129,56 +147,126 @@ async def _tokenizer(state: ProofState, tokenizer: PreTrainedTokenizerBase | Non
             theirs = await state.client.tokenize(text)
         except WireError as error:
             if error.kind == "refused":
-                return [ProbeResult("tokenizer", "the server has no route for it", "echoed ids are compared instead")]
+                return [
+                    ProbeResult("tokenizer", "not told: the server splits no text", "echoed ids are compared alone")
+                ]
             raise
         ours = list(tokenizer(text).input_ids)
         if theirs != ours:
-            raise ContractError(
+            raise refusal(
+                "tokenizer",
                 f"teacher {state.client.name} splits {text!r} into {theirs[:12]}, the student's tokenizer into "
-                f"{ours[:12]}. On-policy distillation compares them token by token: choose models of one tokenizer "
-                "family."
+                f"{ours[:12]}.",
+                "On-policy distillation compares them token by token: choose models of one tokenizer family.",
+                f"{text!r} is split differently",
+                "one splitting",
             )
     return [ProbeResult("tokenizer", f"{len(PROBE_TEXTS)} strings split alike", "the student's token ids")]
 
 
-async def _alignment(state: ProofState) -> list[ProbeResult]:
-    """Of the sampled tokens alone: top tokens that contradict them would hide by how much they are shifted."""
-    return [await alignment(state.teacher("plain"), state.prefix, state.ids, 1.0)]
-
-
-async def _normalisation(state: ProofState) -> list[ProbeResult]:
-    k = min(TOP, state.client.largest_k)
-    lows = []
-    for request, reply in await state.ask_texts(k):
-        assert reply.top_logprobs is not None
-        try:
-            inside = inside_top(request, reply)
-            rescale(reply.top_logprobs, reply.logprobs, inside, 1.0, state.client.vocabulary, rounding=1e-3)
-        except NotADistributionError as error:
-            raise ContractError(
-                f"teacher {state.client.name}: {error}. It sends log-probs that were cut or changed: switch off "
-                "logprob processing on the server."
-            ) from None
-        lows.append(np.exp(reply.top_logprobs.astype(np.float64)).sum(axis=1).min(initial=1.0))
-    return [ProbeResult("normalisation", f"the top {k} hold {min(lows):.3f} or more", "at most 1, a tail that fits")]
-
-
 async def _noise(state: ProofState) -> list[ProbeResult]:
-    request = state.at_one(state.prefix)
-    alone = [await state.ask(request) for _ in range(3)]
-    others = [state.at_one(text) for text in state.texts[:7]]
-    together = await asyncio.gather(*(state.ask(r) for r in [request, *others, request]))
-    runs = np.stack([r.logprobs for r in [*alone, together[0], together[-1]]]).astype(np.float64)
-    difference = np.abs(runs - runs[0])
+    """One text alone, again, and among others."""
+    state.length = await _longest_taken(state)
+    state.probe = ProbeTexts(state.texts, state.ids, state.tokens, state.length)
+    ask, text = state.asker(), state.at([state.probe.base], support="sampled")
+    runs = [*await ask(text), *await ask(text)]
+    together = await ask([*text, *state.at(state.texts[:OTHERS], support="sampled"), *text])
+    runs += [together[0], together[-1]]
+    values = np.stack([run.sampled_S for run in runs])
+    difference = np.abs(values - values[0])
     state.noise_floor = float(difference.max())
     if state.noise_floor > MAX_NOISE:
         raise ContractError(
-            f"teacher {state.client.name}: one text scored five times differs by up to {difference.max():.3g} nats "
-            f"(mean {difference.mean():.3g}; expected at most {MAX_NOISE}). Use a deterministic mode of the "
-            "server, a wider dtype, or replicas of one model."
+            f"teacher {state.name}: one text scored {len(runs)} times differs by up to {state.noise_floor:.3g} nats "
+            f"(mean {difference.mean():.3g}; expected at most {MAX_NOISE}). Use a deterministic mode of the server, a "
+            "wider dtype, or replicas of one model."
         )
-    measured = f"max {difference.max():.1e}, mean {difference.mean():.1e} nats"
+    state.plain = runs[0]
+    measured = f"max {state.noise_floor:.1e}, mean {difference.mean():.1e} nats"
     return [ProbeResult("noise", measured, f"at most {MAX_NOISE}")]
+
+
+async def _longest_taken(state: ProofState) -> int:
+    """Tokens of a text that the server does not refuse: as many as training will ask about, or fewer."""
+    length = max(state.longest or LONGEST, LENGTH)
+    while True:
+        text = state.probe.draw(length)
+        try:
+            await state.ask(request_of(text, length - 1, 1.0, "sampled", "probe-length"))
+            return length
+        except WireError as error:
+            if error.kind != "refused" or length <= SHORTEST:
+                raise
+        length = max(SHORTEST, length // 2)
+
+
+async def _alignment(state: ProofState) -> list[ProbeResult]:
+    """At temperature 1, of the text changed at several places.
+
+    First of the text's own tokens alone: most likely tokens that contradict them would hide by how much they are
+    shifted. Then with the most likely tokens, and as training asks.
+    """
+    assert state.plain is not None
+    check_values(state.name, state.plain.sampled_S)
+    ask, probe, name = state.asker(), state.probe, state.name
+    alone = probe.changed(state.plain)[::2]
+    answers = await ask(state.at([one.ids for one in alone], support="sampled"))
+    check_causality(name, state.plain, [(one.place, a) for one, a in zip(alone, answers, strict=True)], state.tolerance)
+    base, again = await ask(state.at([probe.base, probe.base]))
+    state.noise_floor = max(state.noise_floor, top_difference(base, again, slice(None), slice(None)))
+    changed = probe.changed(base)
+    *others, part = await ask([*state.at([one.ids for one in changed]), state.as_training(1.0)])
+    state.places, state.at_one = [one.place for one in changed], [base, *others]
+    state.uniform = [probe.uniform[1:], *(one.uniform[one.place :] for one in changed)]
+    check_alike(name, base, state.plain, state.tolerance)
+    check_alike(name, base, part, state.tolerance)
+    return [check_causality(name, base, state.changed(state.at_one), state.tolerance)]
+
+
+async def _normalisation(state: ProofState) -> list[ProbeResult]:
+    """Of real texts too: a model is surer of them, and what a server cuts off is more."""
+    real = state.at([text for text in state.texts if len(text) > 1])
+    drawn = state.at([state.probe.draw(min(DRAWN, state.length))])
+    more = await state.asker()([*real, *drawn])
+    base, *others = state.at_one
+    fresh = [base, *(other.since(place) for place, other in zip(state.places, others, strict=True))]
+    check_values(state.name, np.concatenate([answer.sampled_S for answer in fresh]))
+    uniform = [*state.uniform, *(np.zeros(len(answer.sampled_S), bool) for answer in more)]
+    uniform[-1][:] = state.tokens is not None
+    answers = [*fresh, *more]
+    result = check_distribution(state.name, answers, uniform, state.client.vocabulary, state.tokens)
+    check_listed(state.name, base, state.changed(state.at_one), state.tolerance)
+    return [result]
+
+
+async def _start(state: ProofState, tokenizer: PreTrainedTokenizerBase | None) -> list[ProbeResult]:
+    base, bos = state.probe.base, getattr(tokenizer, "bos_token_id", None)
+    first = next((int(token) for token in state.probe.pool if token != base[0]), int(base[0]))
+    more = int(base[0]) if bos is None else bos
+    texts = [*state.probe.repeated(), np.concatenate([[first], base[1:]]), np.concatenate([[more], base[:-1]])]
+    *repeated, other, longer = await state.asker()(state.at(texts))
+    check_first_token(state.name, state.at_one[0], other, longer, state.tolerance)
+    return [check_start(state.name, repeated, state.noise_floor, state.client.section.trust_start)]
+
+
+async def _spelling(state: ProofState, tokenizer: PreTrainedTokenizerBase | None) -> list[ProbeResult]:
+    if tokenizer is None:
+        return []
+    pairs = spellings(tokenizer, [int(token) for token in state.probe.pool])
+    if not pairs:
+        return [ProbeResult("spelling", "every text has one token sequence", "nothing to compare")]
+    end = state.probe.base[: state.probe.start]
+    unit = [request_of([*ids, *end], len(ids), 1.0, "sampled", "probe-spelling") for pair in pairs for ids in pair]
+    answers = await state.asker()(unit)
+    return [check_spelling(state.name, list(zip(answers[::2], answers[1::2], strict=True)), state.tolerance)]
+
+
+async def _length(state: ProofState) -> list[ProbeResult]:
+    result = await prove_length(state.asker(), state.probe, state.length, state.noise_floor, "sampled")
+    if state.longest is not None and state.length < state.longest:
+        more = f"; {state.longest}, which training may ask about, were refused"
+        result = replace(result, measured=f"{result.measured}{more}")
+    return [result]
 
 
 async def _given_ids(state: ProofState) -> list[ProbeResult]:
@@ -194,11 +282,12 @@ async def _baseline(state: ProofState) -> list[ProbeResult]:
     assert state.found is not None
     teacher = RemoteTeacher(state.client, state.found)
     acknowledges = state.found.method == "native" or state.acknowledges
-    baseline = await record_baseline(state.client, teacher.sent(state.request(state.prefix)), acknowledges)
+    baseline = await record_baseline(
+        state.client, teacher.sent(state.request(state.prefix)), acknowledges, state.probe.pool
+    )
     state.found = replace(state.found, baseline=baseline)
-    count, every = len(baseline.request.scored_ids), state.client.section.probe_every
-    measured = f"{count} tokens on {len(baseline.replies)} replicas"
-    return [ProbeResult("baseline", measured, f"the same every {every} steps")]
+    measured = f"{len(baseline.request.scored_ids)} tokens on {len(baseline.replies)} replicas"
+    return [ProbeResult("baseline", measured, "the same with every step")]
 
 
 async def _binding(state: ProofState) -> list[ProbeResult]:

@@ -104,6 +104,34 @@ def check_same_tokenizer(
     return ProbeResult("tokenizer", f"{other}: {len(theirs_map)} tokens", "the student's")
 
 
+def spellings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Up to two pairs of token sequences with one text: a text's own tokens and its characters'; an id and its text's.
+
+    Empty for a tokenizer that has one sequence for every text.
+    """
+
+    def encode(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    def decode(tokens: Sequence[int]) -> str:
+        text: str = tokenizer.decode(list(tokens), skip_special_tokens=False)
+        return text
+
+    pairs = []
+    for text in PROBE_TEXTS[:2]:
+        whole, split = encode(text), [token for character in text for token in encode(character)]
+        if whole != split and decode(whole) == decode(split):
+            pairs.append((whole, split))
+            break
+    for token in ids:
+        again = encode(decode([token]))
+        if again and again != [token] and decode(again) == decode([token]):
+            pairs.append(([token], again))
+            break
+    return pairs
+
+
 def _check_templates(
     student: str, ours: PreTrainedTokenizerBase, other: str, theirs: PreTrainedTokenizerBase, role: str, accept: str
 ) -> None:

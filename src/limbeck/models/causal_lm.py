@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ModelError
+from limbeck.models.folder import BAKED_TEMPERATURE
 from limbeck.models.head import Head
 from limbeck.models.prefix_tree import Tree
 from limbeck.records import ModelInfo
@@ -29,7 +30,6 @@ from limbeck.records import ModelInfo
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BAKED_TEMPERATURE = "limbeck_temperature"  # in config.json, of a folder that `limbeck bake` wrote
 Passes: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tree | None], Tensor]  # see `CausalLM.states` and `llama`
 
 

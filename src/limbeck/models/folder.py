@@ -25,6 +25,7 @@ from limbeck.formatting import shown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+BAKED_TEMPERATURE = "limbeck_temperature"  # in config.json, of a folder that `limbeck bake` wrote
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_BYTES = 64 * 2**20  # of one JSON file: an index of a large model has a few

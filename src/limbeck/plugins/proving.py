@@ -8,7 +8,7 @@ time. From the environment:
     LIMBECK_TOKENIZER       folder of the student's tokenizer, where it is not that of `args.hf_checkpoint`
 
 and, as the keys of a recipe's `[teacher]` of the same name, LIMBECK_BAKED, LIMBECK_TOKEN_ENV, LIMBECK_TOP_LOGPROBS,
-LIMBECK_TIMEOUT, LIMBECK_RETRY_SECONDS and LIMBECK_PROBE_TOLERANCE.
+LIMBECK_TIMEOUT, LIMBECK_RETRY_SECONDS, LIMBECK_PROBE_TOLERANCE and LIMBECK_TRUST_START.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LONGEST, SHORTER = 64, 8  # tokens of the first text, and by how many each next 
 SHORTEST = 8
 OPTIONS = {
     f"LIMBECK_{key.upper()}": key
-    for key in ("baked", "token_env", "top_logprobs", "timeout", "retry_seconds", "probe_tolerance")
+    for key in ("baked", "token_env", "top_logprobs", "timeout", "retry_seconds", "probe_tolerance", "trust_start")
 }
 ROUTES = ("/generate", "/v1/completions", "/limbeck/score")
 
@@ -71,7 +71,7 @@ class _Proof:
         from limbeck.models.loading import load_tokenizer  # torch
 
         tokenizer = await asyncio.to_thread(load_tokenizer, wanted.tokenizer)
-        client = connect("teacher", _section(wanted), LARGEST_VOCABULARY, len(tokenizer))
+        client = connect("teacher", _section(wanted), LARGEST_VOCABULARY, len(tokenizer), counted=False)
         try:
             with suppress(TimeoutError):  # they come one at a time: the check's texts are several in any case
                 await asyncio.wait_for(self.enough.wait(), GATHERING)

@@ -1,37 +1,43 @@
-"""A fixed request and what each replica answered when it was proven: asked again during the run.
+"""A fixed text and what each replica answered to it when it was proven: asked again with every step.
 
-baseline = await record_baseline(client, request, acknowledges)     # replicas must agree
-await check_drift(client, baseline)                                 # later: is each still the same server?
+    baseline = await record_baseline(client, request, acknowledges, pool)     # replicas must agree
+    await check_drift(client, baseline)                                       # later: is each still the same server?
+
+Other tokens come after the text each time. By causality the text's own scores do not move with them, but a server that
+answers from a cache of what it was asked before has no answer to it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from limbeck.errors import ContractError, TeacherError
-from limbeck.records import ScoreRequest
+from limbeck.records import Ints, ScoreRequest
 from limbeck.teachers.client import RemoteClient
 from limbeck.wire.score import Reply, WireError
+
+FRESH = 8  # tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
     """By URL: the reply to `request`, and the name of the served model."""
 
-    request: ScoreRequest  # as it is sent
+    request: ScoreRequest  # as it is sent, but for the tokens after it
+    pool: Ints  # tokens that may come after it
     acknowledges: bool  # whether its temperature is sent by name
     replies: Mapping[str, Reply]
     identities: Mapping[str, str]
 
 
-async def record_baseline(client: RemoteClient, request: ScoreRequest, acknowledges: bool) -> Baseline:
+async def record_baseline(client: RemoteClient, request: ScoreRequest, acknowledges: bool, pool: Ints) -> Baseline:
     """Ask every replica. Raises `ContractError` where they differ, and `WireError`."""
     urls = client.pool.urls
-    replies = {url: await client.ask(request, url, acknowledges=acknowledges) for url in urls}
+    replies = {url: await _ask(client, request, url, acknowledges, pool) for url in urls}
     identities = {url: await client.identity(url) for url in urls}
     first, tolerance = urls[0], client.section.probe_tolerance
     for url in urls[1:]:
@@ -48,7 +54,7 @@ async def record_baseline(client: RemoteClient, request: ScoreRequest, acknowled
                 f"by {difference:.3g} nats on one text, expected at most {tolerance}. All URLs must serve one model at "
                 "one temperature."
             )
-    return Baseline(request, acknowledges, replies, identities)
+    return Baseline(request, pool, acknowledges, replies, identities)
 
 
 async def check_drift(client: RemoteClient, baseline: Baseline) -> None:
@@ -75,7 +81,7 @@ async def _check_replica(client: RemoteClient, baseline: Baseline, url: str) -> 
     except WireError as error:
         if len(client.pool.urls) > 1:
             raise
-        raise TeacherError(f"teacher {client.name} cannot be probed: {error}") from error
+        raise TeacherError(f"teacher {client.name} cannot be probed ({error.kind}): {error}") from error
     if problem:
         raise ContractError(
             f"teacher {client.name} drifted: {url} {problem}. Nothing was updated in this step. Start the right server "
@@ -85,16 +91,36 @@ async def _check_replica(client: RemoteClient, baseline: Baseline, url: str) -> 
 
 async def _find_change(client: RemoteClient, baseline: Baseline, url: str) -> str | None:
     """How a replica differs from the one that was proven."""
-    identity = await client.identity(url)
+    reply, identity = await asyncio.gather(
+        _ask(client, baseline.request, url, baseline.acknowledges, baseline.pool), client.identity(url)
+    )
     if identity != baseline.identities[url]:
         return f"serves {identity!r}, it was {baseline.identities[url]!r} when it was proven"
-    reply = await client.ask(baseline.request, url, acknowledges=baseline.acknowledges)
     difference = max_difference(baseline.replies[url], reply)
     if difference <= client.section.probe_tolerance:
         return None
     return (
         f"now scores a fixed text {difference:.3g} nats away from what it did when it was proven (at most "
         f"{client.section.probe_tolerance} expected): other weights, or another temperature"
+    )
+
+
+async def _ask(client: RemoteClient, request: ScoreRequest, url: str, acknowledges: bool, pool: Ints) -> Reply:
+    """The scores of the request's text, asked with fresh tokens after it."""
+    after = np.random.default_rng().choice(pool, FRESH)
+    count = len(request.scored_ids)
+    longer = replace(
+        request,
+        token_ids=np.concatenate([request.token_ids, after]),
+        scored=np.concatenate([request.scored, np.ones(FRESH, dtype=bool)]),
+    )
+    reply = await client.ask(longer, url, acknowledges=acknowledges)
+    return Reply(
+        reply.logprobs[:count],
+        None if reply.top_ids is None else reply.top_ids[:count],
+        None if reply.top_logprobs is None else reply.top_logprobs[:count],
+        None if reply.hidden is None else reply.hidden[:count],
+        reply.temperature,
     )
 
 

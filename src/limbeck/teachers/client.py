@@ -17,14 +17,16 @@ class RemoteClient:
     """Asks `pool` in `dialect`.
 
     `vocabulary` is the number of tokens the server's distribution has, or more; `largest_k` that number, or less: a K
-    above it kills some servers, and a token from there on the student does not have.
+    above it kills some servers, and a token from there on the student does not have. Unless it is `counted` it is a
+    limit of K alone, and how many tokens there are is not known.
     """
 
     def __init__(
-        self, name: str, section: RemoteTeacherConfig, dialect: Dialect, pool: Pool, vocabulary: int, largest_k: int
-    ) -> None:
+        self, name: str, section: RemoteTeacherConfig, dialect: Dialect, pool: Pool, vocabulary: int, largest_k: int,
+        counted: bool = True,
+    ) -> None:  # fmt: skip
         self.name, self.section, self.dialect, self.pool = name, section, dialect, pool
-        self.vocabulary, self.largest_k = vocabulary, largest_k
+        self.vocabulary, self.largest_k, self.counted = vocabulary, largest_k, counted
 
     async def ask(self, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False) -> Reply:
         """One reply, see `Dialect.ask`.

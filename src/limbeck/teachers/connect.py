@@ -29,7 +29,9 @@ BACKENDS: Mapping[str, Backend] = {
 }
 
 
-def connect(name: str, section: RemoteTeacherConfig, vocabulary: int, largest_k: int) -> RemoteClient:
+def connect(
+    name: str, section: RemoteTeacherConfig, vocabulary: int, largest_k: int, counted: bool = True
+) -> RemoteClient:
     """A client for the servers of a recipe's table, of which nothing is proven yet. See `RemoteClient`."""
     (backend,) = (backend for backend in BACKENDS.values() if type(section) is backend.config)
     settings = PoolSettings(
@@ -39,4 +41,5 @@ def connect(name: str, section: RemoteTeacherConfig, vocabulary: int, largest_k:
         token_env=section.token_env,
         binds=backend.binds,
     )
-    return RemoteClient(name, section, backend.dialect(section), Pool(section.urls, settings), vocabulary, largest_k)
+    pool = Pool(section.urls, settings)
+    return RemoteClient(name, section, backend.dialect(section), pool, vocabulary, largest_k, counted)

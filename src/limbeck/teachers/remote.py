@@ -13,15 +13,16 @@
                                                   the errors that the server measured, uncertain positions masked
 
 No stamp is copied from the request: a teacher that cannot score at the request's temperature returns scores at
-another one, and the learner refuses them. Every `probe_every` calls the proof's baseline is asked of every replica
-again: a server that was restarted with other weights, or at another temperature, stops the run by name.
+another one, and the learner refuses them. With the questions of every call, as the last of them, the proof's baseline
+is asked of every replica again, and no score is returned before that is answered: a server that was restarted with
+other weights, or at another temperature, stops the run by name. Calls that are under way at once share the next probe.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -43,6 +44,7 @@ from limbeck.records import (
 from limbeck.teachers.baseline import Baseline, check_drift
 from limbeck.teachers.client import RemoteClient
 from limbeck.teachers.rescale import NotADistributionError, rescale
+from limbeck.teachers.riding import RidingProbe
 from limbeck.wire.score import Reply, WireError, top_k, wants_states
 
 if TYPE_CHECKING:
@@ -90,7 +92,8 @@ class RemoteTeacher:
     def __init__(self, client: RemoteClient, proof: Proof) -> None:
         self.name, self.info, self.client, self.proof = client.name, proof.info, client, proof
         self.heads = proof.heads
-        self._calls = 0
+        baseline = proof.baseline
+        self._riding = RidingProbe(None if baseline is None else partial(check_drift, client, baseline))
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
         """Scores or a `Failure` for each request, in order.
@@ -98,10 +101,7 @@ class RemoteTeacher:
         Raises `ContractError` where the server is not the one that was proven, or where its method has no answer
         for a support, and `TeacherError` where more positions are uncertain than `max_rescale_dropped` allows.
         """
-        self._calls += 1
-        answers = list(await asyncio.gather(*(self._score(request) for request in unit)))
-        if self.proof.baseline is not None and self._calls % self.client.section.probe_every == 0:
-            await check_drift(self.client, self.proof.baseline)  # after the answers: a change under them is found
+        answers = await self._riding.along_with([self._score(request) for request in unit])
         self._require_valid(answers)
         return answers
 
@@ -213,7 +213,7 @@ class RemoteTeacher:
     def _check_shared(self, reply: Reply, k: int) -> None:
         assert reply.top_ids is not None
         highest = int(reply.top_ids[:, :k].max(initial=-1))
-        if highest >= self.client.largest_k:
+        if self.client.counted and highest >= self.client.largest_k:
             raise ContractError(
                 f"teacher {self.name} has token {highest} among its top {k}, but the student's head has only "
                 f"{self.client.largest_k} rows: they have different tokenizers, or different padding. Lower "

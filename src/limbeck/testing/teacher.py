@@ -36,7 +36,7 @@ class BigramTeacher:
 
     def __init__(self, table: Doubles, name: str = "bigrams", stuck_at: float | None = None) -> None:
         self.table, self.name, self.stuck_at = table, name, stuck_at
-        self.info = ModelInfo(name, len(table))
+        self.info = ModelInfo(name, len(table), window=1)
         self.calls: list[ScoreRequest] = []
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:

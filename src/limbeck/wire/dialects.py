@@ -37,7 +37,9 @@ class Dialect(Protocol):
         """The model behind one replica, as far as the server tells."""
         ...
 
-    async def tokenize(self, pool: Pool, text: str) -> list[int]: ...
+    async def tokenize(self, pool: Pool, text: str) -> list[int]:
+        """How the server splits `text`: by a route for it, else by what it repeats of a text."""
+        ...
 
 
 class JsonDialect:
@@ -48,6 +50,7 @@ class JsonDialect:
     def __init__(self, kind: str, schema: Any, names_model: bool = False) -> None:
         self.kind, self.schema, self.names_model = kind, schema, names_model
         self._model: str | None = None
+        self._has_route = True  # for how it splits a text; until it says otherwise
 
     async def ask(
         self, pool: Pool, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
@@ -80,8 +83,21 @@ class JsonDialect:
         return await pool.get(self.schema.IDENTITY_PATH, lambda data, _: self.schema.read_identity(_load(data)), url)
 
     async def tokenize(self, pool: Pool, text: str) -> list[int]:
-        path, body = self.schema.write_tokenize(text, await self._name(pool))
-        return await pool.post(path, lambda _: _dump(body), lambda data, _: self.schema.read_tokenize(_load(data)))
+        name = await self._name(pool)
+        path, body = self.schema.write_tokenize(text, name)
+        try:
+            if self._has_route:
+                return await pool.post(
+                    path, lambda _: _dump(body), lambda data, _: self.schema.read_tokenize(_load(data))
+                )
+        except WireError as error:
+            if error.kind != "refused":
+                raise
+            self._has_route = False
+        body = self.schema.write_text(text, name)
+        return await pool.post(
+            self.schema.PATH, lambda _: _dump(body), lambda data, _: self.schema.read_text(_load(data))
+        )
 
     async def _name(self, pool: Pool) -> str | None:
         if self.names_model and self._model is None:

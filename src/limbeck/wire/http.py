@@ -21,8 +21,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random, wait_random_exponential
@@ -33,6 +34,8 @@ from limbeck.wire.binding import Echo, Known, Stamp
 from limbeck.wire.score import AWAY, REFUSALS, WireError
 
 T = TypeVar("T")
+
+SENT: ContextVar[Callable[[], None] | None] = ContextVar("what is called once a request is on its way", default=None)
 
 _log = logging.getLogger(__name__)
 
@@ -199,10 +202,11 @@ class Pool:
     ) -> tuple[int, bytes, httpx.Headers]:
         """Status, body and headers of the complete answer."""
         parts, size = [], 0
+        extensions = {} if SENT.get() is None else {"trace": _tell_sent}
         try:
             async with (
                 asyncio.timeout(self.settings.timeout),  # of the complete answer: httpx's own is between bytes
-                self._client.stream(method, address, content=body, headers=headers) as response,
+                self._client.stream(method, address, content=body, headers=headers, extensions=extensions) as response,
             ):
                 most = MAX_ANSWER if response.status_code == 200 else MAX_ERROR
                 async for part in response.aiter_bytes():
@@ -274,6 +278,11 @@ class _Tries:
         self.kinds.append(error.kind)
         refused, away = (sum(kind in which for kind in self.kinds) for which in (REFUSALS, AWAY))
         return len(self.kinds) >= self.settings.tries or refused >= 2 or away >= PINNED_TRIES
+
+
+async def _tell_sent(event: str, info: Any) -> None:
+    if event.endswith("send_request_body.complete") and (sent := SENT.get()) is not None:
+        sent()
 
 
 def _error(state: RetryCallState) -> WireError:

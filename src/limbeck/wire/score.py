@@ -19,7 +19,8 @@ Any other server is sent none, and answers at its own: stock servers at temperat
     unfit                      no         a sampled response that is complete, and not what was asked for
     malformed, short           yes        not the schema; fewer entries than positions; a wrong digest
     not_finite, clamped        yes        NaN or infinity; a floor such as -9999 in place of minus infinity
-    inconsistent               yes        top tokens contradict the sampled one, or are not log-probs
+    inconsistent               yes        top tokens contradict the sampled one, or each other
+    unnormalised               yes        log-probs above 0, or top tokens whose probabilities sum to more than 1
     wrong_ids                  yes        the echoed token ids are not those that were sent
     temperature                yes        a scoring temperature that is not the one asked for
     unbound                    yes        the answer belongs to another request, or one of the two was damaged
@@ -43,7 +44,7 @@ from limbeck.sanitize import printable
 
 Kind: TypeAlias = Literal[
     "unreachable", "timeout", "busy", "server", "refused", "malformed", "short", "not_finite", "clamped",
-    "inconsistent", "wrong_ids", "temperature", "unacknowledged", "unsupported", "unfit",
+    "inconsistent", "unnormalised", "wrong_ids", "temperature", "unacknowledged", "unsupported", "unfit",
     "unbound", "other_model",
 ]  # fmt: skip
 FINAL = ("unfit", "unsupported")  # asking until something else comes would change what is sampled from
@@ -230,7 +231,7 @@ def check_logprobs(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
             "distribution (top-p, top-k, a grammar) or its logits are not finite. Score with an unprocessed one",
         )
     if (values > ABOVE_ZERO).any():
-        raise WireError("inconsistent", f"the answer has a log-prob of {values.max():g}, above 0")
+        raise WireError("unnormalised", f"the answer has a log-prob of {values.max():g}, above 0")
     capped: npt.NDArray[Any] = np.minimum(values, 0.0)
     return capped
 
@@ -280,7 +281,7 @@ def _check_mass(ids: Ints, logprobs: npt.NDArray[Any]) -> None:
     """The probabilities of different tokens sum to at most 1."""
     mass_n = np.exp(logprobs.astype(np.float64)).sum(axis=1)
     if ((mass_n > 1 + AGREEMENT) & ~_twice(ids)).any():
-        raise WireError("inconsistent", "the tokens of a position have probabilities that sum to more than 1")
+        raise WireError("unnormalised", "the tokens of a position have probabilities that sum to more than 1")
 
 
 def _twice(ids: Ints) -> Mask:

@@ -198,8 +198,24 @@ def read_identity(answer: Any) -> str:
 
 
 def write_tokenize(text: str, model: str | None = None) -> tuple[str, dict[str, Any]]:
-    """(path, body) of a request for how the server splits `text`. Not by the echo, whose last id is clipped."""
+    """(path, body) of a request for how the server splits `text`."""
     return "/tokenize", {"prompt": text, "add_special_tokens": True}
+
+
+def write_text(text: str, model: str | None = None) -> dict[str, Any]:
+    """The body of a request to score `text` itself: its echo shows how older builds split it, without such a route."""
+    sampling = {"max_new_tokens": 0, "temperature": 1.0}
+    asked = {"return_logprob": True, "logprob_start_len": 0, "return_prompt_token_ids": True}
+    return {"text": text, "sampling_params": sampling, **asked}
+
+
+def read_text(answer: Any) -> list[int]:
+    """Token ids of the text. Where they are not repeated whole, the largest of the vocabulary comes as 0."""
+    ids = optional(answer, "prompt_token_ids")
+    if ids is None:
+        echoed = sequence(member(member(answer, "meta_info"), "input_token_logprobs", "meta_info"), "log-probs")
+        ids = [_triple(entry)[1] for entry in echoed]
+    return [integer(i, "token id") for i in sequence(ids, "prompt_token_ids")]
 
 
 def read_tokenize(answer: Any) -> list[int]:

@@ -172,6 +172,21 @@ def read_tokenize(answer: Any) -> list[int]:
     return [integer(i, "token id") for i in sequence(member(answer, "tokens"), "tokens")]
 
 
+def write_text(text: str, model: str | None = None) -> dict[str, Any]:
+    """The body of a request to read `text` itself, for servers without such a route."""
+    body: dict[str, Any] = {"prompt": text, "max_tokens": 1, "temperature": 1.0, "return_token_ids": True}
+    return body | ({"model": model} if model else {})
+
+
+def read_text(answer: Any) -> list[int]:
+    """Token ids of the text. Raises `WireError` (kind refused) for older builds, which do not repeat them."""
+    choices = sequence(member(answer, "choices"), "choices")
+    ids = optional(choices[0], "prompt_token_ids", "choices[0]") if choices else None
+    if ids is None:
+        raise WireError("refused", "the server does not say how it splits a text")
+    return [integer(i, "token id") for i in sequence(ids, "prompt_token_ids")]
+
+
 def write_sample(request: SampleRequest, model: str | None = None) -> dict[str, Any]:
     """The request body for one response. Everything that the model's generation config might set is set."""
     sampling = request.sampling

@@ -1,0 +1,130 @@
+"""Context: the server reads the text that was sent, all of it and nothing else.
+
+start    a text of one token again and again. Where attention is a weighted mean and positions are relative (every
+         model of the Llama, Qwen, Mistral and Gemma kind), all that it attends to is alike, so every position has
+         one and the same distribution. A token that the server puts in front is unlike, and shows. Models with
+         learned positions, attention sinks or recurrent layers differ by themselves: of them it cannot be told
+length   each part of a long text moves the scores at its end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from limbeck.contract.answers import Answer, Asker, refusal, top_difference
+from limbeck.contract.texts import ProbeTexts
+from limbeck.records import ProbeResult, Support, request_of
+
+ALIKE = 0.03  # nats by which positions of a repeated token may differ, rounded to bfloat16 in every layer
+TRUST = "teacher.trust_start = true (--trust-start)"
+LEAST_MOVE = 1e-5  # nats: more than float32 rounds by chance
+
+
+def check_start(name: str, answers: Sequence[Answer], noise: float, trusted: bool) -> ProbeResult:
+    """`answers` to `ProbeTexts.repeated`. Raises `ContractError` unless `trusted`."""
+    limit = ALIKE + 4 * noise
+    # Of several tokens the middle one: rounding is not the same for all, and what stands before them is.
+    apart = float(np.median([_moved_along(answer) for answer in answers]))
+    if apart <= limit:
+        return ProbeResult("start", f"positions of one token {apart:.1e} nats apart", f"at most {limit:.2g}")
+    if trusted:
+        measured = f"not told by answers: positions of one token {apart:.2g} nats apart; accepted by trust_start"
+        return ProbeResult("start", measured, "nothing put before a text")
+    raise refusal(
+        "start",
+        f"teacher {name}: in a text of one token again and again the scores move by {apart:.3g} nats from the "
+        f"first position on (expected at most {limit:.2g}). It puts something before the text (a BOS, a "
+        "chat template), or its model has learned positions, attention sinks or recurrent layers.",
+        f"Send ids as they are (no add_bos, no template); of such a model, make sure of that and set {TRUST}.",
+        f"{apart:.3g} nats apart",
+        f"at most {limit:.2g}",
+    )
+
+
+def _moved_along(answer: Answer) -> float:
+    """Nats between the last position and any of the first half."""
+    last = len(answer.sampled_S) - 1
+    return max(_apart(answer, row, last) for row in range(max(1, last // 2)))
+
+
+def _apart(answer: Answer, one: int, other: int) -> float:
+    """Mean nats between the distributions of two positions of a repeated token."""
+    of_sampled = abs(answer.sampled_S[one] - answer.sampled_S[other])
+    if answer.top_SK is None or answer.top_ids_SK is None:
+        return float(of_sampled)
+    in_order = np.abs(answer.top_SK[one] - answer.top_SK[other]).mean()
+    same_KK = answer.top_ids_SK[one][:, None] == answer.top_ids_SK[other][None]
+    of_each = np.abs(answer.top_SK[one][:, None] - answer.top_SK[other][None])[same_KK]
+    return float(max(in_order, of_each.mean() if of_each.size else in_order, of_sampled / 2))
+
+
+def check_first_token(name: str, base: Answer, other: Answer, longer: Answer, tolerance: float) -> None:
+    """The first token is seen: both another one (`other`) and one more, such as BOS (`longer`), move the scores.
+
+    Raises `ContractError`.
+    """
+    count = len(base.sampled_S) - 1
+    for answer, rows, after, what in (
+        (other, slice(1, None), slice(1, None), "another first token"),
+        (longer, slice(0, count), slice(1, None), "one more token before it"),
+    ):
+        moved = float(np.abs(base.sampled_S[rows] - answer.sampled_S[after]).max(initial=0.0))
+        moved = max(moved, top_difference(base, answer, rows, after))
+        if not moved > tolerance:
+            raise refusal(
+                "start",
+                f"teacher {name}: a text with {what} ({answer.request.token_ids[0]}) has the same scores ({moved:.3g} "
+                "nats): the server drops that token, or had put it there itself.",
+                "Send ids as they are: no add_bos, no stripping of special tokens.",
+                f"moved {moved:.3g} nats",
+                f"more than {tolerance:.2g}",
+            )
+
+
+def check_spelling(name: str, pairs: Sequence[tuple[Answer, Answer]], tolerance: float) -> ProbeResult:
+    """`pairs` are answers to two token sequences of one text, which end alike. Raises `ContractError`.
+
+    A server that goes by the text gives both the same scores at the end.
+    """
+    least = np.inf
+    for one, other in pairs:
+        apart = float(np.abs(one.sampled_S - other.sampled_S).max(initial=0.0))
+        if not apart > tolerance:
+            raise refusal(
+                "spelling",
+                f"teacher {name}: two token sequences of one text, {one.request.token_ids[:12].tolist()} and "
+                f"{other.request.token_ids[:12].tolist()}, have the same scores at the end ({apart:.3g} nats): it "
+                "turns ids into text, and tokenizes that again.",
+                "Have the server score the ids that it is sent.",
+                f"{apart:.3g} nats apart",
+                f"more than {tolerance:.2g}",
+            )
+        least = min(least, apart)
+    return ProbeResult("spelling", f"one text in other tokens: {least:.2g} nats apart or more", "by the ids")
+
+
+async def prove_length(ask: Asker, texts: ProbeTexts, length: int, noise: float, support: Support) -> ProbeResult:
+    """Every part of a text of `length` tokens moves the scores of its last ones. Raises `ContractError`."""
+    whole, start, changed = texts.long(length)
+    unit = [request_of(ids, start, 1.0, support, "probe-long") for ids in (whole, *(ids for _, _, ids in changed))]
+    base, *others = await ask(unit)
+    least = np.inf
+    for (begin, end, _), other in zip(changed, others, strict=True):
+        moved = float(np.abs(base.sampled_S - other.sampled_S)[end > start :].max(initial=0.0))
+        if not moved > max(LEAST_MOVE, 3 * noise):
+            raise refusal(
+                "length",
+                f"teacher {ask.name}: in a text of {length} tokens, the scores of the last {length - start} did not "
+                f"change with tokens {begin} to {end - 1} ({moved:.3g} nats). It cuts texts, or reads "
+                "a window of them.",
+                "Raise the server's context length, and switch off truncation and sliding windows that are not the "
+                "model's own.",
+                f"{moved:.3g} nats by tokens {begin} to {end - 1}",
+                "every part moves the end",
+            )
+        least = min(least, moved)
+    return ProbeResult(
+        "length", f"{length} tokens: each part moves the end by {least:.2g} nats or more", "all are read"
+    )

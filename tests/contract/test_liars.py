@@ -1,0 +1,177 @@
+"""Every server that lies is refused by the probe that is there for it, whatever its teacher; its honest twin passes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from limbeck.config.teacher import SGLangTeacherConfig, VLLMTeacherConfig
+from limbeck.contract.check import check_teacher
+from limbeck.contract.remote import prove_remote
+from limbeck.errors import ContractError
+from limbeck.models.loading import load_tokenizer
+from limbeck.records import ScoreRequest
+from limbeck.teachers.client import RemoteClient
+from limbeck.teachers.connect import BACKENDS
+from limbeck.teachers.remote import Proof
+from limbeck.wire.binding import Echo
+from limbeck.wire.http import Pool, PoolSettings
+from limbeck.wire.score import Reply, WireError
+from tests.liars import LIES, TEACHERS, Liar, Lie
+
+KINDS = {"sglang": SGLangTeacherConfig, "vllm": VLLMTeacherConfig}
+TEMPERATURES = (0.7, 1.0, 1.3)
+COMBINATIONS = list(product(TEACHERS, TEMPERATURES, KINDS, ["stock", "acknowledges"]))
+
+
+class Direct:
+    """A dialect without the wire: what a schema writes is answered by a fake server of this process."""
+
+    acknowledges = False
+
+    def __init__(self, kind: str, server: Liar) -> None:
+        self.kind, self.server, self.asked = kind, server, 0
+        self.schema = BACKENDS[kind].dialect().schema  # type: ignore[attr-defined]
+
+    async def ask(
+        self, pool: Any, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False
+    ) -> Reply:
+        self.asked += 1
+        if len(request.token_ids) > 256:
+            raise WireError("refused", "answered 400: longer than the context of 256")
+        body = self.schema.write(request, "m", acknowledges) | self.schema.ties("n") | {"model": "m"}
+        answer = self.server._sglang(body) if self.kind == "sglang" else self.server._vllm(body)
+        try:
+            return self.schema.read(json.loads(json.dumps(answer)), request, acknowledges, Echo("n"))
+        except (ValueError, ArithmeticError) as error:
+            raise WireError("malformed", str(error)) from None
+
+    async def identity(self, pool: Any, url: str) -> str:
+        self.asked += 1
+        return "a model"
+
+    async def tokenize(self, pool: Any, text: str) -> list[int]:
+        if self.server.tokenizer is None:
+            raise WireError("refused", "no route")
+        ids: list[int] = self.server.tokenizer(text)
+        return ids
+
+
+async def prove(
+    server: Liar, kind: str, temperature: float, tokenizer: Any = None, **options: Any
+) -> tuple[Proof, Direct]:
+    given = {"top_logprobs": 60, "max_rescale_dropped": 1.0} | options
+    section = KINDS[kind](url="http://server", **given)
+    v = server.vocabulary
+    dialect = Direct(kind, server)
+    client = RemoteClient("t", section, dialect, Pool(section.urls, PoolSettings()), v, v)  # type: ignore[arg-type]
+    dice = np.random.default_rng(3)
+    texts = [tuple(dice.integers(4, min(99, v), 20 + n).tolist()) for n in range(4)]
+    return await prove_remote(
+        client, texts, dice.integers(0, 60, 16).tolist(), temperature, tokenizer, support=5
+    ), dialect
+
+
+async def refused(lie: str, teacher: str, temperature: float, kind: str, build: str) -> str:
+    """The name of the probe that refused, empty where none did and none had to."""
+    server = Liar(TEACHERS[teacher](), LIES[lie], knows_temperature=build == "acknowledges")
+    options: dict[str, Any] = {"temperature_method": "native"} if build == "acknowledges" and temperature != 1 else {}
+    matters = server.differs(temperature if build == "acknowledges" else 1.0)
+    if matters < 0.02:
+        return ""
+    with pytest.raises(ContractError) as caught:
+        await prove(server, kind, temperature, **options)
+    return next(result.probe for result in reversed(caught.value.results) if not result.ok)
+
+
+async def check(lie: str, teacher: str, temperature: float, kind: str, build: str) -> None:
+    probe = await refused(lie, teacher, temperature, kind, build)
+    assert probe in ("", *(name if name != "native" else "method native" for name in LIES[lie].probe.split("|")))
+
+
+@pytest.mark.parametrize("number", range(len(LIES)))
+async def test_a_liar_is_refused_by_name(number: int) -> None:
+    """Each with some of the combinations, so that all of them are met; the slow test has every one."""
+    lie = list(LIES)[number]
+    hot = [c for c in COMBINATIONS if c[1] != 1 and c[3] == "acknowledges"] if LIES[lie].hot else COMBINATIONS
+    await check(lie, *hot[(7 * number) % len(hot)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("teacher", "temperature", "kind", "build"), COMBINATIONS)
+@pytest.mark.parametrize("lie", LIES)
+async def test_every_liar_is_refused_with_every_teacher(
+    lie: str, teacher: str, temperature: float, kind: str, build: str
+) -> None:
+    await check(lie, teacher, temperature, kind, build)
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize(
+    ("temperature", "dtype"),
+    [
+        (0.7, "float32"),
+        (1.3, "bfloat16"),
+        *(pytest.param(t, d, marks=pytest.mark.slow) for t, d in product(TEMPERATURES, ["float32", "bfloat16"])),
+    ],
+)
+async def test_the_honest_twin_passes(teacher: str, temperature: float, dtype: str) -> None:
+    for kind, knows in (("sglang", True), ("vllm", False)):
+        server = Liar(TEACHERS[teacher](dtype), None, knows_temperature=knows)
+        proof, dialect = await prove(server, kind, temperature)
+        assert proof.method == ("native" if knows else "plain" if temperature == 1 else "rescale")
+        assert all(result.ok for result in proof.results)
+        assert dialect.asked < 80
+
+
+class Pairs:
+    """A tokenizer of characters (ids below 60) and some pairs of them."""
+
+    bos_token_id = None
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        ids: list[int] = []
+        for character in text:
+            token = ord(character) % 60
+            if ids and ids[-1] < 30 and ids[-1] == token:
+                ids[-1] = 60 + token
+            else:
+                ids.append(token)
+        return type("Encoding", (), {"input_ids": ids})
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return "".join(chr(60 + i) if i < 60 else chr(60 + i - 60) * 2 for i in ids)
+
+    def again(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self(self.decode(ids)).input_ids)
+
+
+async def test_a_server_that_tokenizes_what_it_reads_again_is_refused_where_the_tokenizer_is_here() -> None:
+    """It is a causal model of the ids all the same: only two spellings of one text tell it apart."""
+    tokenizer = Pairs()
+    lie = Lie("spelling", sees=lambda ids, t: tokenizer.again(ids))
+    for each in (None, lie):
+        server = Liar(TEACHERS["peaked"](), each, tokenizer=lambda text: tokenizer(text).input_ids)
+        if each is None:
+            proof, _ = await prove(server, "sglang", 1.0, tokenizer=tokenizer)
+            assert "one text in other tokens" in {r.probe: r.measured for r in proof.results}["spelling"]
+        else:
+            with pytest.raises(ContractError, match="tokenizes that again") as caught:
+                await prove(server, "sglang", 1.0, tokenizer=tokenizer)
+            assert caught.value.results[-1].probe == "spelling"
+
+
+async def test_no_token_is_asked_about_that_the_vocabulary_may_not_have() -> None:
+    """`limbeck check` with the student's tokenizer alone: ids below its highest; some servers do not survive others."""
+    tokenizer = load_tokenizer("demo:teacher")
+    async with Liar(TEACHERS["demo"](), None, tokenizer=lambda text: tokenizer(text).input_ids) as server:
+        results = await asyncio.to_thread(check_teacher, f"sglang={server.url}", 1.0, tokenizer="demo:teacher")
+        assert all(result.ok for result in results)
+        asked = [body["input_ids"] for body in server.bodies if "input_ids" in body]
+        assert max(max(ids) for ids in asked) < server.vocabulary
+        assert len(server.bodies) < 80
