@@ -26,10 +26,12 @@ from tests.liars import LIES, TEACHERS, Liar, Lie
 
 KINDS = {"sglang": SGLangTeacherConfig, "vllm": VLLMTeacherConfig}
 TEMPERATURES = (0.7, 1.0, 1.3)
-LARGE = {  # by default under another teacher than the demo's, which answers fastest
+LARGE = {  # by default under another teacher than the demo's, which answers fastest, or whose windows do
     "divides the log-probs by T, and does not normalise": "peaked",
     "reads the logits after the token": "peaked",
     "adds a BOS": "flat",
+    "cuts the context to 32 tokens": "flat",
+    "reads the first 8 and the last 16": "flat",
     "uses base 2": "flat",
     "floors a nucleus at 1e-30": "flat",
     "is off by a constant": "flat",
