@@ -46,7 +46,7 @@ class Model:
                 missing.setdefault(len(text), []).append(text)
         for group in missing.values():
             with torch.inference_mode():
-                rows = self.net(torch.tensor(group)).logits[:, -1, : self.vocabulary].float().numpy()
+                rows = self.net(torch.tensor(group), logits_to_keep=1).logits[:, -1, : self.vocabulary].float().numpy()
             self._last.update(zip(group, rows, strict=True))
         found = np.array([self._last[text] for text in texts], dtype=np.float64)
         if len(self._last) > 4000:
@@ -172,8 +172,8 @@ LIES: dict[str, Lie] = {
     "reads the logits after the next token": Lie("alignment", row=2),
     "reads the logits of the token before": Lie("alignment", row=-1),
     "reads the logits two tokens before": Lie("alignment", row=-2),
-    "scores after the token, lists before it": Lie("alignment", row=1, rows_of="sampled"),
-    "lists after the token, scores before it": Lie("alignment", row=1, rows_of="listed"),
+    "scores after the token, lists before it": Lie("alignment|normalisation", row=1, rows_of="sampled"),
+    "lists after the token, scores before it": Lie("alignment|normalisation", row=1, rows_of="listed"),
     # of the text
     "cuts the context to 32 tokens": Lie("length", sees=lambda h, t: h[-32:]),
     "cuts the context to 4 tokens": Lie("length", sees=lambda h, t: h[-4:]),

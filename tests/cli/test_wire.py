@@ -55,9 +55,9 @@ def test_a_server_that_takes_t_is_taken_at_its_word_once_it_is_proven() -> None:
 @pytest.mark.parametrize(
     ("lie", "probe", "says"),
     [
-        ({"truncates": 1}, "alignment", "entries"),
-        ({"other_ids": True}, "alignment", "another tokenizer"),
-        ({"scale": 0.3}, "method rescale", "masked"),
+        ({"truncates": 1}, "noise", "entries"),
+        ({"other_ids": True}, "tokenizer", "another tokenizer"),
+        ({"scale": 0.3}, "normalisation", "--vocabulary"),
     ],
 )
 def test_a_failing_probe_exits_1_and_is_told_to_people_and_programs(lie: dict[str, Any], probe: str, says: str) -> None:

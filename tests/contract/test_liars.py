@@ -26,6 +26,16 @@ from tests.liars import LIES, TEACHERS, Liar, Lie
 
 KINDS = {"sglang": SGLangTeacherConfig, "vllm": VLLMTeacherConfig}
 TEMPERATURES = (0.7, 1.0, 1.3)
+LARGE = {  # by default under another teacher than the demo's, which answers fastest, or whose windows do
+    "divides the log-probs by T, and does not normalise": "peaked",
+    "reads the logits after the token": "peaked",
+    "adds a BOS": "flat",
+    "cuts the context to 32 tokens": "flat",
+    "reads the first 8 and the last 16": "flat",
+    "uses base 2": "flat",
+    "floors a nucleus at 1e-30": "flat",
+    "is off by a constant": "flat",
+}
 COMBINATIONS = list(product(TEACHERS, TEMPERATURES, KINDS, ["stock", "acknowledges"]))
 
 
@@ -96,9 +106,10 @@ async def check(lie: str, teacher: str, temperature: float, kind: str, build: st
 
 @pytest.mark.parametrize("number", range(len(LIES)))
 async def test_a_liar_is_refused_by_name(number: int) -> None:
-    """Each with some of the combinations, so that all of them are met; the slow test has every one."""
+    """Each with one of the combinations; the slow test has every one."""
     lie = list(LIES)[number]
-    hot = [c for c in COMBINATIONS if c[1] != 1 and c[3] == "acknowledges"] if LIES[lie].hot else COMBINATIONS
+    of_teacher = [c for c in COMBINATIONS if c[0] == LARGE.get(lie, "demo")]
+    hot = [c for c in of_teacher if c[1] != 1 and c[3] == "acknowledges"] if LIES[lie].hot else of_teacher
     await check(lie, *hot[(7 * number) % len(hot)])
 
 
