@@ -29,7 +29,6 @@ Finish: TypeAlias = Literal["stop", "length"]
 Support: TypeAlias = (
     Literal["sampled", "full"] | int | Ints
 )  # K: the scorer's own top; [S, K] given ids, no function of y_t
-HiddenDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]  # of hidden states on the wire
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class Direct:
 
     def __init__(self, kind: str, server: Liar) -> None:
         self.kind, self.server, self.asked = kind, server, 0
-        self.schema = BACKENDS[kind].dialect().schema  # type: ignore[attr-defined]
+        self.schema = BACKENDS[kind].dialect(BACKENDS[kind].config(url="http://t")).schema  # type: ignore[attr-defined]
 
     async def ask(
         self, pool: Any, request: ScoreRequest, url: str | None = None, *, acknowledges: bool = False

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 
 from limbeck.config.base import ModelConfig
 from limbeck.config.teacher import LimbeckTeacherConfig, SGLangTeacherConfig, VLLMTeacherConfig
+from limbeck.config.values import HiddenDtype
 from limbeck.contract.remote import prove_remote
 from limbeck.errors import ContractError, TeacherError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.loading import load_model
-from limbeck.records import HiddenDtype, HiddenScores, request_of
+from limbeck.records import HiddenScores, request_of
 from limbeck.serve import scorer as scorer_module
 from limbeck.serve.limits import Asked
 from limbeck.serve.scorer import LIKELY, Scorer

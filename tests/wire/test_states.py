@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from limbeck.records import HiddenDtype, request_of
+from limbeck.config.values import HiddenDtype
+from limbeck.records import request_of
 from limbeck.wire import binary
 from limbeck.wire.binary import Result, RoundedStates
 from limbeck.wire.score import WireError

@@ -24,8 +24,18 @@ from pydantic import Field, model_validator
 
 from limbeck.config.base import Config, ModelConfig
 from limbeck.config.factory import PythonPartConfig
-from limbeck.config.values import Concurrency, Fraction, Line, Name, Place, Positive, PositiveInt, Seconds, Urls
-from limbeck.records import HiddenDtype
+from limbeck.config.values import (
+    Concurrency,
+    Fraction,
+    HiddenDtype,
+    Line,
+    Name,
+    Place,
+    Positive,
+    PositiveInt,
+    Seconds,
+    Urls,
+)
 
 REMOTE_KINDS = ("sglang", "vllm", "limbeck")
 REMOTE_SUPPORT = 20  # K where the recipe does not say

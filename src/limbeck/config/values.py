@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import PurePath
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
@@ -22,6 +22,7 @@ MOST_FOLDERS = 100  # of a path, one in another
 MOST_URLS = 1000
 LONGEST_NAME = 100  # characters; a part of a file's name, of which a file system takes 255 bytes
 MOST_VALUES, DEEPEST = 10_000, 20  # of one table, all lists and tables in it included
+HiddenDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]  # of hidden states on the wire
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 

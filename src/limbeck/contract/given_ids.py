@@ -71,7 +71,7 @@ def _after(prefix: Sequence[int], ending: Sequence[int], temperature: float, lis
 
 def _after_prefix(teacher: Teacher, request: ScoreRequest, scores: Scores) -> Iterator[tuple[int, float]]:
     """(id, log-prob) at the last position, listed or sampled. Raises `ContractError` for other ids."""
-    if request.support == "sampled" and isinstance(scores, TokenScores):
+    if isinstance(request.support, str) and isinstance(scores, TokenScores):
         yield int(request.scored_ids[-1]), float(scores.logprobs[-1])
         return
     if not isinstance(scores, TopKScores):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from limbeck.records import HiddenDtype, ScoreRequest
+from limbeck.config.values import HiddenDtype
+from limbeck.records import ScoreRequest
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire.score import WireError, asked_ids, support_size, wants_states
 from limbeck.wire.states import bytes_of

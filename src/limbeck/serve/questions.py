@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from limbeck.records import HiddenDtype, Ints, Support, request_of
+from limbeck.config.values import HiddenDtype
+from limbeck.records import Ints, Support, request_of
 from limbeck.serve.limits import Asked, Cost, Limits, Size
 from limbeck.wire import binary
 from limbeck.wire.score import WireError, integer, number, top_k, wants_states

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.config.values import HiddenDtype
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.equivalence import use_fused_forward
 from limbeck.models.layout import lay_out, split
 from limbeck.models.llama import parts_of
 from limbeck.models.scoring import CHUNK_BYTES, ChunkedScores, Support, score_hidden
-from limbeck.records import HiddenDtype, ScoreRequest
+from limbeck.records import ScoreRequest
 from limbeck.serve.cached_states import CachedStates
 from limbeck.serve.limits import Asked
 from limbeck.serve.prefix_cache import PrefixCache

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from limbeck.config.teacher import StatesTeacherConfig
+from limbeck.config.values import HiddenDtype
 from limbeck.errors import ContractError, TeacherError
 from limbeck.records import (
     Failure,
     Floats,
-    HiddenDtype,
     HiddenScores,
     ModelInfo,
     ProbeResult,

@@ -33,7 +33,8 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from limbeck.records import Floats, HiddenDtype, Ints, ScoreRequest, Support, request_of
+from limbeck.config.values import HiddenDtype
+from limbeck.records import Floats, Ints, ScoreRequest, Support, request_of
 from limbeck.wire.binding import Echo
 from limbeck.wire.score import (
     Reply,

@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from limbeck.records import HiddenDtype, SampleRequest, ScoreRequest
+from limbeck.config.values import HiddenDtype
+from limbeck.records import SampleRequest, ScoreRequest
 from limbeck.wire import binary, vllm
 from limbeck.wire.http import Pool
 from limbeck.wire.sample import SampleReply

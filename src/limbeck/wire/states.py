@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from limbeck.records import Floats, HiddenDtype
+from limbeck.config.values import HiddenDtype
+from limbeck.records import Floats
 
 BLOCK = 32  # numbers that share a scale
 LARGEST = 2.0**127  # above, rounding may reach infinity
