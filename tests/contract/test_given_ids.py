@@ -95,12 +95,18 @@ def one_too_late(honest: TopKScores, request: ScoreRequest, teacher: BigramTeach
     return replace(honest, logprobs=ask(teacher, moved, honest.ids).logprobs)
 
 
+def all_at_temperature_1(honest: TopKScores, request: ScoreRequest, teacher: BigramTeacher) -> Scores:
+    """The sampled token too, wherever ids are given: only a token that is scored alone is at T."""
+    return replace(ask(teacher, replace(request, temperature=1.0), honest.ids), temperature=request.temperature)
+
+
 LIES: list[tuple[Lie, str]] = [
     (its_own_top, "about other ids than"), (its_own_top_under_our_ids, "nats apart"), (sorted_by_score, "nats apart"),
     (sorted_with_ids, "in another order"), (first_list_for_all, "nats apart"),
     (list_of_the_position_before, "nats apart"), (list_at_temperature_1, "nats apart"),
     (floors_the_tail, "nats apart"), (normalised_within_the_list, "nats apart"),
     (sampled_token_alone, "answers with TokenScores"), (one_too_late, "nats apart"),
+    (all_at_temperature_1, "nats apart"),
 ]  # fmt: skip
 every_k = pytest.mark.parametrize("k", [1, 2, 20, V])
 
@@ -111,7 +117,9 @@ async def test_an_honest_teacher_passes(k: int, temperature: float) -> None:
     teacher = BigramTeacher(random_bigrams(V, 3))
     results = await prove(teacher, TEXTS, temperature, V, support=probe_ids(k, V))
     assert [result.probe for result in results] == ["alignment", "temperature", "given ids"]
-    assert all(isinstance(request.support, np.ndarray) for request in teacher.calls)
+    assert {request.temperature for request in teacher.calls if isinstance(request.support, np.ndarray)} == {
+        temperature
+    }
 
 
 NO_LIES = [(1, sorted_by_score), (1, sorted_with_ids), (V, normalised_within_the_list)]

@@ -82,8 +82,20 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, object], Non
     show_default=True,
     help="Memory for prompts that return, in MB. 0: each sequence is computed from its beginning.",
 )
-@click.option("--queue", hidden=True, expose_value=False, callback=_renamed("--max-queue"))
-@click.option("--batch", hidden=True, expose_value=False, callback=_renamed("--batch-tokens, a number of tokens"))
+@click.option(
+    "--queue",
+    hidden=True,
+    expose_value=False,
+    callback=_renamed("--max-queue"),
+    help="The former name of --max-queue.",
+)
+@click.option(
+    "--batch",
+    hidden=True,
+    expose_value=False,
+    callback=_renamed("--batch-tokens, a number of tokens"),
+    help="The former --batch-tokens, of sequences.",
+)
 @click.option("--body-mb", type=AT_LEAST_ONE, default=16, show_default=True, help="Largest request body, in MB.")
 @click.option("--answer-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Largest answer, in MB.")
 @click.option(

@@ -68,7 +68,6 @@ def check_teacher(
         from limbeck.models.loading import load_tokenizer
 
         ours = load_tokenizer(tokenizer)
-    size = _size(section.top_logprobs, vocabulary, None if ours is None else len(ours))
     head = None
     if isinstance(section, StatesTeacherConfig) and section.head is not None:
         import torch
@@ -77,6 +76,8 @@ def check_teacher(
         from limbeck.models.loading import load_model
 
         head = load_model(ModelConfig(model=section.head), torch.device("cpu")).head().detach()
+        vocabulary = vocabulary or head.vocabulary
+    size = _size(section.top_logprobs, vocabulary, None if ours is None else len(ours))
     # Without a count of its tokens the largest there may be bounds the certificates, and no more is known.
     client = connect("at the server", section, size, size, counted=vocabulary is not None)
     try:
