@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from limbeck.cli.evaluation_view import named_values, rows
 from limbeck.reports import Mean
+from limbeck.trackers.console import describe_evaluation
 from limbeck.training.evaluation import Evaluation
 from limbeck.training.intervals import RewardSummary
 
@@ -50,3 +53,12 @@ def test_rewards_that_are_no_shares_are_not_called_an_accuracy() -> None:
     assert shown["mean reward"] == ("-0.500 [-0.900, -0.100]", "95% interval, rewards in [-1.00, 0.00]")
     single = named_values(evaluation(RewardSummary(3.0, None, {}, (3.0, 3.0))), "student")
     assert ("mean reward", "3.000", "rewards in [3.00, 3.00]") in rows(single, "student")
+
+
+def test_tokens_that_the_teacher_is_too_uncertain_of_are_counted_beside_the_kl() -> None:
+    found = replace(evaluation(), scores={"teacher/tokens_left_out": 38.0, "teacher/error_bound/max": 0.01})
+    shown = {name: (text, unit) for name, text, unit in rows(named_values(found, "student"), "student")}
+    assert shown["left out: scores too uncertain"][1] == "tokens"
+    assert found.values()["teacher/tokens_left_out"] == 38
+    line = describe_evaluation({"step": 3, **found.values()})
+    assert "without 38 tokens" in line

@@ -335,9 +335,24 @@ async def test_a_sample_that_repeats_one_token_is_scored() -> None:
         np.testing.assert_allclose(result["teacher_log_probs"], expected(server, one), atol=1e-5)
 
 
-async def test_tokens_that_are_no_ids_stop_the_trainer() -> None:
+@pytest.mark.parametrize("token", [2.5, True, None, "7"])
+async def test_tokens_that_are_no_ids_stop_the_trainer(token: Any) -> None:
     with pytest.raises(TrainingStopped, match="expected a list of ids"):
-        await slime.reward_func(SimpleNamespace(), sample(2, tokens=[1, 2.5, 3]))
+        await slime.reward_func(SimpleNamespace(), sample(2, tokens=[1, token, 3]))
+
+
+@pytest.mark.parametrize("length", [None, True, 1.0, -1, "2"])
+async def test_a_length_that_is_no_count_stops_the_trainer(length: Any) -> None:
+    one = sample(2)
+    one.response_length = length
+    with pytest.raises(TrainingStopped, match=r"response_length = .*expected a number of tokens"):
+        await slime.reward_func(SimpleNamespace(), one)
+
+
+@pytest.mark.parametrize("urls", [["default=http://a", "default=http://b"], ["http://a"], ["=http://a"], ["math="]])
+async def test_teachers_that_are_named_twice_or_not_at_all_stop_the_trainer(urls: list[str]) -> None:
+    with pytest.raises(TrainingStopped, match=r"expected NAME=URL with another name.*--opd-teacher-urls"):
+        await miles.reward_func(SimpleNamespace(opd_teacher_urls=urls), sample(2))
 
 
 async def test_vllms_route_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +379,7 @@ async def test_the_top_of_a_rescaled_server_is_as_deep_as_asked_for(monkeypatch:
         ("LIMBECK_TOP_LOGPROBS", "0", "LIMBECK_TOP_LOGPROBS = '0': .*greater than or equal to 1"),
         ("LIMBECK_PROBE_TOLERANCE", "-1", "LIMBECK_PROBE_TOLERANCE = '-1'"),
         ("LIMBECK_BAKED", "no/such/folder", "no/such/folder"),
-        ("LIMBECK_TOKEN_ENV", "NO_SUCH_VARIABLE", "NO_SUCH_VARIABLE"),
+        ("LIMBECK_TOKEN_ENV", "NO_SUCH_VARIABLE", "LIMBECK_TOKEN_ENV.*NO_SUCH_VARIABLE"),
         ("LIMBECK_TOKENIZER", "no/such/folder", "no/such/folder"),
     ],
 )

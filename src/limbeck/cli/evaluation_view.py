@@ -27,6 +27,10 @@ NAMES = {
     "importance/effective_share": ("effective sample size", "of the tokens"),
     "mismatch": ("sampler against learner", "nats/token"),
     "objective": ("objective", "nats/token"),
+    "teacher/tokens_left_out": ("left out: scores too uncertain", "tokens"),
+    "teacher/samples_lost": ("left out: not scored", "responses"),
+    "teacher/error_bound/mean": ("error bound of the teacher's scores, mean", "nats"),
+    "teacher/error_bound/max": ("error bound of the teacher's scores, largest", "nats"),
 }
 ORDER = (
     "prompts",

@@ -35,7 +35,10 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, object], Non
     help="Another name that clients call this server by, where it has no --token-env. May be repeated.",
 )
 @click.option(
-    "--temperature", type=float, help="Temperature for requests that name none, such as miles's.  [default: 1]"
+    "--temperature",
+    type=float,
+    help="Temperature for requests that name none, or 0 as miles does. Another one than this is refused.  "
+    "[absent: 1, and each request's own]",
 )
 @click.option(
     "--ignore-sampling-temperature",

@@ -116,7 +116,7 @@ async def _rewards(args: Any, sample: Any) -> Any:
 
 async def _reward(args: Any, sample: Any) -> dict[str, Any]:
     reward = await task_reward(args, sample)
-    length, tokens = int(sample.response_length), _tokens(sample)
+    length, tokens = _length(sample), _tokens(sample)
     if length == 0:
         return {SCORES: [], TASK: reward}
     for name in ("multimodal_inputs", "multimodal_train_inputs"):
@@ -158,10 +158,15 @@ def _url(args: Any, sample: Any) -> Any:
     given = getattr(args, "opd_teacher_urls", None)
     if not given:
         return getattr(args, "rm_url", None)
-    urls = {}
+    urls: dict[str, str] = {}
     for entry in given:
-        name, _, url = str(entry).partition("=")
-        urls[name.strip()] = url.strip()
+        name, url = (part.strip() for part in str(entry).partition("=")[::2])
+        if not name or not url or name in urls:
+            raise RecipeError(
+                f"opd_teacher_urls has {shown(entry)}, expected NAME=URL with another name for each teacher. Correct "
+                "--opd-teacher-urls."
+            )
+        urls[name] = url
     metadata, key = getattr(sample, "metadata", None), getattr(args, "opd_teacher_key", None) or "opd_teacher"
     wanted = metadata.get(key) if isinstance(metadata, dict) else None
     chosen = urls.get(str(wanted)) or urls.get(FALLBACK)
@@ -176,9 +181,19 @@ def _url(args: Any, sample: Any) -> Any:
 def _tokens(sample: Any) -> list[int]:
     """Raises `DataError` for what is no list of token ids: a 1.7 would be scored as token 1."""
     try:
+        if any(isinstance(token, bool) for token in sample.tokens):
+            raise TypeError
         return [operator.index(token) for token in sample.tokens]
     except TypeError:
         raise DataError(f"{name_of(sample)} has the tokens {shown(sample.tokens)}, expected a list of ids") from None
+
+
+def _length(sample: Any) -> int:
+    """Tokens of its response. Raises `DataError` for what is no count."""
+    found = sample.response_length
+    if isinstance(found, bool) or not hasattr(found, "__index__") or operator.index(found) < 0:
+        raise DataError(f"{name_of(sample)} has response_length = {shown(found)}, expected a number of tokens")
+    return operator.index(found)
 
 
 def _own_reward(sample: Any) -> dict[str, Any]:
@@ -186,7 +201,7 @@ def _own_reward(sample: Any) -> dict[str, Any]:
     found = sample.reward
     if _is_scored(sample):
         return dict(found)
-    if found is None and int(sample.response_length) == 0 and not os.environ.get(FUNCTION):
+    if found is None and _length(sample) == 0 and not os.environ.get(FUNCTION):
         return {SCORES: [], TASK: 0.0}  # it was aborted before its first token: there is nothing to score
     status = getattr(getattr(sample, "status", None), "value", None)
     if found is None:
@@ -204,7 +219,7 @@ def _own_reward(sample: Any) -> dict[str, Any]:
 def _as_tensor(values: Sequence[float], sample: Any) -> torch.Tensor:
     import torch
 
-    length = int(sample.response_length)
+    length = _length(sample)
     if len(values) != length:
         raise DataError(
             f"{name_of(sample)} has {len(values)} teacher log-probs for a response of {length} tokens: it was changed "

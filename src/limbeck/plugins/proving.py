@@ -68,6 +68,14 @@ class _Proof:
             self.enough.set()
 
     async def _prove(self, wanted: Wanted) -> RemoteTeacher:
+        try:
+            return await self._proven(wanted)
+        except ContractError as error:
+            raise ContractError(_in_variables(str(error)), error.results) from None
+        except RecipeError as error:
+            raise RecipeError(_in_variables(str(error))) from None
+
+    async def _proven(self, wanted: Wanted) -> RemoteTeacher:
         from limbeck.models.loading import load_tokenizer  # torch
 
         tokenizer = await asyncio.to_thread(load_tokenizer, wanted.tokenizer)
@@ -79,9 +87,6 @@ class _Proof:
             texts = [*self.texts, *(text for text in own if len(text) >= SHORTEST)]
             ids = list(dict.fromkeys(token for text in texts for token in text))[:16]
             return RemoteTeacher(client, await prove_remote(client, texts, ids, wanted.temperature, tokenizer))
-        except ContractError as error:
-            await client.close()
-            raise ContractError(_in_variables(str(error)), error.results) from None
         except BaseException:
             await client.close()
             raise

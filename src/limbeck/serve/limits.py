@@ -140,7 +140,8 @@ class Limits:
             k, most = support_size(one.request), min(self.vocabulary, self.settings.max_top_k)
             if not 0 <= k <= most:
                 what = f"{k} ids a position" if isinstance(given, np.ndarray) else f"top {str(k)[:40]}"
-                raise WireError("refused", f"{what} asked for, this server gives up to {most} (--max-top-k)")
+                why = "the model's vocabulary" if most == self.vocabulary else "--max-top-k"
+                raise WireError("refused", f"{what} asked for, this server gives up to {most} ({why})")
         cost = self.cost(asked, size)
         if cost.answer > self.answer:
             raise WireError(

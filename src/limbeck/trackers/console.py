@@ -171,6 +171,8 @@ def describe_evaluation(line: Mapping[str, Any]) -> str:
         if key in line:
             parts.append(f"reverse KL {with_error(line[key], line.get(f'{key}/se'))} nats/token")
             break
+    if left_out := line.get("teacher/tokens_left_out"):
+        parts.append(f"without {left_out:.0f} tokens that the teacher's scores are too uncertain of")
     return "  ".join(parts)
 
 

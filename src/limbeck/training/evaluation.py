@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from limbeck.records import Rollout
 from limbeck.reports import Mean
@@ -12,6 +12,7 @@ from limbeck.seeding import derive_seed
 from limbeck.training.collect import collect, first_segments
 from limbeck.training.finite import require_finite
 from limbeck.training.intervals import RewardSummary, summarise_rewards
+from limbeck.training.metrics import describe_scores
 from limbeck.training.run import Run
 
 
@@ -38,6 +39,7 @@ class Evaluation:
     means: dict[str, Mean]  # "reverse_kl/exact", ...
     answers: tuple[Answer, ...]
     seconds: float
+    scores: Mapping[str, float] = field(default_factory=dict)  # what of the teacher's was left out, as of a step
 
     @property
     def accuracy(self) -> float | None:
@@ -59,7 +61,7 @@ class Evaluation:
                 flat[name] = mean.value
             if mean.standard_error is not None:
                 flat[f"{name}/se"] = mean.standard_error
-        return {**flat, "seconds": self.seconds}
+        return {**flat, **self.scores, "seconds": self.seconds}
 
 
 async def evaluate(run: Run) -> Evaluation:
@@ -69,6 +71,7 @@ async def evaluate(run: Run) -> Evaluation:
     sampling = run.sampling(derive_seed(run.recipe.seed, "evaluation"))
     graded = await collect(run, prompts, sampling, section.samples_per_prompt)
     means = dict((await run.learner.measure(graded.samples)).means)
+    scores = describe_scores(graded.samples, len(graded.rollouts))
     if section.greedy:  # the KL above is on samples all the same
         graded = await collect(run, prompts, run.sampling(sampling.seed, greedy=True), scored=False)
     answers = tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards))
@@ -76,7 +79,7 @@ async def evaluate(run: Run) -> Evaluation:
     summary = _summarise(rewards, len(prompts))
     samples = len(rewards) // len(prompts)
     seconds = time.perf_counter() - start
-    found = Evaluation(len(prompts), samples, section.greedy, summary, means, answers, seconds)
+    found = Evaluation(len(prompts), samples, section.greedy, summary, means, answers, seconds, scores)
     require_finite(found.values(), f"the evaluation after step {run.step}")
     return found
 
