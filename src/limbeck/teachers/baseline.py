@@ -108,20 +108,9 @@ async def _find_change(client: RemoteClient, baseline: Baseline, url: str) -> st
 async def _ask(client: RemoteClient, request: ScoreRequest, url: str, acknowledges: bool, pool: Ints) -> Reply:
     """The scores of the request's text, asked with fresh tokens after it."""
     after = np.random.default_rng().choice(pool, FRESH)
-    count = len(request.scored_ids)
-    longer = replace(
-        request,
-        token_ids=np.concatenate([request.token_ids, after]),
-        scored=np.concatenate([request.scored, np.ones(FRESH, dtype=bool)]),
-    )
-    reply = await client.ask(longer, url, acknowledges=acknowledges)
-    return Reply(
-        reply.logprobs[:count],
-        None if reply.top_ids is None else reply.top_ids[:count],
-        None if reply.top_logprobs is None else reply.top_logprobs[:count],
-        None if reply.hidden is None else reply.hidden[:count],
-        reply.temperature,
-    )
+    ids = np.concatenate([request.token_ids, after])
+    scored = np.concatenate([request.scored, np.zeros(FRESH, dtype=bool)])
+    return await client.ask(replace(request, token_ids=ids, scored=scored), url, acknowledges=acknowledges)
 
 
 def max_difference(a: Reply, b: Reply) -> float:
