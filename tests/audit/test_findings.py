@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,12 @@ def names(report: Report) -> set[str]:
     return {finding.name for finding in report.findings}
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def few(items: Iterable[Any], quick: Sequence[Any]) -> list[Any]:
+    """The cases of a test: those of `quick` in the default suite, the others behind the marker `slow`."""
+    return [item if item in quick else pytest.param(item, marks=pytest.mark.slow) for item in items]
+
+
+@pytest.mark.parametrize("temperature", few([0.7, 1.0, 1.3], [0.7]))
 def test_a_clean_dump_in_half_precision_has_no_finding(world: World, tmp_path: Path, temperature: float) -> None:
     report = audited(world, tmp_path, temperature, count=40)
     assert not report.findings, report.findings
@@ -36,28 +43,32 @@ def test_a_clean_dump_in_half_precision_has_no_finding(world: World, tmp_path: P
         assert 0 < side["temperature_error"] < 0.01
 
 
-@pytest.mark.parametrize("fault", EXPECTED)
+@pytest.mark.parametrize(
+    "fault", few(EXPECTED, ["teacher_divided", "teacher_own", "advantages_top_k", "losses_k3", "cut_rows_masked"])
+)
 def test_each_fault_is_found_alone(world: World, tmp_path: Path, fault: str) -> None:
     assert names(audited(world, tmp_path, faults=[fault], count=40)) == EXPECTED[fault]
 
 
-@pytest.mark.parametrize(
-    "pair",
-    [
-        ("teacher_at_one", "prompt_in_mask"),
-        ("teacher_next", "teacher_at_one"),
-        ("teacher_own", "student_at_one"),
-        ("teacher_plain", "end_not_in_mask"),
-        ("teacher_divided", "teacher_previous"),
-        ("losses_k3", "teacher_at_one"),
-        ("advantages_top_k", "student_at_one"),
-    ],
-)
+PAIRS = [
+    ("teacher_at_one", "prompt_in_mask"),
+    ("teacher_next", "teacher_at_one"),
+    ("teacher_own", "student_at_one"),
+    ("teacher_plain", "end_not_in_mask"),
+    ("teacher_divided", "teacher_previous"),
+    ("losses_k3", "teacher_at_one"),
+    ("advantages_top_k", "student_at_one"),
+]
+
+
+@pytest.mark.parametrize("pair", few(PAIRS, PAIRS[1:4:2]))
 def test_two_at_once(world: World, tmp_path: Path, pair: tuple[str, str]) -> None:
     assert names(audited(world, tmp_path, faults=pair, count=40)) == EXPECTED[pair[0]] | EXPECTED[pair[1]]
 
 
-@pytest.mark.parametrize("fault", ["teacher_at_one", "prompt_in_mask", "teacher_plain", "teacher_next"])
+@pytest.mark.parametrize(
+    "fault", few(["teacher_at_one", "prompt_in_mask", "teacher_plain", "teacher_next"], ["teacher_at_one"])
+)
 def test_since_when(world: World, tmp_path: Path, fault: str) -> None:
     report = audited(world, tmp_path, faults=[fault], since=6, count=80)
     (finding,) = report.findings

@@ -44,6 +44,7 @@ class Row:
     response_text: str | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
     teacher_top: tuple[Ints, Reals] | None = None  # [L, K] ids and log-probs; -1 where there are none
+    broken: dict[str, Mask] = field(default_factory=dict)  # [L] NaN or infinite as it was recorded, where any is
 
     @property
     def trained(self) -> Mask:
@@ -97,11 +98,21 @@ def make_row(
             continue
         if isinstance(given, int | float):
             row.values[name] = np.where(np.arange(total) >= start, float(given), np.nan)
+            _mark_broken(row, name, [given] * (total - start))
         else:
             row.values[name] = _spread(where, name, given, start, total, np.nan)
+            _mark_broken(row, name, given)
     if top is not None:
         row.teacher_top = _tops(where, top, start, total)
     return row
+
+
+def _mark_broken(row: Row, name: str, given: Sequence[Any]) -> None:
+    """Keep apart what is NaN or infinite from what was not recorded; neither is compared with anything."""
+    bad = np.asarray([v is not None and not np.isfinite(float(v)) for v in given], dtype=bool)
+    if bad.any():
+        row.broken[name] = np.concatenate([np.zeros(len(row.token_ids) - len(bad), bool), bad])
+        row.values[name] = np.where(row.broken[name], np.nan, row.values[name])
 
 
 def _ints(where: str, name: str, values: Sequence[Any]) -> Ints:
@@ -159,6 +170,7 @@ def without_padding(row: Row, pads: Ints) -> Row:
     row.token_ids, row.start = row.token_ids[cut], max(0, row.start - first)
     row.mask = None if row.mask is None else row.mask[cut]
     row.values = {name: values[cut] for name, values in row.values.items()}
+    row.broken = {name: values[cut] for name, values in row.broken.items()}
     if row.teacher_top is not None:
         row.teacher_top = (row.teacher_top[0][cut], row.teacher_top[1][cut])
     return row

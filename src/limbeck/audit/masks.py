@@ -26,7 +26,8 @@ def first_stop(row: Row, stops: frozenset[int]) -> int | None:
 def padding_of(rows: Sequence[Row], stops: frozenset[int], pad: int | None) -> list[Mask]:
     """[L] of each row: what is padding after the response's end.
 
-    A run of one id up to the end of the row, after a stop token; or of the padding token, which nobody samples.
+    A run of one id up to the end of the row, after a stop token, whatever the tokenizer calls its padding: sampling
+    ends with the first stop token. Or a run of the padding token, which nobody samples.
     """
     found = []
     for row in rows:
@@ -35,10 +36,10 @@ def padding_of(rows: Sequence[Row], stops: frozenset[int], pad: int | None) -> l
         run = len(ids) - 1
         while run > max(1, row.start) and ids[run - 1] == last:
             run -= 1
-        if run > row.start and last in stops and (last == pad or pad is None):
-            run += 1  # the first of them is the end itself
-        after_stop = run > 0 and int(ids[run - 1]) in stops and run - 1 >= row.start
-        padded = last == pad or (after_stop and len(ids) - run > 1)
+        after_stop = run > max(0, row.start) and int(ids[run - 1]) in stops
+        if last in stops and not after_stop and run >= max(1, row.start):
+            run, after_stop = run + 1, True  # the first of them is the end itself
+        padded = last == pad or (after_stop and (last in stops or len(ids) - run > 1))
         if padded and (last not in stops or after_stop):
             marked[run:] = True
         found.append(marked)

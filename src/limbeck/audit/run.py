@@ -15,6 +15,7 @@ import numpy as np
 
 from limbeck.audit.context import others
 from limbeck.audit.dump import Dump, Reals, Row
+from limbeck.audit.finite import check_finite
 from limbeck.audit.fit import units_of
 from limbeck.audit.losses import (
     AT_T,
@@ -114,6 +115,7 @@ class _Audit:
     def run(self) -> Report:
         for name, why in self.dump.lacks.items():
             self._untold(name, why)
+        self._add(*check_finite(self.rows))
         self._tokenizers()
         marked = padding_of(self.rows, self.stops, self.pad)
         self.clean = [
@@ -236,10 +238,10 @@ class _Audit:
             self.report.teacher = self.sides["teacher"].values
 
     def _masks(self, curves: Curves) -> None:
-        self._add(*check_padding(self.rows, curves, self.stops, self.pad))
         if all(row.mask is None for row in self.rows):
             self._untold("mask", "the dump has no loss mask")
             return
+        self._add(*check_padding(self.rows, curves, self.stops, self.pad))
         findings = check_prompt(self.rows)
         beta = self._beta()
         if not findings and beta is not None:

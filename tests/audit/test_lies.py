@@ -1,0 +1,75 @@
+"""Lies that once passed, and honest dumps that were once accused: each beside its twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.audit.report import Report
+from limbeck.audit.run import audit
+from tests.audit.planted import EOS, World, write
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def clean(world: World) -> Rows:
+    return world.dump(0.7, 40, seed=3)
+
+
+def copied(rows: Rows) -> Rows:
+    return [{k: list(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+
+
+def audited(world: World, rows: Rows, folder: Path) -> Report:
+    return audit(write(rows, folder / "dump.jsonl"), world.student_folder, world.teacher_folder, 0.7)
+
+
+def names(report: Report) -> set[str]:
+    return {finding.name for finding in report.findings}
+
+
+@pytest.mark.parametrize(("trained", "expected"), [(1, {"padding_in_mask"}), (0, set())])
+def test_rows_that_are_filled_with_the_end_token(
+    world: World, clean: Rows, tmp_path: Path, trained: int, expected: set[str]
+) -> None:
+    """The tokenizer's own padding token is another one."""
+    rows = copied(clean)
+    width = max(len(row["token_ids"]) for row in rows) + 1
+    for row in rows:
+        if row["token_ids"][-1] == EOS:
+            more = width - len(row["token_ids"])
+            row["token_ids"] += [EOS] * more
+            row["mask"] += [trained] * more
+            for name in ("student", "teacher", "sampler"):
+                row[f"{name}_logprobs"] += [-3.0] * more
+    assert names(audited(world, rows, tmp_path)) == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_what_is_not_finite_is_a_finding(world: World, clean: Rows, tmp_path: Path, value: float) -> None:
+    rows = copied(clean)
+    for row in rows[7:]:
+        row["teacher_logprobs"] = [value if place % 3 == 0 else v for place, v in enumerate(row["teacher_logprobs"])]
+    report = audited(world, rows, tmp_path)
+    (finding,) = report.findings
+    assert (finding.name, finding.since_row) == ("teacher_not_finite", 7)
+    assert 0.2 < float(finding.measured) < 0.4
+    assert "row 7" in finding.text
+    assert report.teacher["temperature"] is not None
+
+
+def test_what_was_not_recorded_is_said(world: World, clean: Rows, tmp_path: Path) -> None:
+    rows = copied(clean)
+    for row in rows:
+        row["teacher_logprobs"][-1] = None
+    report = audited(world, rows, tmp_path)
+    assert not report.findings
+    assert "teacher_missing" in {item.name for item in report.not_checked}
