@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from limbeck.audit.report import Report
+from limbeck.audit.report import Report, page
 from limbeck.audit.run import audit
 from tests.audit.planted import EOS, World, write
 
@@ -73,3 +74,38 @@ def test_what_was_not_recorded_is_said(world: World, clean: Rows, tmp_path: Path
     report = audited(world, rows, tmp_path)
     assert not report.findings
     assert "teacher_missing" in {item.name for item in report.not_checked}
+
+
+def off_by(rows: Rows, column: str, nats: float, since: int) -> Rows:
+    """A checkpoint that differs by `nats` a token on average from a step on, in float32."""
+    rng, rows = np.random.default_rng(1), copied(rows)
+    for row in rows:
+        if row["step"] >= since:
+            row[column] = [None if v is None else v + nats * rng.choice((-1.0, 1.0)) for v in row[column]]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("column", "name"),
+    [
+        ("sampler_logprobs", "sampler_trainer_mismatch"),
+        ("teacher_logprobs", "teacher_tokenizer_or_weights"),
+    ],
+)
+@pytest.mark.parametrize("since", [1, 6])
+def test_another_checkpoint_in_a_dump_that_is_exact_elsewhere(
+    world: World, clean: Rows, tmp_path: Path, column: str, name: str, since: int
+) -> None:
+    report = audited(world, off_by(clean, column, 0.07, since), tmp_path)
+    (finding,) = report.findings
+    assert finding.name == name
+    assert 0.05 < float(finding.measured) < 0.09
+    assert (finding.since_step is None) == (since == 1)
+    assert finding.since_step is None or 5 <= finding.since_step <= 7
+
+
+def test_the_mismatch_is_reported_where_it_is_no_finding(world: World, clean: Rows, tmp_path: Path) -> None:
+    report = audited(world, off_by(clean, "sampler_logprobs", 0.002, 1), tmp_path)
+    assert not report.findings
+    assert report.student["sampler_mismatch"] == pytest.approx(0.002, rel=0.01)
+    assert "0.002" in page(report)

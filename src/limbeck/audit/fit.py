@@ -70,6 +70,7 @@ class Stretch:
     error: float = math.nan  # standard error of the temperature
     noise: float = math.nan  # median absolute residual, nats
     residual: float = math.nan  # its mean, each cut at `CAP`
+    raw: float = math.nan  # the same without allowing for values that were recorded in bfloat16
     wild: float = 0.0  # share of tokens that are far off
     count: int = 0
     context: str = ""  # what the model saw in place of the row's own prefix, where that explains more
@@ -305,11 +306,13 @@ def measure(curves: Curves, recorded: Recorded, stretch: Stretch) -> Stretch:
     """The stretch with its temperature fitted and its residuals counted."""
     part = recorded.take(stretch.tokens)
     best, error = refine(curves, part, stretch.best)
-    residual = np.abs(part.values - predicted(curves, part, best)[0])
-    residual = np.maximum(residual - HALF * np.abs(part.values), 0.0)[np.isfinite(residual)]
+    raw = np.abs(part.values - predicted(curves, part, best)[0])
+    residual = np.maximum(raw - HALF * np.abs(part.values), 0.0)[np.isfinite(raw)]
+    raw = raw[np.isfinite(raw)]
     noise = float(np.median(residual)) if len(residual) else math.nan
     wild = float((residual > 0.5 + 10 * noise).mean()) if len(residual) else 0.0
     return replace(
         stretch, best=best, temperature=1 / best.beta, error=error / best.beta**2, noise=noise, wild=wild,
         residual=float(np.minimum(residual, CAP).mean()) if len(residual) else math.nan, count=len(residual),
+        raw=float(np.minimum(raw, CAP).mean()) if len(raw) else math.nan,
     )  # fmt: skip

@@ -88,6 +88,7 @@ def check_surprising_prompt(rows: Sequence[Row], curves: Curves, beta: float) ->
     tokens surprise is the one with the largest sum.
     """
     excess: list[tuple[int, int, float, float]] = []
+    rest = rest_count = 0.0
     for index, row in enumerate(rows):
         places = np.flatnonzero(row.trained)
         if curves.first[index] < 0 or len(places) < 4:
@@ -99,11 +100,12 @@ def check_surprising_prompt(rows: Sequence[Row], curves: Curves, beta: float) ->
         if sums[cut - 1] > 0 and cut < len(places):
             head, spread = float(over[:cut].sum()), float(np.sqrt((curves.spread_N[state[:cut]] ** 2).sum()))
             excess.append((index, cut, head, spread))
+            rest, rest_count = rest + float(over[cut:].sum()), rest_count + len(over) - cut
         else:
             excess.append((index, 0, 0.0, 0.0))
     loud = [item for item in excess if item[1] >= 2 and item[2] > 5 * item[3] and item[2] / item[1] > EXCESS]
-    if len(loud) < max(3, 0.25 * len(excess)):
-        return []
+    if len(loud) < max(3, 0.25 * len(excess)) or rest > EXCESS / 4 * rest_count:
+        return []  # where the others surprise too, another model sampled all of them
     tokens, trained = sum(cut for _, cut, _, _ in loud), sum(int(row.trained.sum()) for row in rows)
     text = (
         f"the first {tokens / len(loud):.0f} trained tokens of {len(loud)} rows were not sampled by this student: they "

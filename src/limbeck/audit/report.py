@@ -106,8 +106,10 @@ def _side(name: str, side: Mapping[str, Any]) -> str:
     if temperature is None:
         return f"{name}: at which temperature it was scored cannot be told"
     text = f"{name}: scored at T = {temperature:.4f} ± {number(side.get('temperature_error'))}"
-    residual = side.get("residual")
-    return text + ("" if residual is None else f", {number(residual)} nats a token from what we compute")
+    residual, mismatch = side.get("residual"), side.get("sampler_mismatch")
+    if residual is not None:
+        text += f", {number(residual)} nats a token from what we compute"
+    return text if mismatch is None else f"{text}, {number(mismatch)} from the sampler's"
 
 
 def _when(finding: Finding) -> str:

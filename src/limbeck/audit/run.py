@@ -37,12 +37,12 @@ from limbeck.audit.masks import (
 from limbeck.audit.read import read_dump
 from limbeck.audit.recompute import (
     Curves,
+    bfloat16_noise,
     local_curves,
     most_positions,
-    states_of,
 )
 from limbeck.audit.report import Finding, NotChecked, Report
-from limbeck.audit.sampling import check_lengths, check_mismatch, check_sampling, sampled_at
+from limbeck.audit.sampling import check_lengths, check_mismatch, check_sampling, mismatch_of, sampled_at
 from limbeck.audit.server import SERVER_ROWS, SERVERS, ask_server
 from limbeck.audit.sides import Side, SideResult, audit_side
 from limbeck.audit.supports import dense_estimators
@@ -53,8 +53,6 @@ from limbeck.records import Ints, Mask
 
 if TYPE_CHECKING:
     from limbeck.models.causal_lm import CausalLM
-
-NOISE_ROWS = 16
 
 
 def audit(path: Path, student: str, teacher: str, temperature: float) -> Report:
@@ -98,6 +96,7 @@ class _Audit:
         self.rows = self._chosen(dump.rows)
         self.units, _ = units_of(self.rows)
         self.sides: dict[str, SideResult] = {}
+        self.exact = False
         self._estimates: Mapping[str, Reals] | None = None
 
     def _chosen(self, rows: list[Row]) -> list[Row]:
@@ -123,8 +122,8 @@ class _Audit:
             for row, padding in zip(self.rows, marked, strict=True)
         ]
         curves = local_curves(self.student, self.rows, self.temperature, self.pad)
-        self._student(curves)
-        self._teacher(curves)
+        self._sides(curves)
+        self._mismatch()
         self._masks(curves)
         self._sampling(curves)
         self._losses()
@@ -181,61 +180,79 @@ class _Audit:
                 ]
             )
 
-    def _student(self, curves: Curves) -> None:
-        self._side("student", curves, self.student)
+    def _sides(self, curves: Curves) -> None:
+        """Each side by itself; then again, with less allowed, where one of them shows that the dump is exact."""
+        made = [self._side("student", curves, self.student)]
         if self.dump.has("sampler"):
-            self._side("sampler", curves, self.student)
+            made.append(self._side("sampler", curves, self.student))
+        made.append(self._teacher(curves))
+        known = [side for side in made if side is not None]
+        rows = [replace(row, mask=mask) for row, mask in zip(self.rows, self.clean, strict=True)]
+        for side in known:
+            self.sides[side.name] = audit_side(side, rows, self.units, self.temperature)
+        self.exact = any(result.exact for result in self.sides.values())
+        for side in known if self.exact else ():
+            if side.floor > 0 and self.sides[side.name].explained:
+                side.strict = True
+                self.sides[side.name] = audit_side(side, rows, self.units, self.temperature)
+        for name, result in self.sides.items():
+            self._add(self._named(result.findings) if name == "sampler" else result.findings, result.not_checked)
+        self._values()
+
+    def _named(self, findings: Sequence[Finding]) -> list[Finding]:
+        """The sampler's findings. Whether its weights are the trainer's is a question of the two together."""
+        trainer = self.sides.get("student")
+        if trainer is None or not trainer.explained:
+            return list(findings)
+        by_itself = [f for f in findings if not f.name.endswith("tokenizer_or_weights")]
+        if self._comparable():
+            return by_itself
+        other = [replace(f, name="sampler_trainer_mismatch") for f in findings if f not in by_itself]
+        return [*by_itself, *other]
+
+    def _comparable(self) -> bool:
+        """Whether sampler and trainer recorded the same thing, so that their values can be compared directly."""
+        if not {"student", "sampler"} <= set(self.sides):
+            return False
+        found = [f for name in ("student", "sampler") for f in self.sides[name].findings]
+        return all(f.name == "sampler_tokenizer_or_weights" for f in found)
+
+    def _values(self) -> None:
         of = "student" if self.dump.has("student") else "sampler"
         if of in self.sides:
             self.report.student = {"recorded_as": of, **self.sides[of].values}
         if of == "student" and "sampler" in self.sides:
-            sampler = self.sides["sampler"].values
-            self.report.student["sampler_temperature"] = sampler["temperature"]
+            self.report.student["sampler_temperature"] = self.sides["sampler"].values["temperature"]
+            off, _ = mismatch_of(self.rows, self.clean)
+            self.report.student["sampler_mismatch"] = float(off.mean()) if len(off) else None
+        if "teacher" in self.sides:
+            self.report.teacher = self.sides["teacher"].values
 
-    def _side(self, name: str, curves: Curves, lm: CausalLM | None) -> None:
+    def _side(self, name: str, curves: Curves, lm: CausalLM | None) -> Side | None:
         if not self.dump.has(name):
             if name not in self.dump.lacks:
                 self._untold(f"{name}_temperature", f"the dump has no {name} log-probs")
-            return
-        floor = 0.0 if lm is None else _bfloat16_noise(lm, self.rows, self.temperature, self.pad)
+            return None
+        floor = 0.0 if lm is None else bfloat16_noise(lm, self.rows, self.temperature)
         side = Side(name, curves, floor)
         if lm is not None:
             side.recompute = partial(local_curves, lm, temperature=self.temperature, pad=self.pad)
             side.others = partial(others, student=self.student.tokenizer, side=lm.tokenizer)
-        rows = [replace(row, mask=mask) for row, mask in zip(self.rows, self.clean, strict=True)]
-        result = self.sides[name] = audit_side(side, rows, self.units, self.temperature)
-        findings = result.findings
-        if name == "sampler":  # what its weights are is a question of the two together
-            findings = [f for f in findings if not f.name.endswith("tokenizer_or_weights")]
-        self._add(findings, result.not_checked)
+        return side
 
-    def _teacher(self, of_student: Curves) -> None:
+    def _teacher(self, of_student: Curves) -> Side | None:
         if not self.dump.has("teacher"):
-            self._side("teacher", of_student, None)
-            return
-        if self.teacher is not None:
-            try:
-                curves = local_curves(self.teacher, self.rows, self.temperature, self.pad)
-            except DataError as error:
-                self._add(
-                    [
-                        Finding(
-                            "tokenizer",
-                            str(error),
-                            "ids of one tokenizer",
-                            str(error),
-                            "two vocabularies",
-                            "give both models one tokenizer",
-                        )
-                    ]
-                )
-                return
-        else:
+            return self._side("teacher", of_student, None)
+        if self.teacher is None:
             assert self.server is not None
-            curves = ask_server(self.server, self.rows, self.temperature, self.student)
-        self._side("teacher", curves, self.teacher)
-        if "teacher" in self.sides:
-            self.report.teacher = self.sides["teacher"].values
+            return self._side("teacher", ask_server(self.server, self.rows, self.temperature, self.student), None)
+        try:
+            curves = local_curves(self.teacher, self.rows, self.temperature, self.pad)
+        except DataError as error:
+            cause, remedy = "two vocabularies", "give both models one tokenizer"
+            self._add([Finding("tokenizer", str(error), "ids of one tokenizer", str(error), cause, remedy)])
+            return None
+        return self._side("teacher", curves, self.teacher)
 
     def _masks(self, curves: Curves) -> None:
         if all(row.mask is None for row in self.rows):
@@ -251,16 +268,23 @@ class _Audit:
         self._add(*check_truncation(self.dump.rows))
 
     def _beta(self) -> float | None:
-        """1/T that the tokens were sampled at, where the student is known to be the one that sampled them."""
-        known = [self.sides[name] for name in ("sampler", "student") if name in self.sides]
-        return 1 / self.temperature if any(side.explained for side in known) else None
+        """1/T that the tokens were sampled at, where the student is known to be the one that sampled them.
+
+        What the sampler recorded decides, where it recorded anything: the trainer's own column says how the trainer
+        scores, and not who sampled.
+        """
+        side = self.sides.get("sampler", self.sides.get("student"))
+        names = {finding.name for finding in self.report.findings}
+        stale = names & {"sampler_trainer_mismatch", "sampler_tokenizer_or_weights"}
+        return 1 / self.temperature if side is not None and side.explained and not stale else None
+
+    def _mismatch(self) -> None:
+        if self._comparable():
+            floor = self.sides["student"].values.get("bfloat16_noise") or 0.0
+            off = mismatch_of(self.rows, self.clean)
+            self._add(check_mismatch(self.rows, self.units, off, floor, self.exact))
 
     def _sampling(self, curves: Curves) -> None:
-        if {"student", "sampler"} <= set(self.sides):
-            names = {finding.name for finding in self.report.findings}
-            if not any(name.startswith(("student_", "sampler_")) for name in names):
-                floor = self.sides["student"].values.get("bfloat16_noise") or 0.0
-                self._add(check_mismatch(self.rows, self.clean, floor))
         if self._beta() is None:
             self._untold("sampling_temperature", "the student given is not known to be the one that sampled")
             return
@@ -329,24 +353,3 @@ def _same_text(lm: CausalLM, row: Row) -> bool:
             ):
                 return True
     return False
-
-
-def _bfloat16_noise(lm: CausalLM, rows: Sequence[Row], temperature: float, pad: int | None) -> float:
-    """Nats a token, on average, by which half precision changes this model's scores."""
-    import torch
-
-    some = [rows[i * len(rows) // NOISE_ROWS] for i in range(min(NOISE_ROWS, len(rows)))]
-    sequences = [row.token_ids for row in some]
-    off = []
-    for row, full, half in zip(
-        some, states_of(lm, sequences), states_of(lm, sequences, low_precision=True), strict=True
-    ):
-        places = torch.from_numpy(np.flatnonzero(row.trained))
-        ids = torch.from_numpy(row.token_ids)[places][:, None].to(full.device)
-        scores = [
-            torch.log_softmax(lm.head().detach().logits(hidden[places - 1].float()) / temperature, dim=1).gather(1, ids)
-            for hidden in (full, half)
-        ]
-        off.append((scores[0] - scores[1]).abs().flatten())
-    values = torch.cat(off)
-    return float(values.mean()) if len(values) else 0.0

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from limbeck.audit.dump import Row
+from limbeck.audit.dump import Reals, Row
 from limbeck.audit.masks import first_stop
+from limbeck.audit.precision import begins_off, blocks_of, mismatch_limit
 from limbeck.audit.recompute import Curves
 from limbeck.audit.report import Finding, NotChecked, since
 from limbeck.records import Ints, Mask
@@ -17,7 +18,6 @@ ENOUGH = 200  # tokens, for a temperature from the tokens alone
 OFF = 0.08  # of T
 ERRORS = 6.0
 DISPERSION = (0.8, 1.25)  # squared surprise against its variance, for tokens that were sampled so
-MISMATCH = 0.06  # nats a token
 ENDS = 5  # stop tokens without which their number says nothing
 RATIO = 1.3
 
@@ -76,29 +76,38 @@ def check_sampling(fitted: tuple[float, float], temperature: float) -> list[Find
     ]
 
 
-def check_mismatch(rows: Sequence[Row], clean: Sequence[Mask], floor: float) -> list[Finding]:
-    """Sampler's and trainer's log-probs of the same tokens."""
+def mismatch_of(rows: Sequence[Row], clean: Sequence[Mask]) -> tuple[Reals, Ints]:
+    """[M] absolute differences of the sampler's and the trainer's log-probs of the same tokens, and the row of each."""
     off = [
         np.abs(row.recorded("student") - row.recorded("sampler"))[mask] for row, mask in zip(rows, clean, strict=True)
     ]
-    values = np.concatenate(off) if off else np.zeros(0)
-    values = values[np.isfinite(values)]
-    limit = max(MISMATCH, 6 * floor)
-    if not len(values) or float(np.minimum(values, 2.0).mean()) <= limit:
+    row_of = np.concatenate([np.full(len(values), index) for index, values in enumerate(off)])
+    values = np.concatenate(off)
+    return values[np.isfinite(values)], row_of[np.isfinite(values)]
+
+
+def check_mismatch(
+    rows: Sequence[Row], units: Ints, mismatch: tuple[Reals, Ints], floor: float, exact: bool
+) -> list[Finding]:
+    """Sampler's and trainer's log-probs of the same tokens, step by step."""
+    values, row_of = mismatch
+    if not len(values):
         return []
-    of_row = [float(np.nanmean(v)) if np.isfinite(v).any() else 0.0 for v in off]
-    bad = [index for index, mean in enumerate(of_row) if mean > limit]
-    first = bad[0] if bad and len(bad) > 0.5 * (len(rows) - bad[0]) else 0
-    mean = float(values.mean())
+    limit = mismatch_limit(floor, exact)
+    off = begins_off(blocks_of(values, units[row_of]), limit)
+    if off is None:
+        return []
+    place, mean, share = off
+    where = "" if share > 0.99 else f", in blocks of {share:.0%} of them"
     return [
         Finding(
             "sampler_trainer_mismatch",
             mean,
             limit,
-            f"sampler and trainer differ by {mean:.3f} nats a token on the same tokens.",
+            f"sampler and trainer differ by {mean:.3f} nats a token on the same tokens{where}.",
             "other weights, another temperature or another precision in the sampler",
             "load the sampler's weights after each update, in one dtype, and correct with the importance ratio",
-            **since(rows, first),
+            **since(rows, int(row_of[place])),
         )
     ]
 

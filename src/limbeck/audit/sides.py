@@ -25,6 +25,7 @@ from limbeck.audit.fit import (
     predicted,
     recorded_of,
 )
+from limbeck.audit.precision import Blocks, begins_off, blocks_of, is_exact, strict_limit
 from limbeck.audit.recompute import Curves
 from limbeck.audit.report import Finding, NotChecked, since
 from limbeck.records import Ints
@@ -56,10 +57,13 @@ class Side:
     floor: float  # nats a token that bfloat16 changes this model's scores by, on average
     recompute: Callable[[Sequence[Row]], Curves] | None = None  # None: a server
     others: Callable[[Sequence[Row]], Iterable[Other]] | None = None
+    strict: bool = False  # some side of this dump is exact: little more than that noise is allowed
 
     @property
     def limit(self) -> float:
         """Nats a token beyond which a candidate explains nothing."""
+        if self.strict:
+            return min(WORST, strict_limit(self.floor))
         return min(WORST, max(UNEXPLAINED, NOISES * self.floor))
 
 
@@ -70,6 +74,7 @@ class SideResult:
     not_checked: list[NotChecked] = field(default_factory=list)
     explained: bool = False
     beta: float = math.nan  # of the last stretch
+    exact: bool = False  # some of it agrees with what we compute as float32 does
 
 
 def audit_side(side: Side, rows: Sequence[Row], units: Ints, temperature: float) -> SideResult:
@@ -85,11 +90,15 @@ def audit_side(side: Side, rows: Sequence[Row], units: Ints, temperature: float)
     stretches = explain(side.curves, recorded, count, temperature, side.limit, steps)
     stretches = [part for stretch in stretches for part in _apart(side, recorded, stretch, temperature)]
     stretches = [_in_context(side, rows, recorded, stretch, temperature) for stretch in stretches]
-    _join(result, [_judge(side, rows, recorded, stretch, temperature) for stretch in stretches])
+    blocks = [_blocks(side, recorded, stretch) for stretch in stretches]
+    found = [_judge(side, rows, recorded, stretch, temperature) for stretch in stretches]
+    late = [_late(side, rows, recorded, *pair) for pair in zip(stretches, blocks, strict=True)]
+    _join(result, [*found, *late])
     last = stretches[-1]
     good = [stretch for stretch in stretches if _explained(side, stretch)]
-    result.explained = len(good) == len(stretches)
-    result.values["residual"] = last.residual
+    result.explained = len(good) == len(stretches) and not any(late)
+    result.exact = side.floor > 0 and any(is_exact(part, side.floor) for part in blocks)
+    result.values["residual"] = last.raw if side.strict else last.residual
     if good:
         result.beta = good[-1].best.beta
     if _explained(side, last):  # what it is now; where nothing explains it, no temperature is one
@@ -119,7 +128,27 @@ def _vague(result: SideResult, side: Side, stretch: Stretch, temperature: float)
 
 
 def _explained(side: Side, stretch: Stretch) -> bool:
-    return stretch.residual <= side.limit
+    return (stretch.raw if side.strict else stretch.residual) <= side.limit
+
+
+def _blocks(side: Side, recorded: Recorded, stretch: Stretch) -> Blocks:
+    """What each block of a stretch's units leaves under its own prompt."""
+    part = recorded.take(stretch.tokens)
+    off = np.abs(part.values - predicted(side.curves, part, stretch.best)[0])
+    known = np.isfinite(off)
+    return blocks_of(off[known], part.unit[known])
+
+
+def _late(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: Stretch, blocks: Blocks) -> list[Finding]:
+    """A stretch that is explained on average, and not where it counts: a fault that begins in the middle of it."""
+    if not side.strict or not _explained(side, stretch) or stretch.context:
+        return []
+    off = begins_off(blocks, side.limit)
+    if off is None:
+        return []
+    place, mean, _ = off
+    first = int(recorded.row[stretch.tokens[place]])
+    return [_unexplained(side.name, replace(stretch, raw=mean), side, "", since(rows, first))]
 
 
 def _apart(side: Side, recorded: Recorded, stretch: Stretch, temperature: float) -> list[Stretch]:
@@ -183,7 +212,7 @@ def _judge(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: Stretch
     if share:
         start = {"since_step": None, "since_row": None}
     if not _explained(side, stretch):
-        return [_unexplained(side.name, stretch, limit, share, start)]
+        return [_unexplained(side.name, stretch, side, share, start)]
     findings = []
     if "|" in stretch.context:
         findings.append(_context(side.name, stretch, limit, start))
@@ -277,12 +306,13 @@ def _context(name: str, stretch: Stretch, limit: float, start: dict[str, int | N
     )
 
 
-def _unexplained(name: str, stretch: Stretch, limit: float, share: str, start: dict[str, int | None]) -> Finding:
+def _unexplained(name: str, stretch: Stretch, side: Side, share: str, start: dict[str, int | None]) -> Finding:
+    left, limit = stretch.raw if side.strict else stretch.residual, side.limit
     return Finding(
         f"{name}_tokenizer_or_weights",
-        stretch.residual,
+        left,
         limit,
-        f"{share}the {name}'s log-probs are {stretch.residual:.3f} nats a token from what this model gives, at any "
+        f"{share}the {name}'s log-probs are {left:.3f} nats a token from what this model gives, at any "
         f"temperature, shift or prompt that was tried (at most {limit:.3f} is noise).",
         {
             "student": "another checkpoint than the one given, or ids of another tokenizer",
