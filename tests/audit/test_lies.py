@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from limbeck.audit.normalisation import check_step_losses, check_weights
+from limbeck.audit.read import read_dump
 from limbeck.audit.report import Report, page
 from limbeck.audit.run import audit
 from tests.audit.planted import EOS, World, write
@@ -109,3 +112,62 @@ def test_the_mismatch_is_reported_where_it_is_no_finding(world: World, clean: Ro
     assert not report.findings
     assert report.student["sampler_mismatch"] == pytest.approx(0.002, rel=0.01)
     assert "0.002" in page(report)
+
+
+def test_advantages_of_0_train_nothing(world: World, clean: Rows, tmp_path: Path) -> None:
+    rows = copied(clean)
+    for row in rows:
+        row["advantages"] = [0.0] * len(row["token_ids"])
+    assert names(audited(world, rows, tmp_path)) == {"zero_gradient"}
+
+
+def lengths(rows: Rows) -> dict[int, list[int]]:
+    """The trained tokens of each row of each step."""
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        found.setdefault(row["step"], []).append(sum(row["mask"]))
+    return found
+
+
+WEIGHTS: dict[str, Callable[[list[int], int], float]] = {  # of a row of n tokens in a step with these lengths
+    "tokens": lambda step, n: 1 / sum(step),
+    "rows times a constant": lambda step, n: 1 / (len(step) * 32),
+    "micro-batches": lambda step, n: 1 / sum(step[: len(step) // 2]),
+    "root of the length": lambda step, n: n**-0.5,
+    "each row": lambda step, n: 1 / len(step) / n,
+}
+
+
+@pytest.mark.parametrize("how", WEIGHTS)
+def test_weights_must_be_one_over_the_trained_tokens_of_the_step(clean: Rows, tmp_path: Path, how: str) -> None:
+    rows, of_step = copied(clean), lengths(clean)
+    for row in rows:
+        row["loss_weights"] = [WEIGHTS[how](of_step[row["step"]], sum(row["mask"]))] * len(row["mask"])
+    dump = read_dump(write(rows, tmp_path / "dump.jsonl"))
+    found = check_weights(dump, dump.rows)
+    assert found is not None
+    assert {finding.name for finding in found[0]} == (set() if how == "tokens" else {"normalisation"})
+    assert not found[1]
+
+
+@pytest.mark.parametrize("how", ["tokens", "rows", "constant"])
+def test_the_logged_loss_is_of_the_denominator_that_fits_best(clean: Rows, tmp_path: Path, how: str) -> None:
+    """Losses that vary little, so that both means are within 2% of each other."""
+    rng, rows = np.random.default_rng(0), copied(clean)
+    for row in rows:
+        row["losses"] = (3 + 0.3 * rng.standard_normal(len(row["mask"]))).tolist()
+    for step in {row["step"] for row in rows}:
+        members = [row for row in rows if row["step"] == step]
+        of_row = [np.asarray(row["losses"])[np.asarray(row["mask"]) > 0] for row in members]
+        loss = {
+            "tokens": np.concatenate(of_row).mean(),
+            "rows": np.mean([values.mean() for values in of_row]),
+            "constant": sum(values.sum() for values in of_row) / len(of_row) / 64,
+        }[how]
+        for row in members:
+            row["step_loss"] = float(loss)
+    dump = read_dump(write(rows, tmp_path / "dump.jsonl"))
+    findings, untold = check_step_losses(dump, dump.rows)
+    measured = [str(finding.measured) for finding in findings]
+    wanted = {"tokens": [], "rows": ["each row's own trained tokens"], "constant": ["rows times a constant of 64"]}
+    assert (measured, untold) == (wanted[how], [])

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from limbeck.audit.dump import Dump, Reals, Row
+from limbeck.audit.dump import Reals, Row
+from limbeck.audit.normalisation import normalisation
 from limbeck.audit.report import Finding, NotChecked
 from limbeck.records import Ints, Mask
 
@@ -21,7 +22,6 @@ FITS = 0.12  # share of the recorded variation that an estimator may leave
 APART = 2.0  # times as much as another must leave
 AT_T = " at T"  # of an estimator that was computed at the temperature that was meant
 FEWEST = 50  # tokens
-SAME = 0.02  # relative: two denominators that cannot be told apart
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,17 @@ def _all_zero() -> Finding:
     )
 
 
+def _zero_advantages() -> Finding:
+    return Finding(
+        "zero_gradient",
+        "0 at every token",
+        "-(log p - log q) of the sampled token",
+        "the recorded advantages are 0 everywhere, though student and teacher differ: nothing is learned.",
+        "rewards of 0 were whitened or subtracted from themselves, and the teacher's log-probs never reached them",
+        "use -(log p - log q) of the sampled token as its advantage",
+    )
+
+
 def _loss_findings(kind: str, left: float, has_advantages: bool) -> list[Finding]:
     fits = f"the recorded losses are {kind} up to one factor: {left:.1%} of them is left."
     good = "sg[log p - log q] * log p of the sampled token, or a support with everything outside it: mathematics.md"
@@ -218,6 +229,8 @@ def check_advantages(
     known = np.isfinite(recorded)
     if int(known.sum()) < FEWEST:
         return [], [NotChecked("advantages", "the dump has no advantages of single tokens beside both log-probs")]
+    if not np.abs(recorded[known]).any() and np.abs(tokens.student - tokens.teacher).mean() > 0.01:
+        return [_zero_advantages()], []
     varied = _within_rows(recorded, tokens.row, known)
     if float(np.abs(varied[known]).mean()) < 1e-6 * max(1.0, float(np.abs(recorded[known]).mean())):
         return [], [NotChecked("advantages", "they are one number a row: no distillation signal is in them")]
@@ -264,73 +277,3 @@ def _within_rows(values: Reals, row: Ints, known: Mask) -> Reals:
     total = np.bincount(row, np.where(known, values, 0.0), minlength=count)
     number = np.maximum(np.bincount(row, known.astype(float), minlength=count), 1)
     return np.where(known, values - (total / number)[row], 0.0)
-
-
-def normalisation(what: str, left: float) -> Finding:
-    return Finding(
-        "normalisation",
-        what,
-        "trained tokens of the whole step",
-        f"the loss is divided by {what} ({left:.1%} is left): tokens of short rows weigh more.",
-        "a mean over each row, then over rows, or a constant length",
-        "sum over all trained tokens and divide once by their number in the whole step, before micro-batches",
-    )
-
-
-def check_weights(rows: Sequence[Row]) -> tuple[list[Finding], list[NotChecked]] | None:
-    """The weight that each token's loss had, where the dump has it."""
-    weights = [row.recorded("weights")[row.trained] for row in rows]
-    lengths = np.concatenate([np.full(len(w), len(w)) for w in weights])
-    values = np.concatenate(weights)
-    known = np.isfinite(values) & (values != 0)
-    if not known.any():
-        return None
-    values, lengths = values[known], lengths[known]
-    if float(np.ptp(lengths)) < 0.1 * float(lengths.mean()):
-        return [], [NotChecked("normalisation", "all rows are about as long: every denominator gives the same weights")]
-    if _left(values, 1.0 / lengths) < 0.05 < _left(values, np.ones(len(values))):
-        return [normalisation("each row's own trained tokens", _left(values, 1.0 / lengths))], []
-    return [], []
-
-
-def check_step_losses(dump: Dump, rows: Sequence[Row]) -> tuple[list[Finding], list[NotChecked]]:
-    """The logged loss of whole steps against the sum of its tokens' losses under each denominator."""
-    steps: dict[int, list[Row]] = {}
-    for row in rows:
-        if row.step is not None and row.step_loss is not None and np.isfinite(row.recorded("losses")).any():
-            steps.setdefault(row.step, []).append(row)
-    if not steps or not dump.complete:
-        why = (
-            "the dump has no loss of whole steps beside those of their tokens"
-            if dump.complete
-            else "steps are not whole"
-        )
-        return [], [NotChecked("normalisation", why)]
-    off: dict[str, list[float]] = {}
-    for members in steps.values():
-        logged = members[0].step_loss or 0.0
-        for name, value in _denominators(members).items():
-            off.setdefault(name, []).append(abs(value - logged) / max(abs(logged), 1e-9))
-    fits = {name: float(np.median(values)) for name, values in off.items() if float(np.median(values)) < SAME}
-    if "trained tokens" in fits:
-        return [], []
-    if len(fits) != 1:
-        why = f"the logged losses fit {', '.join(fits) or 'none of the known denominators'}"
-        return [], [NotChecked("normalisation", why)]
-    ((name, left),) = fits.items()
-    return [normalisation(name, left)], []
-
-
-def _denominators(rows: Sequence[Row]) -> dict[str, float]:
-    """What a step's loss would be under each denominator."""
-    losses = [np.nan_to_num(row.recorded("losses"))[row.trained] for row in rows]
-    total, counts = sum(float(values.sum()) for values in losses), [len(values) for values in losses]
-    responses = [len(row.token_ids) - row.start for row in rows]
-    return {
-        "trained tokens": total / max(1, sum(counts)),
-        "each row's own trained tokens": float(np.mean([v.mean() if len(v) else 0.0 for v in losses])),
-        "all tokens of the responses": total / max(1, sum(responses)),
-        "all tokens, prompts too": total / max(1, sum(len(row.token_ids) for row in rows)),
-        "the number of rows": total / len(rows),
-        "rows times the longest response": total / max(1, len(rows) * max(responses)),
-    }

@@ -22,8 +22,6 @@ from limbeck.audit.losses import (
     Tokens,
     check_advantages,
     check_losses,
-    check_step_losses,
-    check_weights,
     tokens_of,
 )
 from limbeck.audit.masks import (
@@ -34,6 +32,7 @@ from limbeck.audit.masks import (
     check_truncation,
     padding_of,
 )
+from limbeck.audit.normalisation import check_step_losses, check_weights
 from limbeck.audit.read import read_dump
 from limbeck.audit.recompute import (
     Curves,
@@ -185,6 +184,8 @@ class _Audit:
         made = [self._side("student", curves, self.student)]
         if self.dump.has("sampler"):
             made.append(self._side("sampler", curves, self.student))
+        elif "sampler" not in self.dump.lacks:
+            self._untold("sampler_trainer_mismatch", "the dump has no sampler log-probs: who sampled is not known")
         made.append(self._teacher(curves))
         known = [side for side in made if side is not None]
         rows = [replace(row, mask=mask) for row, mask in zip(self.rows, self.clean, strict=True)]
@@ -308,12 +309,16 @@ class _Audit:
         else:
             self._add(*check_losses(self.rows, tokens, self._dense)[:2])
             self._add(*check_advantages(self.rows, tokens, self._dense))
-        weighed = check_weights(self.rows)
+        weighed = check_weights(self._whole(), self.rows)
         named = any(finding.name == "normalisation" for finding in self.report.findings)
         if weighed is not None and not named:
             self._add(*weighed)
         elif not named:
-            self._add(*check_step_losses(self.dump, self.rows))
+            self._add(*check_step_losses(self._whole(), self.rows))
+
+    def _whole(self) -> Dump:
+        """The dump as it was audited: steps are not whole where only some rows were."""
+        return replace(self.dump, complete=self.dump.complete and len(self.rows) == len(self.dump.rows))
 
     def _dense(self, tokens: Tokens) -> Mapping[str, Reals]:
         """Estimators over whole distributions, computed once; none for a served teacher."""
