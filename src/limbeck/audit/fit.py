@@ -71,6 +71,7 @@ class Stretch:
     noise: float = math.nan  # median absolute residual, nats
     residual: float = math.nan  # its mean, each cut at `CAP`
     raw: float = math.nan  # the same without allowing for values that were recorded in bfloat16
+    square: float = math.nan  # the mean of the squares of `raw`
     wild: float = 0.0  # share of tokens that are far off
     count: int = 0
     context: str = ""  # what the model saw in place of the row's own prefix, where that explains more
@@ -315,4 +316,5 @@ def measure(curves: Curves, recorded: Recorded, stretch: Stretch) -> Stretch:
         stretch, best=best, temperature=1 / best.beta, error=error / best.beta**2, noise=noise, wild=wild,
         residual=float(np.minimum(residual, CAP).mean()) if len(residual) else math.nan, count=len(residual),
         raw=float(np.minimum(raw, CAP).mean()) if len(raw) else math.nan,
+        square=float((np.minimum(raw, CAP) ** 2).mean()) if len(raw) else math.nan,
     )  # fmt: skip

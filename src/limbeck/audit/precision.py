@@ -17,6 +17,7 @@ from limbeck.records import Ints
 
 EXACT = 1e-3  # nats: the median of a block below which a side is float32
 BLOCK = 48  # tokens in a block of units, at least
+SURELY = 4.0  # standard errors that a mean must be beyond its limit
 CAP = 2.0  # nats: a few wild tokens decide nothing
 STRICT, LEAST = 2.0, 0.01  # times the noise of half precision, and nats a token, where the dump is exact
 LOOSE, LEAST_LOOSE = 4.0, 0.06  # where it is not: sampler and trainer are both off by that noise
@@ -38,6 +39,7 @@ class Blocks:
 
     first: Ints  # [B] the place of each block's first token
     mean: Reals  # [B] nats a token, each cut at `CAP`
+    square: Reals  # [B] the mean of its squares
     median: Reals  # [B]
     count: Ints  # [B] tokens
 
@@ -55,6 +57,7 @@ def blocks_of(off: Reals, unit: Ints) -> Blocks:
     return Blocks(
         np.asarray(borders[:-1], dtype=np.int64),
         np.asarray([np.minimum(part, CAP).mean() for part in parts]),
+        np.asarray([(np.minimum(part, CAP) ** 2).mean() for part in parts]),
         np.asarray([np.median(part) for part in parts]),
         np.asarray([len(part) for part in parts], dtype=np.int64),
     )
@@ -65,6 +68,11 @@ def is_exact(blocks: Blocks, floor: float) -> bool:
     return bool(len(blocks.median)) and float(blocks.median.min()) < min(EXACT, 0.1 * floor)
 
 
+def surely_beyond(mean: float, square: float, count: int, limit: float) -> bool:
+    """Whether a mean of `count` tokens is beyond `limit` by more than chance: its tails are heavy."""
+    return mean - SURELY * float(np.sqrt(max(square - mean**2, 0.0) / max(count, 1))) > limit
+
+
 def begins_off(blocks: Blocks, limit: float) -> tuple[int, float, float] | None:
     """The first token from which on blocks are beyond `limit`, their mean, and their share of all; None for none.
 
@@ -73,7 +81,10 @@ def begins_off(blocks: Blocks, limit: float) -> tuple[int, float, float] | None:
     bad: Sequence[int] = np.flatnonzero(blocks.mean > limit).tolist()
     if not bad:
         return None
-    mean = float((blocks.mean[bad] * blocks.count[bad]).sum() / blocks.count[bad].sum())
+    weight = blocks.count[bad] / blocks.count[bad].sum()
+    mean, square = float((blocks.mean[bad] * weight).sum()), float((blocks.square[bad] * weight).sum())
+    if not surely_beyond(mean, square, int(blocks.count[bad].sum()), limit):
+        return None
     late = len(bad) > 0.5 * (len(blocks.mean) - bad[0])
     share = float(blocks.count[bad].sum() / blocks.count.sum())
     return (int(blocks.first[bad[0]]) if late else 0), mean, share

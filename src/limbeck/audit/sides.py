@@ -25,7 +25,7 @@ from limbeck.audit.fit import (
     predicted,
     recorded_of,
 )
-from limbeck.audit.precision import Blocks, begins_off, blocks_of, is_exact, strict_limit
+from limbeck.audit.precision import Blocks, begins_off, blocks_of, is_exact, strict_limit, surely_beyond
 from limbeck.audit.recompute import Curves
 from limbeck.audit.report import Finding, NotChecked, since
 from limbeck.records import Ints
@@ -128,7 +128,9 @@ def _vague(result: SideResult, side: Side, stretch: Stretch, temperature: float)
 
 
 def _explained(side: Side, stretch: Stretch) -> bool:
-    return (stretch.raw if side.strict else stretch.residual) <= side.limit
+    if side.strict:
+        return not surely_beyond(stretch.raw, stretch.square, stretch.count, side.limit)
+    return stretch.residual <= side.limit
 
 
 def _blocks(side: Side, recorded: Recorded, stretch: Stretch) -> Blocks:
