@@ -85,6 +85,8 @@ def make_row(
     One number in place of a list is that number at each token of the response. Raises `DataError` for another length
     or what is no number.
     """
+    for part in (prompt_ids, response_ids):
+        _must_be_list(where, part)
     ids = _ints(where, "token ids", [*prompt_ids, *response_ids])
     start, total = len(prompt_ids), len(ids)
     if total < 2:
@@ -107,6 +109,11 @@ def make_row(
     return row
 
 
+def _must_be_list(where: str, ids: object) -> None:
+    if not isinstance(ids, list | tuple | np.ndarray):
+        raise DataError(f"{where}: token ids are {shown(ids)}, expected a list of whole numbers.")
+
+
 def _mark_broken(row: Row, name: str, given: Sequence[Any]) -> None:
     """Keep apart what is NaN or infinite from what was not recorded; neither is compared with anything."""
     bad = np.asarray([v is not None and not np.isfinite(float(v)) for v in given], dtype=bool)
@@ -117,9 +124,13 @@ def _mark_broken(row: Row, name: str, given: Sequence[Any]) -> None:
 
 def _ints(where: str, name: str, values: Sequence[Any]) -> Ints:
     try:
-        ids = np.asarray(values, dtype=np.int64)
+        numbers = np.asarray(values)
+        ids = numbers.astype(np.int64)
+        whole = numbers.dtype.kind in "iu" or not len(numbers) or bool((numbers == ids).all())
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{where}: {name} are {shown(values)}, expected whole numbers.") from None
+        whole = False
+    if not whole or numbers.dtype.kind not in "iuf":
+        raise DataError(f"{where}: {name} are {shown(values)}, expected whole numbers.")
     if ids.ndim != 1 or (ids < 0).any():
         raise DataError(f"{where}: {name} are {shown(values)}, expected a list of ids from 0.")
     return ids

@@ -6,6 +6,7 @@ which date its code was read.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,10 +27,13 @@ def as_list(value: Any) -> Any:
 
 def read_slime(content: Mapping[str, Any], name: str, step: int | None) -> Dump:
     """slime's and miles's `--save-debug-rollout-data` and `--save-debug-train-data`."""
-    step = content.get("rollout_id", step)
+    named = as_list(content.get("rollout_id"))
+    step = named if isinstance(named, int) else step
     samples = content.get("samples")
     if samples is None:  # miles writes a column for each field, one file a rank
         samples = _rows_of(content["rollout_data"], name)
+    if not isinstance(samples, list | tuple) or not all(isinstance(sample, Mapping) for sample in samples):
+        raise DataError(f"{name}: samples is {shown(samples)}, expected a list of dictionaries, one for each sample.")
     rows = [_slime_row(sample, f"{name}, sample {i}", i, step) for i, sample in enumerate(samples)]
     trained = any("response_lengths" in sample for sample in samples)
     lacks = {"losses": NO_LOSSES}
@@ -49,12 +53,12 @@ def _rows_of(columns: Any, name: str) -> list[dict[str, Any]]:
 
 def _slime_row(sample: Mapping[str, Any], where: str, index: int, step: int | None) -> Row:
     tokens = as_list(sample.get("tokens"))
-    length = sample.get("response_lengths", sample.get("response_length"))
+    length = as_list(sample.get("response_lengths", sample.get("response_length")))
     if not isinstance(tokens, list) or not isinstance(length, int) or not 0 <= length <= len(tokens):
         raise DataError(f"{where} has the fields {shown(sorted(sample), 300)}, expected tokens and response_length.")
     start = len(tokens) - length
     mask = as_list(sample.get("loss_masks", sample.get("loss_mask")))
-    reward, prompt = sample.get("raw_reward", sample.get("reward")), sample.get("prompt")
+    reward, prompt = as_list(sample.get("raw_reward", sample.get("reward"))), sample.get("prompt")
     finish = STATUS.get(str(sample.get("status")))
     if "truncated" in sample:
         finish = "length" if sample["truncated"] else "stop"
@@ -79,13 +83,42 @@ VERL = {
 }
 
 
+VERL_FIELDS = {"prompts", "responses", "attention_mask", "response_mask", *itertools.chain(*VERL.values())}
+
+
+def as_array(value: Any, where: str) -> Any:
+    """A tensor, an array or a rectangular list as an array of numbers."""
+    try:
+        array = np.asarray(as_list(value))
+    except ValueError:
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where} is {shown(value)}, expected a tensor of numbers.")
+    return array
+
+
 def read_verl(content: Mapping[str, Any], name: str, step: int | None) -> Dump:
     """The tensors of verl's `DataProto.batch`, saved as a plain dictionary."""
-    arrays = {key: np.asarray(as_list(value)) for key, value in content.items() if hasattr(value, "tolist")}
+    arrays = {key: as_array(value, f"{name}: {key}") for key, value in content.items() if key in VERL_FIELDS}
     prompts, responses = arrays["prompts"], arrays["responses"]
+    if prompts.ndim != 2 or responses.ndim != 2 or len(prompts) != len(responses):
+        raise DataError(
+            f"{name}: prompts have the shape {prompts.shape} and responses {responses.shape}, expected (rows, prompt "
+            "tokens) and (rows, response tokens) with as many rows."
+        )
     count, width = responses.shape
+    whole = prompts.shape[1] + width
+    for key, array in arrays.items():
+        fits = array.ndim in (2, 3) and len(array) == count and array.shape[1] in (width, whole)
+        if key == "attention_mask":
+            fits = array.shape == (count, whole)
+        if not fits and key != "prompts":
+            raise DataError(
+                f"{name}: {key} has the shape {array.shape}, expected ({count}, {width}), one number for each token "
+                f"of the responses, or ({count}, {whole}) with the prompts."
+            )
     attended = arrays.get("attention_mask", np.ones((count, prompts.shape[1] + width), dtype=np.int64))
-    mask = arrays.get("response_mask", attended[:, -width:])
+    mask = arrays.get("response_mask", attended)[:, -width:]
     rows = []
     for i in range(count):
         values: dict[str, Any] = {}
@@ -96,7 +129,7 @@ def read_verl(content: Mapping[str, Any], name: str, step: int | None) -> Dump:
             values[key] = None if found is None else found[i][-width:].tolist()
         row = make_row(
             f"{name}, row {i}", i, prompts[i].tolist(), responses[i].tolist(), mask=mask[i].tolist(), values=values,
-            step=content.get("step", step),
+            step=step,
         )  # fmt: skip
         trained = np.zeros(len(row.token_ids), bool) if row.mask is None else row.mask
         rows.append(without_padding(row, ((attended[i] == 0) & ~trained).astype(np.int64)))

@@ -116,9 +116,12 @@ def _number(row: Mapping[str, Any], name: str, where: str, kind: Any) -> Any:
     if value is None:
         return None
     try:
-        return kind(value)
-    except (TypeError, ValueError):
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where}: {name} is {shown(value)}, expected a number.") from None
+    if kind is int and not isinstance(value, str) and number != value:
+        raise DataError(f"{where}: {name} is {shown(value)}, expected a whole number.")
+    return number
 
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from limbeck.audit.dump import Dump
 from limbeck.audit.frameworks import (
+    as_array,
     read_prime_batches,
     read_prime_export,
     read_slime,
@@ -45,11 +46,15 @@ def read_dump(path: Path) -> Dump:
     files = [path] if path.is_file() else sorted((p for p in path.rglob("*") if p.suffix in SUFFIXES), key=_order)
     if not files:
         raise DataError(f"{path} has no file to audit, expected one that ends in {', '.join(SUFFIXES)}.")
-    dumps = [_read(file) for file in files]
+    files, evaluations = _without_evaluations(files)
+    dumps = [_checked(file) for file in files]
     kinds = sorted({dump.kind for dump in dumps})
     if len(kinds) > 1:
         raise DataError(f"{path} has dumps of several kinds: {', '.join(kinds)}. Give one of them.")
     dump = Dump(kinds[0], [row for d in dumps for row in d.rows], dumps[0].lacks, all(d.complete for d in dumps))
+    if evaluations:
+        names = ", ".join(file.name for file in evaluations[:3])
+        dump.lacks = {**dump.lacks, "evaluations": f"{len(evaluations)} files of evaluation are left out: {names}"}
     if not dump.rows and "tokens" not in dump.lacks:
         raise DataError(f"{path} has no rows, expected at least one.")
     if all(row.step is not None for row in dump.rows):
@@ -57,6 +62,26 @@ def read_dump(path: Path) -> Dump:
     for index, row in enumerate(dump.rows):
         row.index = index
     return dump
+
+
+def _without_evaluations(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The files of training, and slime's `eval_N.pt` beside them: another sampler's settings, and no step."""
+    marked = [file for file in files if re.search(r"(^|[^a-z])eval([^a-z]|$)", file.stem.lower())]
+    rest = [file for file in files if file not in marked]
+    return (rest, marked) if rest else (list(files), [])
+
+
+def _checked(path: Path) -> Dump:
+    """The dump in a file, whatever its layout is: what no reader foresaw is one message too."""
+    try:
+        return _read(path)
+    except DataError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path} is not laid out as its kind is ({type(error).__name__}: {shown(str(error))}). "
+            "docs/guides/audit.md says what each trainer's file holds."
+        ) from None
 
 
 def _order(path: Path) -> list[tuple[int, str]]:
@@ -157,11 +182,17 @@ def _pickle(path: Path) -> Dump:
 def _trl_tensors(content: dict[str, Any], path: Path) -> Dump:
     """TRL's batch under verl's names: both are padded prompts on the left and padded responses on the right."""
     ones = np.ones_like
-    prompt_ids, completion_ids = (np.asarray(content[key].tolist()) for key in ("prompt_ids", "completion_ids"))
+    prompt_ids, completion_ids = (as_array(content[key], f"{path}: {key}") for key in ("prompt_ids", "completion_ids"))
     masks = [
-        np.asarray(content[key].tolist()) if key in content else ones(ids)
+        as_array(content[key], f"{path}: {key}") if content.get(key) is not None else ones(ids)
         for key, ids in (("prompt_mask", prompt_ids), ("completion_mask", completion_ids))
     ]
+    for key, mask, ids in zip(("prompt", "completion"), masks, (prompt_ids, completion_ids), strict=True):
+        if mask.shape != ids.shape or ids.ndim != 2:
+            raise DataError(
+                f"{path}: {key}_ids have the shape {ids.shape} and {key}_mask {mask.shape}, expected one shape: "
+                "(rows, tokens)."
+            )
     names = {
         "old_per_token_logps": "old_log_probs", "teacher_per_token_logps": "teacher_log_probs",
         "ref_per_token_logps": "ref_log_prob", "sampling_per_token_logps": "rollout_log_probs",
@@ -173,7 +204,7 @@ def _trl_tensors(content: dict[str, Any], path: Path) -> Dump:
         **{verl: content[trl] for trl, verl in names.items() if content.get(trl) is not None},
     }  # fmt: skip
     if advantages is not None:
-        values = np.asarray(advantages.tolist())
+        values = as_array(advantages, f"{path}: advantages")
         batch["advantages"] = values[:, None] * ones(completion_ids) if values.ndim == 1 else values
     dump = read_verl(batch, path.name, _step_in(path))
     dump.kind = "TRL's batch"
@@ -181,11 +212,14 @@ def _trl_tensors(content: dict[str, Any], path: Path) -> Dump:
 
 
 def _numpy_parts() -> list[Any]:
-    """What a plain numpy array in a pickle is made of."""
-    from numpy.dtypes import BoolDType, Float32DType, Float64DType, Int32DType, Int64DType
+    """What a plain numpy array or number in a pickle is made of, under the names of numpy 2 and of numpy 1.
 
-    multi = np.zeros(1).__reduce__()[0]
-    return [multi, np.ndarray, np.dtype, Float32DType, Float64DType, Int32DType, Int64DType, BoolDType]
+    Not the type of objects: what is in an array of them may be anything.
+    """
+    kinds = [type(np.dtype(code)) for code in "?bhilqBHILQefdUS"]
+    made = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    old = [(function, f"numpy.core.multiarray.{function.__name__}") for function in made]  # type: ignore[union-attr]
+    return [*made, *old, np.ndarray, np.dtype, *dict.fromkeys(kinds)]
 
 
 def _what_it_holds(path: Path, error: Exception) -> str:
@@ -193,7 +227,11 @@ def _what_it_holds(path: Path, error: Exception) -> str:
     named = re.search(r"GLOBAL (\w[\w.]*\.\w+)", message)  # of torch's own format
     name = named[1] if named else _plain_pickle(path)
     if name is None:
-        return f"{type(error).__name__}: {message.splitlines()[0] if message else 'no text'}."
+        size = path.stat().st_size
+        return (
+            f"its {size:,} bytes are no file of torch.save, or a damaged or unfinished one ({type(error).__name__}). "
+            "Write it again with torch.save, as docs/guides/audit.md shows."
+        )
     remedy = VERL_REMEDY if "DataProto" in name else "Save tensors and plain lists, as docs/guides/audit.md shows."
     return f"it holds {name}, and loading it would run code. {remedy}"
 

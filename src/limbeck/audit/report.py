@@ -50,6 +50,12 @@ class Report:
     teacher: dict[str, Any] = field(default_factory=lambda: {"temperature": None})
     findings: list[Finding] = field(default_factory=list)
     not_checked: list[NotChecked] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # how the dump was read, where a reader may expect otherwise
+
+    @property
+    def checked(self) -> bool:
+        """Whether anything at all was compared."""
+        return bool(self.findings) or "tokens" in self.student or "tokens" in self.teacher
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -59,6 +65,8 @@ class Report:
             "expected_temperature": self.temperature,
             "student": _finite(self.student),
             "teacher": _finite(self.teacher),
+            "checked": self.checked,
+            "notes": self.notes,
             "findings": [_finite(finding.as_json()) for finding in self.findings],
             "not_checked": [vars(item) for item in self.not_checked],
         }
@@ -86,7 +94,7 @@ def page(report: Report) -> str:
         "",
     ]
     if not report.findings:
-        lines.append("No finding." if report.tokens else "Nothing could be checked.")
+        lines.append("No finding." if report.checked else "Nothing could be checked: this is no all-clear.")
     for place, finding in enumerate(report.findings, start=1):
         lines += [
             f"{place}. {finding.name}{_when(finding)}",
@@ -95,6 +103,8 @@ def page(report: Report) -> str:
             f"   Likely cause: {finding.cause}",
             f"   Remedy: {finding.remedy}",
         ]
+    if report.notes:
+        lines += ["", *report.notes]
     if report.not_checked:
         lines += ["", "Cannot be told:"]
         lines += [f"  {item.name}: {item.why}" for item in report.not_checked]

@@ -45,9 +45,9 @@ from limbeck.audit.sampling import check_lengths, check_mismatch, check_sampling
 from limbeck.audit.server import SERVER_ROWS, SERVERS, ask_server
 from limbeck.audit.sides import Side, SideResult, audit_side
 from limbeck.audit.supports import dense_estimators
+from limbeck.audit.tokenizers import check_tokenizers
 from limbeck.config.base import ModelConfig
-from limbeck.contract.tokenizers import check_same_tokenizer
-from limbeck.errors import ContractError, DataError, RecipeError
+from limbeck.errors import DataError, RecipeError
 from limbeck.records import Ints, Mask
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class _Audit:
             self.teacher = load_model(ModelConfig(model=teacher), device)
         self.stops, self.pad = frozenset(self.student.stop_ids), self.student.tokenizer.pad_token_id
         self.rows = self._chosen(dump.rows)
-        self.units, _ = units_of(self.rows)
+        self.units = units_of(self.rows)[0] if self.rows else np.zeros(0, np.int64)
         self.sides: dict[str, SideResult] = {}
         self.exact = False
         self._estimates: Mapping[str, Reals] | None = None
@@ -113,8 +113,11 @@ class _Audit:
     def run(self) -> Report:
         for name, why in self.dump.lacks.items():
             self._untold(name, why)
+        if not self.rows:
+            _nothing(self.report, "no row has a trained token: every mask is 0")
+            return self.report
         self._add(*check_finite(self.rows))
-        self._tokenizers()
+        self._add(check_tokenizers(self.student, self.teacher, self.rows))
         marked = padding_of(self.rows, self.stops, self.pad)
         self.clean = [
             row.trained & ~padding & (np.arange(len(row.token_ids)) >= row.start)
@@ -134,50 +137,6 @@ class _Audit:
 
     def _untold(self, name: str, why: str) -> None:
         self.report.not_checked.append(NotChecked(name, why))
-
-    def _tokenizers(self) -> None:
-        """The folders' tokenizers, and the dump's own texts against its ids."""
-        if self.teacher is not None:
-            try:
-                check_same_tokenizer(
-                    self.student.name, self.student.tokenizer, self.teacher.name, self.teacher.tokenizer, accept=""
-                )
-            except ContractError as error:
-                result = error.results[0]
-                name = "template" if "template" in result.measured else "tokenizer"
-                text = str(error).removesuffix(result.remedy).strip()
-                self._add(
-                    [
-                        Finding(
-                            name,
-                            result.measured,
-                            result.expected,
-                            text,
-                            "student and teacher are not of one family, or one was changed",
-                            result.remedy,
-                        )
-                    ]
-                )
-        texts = [row for row in self.rows if row.response_text]
-        bad = [row for row in texts if not _same_text(self.student, row)]
-        if texts and len(bad) > 0.2 * len(texts):
-            share, row = len(bad) / len(texts), bad[0]
-            text = (
-                f"the ids of {len(bad)} of {len(texts)} rows decode to another text than the dump says, such as in "
-                f"{row.where}."
-            )
-            self._add(
-                [
-                    Finding(
-                        "tokenizer",
-                        share,
-                        0.0,
-                        text,
-                        "the dump was made with another tokenizer than the student's",
-                        "give the student's own folder, or make the dump with its tokenizer",
-                    )
-                ]
-            )
 
     def _sides(self, curves: Curves) -> None:
         """Each side by itself; then again, with less allowed, where one of them shows that the dump is exact."""
@@ -346,15 +305,3 @@ def _states(rows: Sequence[Row], clean: Sequence[Mask], curves: Curves) -> tuple
     places = [np.flatnonzero(mask) - 1 + curves.first[index] for index, mask in enumerate(clean)]
     row_of = [np.full(len(part), index) for index, part in enumerate(places)]
     return np.concatenate(places), np.concatenate(row_of)
-
-
-def _same_text(lm: CausalLM, row: Row) -> bool:
-    """Whether a row's trained ids decode to its text, special tokens and blanks at the ends aside."""
-    for ids in (row.token_ids[row.start :], row.token_ids[row.trained]):
-        for skip in (True, False):
-            if (
-                str(lm.tokenizer.decode(ids.tolist(), skip_special_tokens=skip)).strip()
-                == (row.response_text or "").strip()
-            ):
-                return True
-    return False

@@ -22,7 +22,8 @@ def audit(dump: Path, student: str, teacher: str, temperature: float, as_json: b
     """Recompute both sides of DUMP and say what is wrong, and since when.
 
     DUMP is a file or folder of rollouts: our own, the neutral schema of docs/guides/audit.md, or what slime, miles,
-    verl, TRL and prime-rl write. The exit status is 0 without findings, and 1 with any.
+    verl, TRL and prime-rl write. The exit status is 0 where something was
+    checked and there is no finding, else 1.
     """
     from limbeck.audit.report import page
     from limbeck.audit.run import audit as run
@@ -30,5 +31,5 @@ def audit(dump: Path, student: str, teacher: str, temperature: float, as_json: b
 
     report = run(dump, student, teacher, temperature)
     click.echo(json.dumps(report.as_json(), allow_nan=False) if as_json else printable(page(report)))
-    if report.findings:
+    if report.findings or not report.checked:
         click.get_current_context().exit(1)
