@@ -171,3 +171,30 @@ def test_the_logged_loss_is_of_the_denominator_that_fits_best(clean: Rows, tmp_p
     measured = [str(finding.measured) for finding in findings]
     wanted = {"tokens": [], "rows": ["each row's own trained tokens"], "constant": ["rows times a constant of 64"]}
     assert (measured, untold) == (wanted[how], [])
+
+
+@pytest.mark.parametrize(
+    ("claimed", "teacher_at", "expected"),
+    [
+        ((0.7, 1.0), (0.7, 1.0), set()),
+        ((1.0, 1.0), (1.0, 1.0), {"rollout_temperature"}),
+        ((0.7, 1.0), (1.0, 1.0), {"teacher_temperature"}),
+        ((1.0, 0.7), (0.7, 1.0), {"student_temperature", "teacher_temperature"}),
+    ],
+)
+def test_each_row_is_audited_at_the_temperature_that_the_dump_gives_it(
+    world: World, tmp_path: Path, claimed: tuple[float, ...], teacher_at: tuple[float, ...], expected: set[str]
+) -> None:
+    """Two temperatures in turn; the third case has a teacher that stays at 1, the last one columns that lie."""
+    truth = (0.7, 1.0) if set(claimed) == {0.7, 1.0} else claimed
+    halves = [world.dump(T, 40, seed=9 + i, steps=5) for i, T in enumerate(truth)]
+    if teacher_at != truth:
+        halves[0] = world.dump(truth[0], 40, seed=9, steps=5, faults=["teacher_at_one"])
+    rows = []
+    for pair in zip(*halves, strict=True):
+        for row, T in zip(pair, claimed, strict=True):
+            rows.append({**row, "temperature": T})
+    report = audited(world, rows, tmp_path)
+    assert expected <= names(report) <= expected | {"sampling_temperature", "sampler_temperature"}
+    assert ("sampling_temperature" in names(report)) <= (claimed == (1.0, 0.7))
+    assert "--temperature is 0.7" in page(report)

@@ -36,6 +36,7 @@ class Row:
     step: int | None = None
     values: dict[str, Reals] = field(default_factory=dict)  # [L] by the names in `PER_TOKEN`
     temperature: float | None = None  # that the dump itself claims
+    scale: float = 1.0  # of its logits, so that its own temperature stands where the audit's does
     step_loss: float | None = None  # the loss of the whole step, as it was logged
     reward: float | None = None
     finish: str | None = None  # "stop" or "length"

@@ -188,7 +188,10 @@ def _prime_row(fields: Mapping[str, Any], first: int, last: int, where: str, ind
     columns: dict[str, Any] = {key: unknown + v[cut][1:] for key, v in values.items() if v is not None}
     columns["sampler"] = [v if trained else None for v, trained in zip(columns["sampler"], mask, strict=True)]
     columns["advantages"] = fields["advantages"][cut]
-    temperature = next((t for t, trained in zip(fields["temperatures"][cut], mask, strict=True) if trained), None)
+    given = {t for t, trained in zip(fields["temperatures"][cut], mask, strict=True) if trained}
+    if len(given) > 1:
+        raise DataError(f"{where}: temperatures are {shown(sorted(given))}, expected one for the tokens of a sequence.")
+    temperature = next(iter(given), None)
     return make_row(
         where, index, ids[:start], ids[start:], mask=mask, values=columns, step=step, temperature=temperature
     )

@@ -30,7 +30,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "weights": ("loss_weights",),
     "step": ("step", "global_step", "rollout_id"),
     "step_loss": ("step_loss",),
-    "temperature": ("temperature",),
+    "temperature": ("temperature", "temperatures"),
     "reward": ("reward", "score"),
     "finish": ("finish", "finish_reason"),
     "prompt_id": ("prompt_id",),
@@ -73,7 +73,7 @@ def _row(row: Mapping[str, Any], where: str, index: int, ours: bool) -> Row:
         values=values,
         top=None if top_ids is None or top_logprobs is None else (top_ids, top_logprobs),
         step=_number(row, "step", where, int),
-        temperature=_number(row, "temperature", where, float),
+        temperature=_temperature(row, where),
         step_loss=step_loss,
         reward=_number(row, "reward", where, float),
         finish=finish,
@@ -122,6 +122,16 @@ def _number(row: Mapping[str, Any], name: str, where: str, kind: Any) -> Any:
     if kind is int and not isinstance(value, str) and number != value:
         raise DataError(f"{where}: {name} is {shown(value)}, expected a whole number.")
     return number
+
+
+def _temperature(row: Mapping[str, Any], where: str) -> float | None:
+    """Of the row. A list has one for each token, which must be one number."""
+    value = find(row, "temperature")
+    if isinstance(value, list) and value:
+        if len({v for v in value if v}) > 1:
+            raise DataError(f"{where}: temperature is {shown(value)}, expected one number for all tokens of a row.")
+        return float(next((v for v in value if v), 0)) or None
+    return float(_number(row, "temperature", where, float)) if value is not None else None
 
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:

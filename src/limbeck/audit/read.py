@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def _pickle(path: Path) -> Dump:
     import torch
 
     try:
-        with torch.serialization.safe_globals(_numpy_parts()):
+        with torch.serialization.safe_globals(_numpy_parts()), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ...
         raise DataError(f"{path} is not loaded: {_what_it_holds(path, error)}") from None
@@ -205,8 +206,11 @@ def _trl_tensors(content: dict[str, Any], path: Path) -> Dump:
     }  # fmt: skip
     if advantages is not None:
         values = as_array(advantages, f"{path}: advantages")
-        batch["advantages"] = values[:, None] * ones(completion_ids) if values.ndim == 1 else values
+        if values.ndim > 1:
+            batch["advantages"] = values
     dump = read_verl(batch, path.name, _step_in(path))
+    if advantages is not None and "advantages" not in batch:
+        dump.lacks["advantages"] = "they are one number a row: no distillation signal is in them"
     dump.kind = "TRL's batch"
     return dump
 

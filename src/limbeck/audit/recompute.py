@@ -129,7 +129,7 @@ def bfloat16_noise(lm: CausalLM, rows: Sequence[Row], temperature: float) -> flo
         ids = torch.from_numpy(row.token_ids)[places][:, None].to(full.device)
         logits = [lm.head().detach().logits(hidden[places - 1].float()) for hidden in (full, half)]
         logits[1] = logits[1].bfloat16().float()
-        scores = [torch.log_softmax(values / temperature, dim=1).gather(1, ids) for values in logits]
+        scores = [torch.log_softmax(values * (row.scale / temperature), dim=1).gather(1, ids) for values in logits]
         off.append((scores[0] - scores[1]).abs().flatten())
     values = torch.cat(off)
     return float(values.mean()) if len(values) else 0.0
@@ -158,7 +158,7 @@ def local_curves(lm: CausalLM, rows: Sequence[Row], temperature: float, pad: int
             with torch.inference_mode():
                 for start in range(0, length, chunk):
                     part = slice(start, start + chunk)
-                    logits = head.logits(hidden[part]).mul(natural)
+                    logits = head.logits(hidden[part]).mul(natural * row.scale)
                     parts.append(_numbers(logits, betas, targets[:, part], stops, pad, temperature))
     joined: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return Curves(betas.double().numpy(), first=first, **joined)

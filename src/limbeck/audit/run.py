@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from limbeck.audit.claims import settle
 from limbeck.audit.context import others
 from limbeck.audit.dump import Dump, Reals, Row
 from limbeck.audit.finite import check_finite
@@ -85,14 +86,16 @@ class _Audit:
         from limbeck.models.loading import load_model
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dump, self.report, self.temperature = dump, report, report.temperature
+        claims = settle(dump, report.temperature, teacher.startswith(SERVERS))
+        self.dump, self.report, self.temperature = replace(dump, rows=claims.rows), report, claims.temperature
+        report.notes, report.findings = list(claims.notes), list(claims.findings)
         self.student = load_model(ModelConfig(model=student), device)
         self.teacher: CausalLM | None = None
         self.server = teacher if teacher.startswith(SERVERS) else None
         if self.server is None:
             self.teacher = load_model(ModelConfig(model=teacher), device)
         self.stops, self.pad = frozenset(self.student.stop_ids), self.student.tokenizer.pad_token_id
-        self.rows = self._chosen(dump.rows)
+        self.rows = self._chosen(self.dump.rows)
         self.units = units_of(self.rows)[0] if self.rows else np.zeros(0, np.int64)
         self.sides: dict[str, SideResult] = {}
         self.exact = False

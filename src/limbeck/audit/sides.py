@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.audit.apart import two_groups
 from limbeck.audit.context import Other
 from limbeck.audit.dump import Row
 from limbeck.audit.fit import (
@@ -78,7 +79,7 @@ class SideResult:
 
 
 def audit_side(side: Side, rows: Sequence[Row], units: Ints, temperature: float) -> SideResult:
-    """Everything that the recorded log-probs of one side say."""
+    """What the recorded log-probs of one side say."""
     empty: dict[str, Any] = {"temperature": None, "temperature_error": None, "residual": None}
     recorded = recorded_of(rows, units, side.curves, side.name)
     if len(recorded.values) < FEWEST:
@@ -158,6 +159,10 @@ def _apart(side: Side, recorded: Recorded, stretch: Stretch, temperature: float)
     part = recorded.take(stretch.tokens)
     if part.row[0] == part.row[-1]:
         return [stretch]
+    if not _explained(side, stretch):
+        groups = two_groups(side.curves, recorded, stretch, temperature, FEWEST)
+        if len(groups) > 1 and all(_explained(side, group) for group in groups):
+            return groups
     residual = np.abs(part.values - predicted(side.curves, part, stretch.best)[0])
     residual = np.nan_to_num(np.clip(residual - HALF * np.abs(part.values), 0.0, CAP), nan=0.0)
     _, place, counts = np.unique(part.row, return_inverse=True, return_counts=True)

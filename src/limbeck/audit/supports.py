@@ -47,7 +47,7 @@ def dense_estimators(
                     torch.log_softmax(
                         lm.head().detach().logits(hidden[offset][places[cut]])[:, :shared].float()
                         * lm.natural_temperature
-                        * beta,
+                        * (beta * rows[index].scale),
                         dim=1,
                     )
                     for lm, hidden, beta in zip((student, teacher), states, betas, strict=True)
