@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from limbeck.audit.losses import check_advantages, tokens_of
 from limbeck.audit.normalisation import check_step_losses, check_weights
 from limbeck.audit.read import read_dump
 from limbeck.audit.report import Report, page
@@ -198,3 +199,44 @@ def test_each_row_is_audited_at_the_temperature_that_the_dump_gives_it(
     assert expected <= names(report) <= expected | {"sampling_temperature", "sampler_temperature"}
     assert ("sampling_temperature" in names(report)) <= (claimed == (1.0, 0.7))
     assert "--temperature is 0.7" in page(report)
+
+
+def ratios(row: dict[str, Any]) -> list[float]:
+    pairs = zip(row["student_logprobs"], row["teacher_logprobs"], row["mask"], strict=True)
+    return [p - q if m else 0.0 for p, q, m in pairs]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("right", set()), ("sign", {"advantage_sign"}), ("after", {"advantage_shift"}), ("before", {"advantage_shift"})],
+)
+def test_advantages_with_the_wrong_sign_or_of_a_neighbour(
+    clean: Rows, tmp_path: Path, how: str, expected: set[str]
+) -> None:
+    rows = copied(clean)
+    for row in rows:
+        r = ratios(row)
+        row["advantages"] = {
+            "right": [-v for v in r], "sign": r, "after": [-v for v in r[1:]] + [0.0],
+            "before": [0.0] * (row["prompt_length"] + 1) + [-v for v in r[row["prompt_length"] : -1]],
+        }[how]  # fmt: skip
+    dump = read_dump(write(rows, tmp_path / "dump.jsonl"))
+    findings, _ = check_advantages(dump.rows, tokens_of(dump.rows, [row.trained for row in dump.rows]), lambda _: {})
+    assert {finding.name for finding in findings} == expected
+
+
+def test_since_when_the_end_is_left_out(world: World, tmp_path: Path) -> None:
+    rows = world.dump(0.7, 80, seed=3, faults=["end_not_in_mask"], since=6)
+    (finding,) = audited(world, rows, tmp_path).findings
+    assert (finding.name, finding.since_step is not None and finding.since_step >= 6) == ("end_not_in_mask", True)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 6.0])
+def test_a_temperature_far_off_is_a_number(world: World, tmp_path: Path, temperature: float) -> None:
+    rows = world.dump(0.7, 40, seed=3)
+    other = world.dump(temperature, 40, seed=3, sampled_at=0.7)
+    for row, scored in zip(rows, other, strict=True):
+        assert row["token_ids"] == scored["token_ids"]
+        row["teacher_logprobs"] = scored["teacher_logprobs"]
+    (finding,) = audited(world, rows, tmp_path).findings
+    assert (finding.name, finding.measured) == ("teacher_temperature", pytest.approx(temperature, rel=1e-3))

@@ -22,6 +22,7 @@ FITS = 0.12  # share of the recorded variation that an estimator may leave
 APART = 2.0  # times as much as another must leave
 AT_T = " at T"  # of an estimator that was computed at the temperature that was meant
 FEWEST = 50  # tokens
+MOVED = ("k1 with the wrong sign", "k1 of the token after", "k1 of the token before")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,15 @@ def sampled_estimators(tokens: Tokens) -> dict[str, Reals]:
     }
 
 
+def moved(tokens: Tokens) -> dict[str, Reals]:
+    """[M] the log-ratio with the wrong sign, or of a neighbour; 0 where a row has no neighbour."""
+    r = tokens.student - tokens.teacher
+    same = np.concatenate([tokens.row[1:] == tokens.row[:-1], [False]])
+    after = np.where(same, np.concatenate([r[1:], [0.0]]), 0.0)
+    before = np.where(np.concatenate([[False], same[:-1]]), np.concatenate([[0.0], r[:-1]]), 0.0)
+    return dict(zip(MOVED, (-r, after, before), strict=True))
+
+
 def returns(tokens: Tokens) -> Reals:
     """[M] the sum of r from each token to its row's end."""
     r = tokens.student - tokens.teacher
@@ -91,8 +101,11 @@ def _left(recorded: Reals, estimate: Reals) -> float:
     return float(np.abs(recorded - factor * estimate).mean()) / scale
 
 
-def best_of(recorded: Reals, estimates: Mapping[str, Reals]) -> tuple[str, float] | None:
-    """The estimator that fits alone; None where none does, or several."""
+def best_of(
+    recorded: Reals, estimates: Mapping[str, Reals], kind: Callable[[str], str] | None = None
+) -> tuple[str, float] | None:
+    """The estimator that fits alone; None where none does, or several of another `kind`."""
+    kind = kind or _kind
     left = {name: _left(recorded, values) for name, values in estimates.items()}
     order = sorted(left, key=lambda name: left[name])
     if not order or left[order[0]] > FITS:
@@ -101,7 +114,7 @@ def best_of(recorded: Reals, estimates: Mapping[str, Reals]) -> tuple[str, float
     rivals = [
         name
         for name in order[1:]
-        if left[name] < max(APART * left[first], left[first] + 0.002) and _kind(name) != _kind(first)
+        if left[name] < max(APART * left[first], left[first] + 0.002) and kind(name) != kind(first)
     ]
     return None if rivals else (first, left[first])
 
@@ -110,6 +123,11 @@ def _kind(name: str) -> str:
     """The estimator without its denominator and its K."""
     whole = (name.rpartition(" of ")[0] or name).removesuffix(AT_T)
     return whole.partition(" ")[0] if whole.startswith(("renormalised", "partial")) else whole
+
+
+def _of_prefix(name: str) -> str:
+    """Advantages that depend on the prefix alone are one kind: which of them it is changes nothing."""
+    return "of the prefix" if name.startswith(("renormalised", "partial", "full")) else _kind(name)
 
 
 def check_losses(
@@ -239,8 +257,10 @@ def check_advantages(
     estimates["k1 returns"] = returns(tokens)
     finite = known & np.all([np.isfinite(v) for v in estimates.values()], axis=0)
     target = _within_rows(recorded, tokens.row, finite)
+    estimates |= moved(tokens)
+    finite &= np.all([np.isfinite(v) for v in estimates.values()], axis=0)
     tried = {name: -_within_rows(values, tokens.row, finite)[finite] for name, values in estimates.items()}
-    found = best_of(target[finite], tried)
+    found = best_of(target[finite], tried, _of_prefix)
     if found is None:
         return [], [NotChecked("advantages", "they follow none of the known estimators, or several alike")]
     kind, left = found
@@ -257,6 +277,10 @@ def check_advantages(
                 remedy,
             )
         ], []
+    if kind in MOVED:
+        cause = "the sign of the penalty is lost" if kind == MOVED[0] else "a slice begins one place early or late"
+        name = "advantage_sign" if kind == MOVED[0] else "advantage_shift"
+        return [Finding(name, kind, "-(log p - log q)", fits, cause, remedy)], []
     if kind in ("k2", "k3", "k3 forward", "absolute"):
         return [
             Finding(

@@ -58,7 +58,7 @@ def check_prompt(rows: Sequence[Row]) -> list[Finding]:
         _prompt(
             share,
             f"{share:.1%} of the trained tokens are of the prompt, in {len(bad)} of {len(rows)} rows.",
-            since(rows, _begins(bad, len(rows))),
+            since(rows, _begins(bad, range(len(rows)))),
         )
     ]
 
@@ -75,10 +75,11 @@ def _prompt(share: float, text: str, start: dict[str, int | None]) -> Finding:
     )
 
 
-def _begins(bad: Sequence[int], count: int) -> int:
-    """Where a fault begins: 0 unless all its rows come late and nearly all rows from there on have it."""
+def _begins(bad: Sequence[int], could: Sequence[int]) -> int:
+    """Where a fault begins: 0 unless rows that `could` have it precede the first bad one, and most after it have it."""
     first = bad[0]
-    return first if first > 0 and len(bad) >= 0.5 * (count - first) else 0
+    late = first > could[0] and len(bad) >= 0.5 * sum(index >= first for index in could)
+    return first if late else 0
 
 
 def check_surprising_prompt(rows: Sequence[Row], curves: Curves, beta: float) -> list[Finding]:
@@ -111,7 +112,7 @@ def check_surprising_prompt(rows: Sequence[Row], curves: Curves, beta: float) ->
         f"the first {tokens / len(loud):.0f} trained tokens of {len(loud)} rows were not sampled by this student: they "
         f"cost {sum(item[2] for item in loud) / tokens:.2f} nats each beyond its entropy, the others do not."
     )
-    return [_prompt(tokens / max(1, trained), text, since(rows, _begins([item[0] for item in loud], len(rows))))]
+    return [_prompt(tokens / max(1, trained), text, since(rows, _begins([item[0] for item in loud], range(len(rows)))))]
 
 
 def check_padding(
@@ -134,7 +135,7 @@ def check_padding(
         return [], [
             NotChecked("padding_in_mask", f"{len(bad)} rows end in the padding token, which the student may sample")
         ]
-    start = since(rows, _begins(bad, len(rows)))
+    start = since(rows, _begins(bad, [index for index, mask in enumerate(marked) if mask.any()]))
     return [
         Finding(
             "padding_in_mask",
@@ -162,14 +163,14 @@ def check_end(
             _end(
                 len(bad) / len(ended),
                 f"{len(bad)} of {len(ended)} rows end with a stop token that is not in the mask.",
-                since(rows, _begins(bad, len(rows))),
+                since(rows, _begins(bad, [index for index, _ in ended])),
             )
         ], []
     stopped = [index for index, row in enumerate(rows) if row.finish == "stop"]
     without = [index for index in stopped if first_stop(rows[index], stops) is None]
     if stopped and len(without) > 0.5 * len(stopped):
         text = f"{len(without)} of {len(stopped)} rows that stopped have no stop token at all."
-        return [_end(len(without) / len(stopped), text, since(rows, _begins(without, len(rows))))], []
+        return [_end(len(without) / len(stopped), text, since(rows, _begins(without, stopped)))], []
     if ended or stopped:
         return [], []
     return _dropped_end(rows, curves)
@@ -229,6 +230,6 @@ def check_truncation(rows: Sequence[Row]) -> tuple[list[Finding], list[NotChecke
             f"{len(dropped)} of {len(cut)} truncated rows are not trained on, {kept:.0%} of the others are.",
             "overlong samples are filtered or masked",
             "train on the tokens of truncated rows too: each is a sample of its own prefix",
-            **since(rows, 0),
+            **since(rows, _begins(dropped, cut)),
         )
     ], []

@@ -23,7 +23,7 @@ from limbeck.records import Failure, Ints, ScoreRequest
 if TYPE_CHECKING:
     from limbeck.models.causal_lm import CausalLM
 
-COLDEST, HOTTEST, GRID = 0.25, 4.0, 29
+COLDEST, HOTTEST, GRID = 0.125, 8.0, 33
 WORK = 5e10  # exponentials of a whole recomputation: a minute or two on two cores
 FEWEST, MOST = 4096, 200_000  # positions
 CHUNK = 2**22  # logits at a time

@@ -39,7 +39,7 @@ def sampled_at(curves: Curves, states: Ints, row_of: Ints, temperature: float) -
 
     low, high = float(curves.betas[0]), float(curves.betas[-1])
     if slope(low) <= 0 or slope(high) >= 0:
-        return NotChecked(name, "the tokens are no samples of this student at any temperature from 0.25 to 4")
+        return NotChecked(name, "the tokens are no samples of this student at any temperature from 0.125 to 8")
     for _ in range(40):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if slope(middle) > 0 else (low, middle)

@@ -16,6 +16,7 @@ from limbeck.audit.fit import (
     CAP,
     HALF,
     Candidate,
+    Form,
     Recorded,
     Stretch,
     candidates,
@@ -29,6 +30,13 @@ from limbeck.audit.fit import (
 from limbeck.audit.precision import Blocks, begins_off, blocks_of, is_exact, strict_limit, surely_beyond
 from limbeck.audit.recompute import Curves
 from limbeck.audit.report import Finding, NotChecked, since
+from limbeck.audit.side_findings import (
+    context_finding,
+    form_finding,
+    shift_finding,
+    temperature_finding,
+    unexplained_finding,
+)
 from limbeck.records import Ints
 
 TOLERANCE = 0.02  # of T
@@ -40,13 +48,7 @@ WORST = 0.5  # nats a token that are never noise
 FEWEST = 24  # tokens without which nothing is said of a side
 PROBE_ROWS = 48  # rows that another prompt is tried on
 SOME_ROWS = 0.03  # share of rows that fit differently, from which on it is said
-NAMES = {
-    "next": "each value is that of the token after",
-    "previous": "each value is that of the token before",
-    "own": "each token was scored with the logits after the token itself",
-    "early": "each token was scored with the logits one position too early",
-}
-OFFSETS = {"next": 1, "previous": -1, "own": 1, "early": -1}
+BASES: dict[int, Form] = {2: "base 2", 10: "base 10"}
 
 
 @dataclass
@@ -103,7 +105,9 @@ def audit_side(side: Side, rows: Sequence[Row], units: Ints, temperature: float)
     if good:
         result.beta = good[-1].best.beta
     if _explained(side, last):  # what it is now; where nothing explains it, no temperature is one
-        if last.error < VAGUE * last.temperature:
+        if _beyond(side, last):
+            result.not_checked.append(NotChecked(f"{side.name}_temperature", f"it is {_beyond(side, last)}"))
+        elif last.error < VAGUE * last.temperature:
             result.values |= {"temperature": last.temperature, "temperature_error": last.error}
         else:
             _vague(result, side, last, temperature)
@@ -151,7 +155,7 @@ def _late(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: Stretch,
         return []
     place, mean, _ = off
     first = int(recorded.row[stretch.tokens[place]])
-    return [_unexplained(side.name, replace(stretch, raw=mean), side, "", since(rows, first))]
+    return [unexplained_finding(side.name, mean, side.limit, "", since(rows, first))]
 
 
 def _apart(side: Side, recorded: Recorded, stretch: Stretch, temperature: float) -> list[Stretch]:
@@ -214,121 +218,48 @@ def _in_context(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: St
 
 def _judge(side: Side, rows: Sequence[Row], recorded: Recorded, stretch: Stretch, temperature: float) -> list[Finding]:
     start = since(rows, int(recorded.row[stretch.tokens[0]]))
-    limit = side.limit
+    stretch = _renamed(stretch, temperature)
     share = stretch.context if stretch.context.endswith("rows: ") else ""
     if share:
         start = {"since_step": None, "since_row": None}
     if not _explained(side, stretch):
-        return [_unexplained(side.name, stretch, side, share, start)]
+        left = stretch.raw if side.strict else stretch.residual
+        return [unexplained_finding(side.name, left, side.limit, share, start)]
     findings = []
     if "|" in stretch.context:
-        findings.append(_context(side.name, stretch, limit, start))
+        findings.append(context_finding(side.name, stretch, start))
     if stretch.best.shift != "none":
-        findings.append(_shift(side.name, stretch.best, share, start))
+        findings.append(shift_finding(side.name, stretch.best, share, start))
     if stretch.best.form != "normalised":
-        findings.append(_form(side.name, stretch.best, share, start))
+        findings.append(form_finding(side.name, stretch.best, share, start))
     off = abs(stretch.temperature - temperature)
     if stretch.error < VAGUE * stretch.temperature and off > max(TOLERANCE * temperature, ERRORS * stretch.error):
-        findings.append(_temperature(side.name, stretch, temperature, share, start))
+        finding = temperature_finding(side.name, stretch, temperature, share, start)
+        if edge := _beyond(side, stretch):
+            text = f"{share}the {side.name}'s log-probs are those of a temperature {edge}, not {temperature:g}."
+            finding = replace(finding, measured=edge, text=text)
+        findings.append(finding)
     return findings
 
 
-def _temperature(name: str, stretch: Stretch, temperature: float, share: str, start: dict[str, int | None]) -> Finding:
-    at_one = abs(stretch.temperature - 1) < 0.03
-    cause = {
-        "teacher": "the server scores given text at its own temperature, 1, whatever it is asked"
-        if at_one
-        else "teacher and rollout were given different temperatures",
-        "student": "the trainer does not divide its logits by the rollout temperature"
-        if at_one
-        else "trainer and sampler were given different temperatures",
-        "sampler": "the sampler reports raw log-probs at temperature 1, not those it sampled from"
-        if at_one
-        else "the sampler was given another temperature than the trainer",
-    }[name]
-    remedy = {
-        "teacher": "limbeck serve, limbeck bake --temperature, or log-probs rescaled within certified bounds: "
-        "docs/guides/remote-teachers.md",
-        "student": f"divide the student's logits by {temperature:g} before the log-softmax, in the loss too",
-        "sampler": "ask for log-probs after temperature (vLLM: logprobs_mode=processed_logprobs), or recompute them",
-    }[name]
-    return Finding(
-        f"{name}_temperature",
-        stretch.temperature,
-        temperature,
-        f"{share}the {name}'s log-probs are those of temperature {stretch.temperature:.4f} ± {stretch.error:.4f}, not "
-        f"{temperature:g}.",
-        cause,
-        remedy,
-        **start,
-    )
+def _renamed(stretch: Stretch, temperature: float) -> Stretch:
+    """Logarithms to another base at temperature 1, where they look like log-probs divided by an odd temperature."""
+    if stretch.best.form != "divided" or abs(stretch.best.beta * temperature - 1) < 0.003:
+        return stretch
+    for base, form in BASES.items():
+        if abs(stretch.best.beta * math.log(base) - 1) < 0.003:
+            return replace(stretch, best=Candidate(stretch.best.shift, form, 1.0), temperature=1.0)
+    return stretch
 
 
-def _shift(name: str, best: Candidate, share: str, start: dict[str, int | None]) -> Finding:
-    return Finding(
-        f"{name}_shift",
-        OFFSETS[best.shift],
-        0,
-        f"{share}the {name}'s log-probs are off by one: {NAMES[best.shift]}.",
-        "a slice of the scored sequence that begins one place early or late, or a leading token that is counted twice",
-        "take the log-prob of token i from the logits at position i - 1, and align the list with the response's ids",
-        **start,
-    )
-
-
-def _form(name: str, best: Candidate, share: str, start: dict[str, int | None]) -> Finding:
-    if best.form == "divided":
-        return Finding(
-            f"{name}_not_normalised",
-            "log q_1 / T",
-            "log q_T",
-            f"{share}the {name}'s values are its log-probs at temperature 1 times {best.beta:.4f}: no distribution.",
-            "log-probs at temperature 1 were divided by T without normalising again",
-            "divide the logits by T, then take the log-softmax",
-            **start,
-        )
-    return Finding(
-        f"{name}_not_nats",
-        best.form,
-        "base e",
-        f"{share}the {name}'s values are logarithms to {best.form}.",
-        "the server reports logarithms to another base",
-        "multiply by the logarithm of that base",
-        **start,
-    )
-
-
-def _context(name: str, stretch: Stretch, limit: float, start: dict[str, int | None]) -> Finding:
-    kind, _, text = stretch.context.partition("|")
-    return Finding(
-        f"{name}_{kind}",
-        text,
-        "the tokens of the rollout",
-        f"the {name}'s log-probs are explained by {text}: {stretch.residual:.3f} nats a token are left.",
-        "the prompt was put through a template, or split, again before it was scored"
-        if kind == "template"
-        else "the scorer was sent only a part of the sequence",
-        "send the sampler's own token ids, prompt and response together, and let nobody template or cut them",
-        **start,
-    )
-
-
-def _unexplained(name: str, stretch: Stretch, side: Side, share: str, start: dict[str, int | None]) -> Finding:
-    left, limit = stretch.raw if side.strict else stretch.residual, side.limit
-    return Finding(
-        f"{name}_tokenizer_or_weights",
-        left,
-        limit,
-        f"{share}the {name}'s log-probs are {left:.3f} nats a token from what this model gives, at any "
-        f"temperature, shift or prompt that was tried (at most {limit:.3f} is noise).",
-        {
-            "student": "another checkpoint than the one given, or ids of another tokenizer",
-            "teacher": "ids of another tokenizer, or another model than the one given",
-            "sampler": "the sampler's weights were not the trainer's",
-        }[name],
-        "compare both tokenizers (limbeck check) and give the very checkpoint that scored these steps",
-        **start,
-    )
+def _beyond(side: Side, stretch: Stretch) -> str:
+    """ "above 4" for a temperature at the end of the range that is tried, which is no fitted number."""
+    if len(side.curves.betas) < 2:
+        return ""
+    for end, word in ((0, "above"), (-1, "below")):
+        if abs(stretch.best.beta - side.curves.betas[end]) < 1e-6:
+            return f"{word} {1 / stretch.best.beta:.3g}"
+    return ""
 
 
 def _join(result: SideResult, found: Sequence[Sequence[Finding]]) -> None:
