@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from limbeck.audit.fit import units_of
 from limbeck.audit.losses import check_advantages, tokens_of
 from limbeck.audit.normalisation import check_step_losses, check_weights
 from limbeck.audit.read import read_dump
 from limbeck.audit.report import Report, page
 from limbeck.audit.run import audit
+from limbeck.audit.spells import spells
 from tests.audit.planted import EOS, World, write
 
 Rows = list[dict[str, Any]]
@@ -41,7 +43,9 @@ def names(report: Report) -> set[str]:
     return {finding.name for finding in report.findings}
 
 
-@pytest.mark.parametrize(("trained", "expected"), [(1, {"padding_in_mask"}), (0, set())])
+@pytest.mark.parametrize(
+    ("trained", "expected"), [(1, {"padding_in_mask"}), pytest.param(0, set(), marks=pytest.mark.slow)]
+)
 def test_rows_that_are_filled_with_the_end_token(
     world: World, clean: Rows, tmp_path: Path, trained: int, expected: set[str]
 ) -> None:
@@ -58,7 +62,7 @@ def test_rows_that_are_filled_with_the_end_token(
     assert names(audited(world, rows, tmp_path)) == expected
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("value", [pytest.param(float("nan"), marks=pytest.mark.slow), float("-inf")])
 def test_what_is_not_finite_is_a_finding(world: World, clean: Rows, tmp_path: Path, value: float) -> None:
     rows = copied(clean)
     for row in rows[7:]:
@@ -96,7 +100,7 @@ def off_by(rows: Rows, column: str, nats: float, since: int) -> Rows:
         ("teacher_logprobs", "teacher_tokenizer_or_weights"),
     ],
 )
-@pytest.mark.parametrize("since", [1, 6])
+@pytest.mark.parametrize("since", [pytest.param(1, marks=pytest.mark.slow), 6])
 def test_another_checkpoint_in_a_dump_that_is_exact_elsewhere(
     world: World, clean: Rows, tmp_path: Path, column: str, name: str, since: int
 ) -> None:
@@ -178,9 +182,9 @@ def test_the_logged_loss_is_of_the_denominator_that_fits_best(clean: Rows, tmp_p
     ("claimed", "teacher_at", "expected"),
     [
         ((0.7, 1.0), (0.7, 1.0), set()),
-        ((1.0, 1.0), (1.0, 1.0), {"rollout_temperature"}),
+        pytest.param((1.0, 1.0), (1.0, 1.0), {"rollout_temperature"}, marks=pytest.mark.slow),
         ((0.7, 1.0), (1.0, 1.0), {"teacher_temperature"}),
-        ((1.0, 0.7), (0.7, 1.0), {"student_temperature", "teacher_temperature"}),
+        pytest.param((1.0, 0.7), (0.7, 1.0), {"student_temperature", "teacher_temperature"}, marks=pytest.mark.slow),
     ],
 )
 def test_each_row_is_audited_at_the_temperature_that_the_dump_gives_it(
@@ -231,7 +235,7 @@ def test_since_when_the_end_is_left_out(world: World, tmp_path: Path) -> None:
     assert (finding.name, finding.since_step is not None and finding.since_step >= 6) == ("end_not_in_mask", True)
 
 
-@pytest.mark.parametrize("temperature", [0.2, 6.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.2, marks=pytest.mark.slow), 6.0])
 def test_a_temperature_far_off_is_a_number(world: World, tmp_path: Path, temperature: float) -> None:
     rows = world.dump(0.7, 40, seed=3)
     other = world.dump(temperature, 40, seed=3, sampled_at=0.7)
@@ -240,3 +244,15 @@ def test_a_temperature_far_off_is_a_number(world: World, tmp_path: Path, tempera
         row["teacher_logprobs"] = scored["teacher_logprobs"]
     (finding,) = audited(world, rows, tmp_path).findings
     assert (finding.name, finding.measured) == ("teacher_temperature", pytest.approx(temperature, rel=1e-3))
+
+
+@pytest.mark.parametrize("since", [1, 6])
+def test_an_estimator_that_changes_in_the_middle(clean: Rows, tmp_path: Path, since: int) -> None:
+    rows = copied(clean) + copied(clean)
+    for row in rows:
+        r = np.asarray(ratios(row))
+        row["advantages"] = (-(np.exp(-r) - 1 + r) if row["step"] >= since else -r).tolist()
+    dump = read_dump(write(rows, tmp_path / "dump.jsonl"))
+    tokens, units = tokens_of(dump.rows, [row.trained for row in dump.rows]), units_of(dump.rows)[0]
+    ((finding,), _) = spells(dump.rows, tokens, units, lambda _: {}, check_advantages)
+    assert (finding.name, finding.since_step) == ("k3_advantage", None if since == 1 else since)

@@ -132,14 +132,14 @@ def _of_prefix(name: str) -> str:
 
 def check_losses(
     rows: Sequence[Row], tokens: Tokens, dense: Callable[[Tokens], Mapping[str, Reals]]
-) -> tuple[list[Finding], list[NotChecked], bool]:
+) -> tuple[list[Finding], list[NotChecked]]:
     """What per-token losses follow, and whether each row is divided by its own length."""
     recorded = tokens.of(rows, "losses")
     known = np.isfinite(recorded)
     if int(known.sum()) < FEWEST:
-        return [], [NotChecked("loss", "the dump has no losses of single tokens beside both log-probs")], False
+        return [], [NotChecked("loss", "the dump has no losses of single tokens beside both log-probs")]
     if not np.abs(recorded[known]).any() and np.abs(tokens.student - tokens.teacher).mean() > 0.01:
-        return [_all_zero()], [], False
+        return [_all_zero()], []
     estimates: dict[str, Reals] = {**sampled_estimators(tokens), **dense(tokens)}
     weights = {"tokens": np.ones(len(recorded)), "rows": 1 / np.maximum(tokens.trained, 1)}
     finite = known & np.all([np.isfinite(v) for v in estimates.values()], axis=0)
@@ -153,7 +153,6 @@ def check_losses(
         return (
             [],
             [NotChecked("loss", "the recorded losses follow none of the known estimators, or several alike")],
-            False,
         )
     name, left = found
     kind = name.rpartition(" of ")[0].removesuffix(AT_T)
@@ -164,7 +163,7 @@ def check_losses(
     findings = _loss_findings(kind, left, bool(np.isfinite(advantages).any()))
     if by_row:
         findings.append(normalisation("each row's own trained tokens", left))
-    return findings, [], by_row
+    return findings, []
 
 
 def _all_zero() -> Finding:

@@ -45,6 +45,7 @@ from limbeck.audit.report import Finding, NotChecked, Report
 from limbeck.audit.sampling import check_lengths, check_mismatch, check_sampling, mismatch_of, sampled_at
 from limbeck.audit.server import SERVER_ROWS, SERVERS, ask_server
 from limbeck.audit.sides import Side, SideResult, audit_side
+from limbeck.audit.spells import spells
 from limbeck.audit.supports import dense_estimators
 from limbeck.audit.tokenizers import check_tokenizers
 from limbeck.config.base import ModelConfig
@@ -269,8 +270,8 @@ class _Audit:
         if not len(tokens.row) or not (self.dump.has("losses") or self.dump.has("advantages")):
             self._untold("loss", "the dump has no losses and no advantages of single tokens beside both log-probs")
         else:
-            self._add(*check_losses(self.rows, tokens, self._dense)[:2])
-            self._add(*check_advantages(self.rows, tokens, self._dense))
+            for check in (check_losses, check_advantages):
+                self._add(*spells(self.rows, tokens, self.units, self._dense, check))
         weighed = check_weights(self._whole(), self.rows)
         named = any(finding.name == "normalisation" for finding in self.report.findings)
         if weighed is not None and not named:
