@@ -82,8 +82,9 @@ async def prove(
     client = RemoteClient("t", section, dialect, Pool(section.urls, PoolSettings()), v, v)  # type: ignore[arg-type]
     dice = np.random.default_rng(3)
     texts = [tuple(dice.integers(4, min(99, v), 20 + n).tolist()) for n in range(4)]
+    support = 5 if server.lie is None else server.lie.support
     return await prove_remote(
-        client, texts, dice.integers(0, 60, 16).tolist(), temperature, tokenizer, support=5
+        client, texts, dice.integers(0, 60, 16).tolist(), temperature, tokenizer, support=support
     ), dialect
 
 

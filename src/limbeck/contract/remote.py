@@ -28,9 +28,10 @@ import numpy as np
 
 from limbeck.contract.answers import PROBES, refusal, top_difference
 from limbeck.contract.causality import check_alike, check_causality, check_listed
-from limbeck.contract.context import check_first_token, check_spelling, check_start, prove_length
+from limbeck.contract.context import check_first_token, check_spelling, check_start
 from limbeck.contract.distribution import check_distribution, check_values
 from limbeck.contract.given_ids import given_ids
+from limbeck.contract.length import ask_long, check_beginning, check_long
 from limbeck.contract.methods import ProofState, choose_method
 from limbeck.contract.probes import Text
 from limbeck.contract.texts import LENGTH, SHORTEST, ProbeTexts
@@ -216,6 +217,7 @@ async def _alignment(state: ProofState) -> list[ProbeResult]:
     state.noise_floor = max(state.noise_floor, top_difference(base, again, slice(None), slice(None)))
     changed = probe.changed(base)
     *others, part = await ask([*state.at([one.ids for one in changed]), state.as_training(1.0)])
+    state.part = part
     state.places, state.at_one = [one.place for one in changed], [base, *others]
     state.uniform = [probe.uniform[1:], *(one.uniform[one.place :] for one in changed)]
     check_alike(name, base, state.plain, state.tolerance)
@@ -262,7 +264,10 @@ async def _spelling(state: ProofState, tokenizer: PreTrainedTokenizerBase | None
 
 
 async def _length(state: ProofState) -> list[ProbeResult]:
-    result = await prove_length(state.asker(), state.probe, state.length, state.noise_floor, "sampled")
+    long = state.long = await ask_long(state.asker(), state.probe, state.length, 1.0, state.k)
+    result = check_long(state.name, long, state.noise_floor)
+    state.noise_floor = max(state.noise_floor, long.noise)
+    check_beginning(state.name, long.base, state.at_one[0], state.tolerance)
     if state.longest is not None and state.length < state.longest:
         more = f"; {state.longest}, which training may ask about, were refused"
         result = replace(result, measured=f"{result.measured}{more}")
