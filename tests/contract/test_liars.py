@@ -178,6 +178,27 @@ async def test_a_server_that_tokenizes_what_it_reads_again_is_refused_where_the_
             assert caught.value.results[-1].probe == "spelling"
 
 
+@pytest.mark.parametrize("dropped", [(), (2, 3), (3,)])
+async def test_a_server_that_drops_special_tokens_before_it_scores_is_refused(dropped: tuple[int, ...]) -> None:
+    class Special(Pairs):
+        all_special_ids = (2, 3, 5000)  # the last one has no row
+
+    def sees(ids: tuple[int, ...], t: int) -> tuple[int, ...]:
+        return tuple(token for n, token in enumerate(ids) if not n or token not in dropped)
+
+    tokenizer = Special()
+    lie = Lie("special tokens", sees=sees) if dropped else None
+    server = Liar(TEACHERS["demo"](), lie, tokenizer=lambda text: tokenizer(text).input_ids)
+    if not dropped:
+        proof, dialect = await prove(server, "sglang", 1.0, tokenizer=tokenizer)
+        assert "2 of them" in {r.probe: r.measured for r in proof.results}["special tokens"]
+        assert dialect.asked < 80
+    else:
+        with pytest.raises(ContractError, match="the server drops it before it scores") as caught:
+            await prove(server, "sglang", 1.0, tokenizer=tokenizer)
+        assert caught.value.results[-1].probe == "special tokens"
+
+
 async def test_no_token_is_asked_about_that_the_vocabulary_may_not_have() -> None:
     """`limbeck check` with the student's tokenizer alone: ids below its highest; some servers do not survive others."""
     tokenizer = load_tokenizer("demo:teacher")

@@ -33,8 +33,10 @@ def check_start(name: str, answers: Sequence[Answer], noise: float, trusted: boo
         "start",
         f"teacher {name}: in a text of one token again and again the scores move by {apart:.3g} nats from the "
         f"first position on (expected at most {limit:.2g}). It puts something before the text (a BOS, a "
-        "chat template), or its model has learned positions, attention sinks or recurrent layers.",
-        f"Send ids as they are (no add_bos, no template); of such a model, make sure of that and set {TRUST}.",
+        "chat template), it has a penalty for tokens that were there before (repetition, frequency, presence), or its "
+        "model has learned positions, attention sinks or recurrent layers.",
+        f"Send ids as they are (no add_bos, no template) and switch penalties off; of such a model, make sure of both "
+        f"and set {TRUST}.",
         f"{apart:.3g} nats apart",
         f"at most {limit:.2g}",
     )
@@ -78,6 +80,29 @@ def check_first_token(name: str, base: Answer, other: Answer, longer: Answer, to
                 f"moved {moved:.3g} nats",
                 f"more than {tolerance:.2g}",
             )
+
+
+def check_special(
+    name: str, ids: Sequence[int], without: Answer, answers: Sequence[Answer], tolerance: float
+) -> ProbeResult:
+    """`answers` are to a text with each of the special tokens `ids` in it, `without` to the same without any.
+
+    Raises `ContractError` where the scores after a token are what they are without it.
+    """
+    least = np.inf
+    for token, answer in zip(ids, answers, strict=False):
+        moved = float(np.abs(answer.sampled_S - without.sampled_S)[1:].max(initial=0.0))
+        if not moved > tolerance:
+            raise refusal(
+                "special tokens",
+                f"teacher {name}: after the special token {token} a text scores what it does without it ({moved:.3g} "
+                f"nats apart, expected more than {tolerance:.2g}): the server drops it before it scores.",
+                "Have the server score the ids that it is sent, special tokens and all.",
+                f"token {token}: {moved:.3g} nats",
+                f"more than {tolerance:.2g}",
+            )
+        least = min(least, moved)
+    return ProbeResult("special tokens", f"{len(answers)} of them move what follows by {least:.2g} nats", "each does")
 
 
 def check_spelling(name: str, pairs: Sequence[tuple[Answer, Answer]], tolerance: float) -> ProbeResult:
