@@ -308,6 +308,8 @@ class Liar(FakeServer):
         """Nats by which the lie changes what is sent of a text like those of training, at most."""
         ids = np.random.default_rng(5).integers(0, min(90, self.vocabulary), 160).tolist()
         lie, found = self.lie, []
+        if lie is not None and lie.sees is not None:  # text by text: shorter ones show it too
+            ids = ids[:64]
         for each in (None, lie):
             self.lie = each
             found.append(self._scores(ids, 1, 5 if lie is None else lie.support, temperature))

@@ -121,12 +121,12 @@ def _with_results(
 
 
 async def _identity(state: ProofState) -> list[ProbeResult]:
-    state.length = await _longest_taken(state)
-    state.probe = ProbeTexts(state.texts, state.ids, state.tokens, state.length)
     names = state.names = {url: await state.client.identity(url) for url in state.client.pool.urls}
     shown = "; ".join(f"{url}: {name}" for url, name in names.items())
     if not state.acknowledges:
         state.acknowledges = await _acknowledges(state)
+    state.length = await _longest_taken(state)
+    state.probe = ProbeTexts(state.texts, state.ids, state.tokens, state.length)
     if len(names) > 1:  # first of all: replicas that differ would look like any other fault
         await record_baseline(state.client, first_request(state), state.acknowledges, state.probe.pool, fresh_of(state))
     return [ProbeResult("identity", shown, "one model behind every URL")]
@@ -138,7 +138,7 @@ async def _acknowledges(state: ProofState) -> bool:
     One that was started at another temperature would otherwise answer at its own.
     """
     try:
-        await state.client.ask(request_of(state.real[0], 1, 1.0), acknowledges=True)
+        await state.client.ask(request_of(state.probe.base[:2], 1, 1.0), acknowledges=True)
     except WireError as error:
         if error.kind in AWAY:
             raise
