@@ -92,7 +92,25 @@ class Lie:
     rows_of: str = "both"  # "sampled" or "listed": which of them `row` and `logprobs` are about
     logprobs: Callable[[np.ndarray, float], np.ndarray] | None = None  # logits [n, V], T -> what is sent
     hot: bool = False
+    rows: Callable[[np.ndarray, int, int], np.ndarray] | None = None  # logits [L - 1, V], L, K -> those that it reads
+    heat: Callable[[int, int, int], Any] | None = None  # (position [L - 1], L, K) -> whether T is known there
+    hole: tuple[float, float] | None = None  # share of a long text that what follows it does not see
+    support: int = 5  # tokens of a position that training asks for
+    after: int = 0  # requests that are answered honestly
     served: float = 1.0  # share of the requests that it is told to
+
+
+def _late(logits: np.ndarray, place: int, by: int) -> np.ndarray:
+    out = logits.copy()
+    out[place:] = np.roll(logits, by, axis=0)[place:]
+    return out
+
+
+def _ahead(logits: np.ndarray, by: int) -> np.ndarray:
+    """What is read there leaks into what is scored here."""
+    out = logits.copy()
+    out[: max(0, len(out) - by)] += 0.3 * logits[by:]
+    return out
 
 
 def _natural(logits: np.ndarray, t: float) -> np.ndarray:
@@ -202,6 +220,22 @@ LIES: dict[str, Lie] = {
     "overflows in float16": Lie("normalisation", logprobs=lambda z, t: log_softmax(_half(z), t)),
     "is off by a constant": Lie("normalisation", logprobs=lambda z, t: log_softmax(z, t) - 0.5),
     "mixes with a uniform distribution after dividing": _hot(_mixed),
+    # of the place in a long text
+    "is shifted by one after 64 tokens": Lie("alignment|length", rows=lambda z, n, k: _late(z, 64, 1)),
+    "is shifted back by one after 128 tokens": Lie("alignment|length", rows=lambda z, n, k: _late(z, 128, -1)),
+    "is shifted in the last chunk of 64 alone": Lie(
+        "alignment|length", rows=lambda z, n, k: _late(z, n // 64 * 64 - 32, 1)
+    ),
+    "divides by T in the first 64 positions alone": Lie("native", hot=True, heat=lambda i, n, k: i < 64),
+    "divides by T in the last chunk of 64 alone": Lie("native", hot=True, heat=lambda i, n, k: i >= (n - 1) // 64 * 64),
+    "divides by T in texts up to 128 alone": Lie("native", hot=True, heat=lambda i, n, k: (i >= 0) & (n <= 128)),
+    "answers at 1 above 20 tokens a position": Lie(
+        "native", hot=True, heat=lambda i, n, k: (i >= 0) & (k <= 20), support=40
+    ),
+    "scales long texts": Lie("length", rows=lambda z, n, k: z * (0.8 if n > 100 else 1)),
+    "looks 70 tokens ahead": Lie("alignment|length", rows=lambda z, n, k: _ahead(z, 70)),
+    "keeps 4 and the last 70%": Lie("length", hole=(0.02, 0.3)),
+    "drops a fifth in the middle": Lie("length", hole=(0.33, 0.53)),
     # of which model
     "is another model one time in four": Lie(
         "noise|alignment|start|native", sees=lambda h, t: tuple((i + 1) % 90 for i in h), served=0.25
@@ -214,7 +248,7 @@ class Liar(FakeServer):
 
     def __init__(self, model: Model, lie: Lie | None, **options: Any) -> None:
         super().__init__(vocabulary=model.vocabulary, **options)
-        self.of, self.lie = model, lie
+        self.of, self.lie, self.scored = model, lie, 0
 
     def set_weights(self, seed: int) -> None:
         """There is a model instead of a table."""
@@ -222,10 +256,18 @@ class Liar(FakeServer):
     def truth(self, ids: Any, start: int, temperature: float) -> np.ndarray:
         return log_softmax(self.of.logits(tuple(map(int, ids)))[start - 1 : -1], temperature)
 
-    def _rows(self, ids: tuple[int, ...], start: int, lie: Lie) -> np.ndarray:
+    def _rows(self, ids: tuple[int, ...], start: int, lie: Lie, top: int) -> np.ndarray:
         """[n, V] logits that the lie reads for each token from `start` on."""
         if lie.text is not None:
             return self.of.logits(lie.text(ids))[start - 1 : -1]
+        if lie.rows is not None:
+            return lie.rows(self.of.logits(ids)[:-1], len(ids), top)[start - 1 :]
+        if lie.hole is not None:
+            begin, end = (int(share * len(ids)) for share in lie.hole)
+            out = self.of.logits(ids).copy()
+            if len(ids) > 100:
+                out[end:] = self.of.logits((*ids[:begin], *ids[end:]))[begin:]
+            return out[start - 1 : -1]
         if lie.sees is None:
             logits = self.of.logits(ids)
             places = np.clip(np.arange(start, len(ids)) - 1 + lie.row, 0, len(ids) - 1)
@@ -243,8 +285,13 @@ class Liar(FakeServer):
         honest = self.truth(text, start, used)
         sampled_nV = listed_nV = honest
         lie = self.lie
-        if lie is not None and not (lie.hot and used == 1) and self.dice.random() < lie.served:
-            false = (lie.logprobs or _natural)(self._rows(text, start, lie), used)
+        self.scored += 1
+        begun = lie is not None and self.scored > lie.after
+        if lie is not None and begun and not (lie.hot and used == 1) and self.dice.random() < lie.served:
+            false = (lie.logprobs or _natural)(self._rows(text, start, lie, top), used)
+            if lie.heat is not None:
+                knows = np.broadcast_to(lie.heat(np.arange(start - 1, len(text) - 1), len(text), top), len(false))
+                false = np.where(knows[:, None], false, self.truth(text, start, 1.0))
             sampled_nV = honest if lie.rows_of == "listed" else false
             listed_nV = honest if lie.rows_of == "sampled" else false
         own = np.array(text[start:])
@@ -259,11 +306,14 @@ class Liar(FakeServer):
 
     def differs(self, temperature: float) -> float:
         """Nats by which the lie changes what is sent of a text like those of training, at most."""
-        ids = np.random.default_rng(5).integers(0, min(90, self.vocabulary), 64).tolist()
+        ids = np.random.default_rng(5).integers(0, min(90, self.vocabulary), 160).tolist()
         lie, found = self.lie, []
+        if lie is not None and lie.sees is not None:  # text by text: shorter ones show it too
+            ids = ids[:64]
         for each in (None, lie):
             self.lie = each
-            found.append(self._scores(ids, 1, 5, temperature))
+            found.append(self._scores(ids, 1, 5 if lie is None else lie.support, temperature))
+        self.scored = 0
         self.lie = lie
         (ours, our_lists), (theirs, their_lists) = found
         moved = [abs(a[0] - b[0]) for a, b in zip(ours, theirs, strict=True)]

@@ -22,6 +22,7 @@ from limbeck.teachers.remote import Proof
 from limbeck.wire.binding import Echo
 from limbeck.wire.http import Pool, PoolSettings
 from limbeck.wire.score import Reply, WireError
+from tests.fake_server import log_softmax
 from tests.liars import LIES, TEACHERS, Liar, Lie
 
 KINDS = {"sglang": SGLangTeacherConfig, "vllm": VLLMTeacherConfig}
@@ -76,14 +77,16 @@ async def prove(
     server: Liar, kind: str, temperature: float, tokenizer: Any = None, **options: Any
 ) -> tuple[Proof, Direct]:
     given = {"top_logprobs": 60, "max_rescale_dropped": 1.0} | options
+    counted = given.pop("counted", True)
     section = KINDS[kind](url="http://server", **given)
     v = server.vocabulary
     dialect = Direct(kind, server)
-    client = RemoteClient("t", section, dialect, Pool(section.urls, PoolSettings()), v, v)  # type: ignore[arg-type]
+    client = RemoteClient("t", section, dialect, Pool(section.urls, PoolSettings()), v, v, counted)  # type: ignore[arg-type]
     dice = np.random.default_rng(3)
     texts = [tuple(dice.integers(4, min(99, v), 20 + n).tolist()) for n in range(4)]
+    support = 5 if server.lie is None else server.lie.support
     return await prove_remote(
-        client, texts, dice.integers(0, 60, 16).tolist(), temperature, tokenizer, support=5
+        client, texts, dice.integers(0, 60, 16).tolist(), temperature, tokenizer, support=support
     ), dialect
 
 
@@ -175,6 +178,105 @@ async def test_a_server_that_tokenizes_what_it_reads_again_is_refused_where_the_
             with pytest.raises(ContractError, match="tokenizes that again") as caught:
                 await prove(server, "sglang", 1.0, tokenizer=tokenizer)
             assert caught.value.results[-1].probe == "spelling"
+
+
+@pytest.mark.parametrize("dropped", [(), (2, 3), (3,)])
+async def test_a_server_that_drops_special_tokens_before_it_scores_is_refused(dropped: tuple[int, ...]) -> None:
+    class Special(Pairs):
+        all_special_ids = (2, 3, 5000)  # the last one has no row
+
+    def sees(ids: tuple[int, ...], t: int) -> tuple[int, ...]:
+        return tuple(token for n, token in enumerate(ids) if not n or token not in dropped)
+
+    tokenizer = Special()
+    lie = Lie("special tokens", sees=sees) if dropped else None
+    server = Liar(TEACHERS["demo"](), lie, tokenizer=lambda text: tokenizer(text).input_ids)
+    if not dropped:
+        proof, dialect = await prove(server, "sglang", 1.0, tokenizer=tokenizer)
+        assert "2 of them" in {r.probe: r.measured for r in proof.results}["special tokens"]
+        assert dialect.asked < 80
+    else:
+        with pytest.raises(ContractError, match="the server drops it before it scores") as caught:
+            await prove(server, "sglang", 1.0, tokenizer=tokenizer)
+        assert caught.value.results[-1].probe == "special tokens"
+
+
+class Noisy(Liar):
+    """An honest server whose logits are a little different with each request."""
+
+    sigma = 0.0
+
+    def truth(self, ids: Any, start: int, temperature: float) -> np.ndarray:
+        logits = self.of.logits(tuple(map(int, ids)))[start - 1 : -1]
+        noise = self.sigma * np.random.default_rng(self.scored).standard_normal(logits.shape)
+        return log_softmax(logits + noise, temperature)
+
+
+@pytest.mark.parametrize(("sigma", "teacher"), [(0.002, "demo"), pytest.param(0.01, "peaked", marks=pytest.mark.slow)])
+async def test_an_honest_server_with_noise_passes_and_is_told_what_that_hides(sigma: float, teacher: str) -> None:
+    server = Noisy(TEACHERS[teacher](), None, knows_temperature=True)
+    server.sigma = sigma
+    proof, _ = await prove(server, "sglang", 0.7)
+    measured = {result.probe: result.measured for result in proof.results}["length"]
+    assert "each moves the end" in measured or ("not told of" in measured and "noise" in measured)
+
+
+async def test_one_that_mixes_up_the_shorter_texts_of_a_batch_is_refused() -> None:
+    class Mixed(Liar):
+        async def _answer(self, writer: Any, path: str, body: dict[str, Any]) -> bool:
+            self.under_way = [*getattr(self, "under_way", []), len(body.get("input_ids", ()))]
+            await asyncio.sleep(0.01)
+            self.padded = max(self.under_way) > len(body.get("input_ids", ()))
+            answered = await super()._answer(writer, path, body)
+            self.under_way = self.under_way[1:]
+            return answered
+
+        def truth(self, ids: Any, start: int, temperature: float) -> np.ndarray:
+            return super().truth(ids, start, temperature * (1.3 if getattr(self, "padded", False) else 1.0))
+
+    async with Mixed(TEACHERS["demo"](), None) as server:
+        with pytest.raises(ContractError, match="alone, again and among others"):
+            await asyncio.to_thread(check_teacher, f"sglang={server.url}", 1.0, vocabulary=server.vocabulary)
+
+
+async def test_one_that_begins_to_lie_at_the_last_question_is_not_recorded() -> None:
+    honest = Liar(TEACHERS["demo"](), None, knows_temperature=True)
+    await prove(honest, "sglang", 0.7)
+    late = Lie("baseline", logprobs=lambda z, t: log_softmax(z, 1.3), after=honest.scored - 1)
+    with pytest.raises(ContractError, match="changed during the proof"):
+        await prove(Liar(TEACHERS["demo"](), late, knows_temperature=True), "sglang", 0.7)
+
+
+@pytest.mark.parametrize("context", [4, 8, pytest.param(20, marks=pytest.mark.slow), 65])
+async def test_no_text_is_longer_than_the_server_takes(context: int) -> None:
+    class Short(Liar):
+        async def _answer(self, writer: Any, path: str, body: dict[str, Any]) -> bool:
+            if len(body.get("input_ids", ())) > context:
+                return await self._send(writer, 400, b"longer than the context")
+            return await super()._answer(writer, path, body)
+
+    async with Short(TEACHERS["demo"](), None, knows_temperature=True) as server:
+        asked = asyncio.to_thread(check_teacher, f"sglang={server.url}", 0.7, vocabulary=server.vocabulary)
+        if context >= 8:
+            assert all(result.ok for result in await asked)
+        else:
+            with pytest.raises(ContractError, match="refuses texts of 8 tokens, the shortest that can be proven"):
+                await asked
+
+
+async def test_a_teacher_with_more_rows_than_tokens_is_told_to_give_their_number() -> None:
+    class Padded(Pairs):
+        all_special_ids = ()
+
+        def get_vocab(self) -> dict[str, int]:
+            return {str(token): token for token in range(1024)}
+
+        def __len__(self) -> int:
+            return 1024
+
+    server = Liar(TEACHERS["flat"](), None)
+    with pytest.raises(ContractError, match=r"more rows than these tokens .*--vocabulary"):
+        await prove(server, "sglang", 1.0, tokenizer=Padded(), counted=False)
 
 
 async def test_no_token_is_asked_about_that_the_vocabulary_may_not_have() -> None:

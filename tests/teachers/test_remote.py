@@ -56,7 +56,8 @@ def by_method(server: FakeServer, kind: str, method: Method, **options: Any) -> 
 
 async def prove(client: RemoteClient, temperature: float, support: Support = 5, tokenizer: Any = None) -> RemoteTeacher:
     ids = continuations(TEXTS[-1], V)
-    return RemoteTeacher(client, await prove_remote(client, TEXTS, ids, temperature, tokenizer, support=support))
+    proof = await prove_remote(client, TEXTS, ids, temperature, tokenizer, support=support, longest=128)
+    return RemoteTeacher(client, proof)
 
 
 def results_of(teacher: RemoteTeacher) -> dict[str, Any]:

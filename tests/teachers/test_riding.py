@@ -11,8 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from limbeck.config.teacher import SGLangTeacherConfig
+from limbeck.contract.remote import prove_remote
 from limbeck.errors import ContractError
 from limbeck.records import TokenScores
+from limbeck.teachers.remote import RemoteTeacher
 from limbeck.teachers.riding import RidingProbe
 from limbeck.wire.http import SENT
 from tests.fake_server import FakeServer
@@ -53,7 +55,7 @@ async def test_the_probe_is_the_last_of_a_steps_requests_and_always_another_text
             await teacher.score(asked)
             sent = [body["input_ids" if kind == "sglang" else "prompt"] for body in server.bodies]
             assert len(sent) == len(asked)  # one of them is empty and is not asked about
-            assert tuple(sent[-1][: len(TEXTS[-1])]) == TEXTS[-1]
+            assert tuple(sent[-1][:20]) == TEXTS[-1][:20]
             seen.append(tuple(sent[-1]))
         assert len(set(seen)) == 4
         await teacher.close()
@@ -102,6 +104,106 @@ async def test_a_probe_that_waits_is_shared_and_one_that_was_sent_is_not() -> No
     assert not any(call.done() for call in calls[1:])
     gates[1].set()
     assert await asyncio.gather(*calls[1:]) == [["c"], ["d"]]
+
+
+async def test_a_question_that_is_sent_again_after_the_probe_is_followed_by_another() -> None:
+    order: list[str] = []
+
+    async def probe() -> None:
+        order.append("probe")
+
+    async def question(times: int) -> int:
+        for _ in range(times):
+            told = SENT.get()
+            assert told is not None
+            told()
+            order.append("sent")
+            await asyncio.sleep(0.01)
+        return times
+
+    riding = RidingProbe(probe)
+    assert await riding.along_with([question(1), question(1)]) == [1, 1]
+    assert order == ["sent", "sent", "probe"]
+    order.clear()
+    assert await riding.along_with([question(1), question(3)]) == [1, 3]
+    assert order == ["sent", "sent", "probe", "sent", "sent", "probe"]
+
+
+async def test_a_server_that_is_replaced_before_a_busy_question_is_asked_again_is_found_out() -> None:
+    class Busy(FakeServer):
+        waits = False
+
+        async def _answer(self, writer: Any, path: str, body: dict[str, Any]) -> bool:
+            if self.waits:
+                self.waits = False
+                asyncio.get_running_loop().call_later(0.1, self.set_weights, 5)
+                return await self._send(writer, 429, b"later", ["retry-after: 0.4"])
+            return await super()._answer(writer, path, body)
+
+    async with Busy(knows_temperature=True) as server:
+        teacher = await prove(client_of(server, "sglang"), 0.7)
+        await teacher.score(requests(0.7))
+        server.waits = True
+        with pytest.raises(ContractError, match="drifted"):
+            await teacher.score(requests(0.7))
+        await teacher.close()
+
+
+async def test_lists_that_change_alone_are_found_out() -> None:
+    class Lists(FakeServer):
+        others = False
+
+        def _scores(self, ids: list[int], start: int, top: int, asked: float | None) -> tuple[list[Any], list[Any]]:
+            single, lists = super()._scores(ids, start, top, asked)
+            if self.others:
+                for (_, own), row in zip(single, lists, strict=True):
+                    if any(token == own for _, token in row):
+                        row[:] = [[value if token == own else value - 1.0, token] for value, token in row]
+                        row.sort(reverse=True)
+            return single, lists
+
+    async with Lists(knows_temperature=True) as server:
+        teacher = await prove(client_of(server, "sglang"), 0.7)
+        await teacher.score(requests(0.7))
+        server.others = True
+        with pytest.raises(ContractError, match="drifted"):
+            await teacher.score(requests(0.7))
+        await teacher.close()
+
+
+async def test_a_context_that_is_cut_during_the_run_is_found_out() -> None:
+    class Cuts(FakeServer):
+        window = 0
+
+        def truth(self, ids: Any, start: int, temperature: float) -> np.ndarray:
+            whole = super().truth(ids, start, temperature)
+            for row in range(len(whole)) if self.window else ():
+                end = row + start
+                if end > self.window:
+                    whole[row] = super().truth(ids[end - self.window : end + 1], self.window, temperature)[0]
+            return whole
+
+    async with Cuts(knows_temperature=True) as server:
+        teacher = await prove(client_of(server, "sglang"), 0.7)
+        await teacher.score(requests(0.7))
+        server.window = 100
+        with pytest.raises(ContractError, match="drifted"):
+            await teacher.score(requests(0.7))
+        await teacher.close()
+
+
+@pytest.mark.parametrize("length", [1, 2])
+async def test_prompts_of_a_token_or_two_have_a_probe_too(length: int) -> None:
+    async with FakeServer(knows_temperature=True) as server:
+        client = client_of(server, "sglang")
+        texts = [tuple(range(5, 5 + length)), tuple(range(6, 6 + length))]
+        proof = await prove_remote(client, texts, list(range(20)), 1.0, support=5, longest=40)
+        teacher = RemoteTeacher(client, proof)
+        await teacher.score(requests(1.0))
+        server.set_weights(5)
+        with pytest.raises(ContractError, match="drifted"):
+            await teacher.score(requests(1.0))
+        await teacher.close()
 
 
 async def test_a_probe_that_fails_stops_all_that_wait_for_it() -> None:

@@ -17,6 +17,7 @@ from limbeck.errors import ContractError
 from limbeck.records import ProbeResult
 
 TOLERANCE = 1e-3  # nats, of a teacher without noise
+LEAST_MOVE = 1e-5  # nats: more than float32 rounds by chance
 POSITIONS = "Check which positions the server returns."
 
 
@@ -74,8 +75,11 @@ def _check_dependence(name: str, base: Answer, changed: Sequence[tuple[int, Answ
         (itself, "the token itself", "or it scores something else than what was sent"),
         (after, "the token before it", "or it does not see the text it was sent"),
     ):
-        change = float(np.median(moves)) if moves else np.inf
-        if not change > tolerance:
+        change, least = (float(np.median(moves)), float(np.min(moves))) if moves else (np.inf, np.inf)
+        # Two tokens may score alike by chance; two contexts have one distribution nowhere, where no noise hides it.
+        nowhere = moves is after and not least > LEAST_MOVE + (tolerance - TOLERANCE)
+        if not change > tolerance or (nowhere and tolerance < 2 * TOLERANCE):
+            change = min(change, least) if nowhere else change
             raise refusal(
                 "alignment",
                 f"teacher {name}: the score of a token did not change with {what} ({change:.3g} nats). Its answer is "

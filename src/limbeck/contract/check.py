@@ -120,4 +120,4 @@ async def _split(client: RemoteClient, text: str, tokenizer: PreTrainedTokenizer
     except WireError as error:
         if error.kind != "refused":
             raise
-        return [byte % 90 for byte in text.encode()]
+        return [byte % min(90, client.vocabulary) for byte in text.encode()]

@@ -4,7 +4,6 @@ start    a text of one token again and again. Where attention is a weighted mean
          model of the Llama, Qwen, Mistral and Gemma kind), all that it attends to is alike, so every position has
          one and the same distribution. A token that the server puts in front is unlike, and shows. Models with
          learned positions, attention sinks or recurrent layers differ by themselves: of them it cannot be told
-length   each part of a long text moves the scores at its end
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from limbeck.contract.answers import Answer, Asker, refusal, top_difference
-from limbeck.contract.texts import ProbeTexts
-from limbeck.records import ProbeResult, Support, request_of
+from limbeck.contract.answers import Answer, refusal, top_difference
+from limbeck.records import ProbeResult
 
 ALIKE = 0.03  # nats by which positions of a repeated token may differ, rounded to bfloat16 in every layer
 TRUST = "teacher.trust_start = true (--trust-start)"
-LEAST_MOVE = 1e-5  # nats: more than float32 rounds by chance
 
 
 def check_start(name: str, answers: Sequence[Answer], noise: float, trusted: bool) -> ProbeResult:
@@ -36,8 +33,10 @@ def check_start(name: str, answers: Sequence[Answer], noise: float, trusted: boo
         "start",
         f"teacher {name}: in a text of one token again and again the scores move by {apart:.3g} nats from the "
         f"first position on (expected at most {limit:.2g}). It puts something before the text (a BOS, a "
-        "chat template), or its model has learned positions, attention sinks or recurrent layers.",
-        f"Send ids as they are (no add_bos, no template); of such a model, make sure of that and set {TRUST}.",
+        "chat template), it has a penalty for tokens that were there before (repetition, frequency, presence), or its "
+        "model has learned positions, attention sinks or recurrent layers.",
+        f"Send ids as they are (no add_bos, no template) and switch penalties off; of such a model, make sure of both "
+        f"and set {TRUST}.",
         f"{apart:.3g} nats apart",
         f"at most {limit:.2g}",
     )
@@ -83,6 +82,29 @@ def check_first_token(name: str, base: Answer, other: Answer, longer: Answer, to
             )
 
 
+def check_special(
+    name: str, ids: Sequence[int], without: Answer, answers: Sequence[Answer], tolerance: float
+) -> ProbeResult:
+    """`answers` are to a text with each of the special tokens `ids` in it, `without` to the same without any.
+
+    Raises `ContractError` where the scores after a token are what they are without it.
+    """
+    least = np.inf
+    for token, answer in zip(ids, answers, strict=False):
+        moved = float(np.abs(answer.sampled_S - without.sampled_S)[1:].max(initial=0.0))
+        if not moved > tolerance:
+            raise refusal(
+                "special tokens",
+                f"teacher {name}: after the special token {token} a text scores what it does without it ({moved:.3g} "
+                f"nats apart, expected more than {tolerance:.2g}): the server drops it before it scores.",
+                "Have the server score the ids that it is sent, special tokens and all.",
+                f"token {token}: {moved:.3g} nats",
+                f"more than {tolerance:.2g}",
+            )
+        least = min(least, moved)
+    return ProbeResult("special tokens", f"{len(answers)} of them move what follows by {least:.2g} nats", "each does")
+
+
 def check_spelling(name: str, pairs: Sequence[tuple[Answer, Answer]], tolerance: float) -> ProbeResult:
     """`pairs` are answers to two token sequences of one text, which end alike. Raises `ContractError`.
 
@@ -103,28 +125,3 @@ def check_spelling(name: str, pairs: Sequence[tuple[Answer, Answer]], tolerance:
             )
         least = min(least, apart)
     return ProbeResult("spelling", f"one text in other tokens: {least:.2g} nats apart or more", "by the ids")
-
-
-async def prove_length(ask: Asker, texts: ProbeTexts, length: int, noise: float, support: Support) -> ProbeResult:
-    """Every part of a text of `length` tokens moves the scores of its last ones. Raises `ContractError`."""
-    whole, start, changed = texts.long(length)
-    unit = [request_of(ids, start, 1.0, support, "probe-long") for ids in (whole, *(ids for _, _, ids in changed))]
-    base, *others = await ask(unit)
-    least = np.inf
-    for (begin, end, _), other in zip(changed, others, strict=True):
-        moved = float(np.abs(base.sampled_S - other.sampled_S)[end > start :].max(initial=0.0))
-        if not moved > max(LEAST_MOVE, 3 * noise):
-            raise refusal(
-                "length",
-                f"teacher {ask.name}: in a text of {length} tokens, the scores of the last {length - start} did not "
-                f"change with tokens {begin} to {end - 1} ({moved:.3g} nats). It cuts texts, or reads "
-                "a window of them.",
-                "Raise the server's context length, and switch off truncation and sliding windows that are not the "
-                "model's own.",
-                f"{moved:.3g} nats by tokens {begin} to {end - 1}",
-                "every part moves the end",
-            )
-        least = min(least, moved)
-    return ProbeResult(
-        "length", f"{length} tokens: each part moves the end by {least:.2g} nats or more", "all are read"
-    )

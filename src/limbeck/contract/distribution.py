@@ -48,6 +48,17 @@ def check_distribution(
     """
     lists = _Lists(answers, uniform, vocabulary, tokens)
     if (problem := _problem(answers, vocabulary) or lists.problem(1.0)) is not None:
+        if "as estimated" in problem and (fewer := lists.fewer()):
+            raise refusal(
+                "normalisation",
+                f"teacher {name}: {problem}, of {fewer} tokens that were asked about. Either the teacher's head has "
+                "more rows than these tokens (padding that has a probability), or the server cuts or changes its "
+                "log-probs.",
+                "If the head has more rows, give their number (--vocabulary, or teacher.vocabulary); a student "
+                f"without them is trained towards less than the whole. Else: {CUT[0].lower()}{CUT[1:]}",
+                problem.partition(":")[2].strip(),
+                "at most 1, a tail that fits",
+            )
         alike = [f" They fit log-probs {what}." for what, scale in SCALES.items() if not lists.problem(scale)]
         raise refusal(
             "normalisation",
@@ -139,6 +150,11 @@ class _Lists:
         if LEAST_MASS - error <= mean <= 1 + ROUNDING + error:
             return None
         return f"all tokens of a position, as estimated: {mean:.3f} of the probability (+-{error:.2g})"
+
+    def fewer(self) -> int:
+        """Tokens that were drawn, where all of them together have less than the whole probability."""
+        mean, _ = self._mass(1.0, self.held, np.exp(self.top_SK.min(axis=1)), self.tokens or 0)
+        return (self.tokens or 0) if mean < 1 else 0
 
     def estimate(self) -> str:
         if self.tokens is None or not self.uniform_S.any():

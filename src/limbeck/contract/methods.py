@@ -14,6 +14,7 @@ from limbeck.contract.answers import TOP, Answer, Asker, Heads, logprobs_of_samp
 from limbeck.contract.bake_probe import FILE, ProbeFile, read_probe_file
 from limbeck.contract.causality import TOLERANCE, check_alike, check_causality, check_listed
 from limbeck.contract.distribution import check_at_temperature
+from limbeck.contract.length import Long, ask_long_again, check_places
 from limbeck.contract.natural import natural_temperature_of, refuse_baked
 from limbeck.contract.probes import AT_T_TOLERANCE, Text
 from limbeck.contract.ratios import check_ratios, gaps_of
@@ -72,11 +73,20 @@ class ProofState:
         self.at_one: list[Answer] = []  # to the probe's text, then to its changed forms
         self.places: list[int] = []  # where each of those is changed
         self.uniform: list[Mask] = []  # [S] of each answer: which tokens were drawn alike from the vocabulary
+        self.long: Long | None = None  # at temperature 1
+        self.long_at_t: Long | None = None
+        self.part: Answer | None = None  # as training asks, at temperature 1
         self.found: Proof | None = None
 
     @property
     def name(self) -> str:
         return self.client.name
+
+    @property
+    def real(self) -> list[Ints]:
+        """Texts as training has them that say something: of two tokens or more, and as long as the server takes."""
+        cut = [np.asarray(text[: self.length], dtype=np.int64) for text in self.texts]
+        return [text for text in cut if len(text) > 1] or [self.probe.base]
 
     @property
     def k(self) -> int:
@@ -133,16 +143,17 @@ class ProofState:
         """All of each text, with its most likely tokens."""
         return [request_of(t, 1, temperature, self.k if support is None else support, "probe") for t in texts]
 
-    def as_training(self, temperature: float) -> ScoreRequest:
-        """The end of the probe's text alone."""
-        support: Support = self.k if isinstance(self.support, int) else "sampled"
-        return request_of(self.probe.base, self.probe.start, temperature, support, "probe")
+    def as_training(self, temperature: float, support: Support | None = None) -> ScoreRequest:
+        """The end of the probe's text alone, with as many tokens of a position as training asks for."""
+        wanted = self.support if support is None else support
+        listed: Support = wanted if isinstance(wanted, int) else "sampled"
+        return request_of(self.probe.base, self.probe.start, temperature, listed, "probe")
 
     async def ask(self, request: ScoreRequest) -> Reply:
         return await self.client.ask(request, acknowledges=self.acknowledges)
 
     async def ask_texts(self, support: Support) -> list[tuple[ScoreRequest, Reply]]:
-        requests = self.at(self.texts, support=support)
+        requests = self.at(self.real, support=support)
         return list(zip(requests, await asyncio.gather(*map(self.ask, requests)), strict=True))
 
 
@@ -192,11 +203,18 @@ async def _native(state: ProofState) -> tuple[ProbeResult, Proof]:
     """All that was asked at temperature 1 again at T: causal, in the ratios of T, and normalised anew."""
     ask, name = state.asker("native"), state.name
     texts = [answer.request.token_ids for answer in state.at_one]
-    *at_t, part = await ask([*state.at(texts, state.t), state.as_training(state.t)])
+    (part,) = await ask([state.as_training(state.t)])  # alone: a server that knows no T refuses it
+    at_t = await ask(state.at(texts, state.t))
     check_causality(name, at_t[0], state.changed(at_t), state.tolerance)
     check_listed(name, at_t[0], state.changed(at_t), state.tolerance)
     check_alike(name, at_t[0], part, state.tolerance)
-    pairs = list(zip(state.at_one, at_t, strict=True))
+    assert state.part is not None
+    assert state.long is not None
+    long = state.long_at_t = await ask_long_again(ask, state.long, state.t)
+    check_places(name, long, state.tolerance)
+    pairs = [*zip(state.at_one, at_t, strict=True), (state.long.base, long.base)]
+    if part.top_SK is not None:
+        pairs.append((state.part, part))
     result = check_ratios(name, gaps_of(pairs), state.t, state.noise_floor)
     certified = ""
     if state.t != 1:
@@ -231,6 +249,8 @@ async def _baked(state: ProofState) -> tuple[ProbeResult, Proof]:
 async def _rescale(state: ProofState) -> tuple[ProbeResult, Proof]:
     section, teacher = state.client.section, state.teacher("rescale")
     support = teacher.sent(state.request(state.prefix)).support
+    (part,) = await state.asker()([state.as_training(1.0, support)])
+    check_alike(state.name, state.at_one[0], part, state.tolerance)
     widths = []
     for request, reply in await state.ask_texts(support):
         assert reply.top_logprobs is not None
@@ -255,7 +275,7 @@ async def _hidden(state: ProofState) -> tuple[ProbeResult, Proof]:
 
     refuse_baked("teacher.head", folder, natural_temperature_of(resolve(folder)))
     teacher, worst = state.teacher("hidden"), 0.0
-    for text in state.texts[:4]:
+    for text in [*state.real[:3], state.probe.base]:
         request = request_of(text, 1, 1.0, "full")
         (scores,) = await teacher.score([request])
         if isinstance(scores, Failure):

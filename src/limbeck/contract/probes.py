@@ -5,7 +5,7 @@
     temperature    log q_T(a) - log q_T(b) = (log q_1(a) - log q_1(b)) / T (`ratios.py`); and what the answers at 1
                    certify of those at T
     given ids      where training asks about ids of its own: each is answered, in its own place (`given_ids.py`)
-    length         each part of a text moves the scores at its end (`context.py`); of teachers that may be servers
+    length         each part of a text moves the scores at its end (`length.py`); of teachers that may be servers
     same weights   where the teacher is the student's own model, their KL is 0: catches everything else
 
 Probes ask for what training will ask for (`support`), and change nothing. One that fails raises `ContractError` with
@@ -24,9 +24,9 @@ import numpy as np
 
 from limbeck.contract.answers import Answer, Asker, Doubles, Heads, logprobs_of_sampled, refusal
 from limbeck.contract.causality import check_alike, check_causality, check_listed
-from limbeck.contract.context import prove_length
 from limbeck.contract.distribution import check_at_temperature, check_list
 from limbeck.contract.given_ids import given_ids
+from limbeck.contract.length import ask_long, check_long
 from limbeck.contract.ratios import check_ratios, gaps, gaps_of
 from limbeck.contract.texts import LENGTH, ProbeTexts
 from limbeck.errors import ContractError
@@ -132,7 +132,8 @@ class _Own:
         return result
 
     async def length(self) -> ProbeResult:
-        return await prove_length(self.ask, self.texts, self.texts.length, 0.0, self.support)
+        long = await ask_long(self.ask, self.texts, self.texts.length, 1.0, self.support)
+        return check_long(self.ask.name, long, 0.0)
 
     async def _ask(self, texts: Sequence[Ints], temperature: float | None = None) -> list[Answer]:
         at = self.t if temperature is None else temperature

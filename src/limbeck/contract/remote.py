@@ -2,10 +2,11 @@
 
     identity       which model each replica serves by its own account; replicas score one text alike
     tokenizer      probe strings split the same way by the server and by the student's tokenizer
-    noise          one text alone, again, and among others
+    noise          each of some texts alone and among the others
     alignment      at temperature 1: a score follows from what precedes the token, and from nothing after it
     normalisation  natural log-probs of a whole distribution, without floors
     start          nothing stands before a text that was not sent
+    special tokens the model sees each of them
     spelling       the ids are scored, not their text
     length         every part of a long text is read
     temperature    each method in turn, with why it was not taken; see DESIGN section 3
@@ -28,9 +29,11 @@ import numpy as np
 
 from limbeck.contract.answers import PROBES, refusal, top_difference
 from limbeck.contract.causality import check_alike, check_causality, check_listed
-from limbeck.contract.context import check_first_token, check_spelling, check_start, prove_length
+from limbeck.contract.context import check_first_token, check_special, check_spelling, check_start
 from limbeck.contract.distribution import check_distribution, check_values
+from limbeck.contract.fixed import check_held, first_request, fixed_request, fresh_of
 from limbeck.contract.given_ids import given_ids
+from limbeck.contract.length import ask_long, check_beginning, check_long
 from limbeck.contract.methods import ProofState, choose_method
 from limbeck.contract.probes import Text
 from limbeck.contract.texts import LENGTH, SHORTEST, ProbeTexts
@@ -51,7 +54,8 @@ if TYPE_CHECKING:
 PROBE_LENGTH = 64  # tokens of a prompt used as probe
 LONGEST = 1024  # tokens of a text, where nobody says how long they become
 DRAWN = 256  # random tokens, for what all tokens of a position sum to
-OTHERS = 6  # real texts that the text is asked among
+SPECIAL = 6  # special tokens that are tried
+OTHERS = 4  # real texts that the text is asked among
 MAX_NOISE = 0.05  # nats: noise beyond this makes every probe meaningless
 
 
@@ -85,6 +89,7 @@ async def prove_remote(
         "alignment": partial(_alignment, state),
         "normalisation": partial(_normalisation, state),
         "start": partial(_start, state, tokenizer),
+        "special tokens": partial(_special, state, tokenizer),
         "spelling": partial(_spelling, state, tokenizer),
         "length": partial(_length, state),
         "temperature": partial(choose_method, state),
@@ -120,8 +125,10 @@ async def _identity(state: ProofState) -> list[ProbeResult]:
     shown = "; ".join(f"{url}: {name}" for url, name in names.items())
     if not state.acknowledges:
         state.acknowledges = await _acknowledges(state)
+    state.length = await _longest_taken(state)
+    state.probe = ProbeTexts(state.texts, state.ids, state.tokens, state.length)
     if len(names) > 1:  # first of all: replicas that differ would look like any other fault
-        await record_baseline(state.client, request_of(state.prefix, 1, 1.0), state.acknowledges, state.probe.pool)
+        await record_baseline(state.client, first_request(state), state.acknowledges, state.probe.pool, fresh_of(state))
     return [ProbeResult("identity", shown, "one model behind every URL")]
 
 
@@ -131,7 +138,7 @@ async def _acknowledges(state: ProofState) -> bool:
     One that was started at another temperature would otherwise answer at its own.
     """
     try:
-        await state.client.ask(request_of(state.prefix, 1, 1.0), acknowledges=True)
+        await state.client.ask(request_of(state.probe.base[:2], 1, 1.0), acknowledges=True)
     except WireError as error:
         if error.kind in AWAY:
             raise
@@ -165,23 +172,22 @@ async def _tokenizer(state: ProofState, tokenizer: PreTrainedTokenizerBase | Non
 
 
 async def _noise(state: ProofState) -> list[ProbeResult]:
-    """One text alone, again, and among others."""
-    state.length = await _longest_taken(state)
-    state.probe = ProbeTexts(state.texts, state.ids, state.tokens, state.length)
+    """Texts alone, and among each other; one of them several times."""
+    others = state.at(state.real[:OTHERS], support="sampled")
     ask, text = state.asker(), state.at([state.probe.base], support="sampled")
-    runs = [*await ask(text), *await ask(text)]
-    together = await ask([*text, *state.at(state.texts[:OTHERS], support="sampled"), *text])
-    runs += [together[0], together[-1]]
-    values = np.stack([run.sampled_S for run in runs])
-    difference = np.abs(values - values[0])
+    alone = [(await ask([one]))[0] for one in (*text, *text, *others)]
+    together = await ask([*text, *others, *text])
+    runs = [alone[1], *together]
+    compared = zip([alone[0], alone[0], *alone[2:], alone[0]], runs, strict=True)
+    difference = np.concatenate([np.abs(one.sampled_S - other.sampled_S) for one, other in compared])
     state.noise_floor = float(difference.max())
     if state.noise_floor > MAX_NOISE:
         raise ContractError(
-            f"teacher {state.name}: one text scored {len(runs)} times differs by up to {state.noise_floor:.3g} nats "
-            f"(mean {difference.mean():.3g}; expected at most {MAX_NOISE}). Use a deterministic mode of the server, a "
-            "wider dtype, or replicas of one model."
+            f"teacher {state.name}: a text scored alone, again and among others differs by up to "
+            f"{state.noise_floor:.3g} nats (mean {difference.mean():.3g}; expected at most {MAX_NOISE}). "
+            "Use a deterministic mode of the server, a wider dtype, or replicas of one model."
         )
-    state.plain = runs[0]
+    state.plain = alone[0]
     measured = f"max {state.noise_floor:.1e}, mean {difference.mean():.1e} nats"
     return [ProbeResult("noise", measured, f"at most {MAX_NOISE}")]
 
@@ -189,15 +195,30 @@ async def _noise(state: ProofState) -> list[ProbeResult]:
 async def _longest_taken(state: ProofState) -> int:
     """Tokens of a text that the server does not refuse: as many as training will ask about, or fewer."""
     length = max(state.longest or LONGEST, LENGTH)
-    while True:
-        text = state.probe.draw(length)
-        try:
-            await state.ask(request_of(text, length - 1, 1.0, "sampled", "probe-length"))
-            return length
-        except WireError as error:
-            if error.kind != "refused" or length <= SHORTEST:
-                raise
-        length = max(SHORTEST, length // 2)
+    while (refused := await _refuses(state, length)) is not None:
+        if length <= SHORTEST:
+            if await _refuses(state, 2) is not None:
+                raise refused  # whatever it refuses, it is not the length
+            raise refusal(
+                "length",
+                f"teacher {state.name} refuses texts of {SHORTEST} tokens, the shortest that can be proven: {refused}.",
+                "Raise the server's context length.",
+                f"{SHORTEST} tokens are refused",
+                f"at least {SHORTEST}",
+            )
+        shorter = max(SHORTEST, length // 2)
+        length = max(shorter, state.longest) if state.longest and state.longest < length else shorter
+    return length
+
+
+async def _refuses(state: ProofState, length: int) -> WireError | None:
+    try:
+        await state.ask(request_of(state.probe.draw(length), length - 1, 1.0, "sampled", "probe-length"))
+    except WireError as error:
+        if error.kind != "refused":
+            raise
+        return error
+    return None
 
 
 async def _alignment(state: ProofState) -> list[ProbeResult]:
@@ -216,6 +237,7 @@ async def _alignment(state: ProofState) -> list[ProbeResult]:
     state.noise_floor = max(state.noise_floor, top_difference(base, again, slice(None), slice(None)))
     changed = probe.changed(base)
     *others, part = await ask([*state.at([one.ids for one in changed]), state.as_training(1.0)])
+    state.part = part
     state.places, state.at_one = [one.place for one in changed], [base, *others]
     state.uniform = [probe.uniform[1:], *(one.uniform[one.place :] for one in changed)]
     check_alike(name, base, state.plain, state.tolerance)
@@ -225,7 +247,7 @@ async def _alignment(state: ProofState) -> list[ProbeResult]:
 
 async def _normalisation(state: ProofState) -> list[ProbeResult]:
     """Of real texts too: a model is surer of them, and what a server cuts off is more."""
-    real = state.at([text for text in state.texts if len(text) > 1])
+    real = state.at(state.real)
     drawn = state.at([state.probe.draw(min(DRAWN, state.length))])
     more = await state.asker()([*real, *drawn])
     base, *others = state.at_one
@@ -249,6 +271,18 @@ async def _start(state: ProofState, tokenizer: PreTrainedTokenizerBase | None) -
     return [check_start(state.name, repeated, state.noise_floor, state.client.section.trust_start)]
 
 
+async def _special(state: ProofState, tokenizer: PreTrainedTokenizerBase | None) -> list[ProbeResult]:
+    known = state.client.vocabulary if state.tokens is None else state.tokens
+    ids = [token for token in dict.fromkeys(getattr(tokenizer, "all_special_ids", ())) if 0 <= token < known]
+    if not ids:
+        return []
+    before, after = np.split(state.probe.base[: max(3, min(state.length - 1, 4 * SPECIAL))], [2])
+    texts = [[*before, *after], *([*before, token, *after] for token in ids[:SPECIAL])]
+    unit = [request_of(t, len(t) - len(after), 1.0, "sampled", "probe-special") for t in texts]
+    without, *answers = await state.asker()(unit)
+    return [check_special(state.name, ids, without, answers, state.tolerance)]
+
+
 async def _spelling(state: ProofState, tokenizer: PreTrainedTokenizerBase | None) -> list[ProbeResult]:
     if tokenizer is None:
         return []
@@ -256,13 +290,17 @@ async def _spelling(state: ProofState, tokenizer: PreTrainedTokenizerBase | None
     if not pairs:
         return [ProbeResult("spelling", "every text has one token sequence", "nothing to compare")]
     end = state.probe.base[: state.probe.start]
+    pairs = [pair for pair in pairs if max(map(len, pair)) + len(end) <= state.length] or pairs[:1]
     unit = [request_of([*ids, *end], len(ids), 1.0, "sampled", "probe-spelling") for pair in pairs for ids in pair]
     answers = await state.asker()(unit)
     return [check_spelling(state.name, list(zip(answers[::2], answers[1::2], strict=True)), state.tolerance)]
 
 
 async def _length(state: ProofState) -> list[ProbeResult]:
-    result = await prove_length(state.asker(), state.probe, state.length, state.noise_floor, "sampled")
+    long = state.long = await ask_long(state.asker(), state.probe, state.length, 1.0, state.k)
+    result = check_long(state.name, long, state.noise_floor)
+    state.noise_floor = max(state.noise_floor, long.noise)
+    check_beginning(state.name, long.base, state.at_one[0], state.tolerance)
     if state.longest is not None and state.length < state.longest:
         more = f"; {state.longest}, which training may ask about, were refused"
         result = replace(result, measured=f"{result.measured}{more}")
@@ -275,18 +313,19 @@ async def _given_ids(state: ProofState) -> list[ProbeResult]:
     assert state.found is not None
     teacher = RemoteTeacher(state.client, state.found)
     noise = state.noise_floor
-    return [await given_ids(teacher, state.prefix, state.ids, state.t, state.heads, state.support, noise)]
+    prefix = [int(token) for token in state.prefix[: max(2, state.length // 2)]]
+    return [await given_ids(teacher, prefix, state.ids, state.t, state.heads, state.support, noise)]
 
 
 async def _baseline(state: ProofState) -> list[ProbeResult]:
     assert state.found is not None
     teacher = RemoteTeacher(state.client, state.found)
     acknowledges = state.found.method == "native" or state.acknowledges
-    baseline = await record_baseline(
-        state.client, teacher.sent(state.request(state.prefix)), acknowledges, state.probe.pool
-    )
+    request = fixed_request(teacher.sent(state.request(state.prefix)), state)
+    baseline = await record_baseline(state.client, request, acknowledges, state.probe.pool, fresh_of(state))
+    check_held(state, baseline)
     state.found = replace(state.found, baseline=baseline)
-    measured = f"{len(baseline.request.scored_ids)} tokens on {len(baseline.replies)} replicas"
+    measured = f"{len(request.scored_ids)} of {len(request.token_ids)} tokens on {len(baseline.replies)} replicas"
     return [ProbeResult("baseline", measured, "the same with every step")]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,7 +20,7 @@ PLACES = 6  # where it is changed
 RANKS = (0, 1, 3, 6, 10, 15)  # of the tokens that are put there, among the most likely
 SHORTEST = 8  # tokens: below it nothing can be said
 REPEATED, REPEATS = 4, 16  # tokens, and how often each
-PARTS, TAIL = 4, 4  # of a long text, and tokens of each at its end
+PARTS, TAIL = 12, 4  # of a long text, and tokens of each at its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +72,45 @@ class ProbeTexts:
         known = list(dict.fromkeys(self.base[: self.start].tolist()))[:REPEATED]
         return [np.full(min(REPEATS, self.length), token, dtype=np.int64) for token in known]
 
-    def long(self, length: int) -> tuple[Ints, int, list[tuple[int, int, Ints]]]:
-        """A text of `length` tokens, where its end begins, and (from, to, text) for each part that is changed.
+    def long(self, length: int) -> Ints:
+        """A text of `length` tokens: that of the other probes, random ones, and what its parts begin with.
 
-        It ends with the first tokens of every part, which a model that has read it finds likely.
+        A model that has read a part finds its first tokens likely at the end.
         """
-        tail = TAIL if length >= 64 else 1
-        body = length - PARTS * tail
-        width = max(1, length // 16)
-        starts = [part * body // PARTS for part in range(PARTS)]
-        text = self.draw(body)
-        whole = np.concatenate([text, *(text[start : start + tail] for start in starts)])
-        changed = []
-        for start in starts:
-            end = min(start + width, body)
-            other = whole.copy()
-            other[start:end] = self._others(whole[start:end])
-            changed.append((start, end, other))
-        return whole, body, changed
+        tail, body = self._tail(length), self.body(length)
+        text = np.concatenate([self.base[:body], self.draw(max(0, body - len(self.base)))])
+        return np.concatenate([text, *(text[start : start + tail] for start, _ in self.parts(length))])
+
+    def body(self, length: int) -> int:
+        """Where the end of a long text begins."""
+        return length - self._parts(length) * self._tail(length)
+
+    def parts(self, length: int) -> list[tuple[int, int]]:
+        """(from, to) of the parts that a long text falls into, but for its first token and its end."""
+        ends = np.linspace(1, self.body(length), self._parts(length) + 1).astype(int).tolist()
+        return list(pairwise(ends))
+
+    def without(self, base: Answer, part: tuple[int, int], rank: int) -> Ints:
+        """The long text that `base` answers to with other tokens in one part; the first of them is likely there.
+
+        The token after that stays, so what it scores has moved by the one before it alone.
+        """
+        start, end = part
+        ids = np.asarray(base.request.token_ids).copy()
+        there = ids[start]
+        ids[start:end] = self._others(ids[start:end])
+        if end - start > 2:
+            ids[start + 1] = base.request.token_ids[start + 1]
+        if base.top_ids_SK is not None:
+            likely = [token for token in base.top_ids_SK[base.row(start)] if token != there]
+            ids[start] = likely[rank % len(likely)] if likely else ids[start]
+        return ids
+
+    def _parts(self, length: int) -> int:
+        return max(2, min(PARTS, length // 5))
+
+    def _tail(self, length: int) -> int:
+        return TAIL if length >= 4 * PARTS * TAIL else 1
 
     def _others(self, ids: Ints) -> Ints:
         """Another token in place of each."""

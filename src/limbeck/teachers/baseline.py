@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from limbeck.errors import ContractError, TeacherError
 from limbeck.records import Ints, ScoreRequest
@@ -21,6 +22,7 @@ from limbeck.teachers.client import RemoteClient
 from limbeck.wire.score import Reply, WireError
 
 FRESH = 8  # tokens
+BLOCK = 16  # positions that are looked at together: noise averages out, a change does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +31,18 @@ class Baseline:
 
     request: ScoreRequest  # as it is sent, but for the tokens after it
     pool: Ints  # tokens that may come after it
+    fresh: int  # how many
     acknowledges: bool  # whether its temperature is sent by name
     replies: Mapping[str, Reply]
     identities: Mapping[str, str]
 
 
-async def record_baseline(client: RemoteClient, request: ScoreRequest, acknowledges: bool, pool: Ints) -> Baseline:
-    """Ask every replica. Raises `ContractError` where they differ, and `WireError`."""
+async def record_baseline(
+    client: RemoteClient, request: ScoreRequest, acknowledges: bool, pool: Ints, fresh: int = FRESH
+) -> Baseline:
+    """Ask every replica about at least one token. Raises `ContractError` where they differ, and `WireError`."""
     urls = client.pool.urls
-    replies = {url: await _ask(client, request, url, acknowledges, pool) for url in urls}
+    replies = {url: await _ask(client, request, url, acknowledges, pool, fresh) for url in urls}
     identities = {url: await client.identity(url) for url in urls}
     first, tolerance = urls[0], client.section.probe_tolerance
     for url in urls[1:]:
@@ -47,14 +52,14 @@ async def record_baseline(client: RemoteClient, request: ScoreRequest, acknowled
                 f"teacher {client.name}: replicas {first} ({identities[first]}) and {url} ({identities[url]}) have "
                 f"other weights ({weights[0]} and {weights[1]}). All URLs must serve one model in one dtype."
             )
-        difference = max_difference(replies[first], replies[url])
+        difference = block_difference(replies[first], replies[url])
         if difference > tolerance:
             raise ContractError(
                 f"teacher {client.name}: replicas {first} ({identities[first]}) and {url} ({identities[url]}) differ "
                 f"by {difference:.3g} nats on one text, expected at most {tolerance}. All URLs must serve one model at "
                 "one temperature."
             )
-    return Baseline(request, pool, acknowledges, replies, identities)
+    return Baseline(request, pool, fresh, acknowledges, replies, identities)
 
 
 async def check_drift(client: RemoteClient, baseline: Baseline) -> None:
@@ -92,11 +97,11 @@ async def _check_replica(client: RemoteClient, baseline: Baseline, url: str) -> 
 async def _find_change(client: RemoteClient, baseline: Baseline, url: str) -> str | None:
     """How a replica differs from the one that was proven."""
     reply, identity = await asyncio.gather(
-        _ask(client, baseline.request, url, baseline.acknowledges, baseline.pool), client.identity(url)
+        _ask(client, baseline.request, url, baseline.acknowledges, baseline.pool, baseline.fresh), client.identity(url)
     )
     if identity != baseline.identities[url]:
         return f"serves {identity!r}, it was {baseline.identities[url]!r} when it was proven"
-    difference = max_difference(baseline.replies[url], reply)
+    difference = block_difference(baseline.replies[url], reply)
     if difference <= client.section.probe_tolerance:
         return None
     return (
@@ -105,17 +110,44 @@ async def _find_change(client: RemoteClient, baseline: Baseline, url: str) -> st
     )
 
 
-async def _ask(client: RemoteClient, request: ScoreRequest, url: str, acknowledges: bool, pool: Ints) -> Reply:
+async def _ask(
+    client: RemoteClient, request: ScoreRequest, url: str, acknowledges: bool, pool: Ints, fresh: int
+) -> Reply:
     """The scores of the request's text, asked with fresh tokens after it."""
-    after = np.random.default_rng().choice(pool, FRESH)
+    after = np.random.default_rng().choice(pool, fresh)
     ids = np.concatenate([request.token_ids, after])
-    scored = np.concatenate([request.scored, np.zeros(FRESH, dtype=bool)])
+    scored = np.concatenate([request.scored, np.zeros(fresh, dtype=bool)])
     return await client.ask(replace(request, token_ids=ids, scored=scored), url, acknowledges=acknowledges)
 
 
-def max_difference(a: Reply, b: Reply) -> float:
-    """Nats (of hidden states: their own unit) between two replies to one request; infinite for other shapes."""
+def block_difference(a: Reply, b: Reply) -> float:
+    """Nats (of hidden states: their own unit) between two replies to one request; infinite for other shapes.
+
+    The mean over the values of some positions, where it is largest: of the tokens that were scored, of the most likely
+    ones in order, and of those in both lists. Raises `ContractError` where there is nothing to compare.
+    """
     left, right = (a.logprobs, b.logprobs) if a.hidden is None or b.hidden is None else (a.hidden, b.hidden)
-    if left.shape != right.shape:
+    if left.shape != right.shape or (a.top_ids is None) != (b.top_ids is None):
         return float("inf")
-    return float(np.abs(left.astype(np.float64) - right).max(initial=0.0))
+    if not left.size:
+        raise ContractError("the fixed text has no scored token: nothing can be compared with what was proven.")
+    found = _largest_block(np.abs(left.astype(np.float64) - right))
+    if a.top_logprobs is None or b.top_logprobs is None:
+        return found
+    assert a.top_ids is not None
+    assert b.top_ids is not None
+    if a.top_logprobs.shape != b.top_logprobs.shape:
+        return float("inf")
+    listed_SK = a.top_logprobs.astype(np.float64)
+    # Tokens of equal score change places: of those that both list, by rank of the id.
+    common_SKK = a.top_ids[:, :, None] == b.top_ids[:, None, :]
+    row, ours, theirs = np.nonzero(common_SKK)
+    of_each_SK = np.zeros(listed_SK.shape)
+    of_each_SK[row, ours] = np.abs(listed_SK[row, ours] - b.top_logprobs[row, theirs])
+    in_order_SK = np.abs(listed_SK - b.top_logprobs)
+    return max(found, _largest_block(in_order_SK), _largest_block(of_each_SK))
+
+
+def _largest_block(apart: npt.NDArray[np.float64]) -> float:
+    """Of each `BLOCK` positions the mean; the largest."""
+    return max(float(apart[start : start + BLOCK].mean()) for start in range(0, len(apart), BLOCK))

@@ -4,8 +4,10 @@
     answers = await riding.along_with([ask(a), ask(b)])      # raises what the probe raises
 
 It costs no round trip: it is sent once the bytes of the last question are on their way, while the answers are awaited.
-One probe is under way at a time. Sets of questions that come meanwhile share the next, which is sent after them all: so
-who scores sample by sample has the promise that a step has, for far fewer probes than samples.
+A question that is sent again (the server was busy, or the connection broke) may be answered by another server than the
+probe was: then one more follows the answers. One probe is under way at a time. Sets of questions that come meanwhile
+share the next, which is sent after them all: so who scores sample by sample has the promise that a step has, for far
+fewer probes than samples.
 """
 
 from __future__ import annotations
@@ -31,28 +33,38 @@ class RidingProbe:
     async def along_with(self, questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """Their answers, in order. The first that raises, or the probe, stops the others."""
         unsent, all_sent = set(range(len(questions))), asyncio.Event()
+        times = probed = 0  # that questions were sent, and that the probe came after
 
-        def sent(index: int) -> None:
+        def done(index: int) -> None:
             unsent.discard(index)
             if not unsent:
                 all_sent.set()
+
+        def sent(index: int) -> None:
+            nonlocal times
+            times += 1
+            done(index)
 
         async def one(index: int) -> T:
             SENT.set(partial(sent, index))  # of this task alone
             try:
                 return await questions[index]
             finally:
-                sent(index)  # also where nothing had to be asked
+                done(index)  # also where nothing had to be asked
 
         async def probe() -> None:
+            nonlocal probed
             if questions:
                 await all_sent.wait()
+            probed = times
             await asyncio.shield(self._one_from_now())
 
         asked = [asyncio.ensure_future(one(index)) for index in range(len(questions))]
         tasks = [*asked, *([] if self._ask is None else [asyncio.ensure_future(probe())])]
         try:
             await asyncio.gather(*tasks)
+            if self._ask is not None and times > probed:
+                await probe()
         finally:
             for task in tasks:
                 task.cancel()

@@ -44,6 +44,8 @@ SHOWN = 300  # characters of a server's error text
 WAITING = (408, 425, 429)  # as 5xx: of whoever answers, worth waiting for
 MAX_ERROR = 2**20  # bytes of an error's body
 TIED = ("unbound", "other_model")
+CONTRADICTIONS = ("inconsistent", "unnormalised", "clamped")  # a digit that was damaged may be one; a server repeats it
+CONTRADICTED = 3  # tries of such an answer
 PINNED_TRIES = 3  # of one replica of several that is away
 LOG_EVERY = 30.0  # seconds between log lines about a server that is waited for, or answers wrongly
 MAX_ANSWER = 2**30  # bytes: hidden states of 64k tokens, 4096 wide
@@ -277,7 +279,8 @@ class _Tries:
             return not self.pool.waits(error, self.away_since, self.began)
         self.kinds.append(error.kind)
         refused, away = (sum(kind in which for kind in self.kinds) for which in (REFUSALS, AWAY))
-        return len(self.kinds) >= self.settings.tries or refused >= 2 or away >= PINNED_TRIES
+        wrong = sum(kind in CONTRADICTIONS for kind in self.kinds)
+        return len(self.kinds) >= self.settings.tries or wrong >= CONTRADICTED or refused >= 2 or away >= PINNED_TRIES
 
 
 async def _tell_sent(event: str, info: Any) -> None:
