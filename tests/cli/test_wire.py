@@ -55,7 +55,7 @@ def test_a_server_that_takes_t_is_taken_at_its_word_once_it_is_proven() -> None:
 @pytest.mark.parametrize(
     ("lie", "probe", "says"),
     [
-        ({"truncates": 1}, "noise", "entries"),
+        ({"truncates": 1}, "alignment", "entries"),
         ({"other_ids": True}, "tokenizer", "another tokenizer"),
         ({"scale": 0.3}, "normalisation", "--vocabulary"),
     ],

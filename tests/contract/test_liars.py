@@ -37,7 +37,8 @@ LARGE = {  # by default under another teacher than the demo's, which answers fas
     "floors a nucleus at 1e-30": "flat",
     "is off by a constant": "flat",
 }
-COMBINATIONS = list(product(TEACHERS, TEMPERATURES, KINDS, ["stock", "acknowledges"]))
+BUILDS = ["stock", "acknowledges"]
+COMBINATIONS = list(product(TEACHERS, TEMPERATURES, KINDS, BUILDS))
 
 
 class Direct:
@@ -125,12 +126,14 @@ async def test_a_liar_is_refused_by_name(number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("teacher", "temperature", "kind", "build"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("place", "teacher", "temperature"), [(i, *c) for i, c in enumerate(product(TEACHERS, TEMPERATURES))]
+)
 @pytest.mark.parametrize("lie", LIES)
-async def test_every_liar_is_refused_with_every_teacher(
-    lie: str, teacher: str, temperature: float, kind: str, build: str
-) -> None:
-    await check(lie, teacher, temperature, kind, build)
+async def test_every_liar_is_refused_with_every_teacher(lie: str, place: int, teacher: str, temperature: float) -> None:
+    """At every temperature. Kinds of server and builds take turns."""
+    turn = (list(LIES).index(lie) + place) % 4
+    await check(lie, teacher, temperature, KINDS[turn % 2], BUILDS[turn // 2])
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)

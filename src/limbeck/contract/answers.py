@@ -25,7 +25,7 @@ Heads: TypeAlias = "Mapping[str, Head]"  # by fingerprint: what turns hidden sta
 TOP = 20  # tokens that are looked at in a position, where a teacher lists any: what stock servers give
 PROBES = {  # whose business an answer of this kind is, whichever probe asked
     "unnormalised": "normalisation", "clamped": "normalisation", "not_finite": "normalisation",
-    "inconsistent": "alignment", "wrong_ids": "tokenizer",
+    "inconsistent": "alignment", "short": "alignment", "wrong_ids": "tokenizer",
 }  # fmt: skip
 AT_T = "Use a teacher that scores at the rollout temperature, or rollout.temperature = 1."
 
