@@ -133,7 +133,7 @@ async def test_a_liar_is_refused_by_name(number: int) -> None:
 async def test_every_liar_is_refused_with_every_teacher(lie: str, place: int, teacher: str, temperature: float) -> None:
     """At every temperature. Kinds of server and builds take turns."""
     turn = (list(LIES).index(lie) + place) % 4
-    await check(lie, teacher, temperature, KINDS[turn % 2], BUILDS[turn // 2])
+    await check(lie, teacher, temperature, list(KINDS)[turn % 2], BUILDS[turn // 2])
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
