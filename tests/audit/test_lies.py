@@ -11,6 +11,7 @@ import pytest
 
 from limbeck.audit.fit import units_of
 from limbeck.audit.losses import check_advantages, tokens_of
+from limbeck.audit.neutral import read_rows
 from limbeck.audit.normalisation import check_step_losses, check_weights
 from limbeck.audit.read import read_dump
 from limbeck.audit.report import Report, page
@@ -124,6 +125,12 @@ def test_advantages_of_0_train_nothing(clean: Rows, tmp_path: Path) -> None:
     dump = read_dump(write(rows, tmp_path / "dump.jsonl"))
     findings, _ = check_advantages(dump.rows, tokens_of(dump.rows, [row.trained for row in dump.rows]), lambda _: {})
     assert [finding.name for finding in findings] == ["zero_gradient"]
+
+
+def test_the_advantage_of_our_own_files_is_of_the_tasks_reward() -> None:
+    row = {"prompt_ids": [5, 6], "token_ids": [7, 8], "student_logprob": [-1.0, -2.0], "advantage": 0.0}
+    (read,) = read_rows([row], "rollouts", ours=True).rows
+    assert "advantages" not in read.values
 
 
 def lengths(rows: Rows) -> dict[int, list[int]]:

@@ -57,6 +57,8 @@ def read_rows(rows: Sequence[Mapping[str, Any]], name: str, ours: bool = False) 
 def _row(row: Mapping[str, Any], where: str, index: int, ours: bool) -> Row:
     prompt_ids, response_ids = _ids(row, where, ours)
     values = {key: find(row, key) for key in ("student", "teacher", "sampler", "advantages", "losses", "weights")}
+    if ours:  # of the task's reward: our distillation is a loss of its own, in no advantage
+        values["advantages"] = None
     top_ids, top_logprobs = find(row, "top_ids"), find(row, "top_logprobs")
     messages, step_loss = find(row, "messages"), _number(row, "step_loss", where, float)
     if isinstance(values["losses"], int | float):  # one number cannot be a token's
