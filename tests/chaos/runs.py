@@ -128,7 +128,11 @@ class Site:
         if setup.where == "token":
             teacher["token_env"] = servers.TOKEN_ENV
         if setup.where == "stock":
-            teacher |= {"vocabulary": tiny.VOCABULARY, "top_logprobs": 60}
+            teacher |= {
+                "vocabulary": tiny.VOCABULARY,
+                "top_logprobs": 60,
+                "trust_start": True,
+            }  # its scores fade with distance
         objective: dict[str, Any] = {"support": "full" if setup.hidden else 5}
         if setup.hidden:
             teacher["head"] = self.teacher
@@ -186,6 +190,8 @@ class Site:
         outcome.taken = [what for name, what in plan.altered.items() if name in taken]
         if fault.name == "other model" and plan.hits:
             self.servers[setup.where].restart()
+        if restart is not None:
+            self.servers[setup.where].wait()
         if outcome.result == "refused":
             found, result, message = attempt(lambda: self.weights(setup, run))
             if result != "same":

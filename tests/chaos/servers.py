@@ -40,6 +40,11 @@ class Served:
         arguments = (folder or self.folder, self.port, str(self.log), self.token, self.off)
         self.process = _context.Process(target=_run, args=arguments, daemon=True)
         self.process.start()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until it answers."""
+        assert self.process is not None
         give_up = time.monotonic() + 60
         while time.monotonic() < give_up and self.process.is_alive():
             with suppress(httpx.HTTPError):

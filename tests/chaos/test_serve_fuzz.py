@@ -61,6 +61,10 @@ def packed(_: schemathesis.SerializationContext, value: Any) -> bytes:
             row["ids"] = b"".join(bytes([byte % 90, 0, 0, 0]) for byte in f"id {row['ids']}".encode()[:60])
             if type(row.get("start")) is int and row["start"] > 0:
                 row["start"] %= 10
+            if len(row["ids"]) % 5:  # they seldom fit the positions
+                row.pop("support_ids", None)
+        if not value.get("hidden"):
+            value.pop("hidden_dtype", None)
     return msgpack.packb(value, default=str, unicode_errors="surrogatepass")
 
 
@@ -151,4 +155,5 @@ def test_no_bytes_and_no_headers_are_a_fault_of_the_servers(
 def test_after_all_that_it_scores_as_before_and_has_said_nothing(fuzzed: Served) -> None:
     answer = httpx.post(f"{fuzzed.url}/generate", json=SCORING, timeout=30)
     assert len(answer.raise_for_status().json()["meta_info"]["input_token_logprobs"]) == len(SCORING["input_ids"])
-    assert not any("Traceback" in line or "Error" in line for line in fuzzed.printed), "".join(fuzzed.printed)
+    said = [line for line in fuzzed.printed if not line.startswith("refused ")]  # those name what msgpack raised
+    assert not any("Traceback" in line or "Error" in line for line in said), "".join(fuzzed.printed)

@@ -36,7 +36,10 @@ def main() -> None:
         except Exception as error:
             reply = ("failed", f"{type(error).__name__}: {error}")
         del args
-        send(replies, pickle.dumps(reply, pickle.HIGHEST_PROTOCOL))
+        try:
+            send(replies, pickle.dumps(reply, pickle.HIGHEST_PROTOCOL))
+        except BrokenPipeError:  # the server was killed: nobody waits for it
+            os._exit(0)
         del reply
 
 
