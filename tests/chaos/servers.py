@@ -67,7 +67,7 @@ class StockServer(FakeServer):
     """Its scores follow from the whole prefix, not from the token before alone. What it cannot read is refused."""
 
     def truth(self, ids: list[int] | np.ndarray, start: int, temperature: float) -> np.ndarray:
-        before = np.cumsum(ids)[start - 1 : -1] % self.vocabulary
+        before = np.cumsum(np.asarray(ids) + 1)[start - 1 : -1] % self.vocabulary
         return log_softmax(self.logits_VV[np.asarray(ids)[start - 1 : -1]] + self.logits_VV[before] / 2, temperature)
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
