@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
+FC = TypeVar("FC", bound=Callable[..., Any] | click.Command)
 AT_LEAST_ONE = click.IntRange(min=1)
 
 
-def _renamed(new: str) -> Callable[[click.Context, click.Parameter, object], None]:
-    """What an option of another name does: an error that gives the new one."""
+def _renamed(old: str, new: str, is_flag: bool = False) -> Callable[[FC], FC]:
+    """An option of a former name, which no help shows: an error that gives the new one."""
 
     def refuse(context: click.Context, parameter: click.Parameter, given: object) -> None:
         if given:
-            raise click.UsageError(f"{parameter.opts[0]} is now called {new}.", context)
+            raise click.UsageError(f"{old} is now called {new}.", context)
 
-    return refuse
+    return click.option(
+        old, hidden=True, expose_value=False, callback=refuse, help=f"The former name of {new}.", is_flag=is_flag
+    )
 
 
 @click.command(short_help="Serve a model as a teacher over HTTP.")
@@ -59,14 +62,7 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, object], Non
     is_flag=True,
     help="Score each sequence on its own: slower, and equal to the last bit whatever else is asked.",
 )
-@click.option(
-    "--alone",
-    is_flag=True,
-    hidden=True,
-    expose_value=False,
-    callback=_renamed("--batch-invariant"),
-    help="The former name of --batch-invariant.",
-)
+@_renamed("--alone", "--batch-invariant", is_flag=True)
 @click.option("--token-env", help="Environment variable that holds the bearer token clients must send.")
 @click.option(
     "--max-queue",
@@ -85,20 +81,8 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, object], Non
     show_default=True,
     help="Memory for prompts that return, in MB. 0: each sequence is computed from its beginning.",
 )
-@click.option(
-    "--queue",
-    hidden=True,
-    expose_value=False,
-    callback=_renamed("--max-queue"),
-    help="The former name of --max-queue.",
-)
-@click.option(
-    "--batch",
-    hidden=True,
-    expose_value=False,
-    callback=_renamed("--batch-tokens, a number of tokens"),
-    help="The former --batch-tokens, of sequences.",
-)
+@_renamed("--queue", "--max-queue")
+@_renamed("--batch", "--batch-tokens, a number of tokens")
 @click.option("--body-mb", type=AT_LEAST_ONE, default=16, show_default=True, help="Largest request body, in MB.")
 @click.option("--answer-mb", type=AT_LEAST_ONE, default=64, show_default=True, help="Largest answer, in MB.")
 @click.option(

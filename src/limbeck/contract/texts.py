@@ -36,7 +36,7 @@ class ProbeTexts:
     """`texts` are real ones, `ids` some tokens of the vocabulary; `tokens`: every id below it is one, where known."""
 
     def __init__(self, texts: Sequence[Sequence[int]], ids: Sequence[int], tokens: int | None, room: int) -> None:
-        self.dice, self.tokens = np.random.default_rng(0), tokens
+        self.rng, self.tokens = np.random.default_rng(0), tokens
         self.pool = np.array(list(dict.fromkeys([*ids, *(token for text in texts for token in text)])), dtype=np.int64)
         self.length = max(SHORTEST, min(LENGTH, room))
         beginning = np.asarray(max(texts, key=len), dtype=np.int64)[: self.length // 3]
@@ -46,7 +46,7 @@ class ProbeTexts:
 
     def draw(self, count: int) -> Ints:
         """Tokens drawn alike from the vocabulary where it is known, else from those that are."""
-        return self.dice.integers(0, self.tokens, count) if self.tokens else self.dice.choice(self.pool, count)
+        return self.rng.integers(0, self.tokens, count) if self.tokens else self.rng.choice(self.pool, count)
 
     def changed(self, base: Answer) -> list[Changed]:
         """The text changed at some places, to tokens that `base`, the answer to it, lists as likely there if it does.
@@ -116,6 +116,6 @@ class ProbeTexts:
         """Another token in place of each."""
         pool = np.arange(self.tokens) if self.tokens else self.pool
         place = np.searchsorted(np.sort(pool), ids)
-        step = self.dice.integers(1, len(pool), len(ids))
+        step = self.rng.integers(1, len(pool), len(ids))
         others: Ints = np.sort(pool)[(place + step) % len(pool)]
         return others
