@@ -1,0 +1,162 @@
+"""To a Ray cluster and back.
+
+    with connected("local", {"cluster.learners": Need(2), "cluster.samplers": Need(2)}, store_bytes):
+        ...
+
+A local one is the run's own: it listens on the loopback alone, asks for a token that only this user can read, shows no
+page, sends no statistics, and ends with the run. One that is there already keeps its own settings and goes on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import RecipeError
+
+EVERYWHERE = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a notice on the console
+}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: every listener on 127.0.0.1
+STORE = 512 * 2**20  # bytes of the object store beside the weights: samples, states of teachers
+
+
+@dataclass(frozen=True)
+class Need:
+    """Processes of a role, and the devices of each."""
+
+    processes: int
+    gpus: int = 0
+
+
+@contextlib.contextmanager
+def connected(address: str, needs: Mapping[str, Need], store_bytes: int = 0) -> Iterator[None]:
+    """A Ray with a processor for each process of `needs`, by the recipe's key.
+
+    Raises `RecipeError` where Ray is not installed, cannot be reached, or has too little for a role.
+    """
+    own = address == "local"
+    with _environment({**EVERYWHERE, **({**LOOPBACK, **_token()} if own else {})}):
+        ray = _import_ray()
+        if ray.is_initialized():  # the caller's, who also ends it
+            _require(ray.cluster_resources(), needs, address)
+            yield
+            return
+        try:
+            if own:
+                _start(ray, sum(need.processes for need in needs.values()), store_bytes)
+            else:
+                _join(ray, address)
+            _require(ray.cluster_resources(), needs, address)
+            yield
+        finally:
+            ray.shutdown()
+            if own:
+                shutil.rmtree(_folder() / "ray", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise RecipeError(
+            f"[cluster] needs Ray, which is not installed ({error}): pip install 'limbeck[cluster]'. Or remove the "
+            "table to run in one process."
+        ) from None
+    return ray
+
+
+@cache
+def _folder() -> Path:
+    """This process's own, which only this user can read."""
+    folder = Path(tempfile.mkdtemp(prefix="limbeck-"))  # a short path: Ray's sockets are below it
+    pid = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == pid else None)
+    return folder
+
+
+@cache
+def _token() -> Mapping[str, str]:
+    """Ray reads it once a process, so that each of its clusters here has the same."""
+    path = _folder() / "token"
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def _start(ray: Any, processes: int, store_bytes: int) -> None:
+    from ray._private import ray_constants
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    # Where Ray was imported before, it has read its environment already.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(processes, os.cpu_count() or 1),  # more processes than cores only take longer
+            include_dashboard=False,
+            object_store_memory=STORE + store_bytes,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(_folder() / "ray"),
+        )
+    except Exception as error:
+        raise RecipeError(
+            f"a local Ray cannot be started: {_reason(error)}. Is there memory in /dev/shm, and are processes allowed?"
+        ) from error
+
+
+def _join(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # ConnectionError, ValueError, AuthenticationError, gRPC's own
+        raise RecipeError(
+            f"cluster.address = {address!r}: no Ray cluster can be reached there: {_reason(error)}. Start one with "
+            "`ray start`, give this process its token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH) and the same version "
+            "of Ray, or set cluster.address = 'local'."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no reason given'}"
+
+
+def _require(resources: Mapping[str, float], needs: Mapping[str, Need], address: str) -> None:
+    """Raises `RecipeError` naming the key to lower: a process without a place would be waited for without an end."""
+    for what, name in (("CPU", "processors"), ("GPU", "GPUs")):
+        wanted = {key: need.processes * (1 if what == "CPU" else need.gpus) for key, need in needs.items()}
+        there, total = int(resources.get(what, 0)), sum(wanted.values())
+        if total > there:
+            parts = ", ".join(f"{key} {count}" for key, count in wanted.items() if count)
+            most = max(wanted, key=lambda key: wanted[key])
+            raise RecipeError(
+                f"the fleet needs {total} {name} ({parts}), but the Ray cluster at {address!r} has {there}. Lower "
+                f"{most}, or add nodes to the cluster."
+            )
