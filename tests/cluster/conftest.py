@@ -15,7 +15,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    from limbeck.cluster.connect import Need, connected
+    from limbeck.cluster.connect import connected
 
-    with connected("local", {"cluster.samplers": Need(8)}):
+    with connected("local", {"cluster.samplers": 8}):
         yield

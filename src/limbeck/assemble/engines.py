@@ -41,6 +41,8 @@ def make_engine(site: Site, learner: Learner, task: Task, stop_ids: tuple[int, .
 
 
 def _hf(section: HFEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
+    if site.fleet is not None and site.fleet.samplers is not None:
+        return site.fleet.samplers
     if isinstance(learner, LocalLearner) and learner.lm is site.student:
         return InProcessEngine(site.student, section, learner.autocast)
     return InProcessEngine(site.student, section, shared=False)

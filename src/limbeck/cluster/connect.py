@@ -1,6 +1,6 @@
 """To a Ray cluster and back.
 
-    with connected("local", {"cluster.learners": Need(2), "cluster.samplers": Need(2)}, store_bytes):
+    with connected("local", {"cluster.learners": 2, "cluster.samplers": 2}, store_bytes) as resources:
         ...
 
 A local one is the run's own: it listens on the loopback alone, asks for a token that only this user can read, shows no
@@ -17,7 +17,6 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,34 +31,24 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: every l
 STORE = 512 * 2**20  # bytes of the object store beside the weights: samples, states of teachers
 
 
-@dataclass(frozen=True)
-class Need:
-    """Processes of a role, and the devices of each."""
-
-    processes: int
-    gpus: int = 0
-
-
 @contextlib.contextmanager
-def connected(address: str, needs: Mapping[str, Need], store_bytes: int = 0) -> Iterator[None]:
-    """A Ray with a processor for each process of `needs`, by the recipe's key.
+def connected(address: str, processes: Mapping[str, int], store_bytes: int = 0) -> Iterator[Mapping[str, float]]:
+    """A Ray, and what it has: a local one has a processor for each of `processes`, by the recipe's key.
 
-    Raises `RecipeError` where Ray is not installed, cannot be reached, or has too little for a role.
+    Raises `RecipeError` where Ray is not installed or cannot be reached.
     """
     own = address == "local"
     with _environment({**EVERYWHERE, **({**LOOPBACK, **_token()} if own else {})}):
         ray = _import_ray()
         if ray.is_initialized():  # the caller's, who also ends it
-            _require(ray.cluster_resources(), needs, address)
-            yield
+            yield ray.cluster_resources()
             return
         try:
             if own:
-                _start(ray, sum(need.processes for need in needs.values()), store_bytes)
+                _start(ray, sum(processes.values()), store_bytes)
             else:
                 _join(ray, address)
-            _require(ray.cluster_resources(), needs, address)
-            yield
+            yield ray.cluster_resources()
         finally:
             ray.shutdown()
             if own:
@@ -148,15 +137,18 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no reason given'}"
 
 
-def _require(resources: Mapping[str, float], needs: Mapping[str, Need], address: str) -> None:
-    """Raises `RecipeError` naming the key to lower: a process without a place would be waited for without an end."""
-    for what, name in (("CPU", "processors"), ("GPU", "GPUs")):
-        wanted = {key: need.processes * (1 if what == "CPU" else need.gpus) for key, need in needs.items()}
-        there, total = int(resources.get(what, 0)), sum(wanted.values())
-        if total > there:
-            parts = ", ".join(f"{key} {count}" for key, count in wanted.items() if count)
-            most = max(wanted, key=lambda key: wanted[key])
+def require(resources: Mapping[str, float], processes: Mapping[str, int], gpus: int, address: str) -> None:
+    """Raises `RecipeError` naming the key to lower: a process without a place would be waited for without an end.
+
+    `gpus` each of them has, besides a processor.
+    """
+    total = sum(processes.values())
+    for what, name, each in (("CPU", "processors", 1), ("GPU", "GPUs", gpus)):
+        if total * each > (there := int(resources.get(what, 0))):
+            parts = ", ".join(f"{key} = {count}" for key, count in processes.items())
+            most = max(processes, key=lambda key: processes[key])
+            or_else = ", or set device = 'cpu'" if what == "GPU" else ""
             raise RecipeError(
-                f"the fleet needs {total} {name} ({parts}), but the Ray cluster at {address!r} has {there}. Lower "
-                f"{most}, or add nodes to the cluster."
+                f"the fleet needs {total * each} {name} ({parts}), but the Ray cluster at {address!r} has {there}. "
+                f"Lower {most}, or add nodes to the cluster{or_else}."
             )

@@ -19,7 +19,7 @@ import pickle
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -130,7 +130,7 @@ class Link:
             except RayActorError as error:
                 lost = error
                 _wait_for(self.actor)
-        raise _lost(self.name, method, lost)
+        raise _lost(self.name, method, lost, LOSSES)
 
 
 def _wait_for(actor: Any) -> None:
@@ -159,11 +159,12 @@ def _opened(name: str, answer: _Answer) -> Any:
     raise answer.error
 
 
-def _lost(name: str, method: str, error: BaseException) -> LostWorkerError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _lost(name: str, method: str, error: BaseException | None, times: int) -> LostWorkerError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if ":" not in line[:20]), type(error).__name__)
     return LostWorkerError(
-        f"{name} was lost in {method or 'start'!r} {LOSSES} times in a row, the last time so: {reason} A process that "
-        "is killed each time mostly has too little memory: look at the kernel's log on its node."
+        f"{name} was lost in {method or 'start'!r}{f' {times} times in a row' if times > 1 else ''}: {reason} A "
+        "process that is killed again and again mostly has too little memory: look at the kernel's log on its node."
     )
 
 
@@ -171,7 +172,7 @@ def _lost(name: str, method: str, error: BaseException) -> LostWorkerError:
 class Worker:
     """The driver's hold on one process. `build` is called in it and has to be picklable.
 
-    With `restarts` a dead process is replaced; without, its death raises `LostWorkerError` at once.
+    With `restarts` a dead process is replaced; without, it has to be asked by `ask`.
     """
 
     name: str
@@ -205,35 +206,46 @@ class Worker:
 
     async def call(self, method: str, *args: Any) -> Any:
         """What `method` of the part returns. Raises what it raises, and `LostWorkerError`."""
-        life = None
+        lost: BaseException | None = None
         for _ in range(LOSSES):
+            life = None
             try:
-                await self._alive()
-                life = self._life
+                life = await self._alive()
                 answer = await self._ask(life, method, args)
             except RayActorError as error:
-                lost: BaseException = error
+                lost = error
                 self.losses += 1
-                if not self.restarts:
-                    break
                 logger.warning("%s was lost in %s; it is started anew and asked again", self.name, method or "start")
             else:
                 if not answer.is_new:
                     return _opened(self.name, answer)
-                lost = RuntimeError("it had died before it was asked.")
+                lost = lost or RuntimeError("it had died before it was asked.")
             if self._life == life:
                 self._life = None
-        raise _lost(self.name, method, lost)
+        raise _lost(self.name, method, lost, LOSSES)
 
-    async def _alive(self) -> None:
-        """A process that has been asked what is in `state`."""
+    def ask(self, method: str, args: Sequence[Any]) -> Awaitable[Any]:
+        """`call` of one that is not replaced. The process has been asked when this returns, before it is awaited."""
+        ref = self._submit(None, method, args)
+
+        async def answer() -> Any:
+            try:
+                with self.watch(self.name, method or "start"):
+                    return _opened(self.name, await ref)
+            except RayActorError as error:
+                raise _lost(self.name, method, error, 1) from None
+
+        return answer()
+
+    async def _alive(self) -> str:
+        """The life of a process that has been asked what is in `state`."""
         async with self._reviving:
             if self._life is not None:
-                return
+                return self._life
             while True:
                 try:
                     with self.watch(self.name, "start"):
-                        life = (await self.link.actor.who.remote())[0]
+                        life: str = (await self.link.actor.who.remote())[0]
                     break
                 except ActorDiedError:
                     raise
@@ -242,12 +254,15 @@ class Worker:
             for method, *args in self.state:
                 answer = await self._ask(life, method, args)
                 if answer.is_new:
-                    return
+                    return life  # which is over: whoever asks it hears so
                 _opened(self.name, answer)
             self._life = life
+            return life
 
-    async def _ask(self, life: str | None, method: str, args: Sequence[Any]) -> _Answer:
+    async def _ask(self, life: str, method: str, args: Sequence[Any]) -> _Answer:
         with self.watch(self.name, method or "start"):
-            call = self.link.actor.call.options(name=_title(self.name, method))
-            answer: _Answer = await call.remote(life, method, args)
+            answer: _Answer = await self._submit(life, method, args)
             return answer
+
+    def _submit(self, life: str | None, method: str, args: Sequence[Any]) -> Any:
+        return self.link.actor.call.options(name=_title(self.name, method)).remote(life, method, args)

@@ -13,6 +13,8 @@ from typing import Annotated, TypeAlias
 from pydantic import AfterValidator, Field
 
 from limbeck.config.base import Config
+from limbeck.config.engine import SGLangEngineConfig, VLLMEngineConfig
+from limbeck.config.factory import PythonPartConfig
 from limbeck.config.values import Line
 from limbeck.formatting import shown
 
@@ -42,3 +44,22 @@ class ClusterConfig(Config):
     learners: Processes = Field(1, description="processes that share the student's weights and its optimizer (FSDP2)")
     samplers: Processes = Field(1, description="processes that sample; their number changes no bit of the weights")
     teachers: Processes = Field(1, description="processes of each local teacher; a served one has its URLs")
+
+
+def refuse_with_cluster(cluster: ClusterConfig, learner: object, engine: object, device: str) -> None:
+    """Raises `ValueError` for what a fleet cannot do, by the recipe's other tables."""
+    if isinstance(learner, PythonPartConfig):
+        raise ValueError(
+            "[cluster] shares the student among processes, which learner.kind = 'local' does and a learner of your own "
+            "(kind = 'python') cannot. Remove one of the two tables."
+        )
+    if isinstance(engine, SGLangEngineConfig | VLLMEngineConfig | PythonPartConfig) and cluster.samplers > 1:
+        raise ValueError(
+            f"cluster.samplers = {cluster.samplers}, but engine.kind = {engine.kind!r} samples by itself. Remove "
+            "cluster.samplers; several servers are several addresses in engine.url."
+        )
+    if ":" in device:
+        raise ValueError(
+            f"device = {device!r} names one device, but with [cluster] each process is given its own. Set device = "
+            f"{device.partition(':')[0]!r}."
+        )

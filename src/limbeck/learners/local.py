@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -190,6 +190,36 @@ class LocalLearner:
         if self.adapters is not None:
             self.adapters.load(folder / ADAPTER_FOLDER)
         self._replace_lease(self.version)
+
+    def know_heads(self, heads: Heads) -> None:
+        """Output heads, by fingerprint, of hidden states that will come. Raises `ContractError` for one too small."""
+        self.heads = _narrowed(heads, self.lm)
+
+    def policy_of(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> LocalPolicy:
+        """The policy whose `trained` gave these tensors. They are read, never written."""
+        held = {self.parameters[name]: tensor for name, tensor in tensors}
+        budget = self.config.micro_batch_tokens
+        return LocalPolicy(self.lm, version, self.adapters, budget=budget, autocast=self.autocast, held=held)
+
+    def take(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Hold the weights of another learner of this student: what `LocalPolicy.trained` gave there.
+
+        Raises `ModelError` for other names or shapes. The optimizer knows nothing of them: this is for sampling.
+        """
+        self._replace_lease(version)
+        missing = dict(self.parameters)
+        with torch.no_grad():
+            for name, tensor in tensors:
+                parameter = missing.pop(name, None)
+                if parameter is None or parameter.shape != tensor.shape:
+                    raise ModelError(
+                        f"weights of update {version} have {name!r} of shape {list(tensor.shape)}, which "
+                        f"{self.lm.name} does not train here. Do all processes of the fleet see the same model folder?"
+                    )
+                parameter.copy_(tensor)
+        if missing:
+            raise ModelError(f"weights of update {version} lack {next(iter(missing))!r}, and {len(missing) - 1} more")
+        self.version = version
 
     def _replace_lease(self, version: int) -> None:
         """End the lease of every policy that was published so far: the weights are about to be those of `version`."""

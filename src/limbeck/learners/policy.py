@@ -105,6 +105,17 @@ class LocalPolicy:
             name, tensor = found
             yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
 
+    def trained(self) -> Iterator[tuple[str, Tensor]]:
+        """What training changes, under the names that the parameters have in the model, in the dtype they are held in.
+
+        All weights, or the adapter alone. They are the memory itself where it is not held elsewhere. Raises
+        `StalePolicyError`.
+        """
+        for name, parameter in self.lm.model.named_parameters():
+            if parameter.requires_grad:
+                self._lease.check()
+                yield name, self._held.get(parameter, parameter.data)
+
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """An ordinary Hugging Face model folder with its tokenizer, adapters merged in. Raises `StalePolicyError`."""
         self._lease.check()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,32 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
     _check_finite(lm)
     _prove_rows(lm)
     prove_head(lm)
+    return lm
+
+
+def load_outline(section: ModelConfig) -> CausalLM:
+    """A model and its tokenizer without weights, on the meta device: for whoever has to know it and not to run it.
+
+    Nothing is proven; whoever loads the weights does that. Raises `ModelError` as `load_model` does for a folder.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    path = resolve(section.model)
+    check_model_folder(Path(path))
+    if Path(path).is_dir():
+        check_files(Path(path))
+    config = _read_config(section.model, path)
+    tokenizer = load_tokenizer(section.model)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, section.dtype))
+    except Exception as error:  # the architecture's own
+        raise _not_loaded(f"cannot lay out the model {section.model!r}", error) from error
+    with suppress(OSError):  # many have none
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    lm = CausalLM(section.model, model, tokenizer, vocabulary=0)
+    lm.vocabulary = _vocabulary(lm)
+    check_stop_ids(lm)
     return lm
 
 

@@ -16,7 +16,9 @@ from limbeck.formatting import significant
 EVALUATION_KEYS = ("prompts", "samples_per_prompt", "greedy")
 ROUNDING_KEYS = ("device", "threads")
 # Changing these does not change the steps that were already made.
-FREE_TO_CHANGE = ("steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record")
+FREE_TO_CHANGE = (
+    "steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record", "cluster",
+)  # fmt: skip
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:
