@@ -9,6 +9,7 @@
     ├── EngineError                      sampling failed and retrying did not help
     ├── TeacherError                     scoring failed and retrying did not help
     ├── NonFiniteError                   a loss or a gradient is NaN or infinite; nothing was updated
+    ├── LostLearnerError                 a process of the learner is gone; resume from the last checkpoint
     └── RunError                         a run folder or a checkpoint cannot be written or read
 
 `LimbeckError` is what a caller catches; the command line prints it as one message and exits 1.
@@ -73,6 +74,10 @@ class NonFiniteError(LimbeckError):
     def __init__(self, message: str, samples: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.samples = samples
+
+
+class LostLearnerError(LimbeckError):
+    """One of the processes that train together is gone. The run can be resumed from its last checkpoint."""
 
 
 class RunError(LimbeckError):
