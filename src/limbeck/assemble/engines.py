@@ -21,6 +21,7 @@ from limbeck.engines.served import ServedEngine, Server
 from limbeck.engines.sglang import SGLangServer
 from limbeck.engines.vllm import VLLMServer
 from limbeck.learners.local import LocalLearner
+from limbeck.models.loading import load_model
 from limbeck.protocols import Engine, Learner, Task
 from limbeck.records import Sampling
 from limbeck.wire.http import Pool, PoolSettings
@@ -41,9 +42,13 @@ def make_engine(site: Site, learner: Learner, task: Task, stop_ids: tuple[int, .
 
 
 def _hf(section: HFEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
-    if isinstance(learner, LocalLearner) and learner.lm is site.student:
+    if not (isinstance(learner, LocalLearner) and learner.lm is site.student):
+        return InProcessEngine(site.student, section, shared=False)
+    if site.recipe.rollout.lag == 0:
         return InProcessEngine(site.student, section, learner.autocast)
-    return InProcessEngine(site.student, section, shared=False)
+    own = load_model(site.recipe.student, site.device)  # it gets its weights from the policy
+    own.vocabulary = site.student.vocabulary
+    return InProcessEngine(own, section, learner.autocast, shared=False)
 
 
 def _served(server: Callable[[Any], Server]) -> Callable[..., Engine]:

@@ -38,7 +38,7 @@ from limbeck.learners.checkpoint import (
     save_state,
     weights_of,
 )
-from limbeck.learners.policy import Lease, LocalPolicy
+from limbeck.learners.policy import WEIGHTS, Lease, LocalPolicy
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
 from limbeck.models.causal_lm import CausalLM, first_line, precision, turn_off_training_noise
@@ -172,9 +172,10 @@ class LocalLearner:
             policy.save(folder / MODEL_FOLDER)
         else:
             policy.save_adapter(folder / ADAPTER_FOLDER)
-        save_state(
-            folder / LEARNER_FILE, self.version, self.optimizer, self.parameters, weights_of(self.lm, self.adapters)
-        )
+        with WEIGHTS:
+            save_state(
+                folder / LEARNER_FILE, self.version, self.optimizer, self.parameters, weights_of(self.lm, self.adapters)
+            )
 
     def restore(self, folder: Path) -> None:
         """Take up what `save` wrote. Full weights are loaded with the model, from the checkpoint's `model/`.
@@ -190,6 +191,11 @@ class LocalLearner:
         if self.adapters is not None:
             self.adapters.load(folder / ADAPTER_FOLDER)
         self._replace_lease(self.version)
+
+    def restore_policy(self, folder: Path, version: int) -> LocalPolicy:
+        """See `protocols.RestoresPolicies`."""
+        budget, autocast = self.config.micro_batch_tokens, self.autocast
+        return LocalPolicy(self.lm, version, self.adapters, budget=budget, autocast=autocast).read(folder)
 
     def _replace_lease(self, version: int) -> None:
         """End the lease of every policy that was published so far: the weights are about to be those of `version`."""

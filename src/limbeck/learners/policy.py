@@ -9,6 +9,7 @@ Nothing is copied to publish. The learner's next update ends the lease: from the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import ModelError, StalePolicyError
+from limbeck.config.student import StudentConfig
+from limbeck.errors import ModelError, RunError, StalePolicyError
 from limbeck.learners.adapters import LoraAdapters
 from limbeck.learners.saving import write_model
 from limbeck.models.causal_lm import CausalLM, precision
 from limbeck.models.layout import lay_out, plan
+from limbeck.models.loading import load_model
 from limbeck.models.scoring import refusal, score_hidden
 from limbeck.models.states import LocalStates
 from limbeck.records import (
@@ -37,6 +40,7 @@ from limbeck.records import (
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCORER = "student"
+WEIGHTS = threading.RLock()  # a checkpoint is written in a thread of its own: no weights are exchanged under it
 
 
 @dataclass(eq=False)
@@ -126,17 +130,35 @@ class LocalPolicy:
             held = {parameter: parameter.detach().clone() for parameter in parameters}
         return LocalPolicy(self.lm, self.version, self.adapters, budget=self.budget, autocast=self.autocast, held=held)
 
+    def read(self, folder: Path) -> LocalPolicy:
+        """A copy with the weights that `save` wrote to `folder`, or `save_adapter` where there is an adapter.
+
+        Raises `RunError` where there is no such folder or it is of another adapter, and `ModelError`.
+        """
+        if not folder.is_dir():
+            raise RunError(f"{folder} is missing: it held the weights of version {self.version}.")
+        if self.adapters is not None:
+            copied = self.hold()
+            with copied._in_place():
+                self.adapters.load(folder)
+            return copied
+        source = StudentConfig.model_validate({"model": str(folder), "dtype": self.info.dtype})
+        theirs = dict(load_model(source, self.lm.device).model.named_parameters())
+        held = {parameter: theirs[name].data for name, parameter in self.lm.model.named_parameters()}
+        return LocalPolicy(self.lm, self.version, budget=self.budget, autocast=self.autocast, held=held)
+
     @contextmanager
     def _in_place(self) -> Iterator[None]:
         """The held values where the live ones lie, which come back untouched. Nothing is copied."""
-        live = {parameter: parameter.data for parameter in self._held}
-        try:
-            for parameter, value in self._held.items():
-                parameter.data = value
-            yield
-        finally:
-            for parameter, value in live.items():
-                parameter.data = value
+        with WEIGHTS:
+            live = {parameter: parameter.data for parameter in self._held}
+            try:
+                for parameter, value in self._held.items():
+                    parameter.data = value
+                yield
+            finally:
+                for parameter, value in live.items():
+                    parameter.data = value
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
         """Log-probs under these weights, each at its request's temperature. Raises `StalePolicyError`.
