@@ -20,7 +20,18 @@ from limbeck.models.loading import load_model, read_model
 from limbeck.models.shards import whole
 from limbeck.models.states import LocalStates
 from limbeck.objectives import JSD, ForwardKL, Loss, ReverseKL
-from limbeck.records import HiddenScores, Key, Prompt, Sampled, Sampling, Scored, Scores, TokenScores, TopKScores, single_turn
+from limbeck.records import (
+    HiddenScores,
+    Key,
+    Prompt,
+    Sampled,
+    Sampling,
+    Scored,
+    Scores,
+    TokenScores,
+    TopKScores,
+    single_turn,
+)
 from tests import tiny
 
 TEMPERATURE = 0.8
@@ -92,7 +103,9 @@ def learner_of(case: Case, folder: Path, ranks: Ranks, exact: bool = True, sourc
     if exact:
         tiny.in_float64(lm)
     teacher = teacher_of(case, folder, exact)
-    return LocalLearner(lm, config_of(case), case.loss, 10, 0, {teacher.head().fingerprint(): teacher.head().detach()}, ranks)
+    return LocalLearner(
+        lm, config_of(case), case.loss, 10, 0, {teacher.head().fingerprint(): teacher.head().detach()}, ranks
+    )
 
 
 def teacher_of(case: Case, folder: Path, exact: bool = True) -> CausalLM:

@@ -6,8 +6,10 @@ sampler's too, and never updates it. Nothing here imports Ray before there is a 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -18,18 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from limbeck.assemble.engines import CopyEngine
 from limbeck.assemble.site import Given, pick_device
 from limbeck.config.engine import HFEngineConfig
 from limbeck.config.factory import Build
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.recipe import Recipe
 from limbeck.config.student import StudentConfig
-from limbeck.engines.hf import InProcessEngine
 from limbeck.errors import RecipeError, RunError
 from limbeck.learners.local import LocalLearner
+from limbeck.learners.ranks import open_rank
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
-from limbeck.models.loading import load_model
+from limbeck.models.loading import load_model, load_outline
 from limbeck.objectives import loss_of
 
 if TYPE_CHECKING:
@@ -51,7 +54,6 @@ class StudentPlan:
     source: StudentConfig  # where its weights come from: with full weights a checkpoint's, once there is one
     vocabulary: int
     folder: Path
-    mark: Path | None = None  # a file that whoever shares the run's folder sees
 
 
 @dataclass
@@ -75,29 +77,38 @@ class Fleet:
 
     async def start(self, plan: StudentPlan) -> None:
         """The learner and, where the student samples in processes of ours, the samplers. Raises what they raise."""
-        import asyncio
+        from limbeck.cluster.samplers import Samplers
 
-        from limbeck.cluster.learners import Rank, RankGroup
-        from limbeck.cluster.samplers import Sampler, Samplers
-
-        assert self.recipe.cluster is not None
-        world = self.recipe.cluster.learners
-        ranks = [
-            self.worker(
-                f"learner {rank + 1}", partial(Rank, partial(build_learner, plan, rank, world), rank), restarts=False
-            )
-            for rank in range(world)
-        ]
-        self.learner = RankGroup(ranks)
-        starting = [self.learner.start()]
+        starting = [self._start_learner(plan)]
         if isinstance(self.recipe.engine, HFEngineConfig):
-            build = partial(Sampler, partial(build_sampler, plan))
-            workers = [self.worker(f"sampler {i + 1}", build) for i in range(self.recipe.cluster.samplers)]
+            count = processes_of(self.recipe)["cluster.samplers"]
+            workers = [self.worker(f"sampler {i + 1}", partial(build_sampler, plan)) for i in range(count)]
             self.samplers = Samplers(workers, self.recipe.engine.max_rows)
             starting.append(self.samplers.start())
         await asyncio.gather(*starting)
-        if plan.mark is not None:
-            plan.mark.unlink()
+
+    async def _start_learner(self, plan: StudentPlan) -> None:
+        from limbeck.cluster.learners import Rank, RankGroup
+
+        world = processes_of(self.recipe)["cluster.learners"]
+        folder = plan.folder.absolute()
+        meeting, mark = folder / f".ranks-{secrets.token_hex(8)}", folder / f".shared-{secrets.token_hex(8)}"
+        mark.touch()
+        try:
+            ranks = [
+                self.worker(
+                    f"learner {rank + 1}", partial(Rank, partial(build_rank, plan, mark, rank, world)), restarts=False
+                )
+                for rank in range(world)
+            ]
+            host, port = await ranks[0].free_address()
+            # Nothing need listen where all are on one machine.
+            where = f"file://{meeting}" if host.startswith("127.") else f"tcp://{host}:{port}"
+            self.learner = RankGroup(ranks)
+            await self.learner.start(where)
+        finally:
+            mark.unlink()
+            meeting.unlink(missing_ok=True)
 
     async def learner_with(self, heads: Mapping[str, Head]) -> RankGroup:
         """Knowing the output heads of what will be scored."""
@@ -149,31 +160,32 @@ def _warn_of_idle_samplers(recipe: Recipe) -> None:
 # --- in the processes ---------------------------------------------------------------------------------
 
 
-def build_learner(plan: StudentPlan, rank: int = 0, world: int = 1) -> LocalLearner:
-    """A learner of `world`. Raises `LimbeckError` as one process would."""
-    if plan.mark is not None:
-        _require_shared(plan.mark, rank)
-    recipe = plan.recipe
-    device = pick_device(recipe.device)
-    lm = load_model(plan.source, device)
-    lm.vocabulary = plan.vocabulary
-    build = Build(recipe, lm.info(), lm.tokenizer, device, recipe.seed, plan.folder)
+def build_rank(plan: StudentPlan, mark: Path, rank: int, count: int, where: str) -> LocalLearner:
+    """One of `count` learners, which meet at `where`. Raises `LimbeckError` as one process would.
+
+    `mark` is a file in the run's folder.
+    """
+    _require_shared(mark, rank)
+    recipe, device = plan.recipe, pick_device(plan.recipe.device)
+    student = load_outline(plan.source)
+    student.vocabulary = plan.vocabulary
+    build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, plan.folder)
     assert isinstance(recipe.learner, LocalLearnerConfig)
-    return LocalLearner(lm, recipe.learner, loss_of(recipe.objective, None, build), recipe.steps, recipe.seed)
+    loss = loss_of(recipe.objective, None, build)
+    return open_rank(
+        recipe.learner, loss, recipe.steps, recipe.seed, plan.source, rank, count, where, str(device),
+        vocabulary=plan.vocabulary,
+    )  # fmt: skip
 
 
-def build_sampler(plan: StudentPlan) -> tuple[LocalLearner, InProcessEngine]:
-    """The student as the learner holds it, adapters and all, and an engine that samples from it."""
-    assert isinstance(plan.recipe.engine, HFEngineConfig)
-    learner = build_learner(StudentPlan(plan.recipe, plan.source, plan.vocabulary, plan.folder))
-    return learner, InProcessEngine(learner.lm, plan.recipe.engine, learner.autocast)
-
-
-def mark_of(folder: Path) -> Path:
-    """A new file in the run's folder, by which another process knows it."""
-    mark = folder.absolute() / f".shared-{secrets.token_hex(8)}"
-    mark.touch()
-    return mark
+def build_sampler(plan: StudentPlan) -> CopyEngine:
+    """An engine over a copy of the student, which gets its weights later."""
+    recipe = plan.recipe
+    assert isinstance(recipe.engine, HFEngineConfig)
+    assert isinstance(recipe.learner, LocalLearnerConfig)
+    lm = load_model(plan.source, pick_device(recipe.device))
+    lm.vocabulary = plan.vocabulary
+    return CopyEngine(LocalLearner(lm, recipe.learner, recipe.objective, recipe.steps, recipe.seed), recipe.engine)
 
 
 def _require_shared(mark: Path, rank: int) -> None:
@@ -181,8 +193,6 @@ def _require_shared(mark: Path, rank: int) -> None:
     end = time.monotonic() + SEEN_WITHIN
     while not mark.exists():
         if time.monotonic() > end:
-            import socket
-
             raise RunError(
                 f"learner {rank + 1} on node {socket.gethostname()} does not see the run's folder {mark.parent}. "
                 "Checkpoints are written and read there by the learners: put it on a file system that all nodes share "

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from limbeck.assemble.engines import make_engine
-from limbeck.assemble.fleet import StudentPlan, mark_of, open_fleet
+from limbeck.assemble.fleet import StudentPlan, open_fleet
 from limbeck.assemble.own import OwnLearner, checked_part
+from limbeck.assemble.policies import policies_to_sample_from
 from limbeck.assemble.same_as_before import same_base_as_before, same_model_as_before
 from limbeck.assemble.site import Given, Site, pick_device
 from limbeck.assemble.teachers import open_teachers
@@ -101,8 +102,7 @@ async def _assemble(
     )
     keep_prompts(folder, task, recipe, checkpoint)
     if fleet is not None:
-        mark = mark_of(folder.path) if folder.path == run_path(recipe) else None  # else nothing is kept in it
-        await fleet.start(StudentPlan(recipe, source, vocabulary, folder.path, mark))
+        await fleet.start(StudentPlan(recipe, source, vocabulary, folder.path))
     proven = await teachers.prove(site, task)
     reference_teacher = None if reference is None else LocalTeacher("reference", reference)
     if reference_teacher is not None:
@@ -115,7 +115,8 @@ async def _assemble(
     stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
     student_top = loss.size if proven.asks_about_ids else 0
     engine = make_engine(site, learner, task, stop_ids, student_top)
-    await engine.load(await learner.publish())
+    policies = await policies_to_sample_from(learner, recipe.rollout.lag, checkpoint)
+    await engine.load(policies[0])
     results = [*_notes(student), *proven.results, *(engine.results if isinstance(engine, ServedEngine) else ())]
     folder.write_lines("contract.jsonl", [asdict(result) for result in results])
     run = Run(
@@ -139,6 +140,7 @@ async def _assemble(
         teacher_seconds=proven.seconds,
         resources=resources,
     )
+    run.versions.begin(policies)
     return Assembled(run, tuple(results))
 
 

@@ -30,10 +30,17 @@ GRACE = 60.0  # seconds after which ranks that do not answer wait for one that h
 
 
 class Rank:
-    """In its process: one learner of the group. Arguments of size come by reference."""
+    """In its process: one learner of the group. Arguments of size come by reference.
 
-    def __init__(self, build: Callable[[], LocalLearner], rank: int) -> None:
-        self.learner, self.first = build(), rank == 0
+    `build` is called with the place where the ranks meet.
+    """
+
+    def __init__(self, build: Callable[[str], LocalLearner]) -> None:
+        self.build = build
+
+    def start(self, where: str) -> None:
+        self.learner = self.build(where)
+        self.first = self.learner.ranks.is_first
 
     def know_heads(self, heads: Any) -> None:
         self.learner.know_heads(ray.get(heads))
@@ -64,7 +71,7 @@ class Rank:
         """What a method of the policy with these weights does: the learner's own, or one of before."""
         policy = await self.learner.publish()
         if policy.version != weights.version:
-            policy = self.learner.policy_of(weights.version, weights.read())
+            policy = self.learner.policy_of(weights.version, weights.trained())
         if method == "tensors":
             return put(weights.version, policy.tensors(*args), self.first)
         found = getattr(policy, method)(*args)
@@ -87,7 +94,7 @@ class FleetPolicy:
         """To this process. Samplers of the fleet take `weights` instead."""
         self._check()
         found: Weights = self.group.call_now("of_policy", self.weights, "tensors", dtype)
-        yield from found.read()
+        yield from found.trained()
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         self._check()
@@ -123,9 +130,9 @@ class RankGroup:
         self._submitting = threading.Lock()  # all ranks have to meet the same calls in the same order
         self._ended: Exception | None = None
 
-    async def start(self) -> None:
-        """Build all ranks at once: they wait for each other. Raises what a builder raises."""
-        await self.call("")
+    async def start(self, where: str) -> None:
+        """Build all ranks at once: they wait for each other at `where`. Raises what a builder raises."""
+        await self.call("start", where)
 
     async def know_heads(self, heads: Mapping[str, Any]) -> None:
         await self.call("know_heads", ray.put(dict(heads)))

@@ -10,31 +10,16 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from limbeck.cluster.learners import FleetPolicy
 from limbeck.cluster.weights import Weights
 from limbeck.cluster.worker import Worker
 from limbeck.errors import EngineError
-from limbeck.protocols import Engine, Policy
+from limbeck.protocols import Policy
 from limbeck.records import Failure, Sampled, SampleRequest
 from limbeck.reports import WeightTransfer
-
-
-class Sampler:
-    """In its process: the student as one process holds it, with the engine that samples from it."""
-
-    def __init__(self, build: Callable[[], tuple[Any, Engine]]) -> None:
-        self.learner, self.engine = build()  # a learner that makes no updates
-
-    async def load(self, weights: Weights) -> None:
-        self.learner.take(weights.version, weights.read())
-        await self.engine.load(await self.learner.publish())
-
-    async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
-        return await self.engine.sample(unit)
 
 
 @dataclass(order=True)

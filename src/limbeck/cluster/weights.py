@@ -1,7 +1,7 @@
 """Weights on their way from the learner to the samplers, through Ray's object store.
 
     weights = put(policy)              in rank 0; other ranks call it too, for gathering takes all of them
-    for name, tensor in weights.read()         in a sampler, without a copy where the store is on its node
+    for name, tensor in weights.trained()         in a sampler, without a copy where the store is on its node
 
 They travel as they are held, tensor by tensor. A version stays for as long as somebody has its `Weights`.
 """
@@ -33,7 +33,7 @@ class Weights:
     bytes: int
     seconds: float  # for gathering and putting
 
-    def read(self) -> Iterator[tuple[str, Tensor]]:
+    def trained(self) -> Iterator[tuple[str, Tensor]]:
         """One at a time. To be read only: it is the memory that others read too."""
         for name, dtype, ref in self.parts:
             try:

@@ -16,6 +16,7 @@ import inspect
 import logging
 import os
 import pickle
+import socket
 import time
 import traceback
 import uuid
@@ -81,6 +82,14 @@ class _Process:
         doing = self.doing
         now = None if doing is None else (doing[0], time.monotonic() - doing[1])
         return self.life, os.getpid(), ray.get_runtime_context().get_node_id(), now
+
+    @ray.method(concurrency_group=BESIDE)
+    async def free_address(self) -> tuple[str, int]:
+        """Of this node: where others can meet this process."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1]
 
     async def call(self, life: str | None, method: str, args: Sequence[Any]) -> _Answer:
         """`life` None: whichever it is."""
@@ -199,6 +208,11 @@ class Worker:
     async def start(self) -> None:
         """Raises what the builder raises."""
         await self.call("")
+
+    async def free_address(self) -> tuple[str, int]:
+        """Host and port of its node, for what it starts to listen there."""
+        found: tuple[str, int] = await self.link.actor.free_address.remote()
+        return found
 
     def kill(self) -> None:
         """End the process for good, whatever it is in."""

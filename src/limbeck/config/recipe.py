@@ -56,6 +56,9 @@ class RolloutConfig(Config):
     stop_ids: tuple[TokenId, ...] = Field(
         (), max_length=1000, description="stop tokens besides those of the generation config and the tokenizer"
     )
+    lag: Annotated[int, Field(ge=0, le=64)] = Field(
+        0, description="step n is sampled with the weights of update max(0, n - 1 - lag), while updates are made"
+    )
 
 
 class EvalConfig(Config):

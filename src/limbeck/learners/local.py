@@ -11,11 +11,11 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ObjectiveConfig
@@ -38,7 +38,7 @@ from limbeck.learners.checkpoint import (
     save_state,
     weights_of,
 )
-from limbeck.learners.policy import Lease, LocalPolicy
+from limbeck.learners.policy import WEIGHTS, Lease, LocalPolicy
 from limbeck.learners.process_group import Ranks, Sharding
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
@@ -46,7 +46,7 @@ from limbeck.models.causal_lm import CausalLM, first_line, precision, turn_off_t
 from limbeck.models.equivalence import prove_packing, share_prompts, use_fused_forward
 from limbeck.models.layout import Layout
 from limbeck.models.loading import prove_model
-from limbeck.models.shards import inside, whole
+from limbeck.models.shards import inside, like, rows_here, whole
 from limbeck.objectives import Loss, Measured, distillation_loss, loss_of
 from limbeck.records import Scored
 from limbeck.reports import Mean, StepReport, Trace
@@ -188,15 +188,7 @@ class LocalLearner:
 
     async def publish(self) -> LocalPolicy:
         """A lease on the weights as they are. The next update ends it."""
-        return LocalPolicy(
-            self.lm,
-            self.version,
-            self.adapters,
-            budget=self.config.micro_batch_tokens,
-            autocast=self.autocast,
-            lease=self._lease,
-            ranks=self.ranks,
-        )
+        return self._policy(self.version, lease=self._lease)
 
     def save(self, folder: Path) -> None:
         """A checkpoint: `model/` (with LoRA `adapter/` in its place) and `learner.safetensors`. See `checkpoint`.
@@ -209,7 +201,7 @@ class LocalLearner:
         else:
             policy.save_adapter(folder / ADAPTER_FOLDER)
         weights = weights_of(self.lm, self.adapters)
-        with self.ranks.guarded("saving"):
+        with WEIGHTS, self.ranks.guarded("saving"):
             save_state(folder / LEARNER_FILE, self.version, self.optimizer, self.parameters, weights, self.ranks)
 
     def restore(self, folder: Path) -> None:
@@ -227,6 +219,10 @@ class LocalLearner:
             self.adapters.load(folder / ADAPTER_FOLDER)
         self._replace_lease(self.version)
 
+    def restore_policy(self, folder: Path, version: int) -> LocalPolicy:
+        """See `protocols.RestoresPolicies`."""
+        return self._policy(version).read(folder)
+
     def know_heads(self, heads: Heads) -> None:
         """Output heads, by fingerprint, of hidden states that will come. Raises `ContractError` for one too small."""
         self.heads = _narrowed(heads, self.lm)
@@ -238,10 +234,21 @@ class LocalLearner:
             parameter = self.parameters[name]
             rows = tensor if self.ranks.count == 1 else tensor[rows_here(parameter)].clone()
             held[parameter] = like(parameter, rows)
+        return self._policy(version, held=held)
+
+    def _policy(
+        self, version: int, lease: Lease | None = None, held: Mapping[nn.Parameter, Tensor] | None = None
+    ) -> LocalPolicy:
         return LocalPolicy(
-            self.lm, version, self.adapters, budget=self.config.micro_batch_tokens, autocast=self.autocast, held=held,
+            self.lm,
+            version,
+            self.adapters,
+            budget=self.config.micro_batch_tokens,
+            autocast=self.autocast,
+            lease=lease,
+            held=held,
             ranks=self.ranks,
-        )  # fmt: skip
+        )
 
     def take(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Hold the weights of another learner of this student: what `LocalPolicy.trained` gave there.

@@ -9,8 +9,9 @@ Nothing is copied to publish. The learner's next update ends the lease: from the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from limbeck.errors import ModelError, StalePolicyError
+from limbeck.config.student import StudentConfig
+from limbeck.errors import ModelError, RunError, StalePolicyError
 from limbeck.learners.adapters import LoraAdapters
 from limbeck.learners.process_group import Ranks
 from limbeck.learners.saving import write_model
 from limbeck.models.causal_lm import CausalLM, precision
 from limbeck.models.layout import lay_out, plan
+from limbeck.models.loading import load_model
 from limbeck.models.scoring import refusal, score_hidden
-from limbeck.models.shards import inside, standing_in, whole
+from limbeck.models.shards import inside, like, rows_here, standing_in, whole
 from limbeck.models.states import LocalStates
 from limbeck.records import (
     Adapter,
@@ -40,6 +43,7 @@ from limbeck.records import (
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCORER = "student"
+WEIGHTS = threading.RLock()  # a checkpoint is written in a thread of its own: no weights are exchanged under it
 
 
 @dataclass(eq=False)
@@ -166,9 +170,33 @@ class LocalPolicy:
             ranks=self.ranks,
         )
 
-    def _in_place(self, to_run: bool = False) -> AbstractContextManager[None]:
+    def read(self, folder: Path) -> LocalPolicy:
+        """A copy with the weights that `save` wrote to `folder`, or `save_adapter` where there is an adapter.
+
+        Raises `RunError` where there is no such folder or it is of another adapter, and `ModelError`.
+        """
+        if not folder.is_dir():
+            raise RunError(f"{folder} is missing: it held the weights of version {self.version}.")
+        if self.adapters is not None:
+            copied = self.hold()
+            with copied._in_place():
+                self.adapters.load(folder)
+            return copied
+        source = StudentConfig.model_validate({"model": str(folder), "dtype": self.info.dtype})
+        theirs = dict(load_model(source, self.lm.device).model.named_parameters())
+        held = {
+            parameter: like(parameter, theirs[name].data[rows_here(parameter)].clone())
+            for name, parameter in self.lm.model.named_parameters()
+        }
+        return LocalPolicy(
+            self.lm, self.version, budget=self.budget, autocast=self.autocast, held=held, ranks=self.ranks
+        )
+
+    @contextmanager
+    def _in_place(self, to_run: bool = False) -> Iterator[None]:
         """The held values where the live ones lie."""
-        return standing_in(self._held, to_run)
+        with WEIGHTS, standing_in(self._held, to_run):
+            yield
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
         """Log-probs under these weights, each at its request's temperature. Raises `StalePolicyError`.

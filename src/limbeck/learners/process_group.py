@@ -76,7 +76,11 @@ class Ranks:
 
         Nothing is read from the files, and adapters are not drawn in the files' narrower dtype.
         """
-        shapes = {} if self.mesh is None else {p: torch.zeros((), dtype=self.dtype).expand(p.shape) for p in lm.model.parameters()}
+        shapes = (
+            {}
+            if self.mesh is None
+            else {p: torch.zeros((), dtype=self.dtype).expand(p.shape) for p in lm.model.parameters()}
+        )
         with standing_in(shapes):
             yield
 
@@ -138,9 +142,7 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def join(
-    rank: int, count: int, init_method: str, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Ranks:
+def join(rank: int, count: int, init_method: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Ranks:
     """Meet the other ranks; `init_method` is "tcp://host:port" of the first, or "file:///path" on one machine.
 
     Raises `LostLearnerError` where not all of them come.
