@@ -29,7 +29,7 @@ from limbeck.records import (
     Support,
     View,
 )
-from limbeck.reports import StepReport, Trace
+from limbeck.reports import StepReport, Trace, WeightTransfer
 
 
 class Policy(Protocol):
@@ -78,6 +78,14 @@ class Engine(Protocol):
         What is sampled follows from the weights and the request alone, not from what else is in the unit.
         """
         ...
+
+
+@runtime_checkable
+class MovesWeights(Protocol):
+    """An engine that holds a copy of the weights: what the last `load` moved."""
+
+    @property
+    def transfer(self) -> WeightTransfer: ...
 
 
 class Generate(Protocol):

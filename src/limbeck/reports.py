@@ -81,3 +81,15 @@ class StepReport:
             if mean.standard_error is not None:
                 flat[f"{name}/se"] = mean.standard_error
         return {**flat, **self.maxima, **self.sums, **{f"seconds/{k}": v for k, v in self.seconds.items()}}
+
+
+@dataclass(frozen=True, slots=True)
+class WeightTransfer:
+    """What one update's weights cost on their way to the engine."""
+
+    bytes: int = 0  # written or sent, once however many read them
+    seconds: float = 0.0  # until the last reader had them
+
+    def values(self) -> dict[str, float]:
+        """As in `metrics.jsonl`."""
+        return {"weights/bytes": self.bytes, "seconds/weights": self.seconds}

@@ -21,6 +21,7 @@ from limbeck.config.student import StudentConfig
 from limbeck.config.teacher import LocalTeacherConfig
 from limbeck.contract.tokenizers import check_same_tokenizer
 from limbeck.engines.served import ServedEngine
+from limbeck.engines.several import ServedEngines
 from limbeck.environments.single_turn import SingleTurn
 from limbeck.errors import ModelError, RecipeError, RunError
 from limbeck.learners.checkpoint import MODEL_FOLDER
@@ -107,7 +108,11 @@ async def _assemble(
     student_top = loss.size if proven.asks_about_ids else 0
     engine = make_engine(site, learner, task, stop_ids, student_top)
     await engine.load(await learner.publish())
-    results = [*_notes(student), *proven.results, *(engine.results if isinstance(engine, ServedEngine) else ())]
+    results = [
+        *_notes(student),
+        *proven.results,
+        *(engine.results if isinstance(engine, ServedEngine | ServedEngines) else ()),
+    ]
     folder.write_lines("contract.jsonl", [asdict(result) for result in results])
     run = Run(
         recipe=recipe,

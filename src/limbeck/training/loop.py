@@ -13,6 +13,7 @@ from typing import Any
 
 from limbeck.errors import LimbeckError, NonFiniteError
 from limbeck.files.names import step_name
+from limbeck.protocols import MovesWeights
 from limbeck.records import Prompt, Scored
 from limbeck.reports import StepReport
 from limbeck.seeding import derive_seed
@@ -125,6 +126,8 @@ def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[st
         **describe_scores(collected.samples, len(collected.rollouts)),
     }
     sums = {**report.sums, **counted, **speeds(seconds, collected.rollouts)}
+    if isinstance(run.engine, MovesWeights):
+        sums |= run.engine.transfer.values()
     values = StepReport(report.means, report.maxima, sums, seconds).values()
     return {"step": run.step, "kind": "train", **values}
 
