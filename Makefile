@@ -5,7 +5,7 @@ ENGINES ?= $(HOME)/.cache/limbeck/engines
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-browser test-chaos test-engines test-peers named-checkout smollm2 check lint types floors benchmark bench-full clean
+.PHONY: help demo test test-slow test-browser test-cluster test-chaos test-engines test-peers named-checkout smollm2 check lint types floors benchmark bench-full clean
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -26,6 +26,9 @@ test-browser: $(VENV)/browser     ## the run page in a headless Chromium; instal
 
 test-chaos: $(VENV)/test     ## faults between real runs and real servers, and in run folders; under eight minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m chaos tests/chaos
+
+test-cluster: $(VENV)/test     ## fleets of real processes over a real Ray, and kills in every phase; under ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
 
 test-engines: $(VENV)/test     ## real SGLang and vLLM on this machine: 6 GB of downloads the first time
 	scripts/engines/install_sglang.sh $(ENGINES)/sglang

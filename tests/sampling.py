@@ -16,7 +16,7 @@ async def sample_rollouts(
     engine: InProcessEngine, prompts: Sequence[Prompt], sampling: Sampling, samples: int = 1
 ) -> list[Rollout]:
     """`samples` of each prompt, in order, decoded in units as a run decodes them."""
-    if engine.policy is None:
+    if engine.version is None:
         await engine.load(LocalPolicy(engine.lm))
     keyed = [(prompt, Key(prompt.id, 0, number)) for prompt in prompts for number in range(samples)]
     requests = [SampleRequest(key, np.array(prompt.token_ids, dtype=np.int64), sampling) for prompt, key in keyed]

@@ -90,15 +90,17 @@ class Side:
         self.alarms, self.recorder = Alarms(same_weights=False), Recorder()
         run.observers = [self.recorder]
 
-    def of_step(self, step: int) -> list[Any]:
+    def at(self, step: int) -> list[Any]:
+        """The step's prompts."""
         return [self.prompts[prompt_id(step, number)] for number in range(self.work.case.prompts)]
 
     async def step(self, step: int) -> dict[str, Any]:
         from limbeck.training.loop import one_step
+        from limbeck.training.pipeline import Pipeline
 
         self.clock.take()
         start = time.perf_counter()
-        await one_step(self.run, self.of_step(step), step + 1, self.alarms)
+        await one_step(self.run, Pipeline(self.run, self), step + 1, self.alarms)
         seconds = time.perf_counter() - start
         taken, line = self.clock.take(), self.recorder.steps[-1]
         phases = {
@@ -118,7 +120,7 @@ class Side:
 
         sampling = replace(self.run.sampling(seed=step), max_tokens=1)
         start = time.perf_counter()
-        unwrap_failures(await sample_episodes(self.run, self.of_step(step), sampling, self.work.case.samples))
+        unwrap_failures(await sample_episodes(self.run, self.at(step), sampling, self.work.case.samples))
         return {"seconds": time.perf_counter() - start}
 
     async def check(self, step: int, rows: list[list[int]]) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class Side:
 
         sampling, rollouts = self.run.sampling(seed=0), []
         for row, response in enumerate(rows):
-            prompt = self.of_step(step)[row // self.work.case.samples]
+            prompt = self.at(step)[row // self.work.case.samples]
             logprobs = np.zeros(len(response), dtype=np.float32)  # for metrics only, on full support
             sampled = Sampled(np.asarray(response, dtype=np.int64), logprobs, "length", version=0)
             key = Key(prompt.id, sample=row % self.work.case.samples)

@@ -9,7 +9,9 @@
     ├── EngineError                      sampling failed and retrying did not help
     ├── TeacherError                     scoring failed and retrying did not help
     ├── NonFiniteError                   a loss or a gradient is NaN or infinite; nothing was updated
-    └── RunError                         a run folder or a checkpoint cannot be written or read
+    ├── RunError                         a run folder or a checkpoint cannot be written or read
+    └── LostWorkerError                  a process of the fleet died, and so did those that took its place
+        └── LostLearnerError             one that holds part of the student: the run goes on from its last checkpoint
 
 `LimbeckError` is what a caller catches; the command line prints it as one message and exits 1.
 Anything else that escapes is a bug of Limbeck's.
@@ -77,6 +79,14 @@ class NonFiniteError(LimbeckError):
 
 class RunError(LimbeckError):
     """A run folder or a checkpoint cannot be written, read or resumed."""
+
+
+class LostWorkerError(LimbeckError):
+    """A process of the fleet died, and those that took its place died too."""
+
+
+class LostLearnerError(LostWorkerError):
+    """A process that holds part of the student died. Its weights are those of the last checkpoint."""
 
 
 def place_of(error: BaseException) -> str:

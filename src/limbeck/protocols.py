@@ -168,6 +168,18 @@ class Learner(Protocol):
     def restore(self, folder: Path) -> None: ...
 
 
+@runtime_checkable
+class RestoresPolicies(Protocol):
+    """A learner whose earlier policies can be taken up again: `rollout.lag` needs one."""
+
+    def restore_policy(self, folder: Path, version: int) -> Policy:
+        """What `save` of that version's policy wrote, or `save_adapter` where it has an adapter. No update reaches it.
+
+        Raises `RunError` where the folder does not hold it.
+        """
+        ...
+
+
 class Objective(Protocol):
     """What is minimised, elementwise over the vocabulary: then any support, chunk and rank can use it.
 

@@ -112,7 +112,7 @@ def test_responses_of_no_tokens_train_nothing_and_lose_nothing() -> None:
 def test_a_step_of_only_empty_responses_is_an_empty_batch() -> None:
     rollout = random_rollout(np.random.default_rng(0), 0, 0)
     batch = make_batch([Scored(rollout, token_scores(rollout))], "padded", 100, torch.device("cpu"))
-    assert batch.micro == ()
+    assert len(batch.micro) == 0
     assert batch.global_tokens == 0
 
 

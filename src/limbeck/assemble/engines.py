@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from limbeck.assemble.own import OwnEngine
 from limbeck.assemble.site import Site
@@ -22,8 +22,9 @@ from limbeck.engines.sglang import SGLangServer
 from limbeck.engines.vllm import VLLMServer
 from limbeck.engines.weights_folder import WeightsFolder, places_for
 from limbeck.learners.local import LocalLearner
+from limbeck.models.loading import load_model
 from limbeck.protocols import Engine, Learner, Task
-from limbeck.records import Sampling
+from limbeck.records import Failure, Sampled, SampleRequest, Sampling
 from limbeck.wire.http import Pool, PoolSettings
 
 FIXED_TEXT = 64  # tokens of the task's prompts by which a served engine's weights are compared
@@ -50,9 +51,41 @@ def servers_of(engine: Engine) -> list[ServedEngine]:
 
 
 def _hf(section: HFEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
-    if isinstance(learner, LocalLearner) and learner.lm is site.student:
+    if site.fleet is not None and site.fleet.samplers is not None:
+        return site.fleet.samplers
+    if not (isinstance(learner, LocalLearner) and learner.lm is site.student):
+        return InProcessEngine(site.student, section, shared=False)
+    if site.recipe.rollout.lag == 0:
         return InProcessEngine(site.student, section, learner.autocast)
-    return InProcessEngine(site.student, section, shared=False)
+    lm = load_model(site.recipe.student, site.device)  # it gets its weights from the policy
+    lm.vocabulary = site.student.vocabulary
+    return CopyEngine(LocalLearner(lm, learner.config, learner.loss, learner.steps, learner.seed), section)
+
+
+class Published(Protocol):
+    """Weights of one version, as a learner trains them: a `LocalPolicy`, or what travels in a fleet."""
+
+    version: int
+
+    def trained(self) -> Iterator[tuple[str, Any]]: ...
+
+
+class CopyEngine:
+    """Samples from a copy of the student that is held as the learner holds it, adapters and all: the same bits.
+
+    `copy` makes no updates. What is loaded must come from a learner of the same recipe; raises `ModelError` otherwise.
+    """
+
+    def __init__(self, copy: LocalLearner, section: HFEngineConfig) -> None:
+        self.copy, self.engine = copy, InProcessEngine(copy.lm, section, copy.autocast)
+        self.max_rows = self.engine.max_rows
+
+    async def load(self, policy: Published) -> None:
+        self.copy.take(policy.version, policy.trained())
+        await self.engine.load(await self.copy.publish())
+
+    async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+        return await self.engine.sample(unit)
 
 
 def _served(server: Callable[[Any], Server]) -> Callable[..., Engine]:

@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from limbeck.assemble.engines import make_engine
+from limbeck.assemble.fleet import StudentPlan, open_fleet
 from limbeck.assemble.own import OwnLearner, checked_part
+from limbeck.assemble.policies import policies_to_sample_from
 from limbeck.assemble.same_as_before import same_base_as_before, same_model_as_before
-from limbeck.assemble.site import Given, Site
+from limbeck.assemble.site import Given, Site, pick_device
 from limbeck.assemble.teachers import open_teachers
 from limbeck.config.engine import HFEngineConfig
 from limbeck.config.factory import Build, PythonPartConfig, build_part
@@ -28,7 +30,7 @@ from limbeck.learners.checkpoint import MODEL_FOLDER
 from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM, shared_vocabulary, stop_ids_of
 from limbeck.models.head import Head
-from limbeck.models.loading import load_model, resolve
+from limbeck.models.loading import load_model, load_outline, resolve
 from limbeck.models.text import Decoder, Names, vocabulary_note
 from limbeck.objectives import Loss, loss_of
 from limbeck.protocols import Learner, Objective, Task
@@ -70,11 +72,16 @@ async def _assemble(
 ) -> Assembled:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    device = pick_device(recipe.device)
-    student = load_model(_student_source(recipe, checkpoint), device)
+    source = _student_source(recipe, checkpoint)
+    if recipe.cluster is None:
+        fleet, device = None, pick_device(recipe.device)
+        student = load_model(source, device)
+    else:
+        student, device = load_outline(source), torch.device("cpu")
+        fleet = open_fleet(recipe, student, given, resources)
     _refuse_baked_student(student)
     build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, folder.path)
-    site = Site(recipe, student, device, build, folder, given, resources, resumed=checkpoint is not None)
+    site = Site(recipe, student, device, build, folder, given, resources, resumed=checkpoint is not None, fleet=fleet)
     if given.learner is None and not _trains_all_weights(recipe):
         same_base_as_before(student, site)
 
@@ -95,19 +102,22 @@ async def _assemble(
         load_task(recipe.task, build, longest) if given.task is None else _checked(given.task, longest, student)
     )
     keep_prompts(folder, task, recipe, checkpoint)
+    if fleet is not None:
+        await fleet.start(StudentPlan(recipe, source, vocabulary, folder.path))
     proven = await teachers.prove(site, task)
     reference_teacher = None if reference is None else LocalTeacher("reference", reference)
     if reference_teacher is not None:
         await same_model_as_before("reference", reference_teacher, site)
 
     heads = {**proven.heads, **({} if reference_teacher is None else reference_teacher.heads)}
-    learner = _learner(site, loss, heads)
+    learner = await _learner(site, loss, heads)
     if checkpoint:
         await _restore(learner, checkpoint)
     stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
     student_top = loss.size if proven.asks_about_ids else 0
     engine = make_engine(site, learner, task, stop_ids, student_top)
-    await engine.load(await learner.publish())
+    policies = await policies_to_sample_from(learner, recipe.rollout.lag, checkpoint)
+    await engine.load(policies[0])
     results = [
         *_notes(student),
         *proven.results,
@@ -121,7 +131,7 @@ async def _assemble(
         engine=engine,
         teacher=proven.teacher,
         view=SameView(),
-        learner=learner if isinstance(learner, LocalLearner) else OwnLearner(learner),
+        learner=learner if fleet is not None or isinstance(learner, LocalLearner) else OwnLearner(learner),
         decode=Decoder(student.tokenizer),
         names=Names(student.tokenizer),
         stop_ids=stop_ids,
@@ -135,6 +145,7 @@ async def _assemble(
         teacher_seconds=proven.seconds,
         resources=resources,
     )
+    run.versions.begin(policies)
     return Assembled(run, tuple(results))
 
 
@@ -184,20 +195,6 @@ def _refuse_baked_student(student: CausalLM) -> None:
         )
 
 
-def pick_device(name: str) -> torch.device:
-    """The device a recipe names. Raises `RecipeError` where this machine does not have it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()
-    except Exception as error:  # of each kind of device its own
-        raise RecipeError(
-            f"device = {name!r} cannot be used: {str(error).splitlines()[0]}. Try 'auto' or 'cpu'."
-        ) from None
-    return device
-
-
 def _longest_prompt(recipe: Recipe, contexts: Sequence[int]) -> int | None:
     """What leaves place for a response in every context; None without one."""
     if not contexts:
@@ -211,8 +208,10 @@ def _longest_prompt(recipe: Recipe, contexts: Sequence[int]) -> int | None:
     return longest
 
 
-def _learner(site: Site, loss: Loss, heads: Mapping[str, Head]) -> Learner:
+async def _learner(site: Site, loss: Loss, heads: Mapping[str, Head]) -> Learner:
     section = site.recipe.learner
+    if site.fleet is not None:
+        return await site.fleet.learner_with(heads)
     if site.given.learner is not None:
         return checked_part(site.given.learner, Learner, "learner")
     if isinstance(section, PythonPartConfig):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from limbeck.config.factory import Build
 from limbeck.config.recipe import Recipe
+from limbeck.errors import RecipeError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.protocols import Engine, Learner, Objective, Task, Teacher
 from limbeck.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from limbeck.assemble.fleet import Fleet
 
 
 @dataclass(frozen=True)
@@ -37,3 +42,18 @@ class Site:
     given: Given
     resources: AsyncExitStack
     resumed: bool
+    fleet: Fleet | None = None  # where other processes do the work: then `student` has no weights
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a recipe names. Raises `RecipeError` where this machine does not have it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except Exception as error:  # of each kind of device its own
+        raise RecipeError(
+            f"device = {name!r} cannot be used: {str(error).splitlines()[0]}. Try 'auto' or 'cpu'."
+        ) from None
+    return device

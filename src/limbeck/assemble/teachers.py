@@ -126,7 +126,9 @@ class OpenTeachers:
 async def _same_weights(teacher: Teacher, member: Opened, site: Site, task: Task, support: Support) -> ProbeResult:
     texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
     temperature = site.recipe.rollout.temperature
-    return await same_weights(teacher, LocalPolicy(site.student), texts, temperature, member.heads, support)
+    fleet = site.fleet
+    policy = LocalPolicy(site.student) if fleet is None or fleet.learner is None else await fleet.learner.publish()
+    return await same_weights(teacher, policy, texts, temperature, member.heads, support)
 
 
 def _sends_states(teacher: Teacher) -> bool:

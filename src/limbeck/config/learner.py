@@ -61,6 +61,9 @@ class LocalLearnerConfig(Config):
     loss_chunk_mb: Annotated[int, Field(ge=1, le=2**20)] = Field(
         96, description="megabytes of logits of each model alive at once in the fused loss"
     )
+    cpu_offload: bool = Field(
+        False, description="several ranks (`cluster.learners`) keep weights and optimizer in the memory of the CPU"
+    )
     lora: LoraConfig | None = None
 
 

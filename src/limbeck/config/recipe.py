@@ -17,6 +17,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from limbeck.config.base import Config, configs_of, keys_of
+from limbeck.config.cluster import ClusterConfig, refuse_with_cluster
 from limbeck.config.engine import EngineConfig, HFEngineConfig, complete_engine
 from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
@@ -54,6 +55,9 @@ class RolloutConfig(Config):
     min_p: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(0.0, description="0: off")
     stop_ids: tuple[TokenId, ...] = Field(
         (), max_length=1000, description="stop tokens besides those of the generation config and the tokenizer"
+    )
+    lag: Annotated[int, Field(ge=0, le=64)] = Field(
+        0, description="step n is sampled with the weights of update max(0, n - 1 - lag), while updates are made"
     )
 
 
@@ -105,6 +109,7 @@ class Recipe(Config):
     learner: LearnerConfig = LocalLearnerConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig | None = None
     record: RecordConfig = RecordConfig()
     trackers: tuple[TrackerConfig, ...] = Field(
         (), max_length=100, description='trackers, besides `metrics.jsonl`: `[{kind = "tensorboard"}]`'
@@ -121,6 +126,8 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _combinations_that_cannot_work(self) -> Self:
         rollout, objective = self.rollout, self.objective
+        if self.cluster is not None:
+            refuse_with_cluster(self.cluster, self.learner, self.engine, self.device)
         _refuse_what_the_teacher_cannot_give(self)
         for table, prompts, samples in (
             ("rollout", rollout.prompts_per_step, rollout.samples_per_prompt),

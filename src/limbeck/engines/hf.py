@@ -1,4 +1,4 @@
-"""Engine `hf`: sampling in this process, with the very parameters the learner trains.
+"""Engine `hf`: sampling in this process, with the very parameters the learner trains, or with a copy of its own.
 
 A prefix is computed once for all of its samples, finished rows leave the batch, and the log-prob of every
 sampled token is that of the student's whole distribution at the temperature, whatever top_k, top_p and min_p cut.
@@ -37,8 +37,8 @@ SYNC_ELSEWHERE = 16
 class InProcessEngine:
     """Samples from `lm`.
 
-    With `shared`, its weights are the learner's own and `load` only takes note of the lease; otherwise `load`
-    copies the policy's weights into it. Raises `ModelError` for a model that cannot be decoded with a cache.
+    With `shared`, its weights are the learner's own and `load` only takes note of their version; otherwise `load`
+    copies the policy's weights into it, and keeps no policy. Raises `ModelError` for a model that cannot be decoded with a cache.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class InProcessEngine:
     ) -> None:
         self.lm, self.autocast, self.shared = lm, autocast, shared
         self.max_rows: int | None = section.max_rows
-        self.policy: Policy | None = None
+        self.version: int | None = None  # of the weights; before the first `load` there are none to sample from
         self.decoder = Decoder(lm, why="bfloat16 autocast") if autocast else fast_decode(lm)
         why = self.decoder.why
         if why:
@@ -57,7 +57,7 @@ class InProcessEngine:
         """Raises `EngineError` for weights of other names or shapes."""
         if not self.shared:
             self._copy(policy)
-        self.policy = policy
+        self.version = policy.version
 
     def _copy(self, policy: Policy) -> None:
         ours = dict(self.lm.model.state_dict())
@@ -79,11 +79,10 @@ class InProcessEngine:
     async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
         """See `protocols.Engine`; the requests of a unit share their sampling.
 
-        Raises `EngineError` where the model's logits are not finite, and `StalePolicyError` where the learner has
-        moved on since `load`.
+        Raises `EngineError` where the model's logits are not finite.
         """
-        assert self.policy is not None, "an engine samples after `load`"
-        version = self.policy.version
+        version = self.version
+        assert version is not None, "an engine samples after `load`"
         was_training = self.lm.model.training and self.decoder.parts is None  # fast decode runs no modules
         if was_training:
             self.lm.model.eval()  # no dropout while sampling

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from limbeck.config.learner import LoraConfig
 from limbeck.errors import ModelError, RunError
+from limbeck.learners.process_group import Ranks
 from limbeck.models.causal_lm import CausalLM, first_line
+from limbeck.models.shards import gathered, local, rows_here, whole
 from limbeck.records import Adapter
 
 if TYPE_CHECKING:
@@ -68,23 +70,35 @@ class LoraAdapters:
             if not name.startswith("base_layer.")
         }
 
-    def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """The model's tensors under the names they have without adapters, one at a time."""
+    def base(self) -> Iterator[tuple[str, Tensor, str | None]]:
+        """The model's tensors under the names they have without adapters, and the place of the layer that adds to it."""
         layers = self.layers()
         for name, tensor in self.peft_model.get_base_model().state_dict().items():
             place = next((place for place in _places(name) if place in layers), None)
             if place is None:
-                yield name, tensor
+                yield name, tensor, None
             elif (inner := name.removeprefix(f"{place}.")).startswith("base_layer."):
                 own = inner.removeprefix("base_layer.")
-                with torch.no_grad():
-                    value = tensor + layers[place].get_delta_weight(ADAPTER_NAME) if own == "weight" else tensor
-                yield f"{place}.{own}", value
+                yield f"{place}.{own}", tensor, place if own == "weight" else None
 
-    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def merged(self) -> Iterator[tuple[str, Tensor]]:
+        """The same, whole, with what adapters add to them, one at a time."""
+        layers = self.layers()
+        for name, tensor, place in self.base():
+            value = whole(tensor)
+            if place is not None:
+                adapter = [part for key, part in layers[place].named_children() if key != "base_layer"]
+                with torch.no_grad(), gathered(*adapter):
+                    value = value + layers[place].get_delta_weight(ADAPTER_NAME)
+            yield name, value
+
+    def save(self, folder: Path, ranks: Ranks, dtype: torch.dtype = torch.float32) -> None:
         """The adapter in peft's format: `PeftModel.from_pretrained(base, folder)` reads it."""
+        tensors = {name: whole(tensor.detach()).to(dtype).contiguous() for name, tensor in self._stored().items()}
+        ranks.together(lambda: self._write(folder, tensors) if ranks.is_first else None)
+
+    def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in self._stored().items()}
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config = copy.copy(self._config)
         config.inference_mode = True
@@ -112,7 +126,7 @@ class LoraAdapters:
                     f"{path} has {name!r} of shape {list(tensors[name].shape)}, expected {list(tensor.shape)}. Resume "
                     "with the recipe that the run was started with."
                 )
-            tensor.copy_(tensors[name])
+            local(tensor).copy_(tensors[name][rows_here(tensor)])
 
     def _stored(self) -> dict[str, Tensor]:
         """The live tensors under the names of peft's format."""

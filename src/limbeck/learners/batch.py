@@ -12,9 +12,10 @@ Worked example: a rollout "a b | c d e" whose teacher is unsure of d:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from torch import Tensor
 
 from limbeck.errors import ContractError, EngineError
 from limbeck.models.head import Head
-from limbeck.models.layout import Layout, TokenBatch, lay_out, split
-from limbeck.models.states import LocalStates
+from limbeck.models.layout import Layout, TokenBatch, lay_out, split, tokens_of
 from limbeck.objectives import Dense, Sampled, Target, Tokens, TopK
+from limbeck.protocols import States
 from limbeck.records import (
     HiddenScores,
     Ints,
@@ -52,10 +53,27 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """A whole step. `global_tokens` is the denominator, fixed before anything is split."""
+class MicroBatches(Sequence[MicroBatch]):
+    """The parts of a step, each collated when it is asked for: only then are its states fetched."""
 
-    micro: tuple[MicroBatch, ...]
+    members: Sequence[Sequence[int]]  # of each part, places in the step
+    collate: Callable[[Sequence[int]], MicroBatch]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.collate(self.members[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A whole step. `global_tokens` is the denominator, fixed before anything is split.
+
+    Of several ranks, rank r has `micro[r::ranks]`: the parts are in the order of their tokens then.
+    """
+
+    micro: Sequence[MicroBatch]
     global_tokens: int
     temperature: float
 
@@ -67,8 +85,9 @@ def make_batch(
     device: torch.device,
     heads: Heads | None = None,
     vocabulary: int | None = None,
+    ranks: int = 1,
 ) -> Batch:
-    """Split a step into micro-batches that share one kind of target, and collate each.
+    """Split a step into micro-batches that share one kind of target, and collate each when it is asked for.
 
     `heads` are those that hidden states may belong to, and ids at or above `vocabulary` cannot be trained on.
     Raises `ContractError` for scores that do not belong to their rollout (`_check_scores`), `EngineError` for a
@@ -90,13 +109,39 @@ def make_batch(
         if sample.rollout.trained.any():  # a response of no tokens has nothing to train on
             kinds.setdefault(_kind(sample), []).append(index)
     requests = [request_for(sample.rollout) for sample in samples]
-    micro = [
-        _collate([group[i] for i in part], samples, requests, layout, device, heads)
-        for group in kinds.values()
-        for part in split([requests[i] for i in group], budget, layout)
-    ]
+    parts = _parts(list(kinds.values()), requests, budget, layout, ranks)
+    micro = MicroBatches(parts, lambda members: _collate(members, samples, requests, layout, device, heads))
     trained = sum(int(sample.rollout.trained.sum()) for sample in samples)
-    return Batch(tuple(micro), trained, temperatures.pop())
+    return Batch(micro, trained, temperatures.pop())
+
+
+def _parts(
+    kinds: Sequence[list[int]], requests: Sequence[ScoreRequest], budget: int, layout: Layout, ranks: int
+) -> list[list[int]]:
+    """Members of each micro-batch, of at most `budget` tokens.
+
+    For several ranks, which make their passes side by side: as few rounds as the budget allows, and within them as
+    many and as small micro-batches as there is room for. The largest are in the first round.
+    """
+
+    def parts_of(tokens: int) -> list[list[int]]:
+        return [
+            [kind[i] for i in part] for kind in kinds for part in split([requests[i] for i in kind], tokens, layout)
+        ]
+
+    parts = parts_of(budget)
+    if ranks == 1:
+        return parts
+    room = ranks * math.ceil(len(parts) / ranks)
+    low, high = 1, budget
+    while low < high:
+        middle = (low + high) // 2
+        if len(parts_of(middle)) <= room:
+            high = middle
+        else:
+            low = middle + 1
+    parts = min((parts_of(high), parts), key=lambda some: len(some) > room)
+    return sorted(parts, key=lambda part: -tokens_of([requests[i] for i in part], layout))
 
 
 def check_given_ids(samples: Sequence[Scored]) -> None:
@@ -196,7 +241,7 @@ def _count(scores: Scores) -> int:
 
 
 def _collate(
-    members: list[int],
+    members: Sequence[int],
     samples: Sequence[Scored],
     requests: Sequence[ScoreRequest],
     layout: Layout,
@@ -293,6 +338,21 @@ def _mask_scores(scores: Scores, mask_S: Mask) -> Scores:
     )
 
 
-def _mask_states(scores: HiddenScores, mask_S: Mask) -> LocalStates:
-    tensor_Sd: Tensor = scores.states.fetch()
-    return LocalStates(tensor_Sd[torch.from_numpy(mask_S).to(tensor_Sd.device)])
+def _mask_states(scores: HiddenScores, mask_S: Mask) -> MaskedStates:
+    return MaskedStates(scores.states, mask_S)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedStates:
+    """`protocols.States` of some rows of others, which are fetched when these are."""
+
+    states: States
+    mask_S: Mask
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.mask_S.sum()), self.states.shape[1]
+
+    def fetch(self) -> Tensor:
+        tensor_Sd: Tensor = self.states.fetch()
+        return tensor_Sd[torch.from_numpy(self.mask_S).to(tensor_Sd.device)]

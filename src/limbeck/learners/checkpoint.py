@@ -10,18 +10,21 @@ never taken up for other weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from limbeck.errors import RunError
 from limbeck.learners.adapters import LoraAdapters
+from limbeck.learners.process_group import Ranks
+from limbeck.learners.tensor_file import Spec, write_tensors
 from limbeck.models.causal_lm import CausalLM, first_line
+from limbeck.models.shards import like, local, rows_here, whole
 
 MODEL_FOLDER, ADAPTER_FOLDER, LEARNER_FILE = "model", "adapter", "learner.safetensors"
 OPTIMIZER, FIRST = "optimizer/", "first_values/"  # of names in the state file
@@ -37,66 +40,111 @@ def weights_of(lm: CausalLM, adapters: LoraAdapters | None) -> dict[str, nn.Para
 
 
 def save_state(
-    path: Path, version: int, optimizer: torch.optim.Optimizer, trained: Parameters, weights: Parameters
+    path: Path,
+    version: int,
+    optimizer: torch.optim.Optimizer,
+    trained: Parameters,
+    weights: Parameters,
+    ranks: Ranks | None = None,
 ) -> None:
-    """Optimizer state of the parameters `trained`, and the first values of `weights`."""
-    state: dict[str, Tensor] = {}
-    for name, parameter in trained.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            state[f"{OPTIMIZER}{key}/{name}"] = value.detach().cpu().contiguous()
-    state |= {f"{FIRST}{name}": _first_values(parameter) for name, parameter in weights.items()}
-    save_file(state, path, metadata={"version": str(version)})
+    """Optimizer state of the parameters `trained`, and the first values of `weights`; by the first of several ranks."""
+    ranks = ranks or Ranks()
+    parts = {
+        f"{OPTIMIZER}{key}/{name}": value
+        for name, parameter in trained.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    first = {f"{FIRST}{name}": value for name, value in _first_values(weights, ranks).items()}
+    specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in (parts | first).items()}
+    stream = ((name, whole(tensor)) for name, tensor in (parts | first).items())
+
+    def write() -> None:
+        try:
+            if ranks.is_first:
+                write_tensors(path, specs, stream, {"version": str(version)})
+        finally:
+            for _ in stream:  # the others wait for this rank's part in each
+                pass
+
+    ranks.together(write)
 
 
-def restore_state(path: Path, optimizer: torch.optim.Optimizer, trained: Parameters, weights: Parameters) -> int:
-    """Take up what `save_state` wrote; the version it is of. Raises `RunError` where it is of something else."""
-    version, state = _read(path)
-    _check_weights(path, state, weights)
-    for full_name, value in state.items():
-        if not full_name.startswith(OPTIMIZER):
-            continue
-        key, _, name = full_name.removeprefix(OPTIMIZER).partition("/")
-        if name not in trained:
-            raise RunError(f"{path} has state for a weight {name!r} that the student does not train")
-        parameter = trained[name]
-        expected = [] if key == "step" else list(parameter.shape)
-        if list(value.shape) != expected:
-            raise RunError(f"{path} has {key!r} of {name!r} in shape {list(value.shape)}, expected {expected}")
-        if not value.is_floating_point():
-            raise RunError(f"{path} has {key!r} of {name!r} in {value.dtype}, expected floating point")
-        optimizer.state[parameter][key] = value.to(parameter.device)
+def restore_state(
+    path: Path, optimizer: torch.optim.Optimizer, trained: Parameters, weights: Parameters, ranks: Ranks | None = None
+) -> int:
+    """Take up what `save_state` wrote; the version it is of. Raises `RunError` where it is of something else.
+
+    However many ranks wrote it, each of these reads its rows.
+    """
+    with _opened(path) as file:
+        version = _version(path, file)
+        _check_weights(path, file, weights, ranks or Ranks())
+        for full_name in file.keys():  # noqa: SIM118 (not a mapping)
+            if full_name.startswith(OPTIMIZER):
+                key, _, name = full_name.removeprefix(OPTIMIZER).partition("/")
+                if name not in trained:
+                    raise RunError(f"{path} has state for a weight {name!r} that the student does not train")
+                optimizer.state[trained[name]][key] = _read_state(path, file, full_name, key, name, trained[name])
     return version
+
+
+def _read_state(path: Path, file: Any, full_name: str, key: str, name: str, parameter: nn.Parameter) -> Tensor:
+    """One tensor of the optimizer's state, or this rank's rows of it."""
+    given = file.get_slice(full_name)
+    expected = [] if key == "step" else list(parameter.shape)
+    if list(given.get_shape()) != expected:
+        raise RunError(f"{path} has {key!r} of {name!r} in shape {list(given.get_shape())}, expected {expected}")
+    value: Tensor = given[rows_here(parameter)] if expected else file.get_tensor(full_name)
+    if not value.is_floating_point():
+        raise RunError(f"{path} has {key!r} of {name!r} in {value.dtype}, expected floating point")
+    value = value.to(parameter.device, copy=True)  # not a part of the file, which may be replaced
+    return like(parameter, value) if expected else value
 
 
 def check_weights(path: Path, weights: Parameters) -> None:
     """Raises `RunError` where the state in `path` belongs to other weights."""
-    _check_weights(path, _read(path)[1], weights)
+    with _opened(path) as file:
+        _version(path, file)
+        _check_weights(path, file, weights, Ranks())
 
 
-def _check_weights(path: Path, state: Mapping[str, Tensor], weights: Parameters) -> None:
-    kept = {name.removeprefix(FIRST): value for name, value in state.items() if name.startswith(FIRST)}
-    if odd := sorted(kept.keys() ^ weights.keys()):
+def _check_weights(path: Path, file: Any, weights: Parameters, ranks: Ranks) -> None:
+    names = [name.removeprefix(FIRST) for name in file.keys() if name.startswith(FIRST)]  # noqa: SIM118
+    if odd := sorted(set(names) ^ weights.keys()):
         raise RunError(f"{path} is of a student with other weights: {odd[0]!r} is in one of them only")
-    for name, value in kept.items():
-        if not torch.equal(value, _first_values(weights[name])):
+    for name, value in _first_values(weights, ranks).items():
+        if not torch.equal(file.get_tensor(f"{FIRST}{name}"), value):
             raise RunError(
                 f"{path} belongs to other weights than the student's: {name!r} differs. Load the student from the "
                 f"checkpoint's {MODEL_FOLDER}/, or, with learner.lora, from the base that the run began with."
             )
 
 
-def _first_values(tensor: Tensor) -> Tensor:
-    return tensor.detach().flatten()[:FIRST_VALUES].cpu().clone()
+def _first_values(weights: Parameters, ranks: Ranks) -> dict[str, Tensor]:
+    """Of each weight, on every rank."""
+    found = torch.zeros(len(weights), FIRST_VALUES, dtype=torch.float64)
+    for row, parameter in zip(found, weights.values(), strict=True):
+        first = rows_here(parameter).start * parameter[:1].numel() if parameter.ndim else 0
+        own = local(parameter).detach().flatten()[: max(0, FIRST_VALUES - first)]
+        row[first : first + len(own)] = own.to(row)
+    found = ranks.sum(found)
+    return {
+        name: row[: min(FIRST_VALUES, parameter.numel())].to(parameter.dtype)
+        for row, (name, parameter) in zip(found, weights.items(), strict=True)
+    }
 
 
-def _read(path: Path) -> tuple[int, dict[str, Tensor]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            yield file
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot read the learner's state {path}: {first_line(error)}") from error
+
+
+def _version(path: Path, file: Any) -> int:
     try:
-        return int(metadata["version"]), state
+        return int((file.metadata() or {})["version"])
     except (KeyError, ValueError):
         raise RunError(f"{path} does not say how many updates it is of: it is not a learner's state") from None

@@ -11,11 +11,11 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ObjectiveConfig
@@ -38,12 +38,15 @@ from limbeck.learners.checkpoint import (
     save_state,
     weights_of,
 )
-from limbeck.learners.policy import Lease, LocalPolicy
+from limbeck.learners.policy import WEIGHTS, Lease, LocalPolicy
+from limbeck.learners.process_group import Ranks, Sharding
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
 from limbeck.models.causal_lm import CausalLM, first_line, precision, turn_off_training_noise
 from limbeck.models.equivalence import prove_packing, share_prompts, use_fused_forward
 from limbeck.models.layout import Layout
+from limbeck.models.loading import prove_model
+from limbeck.models.shards import inside, like, rows_here, whole
 from limbeck.objectives import Loss, Measured, distillation_loss, loss_of
 from limbeck.records import Scored
 from limbeck.reports import Mean, StepReport, Trace
@@ -54,7 +57,9 @@ logger = logging.getLogger("limbeck")
 class LocalLearner:
     """Trains `lm` for `steps` steps. `version` counts the updates made.
 
-    `heads`, by fingerprint, are the output heads that hidden states of teachers and reference belong to.
+    `heads`, by fingerprint, are the output heads that hidden states of teachers and reference belong to. One of several
+    `ranks` takes `lm` as `read_model` gives it, and keeps its part; whatever is asked of one is asked of all of them,
+    and the first one's answers are those of all.
     """
 
     def __init__(
@@ -65,19 +70,28 @@ class LocalLearner:
         steps: int,
         seed: int,
         heads: Heads | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.lm, self.config, self.steps, self.seed = lm, config, steps, seed
+        self.ranks = ranks or Ranks()
         self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
         self.heads = _narrowed(heads or {}, lm)
         self.version = 0
-        self.layout = _layout(lm, config)
-        self.autocast = torch.bfloat16 if config.precision == "bfloat16" else None
+        narrow = torch.bfloat16 if config.precision == "bfloat16" else None
+        self.autocast = narrow if self.ranks.count == 1 else None  # several gather their weights in it
+        if self.ranks.count == 1:
+            self.layout = _layout(lm, config)
         with warnings.catch_warnings():  # names that are new in transformers, and not in all that we support
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
             if config.gradient_checkpointing:
                 lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             torch.manual_seed(seed)  # what adapters begin as
-            self.adapters: LoraAdapters | None = add_adapters(lm, config.lora) if config.lora else None
+            with self.ranks.unread(lm):
+                self.adapters: LoraAdapters | None = add_adapters(lm, config.lora) if config.lora else None
+        if self.ranks.count > 1:
+            self.ranks.shard(lm, Sharding(gathered=narrow, offload=config.cpu_offload))
+            prove_model(lm)
+            self.layout = _layout(lm, config)
         turn_off_training_noise(lm)
         if self.layout != "packed" and self.autocast is None:
             use_fused_forward(lm, config.gradient_checkpointing)
@@ -93,7 +107,8 @@ class LocalLearner:
         """
         clock = time.perf_counter()
         try:
-            batch, metrics, norm, backward_done = self._gradient(samples)
+            with self.ranks.guarded(f"update {self.version + 1}"):
+                batch, metrics, norm, backward_done = self._gradient(samples)
         except LimbeckError:
             raise
         except Exception as error:
@@ -120,13 +135,15 @@ class LocalLearner:
             self.lm.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         metrics = self._metrics(samples)
-        for micro in batch.micro:
-            loss, measured = self._loss(batch, micro, self._hidden(micro))
-            loss.backward()  # type: ignore[no-untyped-call]
-            metrics.add(micro, measured)
+        for micro in self.ranks.own(batch):
+            loss, measured = inside(self.lm.model, self._pass, batch, micro)
+            loss.backward()
+            if micro is not None:
+                metrics.add(micro, measured)
         backward_done = time.perf_counter()
+        metrics.reduce(self.ranks)
         limit = self.config.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)).item()
         self._stop_if_not_finite(samples, metrics, norm)
         return batch, metrics, norm, backward_done
 
@@ -135,46 +152,57 @@ class LocalLearner:
         batch = self._batch(samples)
         self.lm.model.eval()
         metrics = self._metrics(samples)
-        with torch.no_grad():
-            for micro in batch.micro:
-                metrics.add(micro, self._loss(batch, micro, self._hidden(micro))[1])
+        with torch.no_grad(), self.ranks.guarded("measuring"):
+            for micro in self.ranks.own(batch):
+                _, measured = inside(self.lm.model, self._pass, batch, micro)
+                if micro is not None:
+                    metrics.add(micro, measured)
+            metrics.reduce(self.ranks)
         return StepReport(_means(metrics, samples), metrics.maxima(), {"tokens/measured": batch.global_tokens})
 
     async def trace(self, samples: Sequence[Scored], top: int) -> list[Trace]:
-        """See `protocols.Learner`. A pass of its own, so that a step pays for recorded samples only."""
+        """See `protocols.Learner`. A pass of its own, so that a step pays for recorded samples only.
+
+        The first of several ranks has them; the others return none.
+        """
         batch = self._batch(samples)
         self.lm.model.eval()
         traces: dict[int, Trace] = {}
-        with torch.no_grad():
-            for micro in batch.micro:
-                hidden_Nd = self._hidden(micro)
-                measured = self._loss(batch, micro, hidden_Nd)[1]
-                own_top = self.loss.support != "student_top"
-                traced = trace_micro_batch(hidden_Nd, self.lm.head(), micro, measured, batch.temperature, top, own_top)
-                traces |= dict(zip(micro.members, traced, strict=True))
-        return [traces[index] for index in range(len(samples))]
+        with torch.no_grad(), self.ranks.guarded("tracing"):
+            for micro in self.ranks.own(batch):
+                traces |= inside(self.lm.model, self._traces, batch, micro, top)
+            for others in self.ranks.gather(traces):
+                traces |= others
+        return [traces[index] for index in range(len(samples))] if self.ranks.is_first else []
+
+    def _traces(self, batch: Batch, micro: MicroBatch | None, top: int) -> dict[int, Trace]:
+        """By place in the step."""
+        if micro is None:
+            self._pass(batch, micro)
+            return {}
+        hidden_Nd = self._hidden(micro)
+        measured = self._loss(batch, micro, hidden_Nd)[1]
+        own_top = self.loss.support != "student_top"
+        traced = trace_micro_batch(hidden_Nd, self.lm.head(), micro, measured, batch.temperature, top, own_top)
+        return dict(zip(micro.members, traced, strict=True))
 
     async def publish(self) -> LocalPolicy:
         """A lease on the weights as they are. The next update ends it."""
-        return LocalPolicy(
-            self.lm,
-            self.version,
-            self.adapters,
-            budget=self.config.micro_batch_tokens,
-            autocast=self.autocast,
-            lease=self._lease,
-        )
+        return self._policy(self.version, lease=self._lease)
 
     def save(self, folder: Path) -> None:
-        """A checkpoint: `model/` (with LoRA `adapter/` in its place) and `learner.safetensors`. See `checkpoint`."""
-        policy = LocalPolicy(self.lm, self.version, self.adapters)
+        """A checkpoint: `model/` (with LoRA `adapter/` in its place) and `learner.safetensors`. See `checkpoint`.
+
+        The first rank writes, a tensor at a time; all of them take part.
+        """
+        policy = LocalPolicy(self.lm, self.version, self.adapters, ranks=self.ranks)
         if self.adapters is None:
             policy.save(folder / MODEL_FOLDER)
         else:
             policy.save_adapter(folder / ADAPTER_FOLDER)
-        save_state(
-            folder / LEARNER_FILE, self.version, self.optimizer, self.parameters, weights_of(self.lm, self.adapters)
-        )
+        weights = weights_of(self.lm, self.adapters)
+        with WEIGHTS, self.ranks.guarded("saving"):
+            save_state(folder / LEARNER_FILE, self.version, self.optimizer, self.parameters, weights, self.ranks)
 
     def restore(self, folder: Path) -> None:
         """Take up what `save` wrote. Full weights are loaded with the model, from the checkpoint's `model/`.
@@ -186,10 +214,61 @@ class LocalLearner:
             found = f" It has {other}/: was it written with another learner.lora?" if (folder / other).is_dir() else ""
             raise RunError(f"{folder} is not a checkpoint of this student: it has no {wanted}/.{found}")
         weights = weights_of(self.lm, self.adapters)
-        self.version = restore_state(folder / LEARNER_FILE, self.optimizer, self.parameters, weights)
+        self.version = restore_state(folder / LEARNER_FILE, self.optimizer, self.parameters, weights, self.ranks)
         if self.adapters is not None:
             self.adapters.load(folder / ADAPTER_FOLDER)
         self._replace_lease(self.version)
+
+    def restore_policy(self, folder: Path, version: int) -> LocalPolicy:
+        """See `protocols.RestoresPolicies`."""
+        return self._policy(version).read(folder)
+
+    def know_heads(self, heads: Heads) -> None:
+        """Output heads, by fingerprint, of hidden states that will come. Raises `ContractError` for one too small."""
+        self.heads = _narrowed(heads, self.lm)
+
+    def policy_of(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> LocalPolicy:
+        """The policy whose `trained` gave these tensors. They are read, never written."""
+        held: dict[nn.Parameter, Tensor] = {}
+        for name, tensor in tensors:
+            parameter = self.parameters[name]
+            rows = tensor if self.ranks.count == 1 else tensor[rows_here(parameter)].clone()
+            held[parameter] = like(parameter, rows)
+        return self._policy(version, held=held)
+
+    def _policy(
+        self, version: int, lease: Lease | None = None, held: Mapping[nn.Parameter, Tensor] | None = None
+    ) -> LocalPolicy:
+        return LocalPolicy(
+            self.lm,
+            version,
+            self.adapters,
+            budget=self.config.micro_batch_tokens,
+            autocast=self.autocast,
+            lease=lease,
+            held=held,
+            ranks=self.ranks,
+        )
+
+    def take(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Hold the weights of another learner of this student: what `LocalPolicy.trained` gave there.
+
+        Raises `ModelError` for other names or shapes. The optimizer knows nothing of them: this is for sampling.
+        """
+        self._replace_lease(version)
+        missing = dict(self.parameters)
+        with torch.no_grad():
+            for name, tensor in tensors:
+                parameter = missing.pop(name, None)
+                if parameter is None or parameter.shape != tensor.shape:
+                    raise ModelError(
+                        f"weights of update {version} have {name!r} of shape {list(tensor.shape)}, which "
+                        f"{self.lm.name} does not train here. Do all processes of the fleet see the same model folder?"
+                    )
+                parameter.copy_(tensor)
+        if missing:
+            raise ModelError(f"weights of update {version} lack {next(iter(missing))!r}, and {len(missing) - 1} more")
+        self.version = version
 
     def _replace_lease(self, version: int) -> None:
         """End the lease of every policy that was published so far: the weights are about to be those of `version`."""
@@ -204,13 +283,26 @@ class LocalLearner:
         config, lm = self.config, self.lm
         if self.loss.support == "student_top":
             check_given_ids(samples)
-        batch = make_batch(samples, self.layout, config.micro_batch_tokens, lm.device, self.heads, lm.vocabulary)
+        batch = make_batch(
+            samples, self.layout, config.micro_batch_tokens, lm.device, self.heads, lm.vocabulary, self.ranks.count
+        )
         if batch.global_tokens == 0:
             raise EngineError(
                 f"none of the {len(samples)} responses has a token to learn from. Does the engine strip the stop "
                 "token, or stop at once? Does the teacher's valid_mask leave everything out?"
             )
         return batch
+
+    def _pass(self, batch: Batch, micro: MicroBatch | None) -> tuple[Tensor, Measured | None]:
+        """The loss of a micro-batch, and what was measured. Without one: 0, which pulls every weight by nothing."""
+        if micro is not None:
+            return self._loss(batch, micro, self._hidden(micro))
+        zero = torch.zeros(1, dtype=torch.int64, device=self.lm.device)
+        with precision(self.lm, self.autocast):
+            hidden_Nd = self.lm.states(zero[None], zero[None], zero)
+        head = self.lm.head()
+        parts = [hidden_Nd, head.weight_Vd, *([] if head.bias_V is None else [head.bias_V])]
+        return torch.stack([part.sum() * 0 for part in parts]).sum(), None
 
     def _loss(self, batch: Batch, micro: MicroBatch, hidden_Nd: Tensor) -> tuple[Tensor, Measured]:
         return distillation_loss(

@@ -9,6 +9,7 @@ Nothing is copied to publish. The learner's next update ends the lease: from the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from limbeck.errors import ModelError, StalePolicyError
+from limbeck.config.student import StudentConfig
+from limbeck.errors import ModelError, RunError, StalePolicyError
 from limbeck.learners.adapters import LoraAdapters
+from limbeck.learners.process_group import Ranks
 from limbeck.learners.saving import write_model
 from limbeck.models.causal_lm import CausalLM, precision
 from limbeck.models.layout import lay_out, plan
+from limbeck.models.loading import load_model
 from limbeck.models.scoring import refusal, score_hidden
+from limbeck.models.shards import inside, like, rows_here, standing_in, whole
 from limbeck.models.states import LocalStates
 from limbeck.records import (
     Adapter,
@@ -37,6 +43,7 @@ from limbeck.records import (
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCORER = "student"
+WEIGHTS = threading.RLock()  # a checkpoint is written in a thread of its own: no weights are exchanged under it
 
 
 @dataclass(eq=False)
@@ -72,11 +79,13 @@ class LocalPolicy:
         autocast: torch.dtype | None = None,
         lease: Lease | None = None,
         held: Mapping[nn.Parameter, Tensor] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.lm, self.version, self.adapters, self.budget, self.autocast = lm, version, adapters, budget, autocast
         self.info = lm.info()
         self.adapter: Adapter | None = None if adapters is None else adapters.record
         self._lease = lease or Lease(version)
+        self.ranks = ranks or Ranks()
         self._held = dict(held or {})
         self._fingerprint: str | None = None  # of the head, once it was asked for
 
@@ -84,9 +93,14 @@ class LocalPolicy:
         """The weights under their Hugging Face names, adapters merged in, one at a time.
 
         A model whose files hold its tensors in another arrangement, such as an expert at a time, comes all at once.
-        Raises `StalePolicyError`.
+        The first of several ranks has them; the others take part, and are given none. Raises `StalePolicyError`.
         """
-        target = torch_dtype(dtype)
+        with self.ranks.guarded("publishing"):
+            for named in self._arranged(torch_dtype(dtype)):
+                if self.ranks.is_first:
+                    yield named
+
+    def _arranged(self, target: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         merged = self._merged(target)
         if getattr(self.lm.model, "_weight_conversions", None):
             from transformers.core_model_loading import revert_weight_conversion
@@ -94,8 +108,14 @@ class LocalPolicy:
             merged = iter(revert_weight_conversion(self.lm.model, dict(merged)).items())
         yield from merged
 
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors as they lie here, without what adapters add, under the names they are published by."""
+        if self.adapters is None:
+            return iter(self.lm.model.state_dict().items())
+        return ((name, tensor) for name, tensor, _ in self.adapters.base())
+
     def _merged(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        iterator = _state(self.lm) if self.adapters is None else self.adapters.merged()
+        iterator = _state(self.lm, dtype) if self.adapters is None else self.adapters.merged()
         while True:
             self._lease.check()
             with self._in_place():  # for one tensor, and never while somebody else runs
@@ -105,10 +125,26 @@ class LocalPolicy:
             name, tensor = found
             yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
 
+    def trained(self) -> Iterator[tuple[str, Tensor]]:
+        """What training changes, under the names that the parameters have in the model, in the dtype they are held in.
+
+        All weights, or the adapter alone; on every rank. It may be the memory itself. Raises `StalePolicyError`.
+        """
+        for name, parameter in self.lm.model.named_parameters():
+            if parameter.requires_grad:
+                self._lease.check()
+                yield name, whole(self._held.get(parameter, parameter.data))
+
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """An ordinary Hugging Face model folder with its tokenizer, adapters merged in. Raises `StalePolicyError`."""
         self._lease.check()
-        write_model(self.lm, self.tensors(dtype), folder, torch_dtype(dtype))
+        tensors = self.tensors(dtype)
+        if getattr(self.lm.model, "_weight_conversions", None):
+            found = dict(tensors)
+            shapes, tensors = {name: tensor.shape for name, tensor in found.items()}, iter(found.items())
+        else:
+            shapes = {name: tensor.shape for name, tensor in self._named()}
+        write_model(self.lm, shapes, tensors, folder, torch_dtype(dtype), self.ranks)
 
     def save_adapter(self, folder: Path, dtype: str = "float32") -> None:
         """The adapter alone, in peft's format. Raises `StalePolicyError`, and `ModelError` where there is none."""
@@ -116,7 +152,7 @@ class LocalPolicy:
         if self.adapters is None:
             raise ModelError(f"{self.lm.name} is trained in its full weights: it has no adapter to save.")
         with self._in_place():
-            self.adapters.save(folder, torch_dtype(dtype))
+            self.adapters.save(folder, self.ranks, torch_dtype(dtype))
 
     def hold(self) -> LocalPolicy:
         """A copy that no update reaches. Raises `StalePolicyError`."""
@@ -124,25 +160,49 @@ class LocalPolicy:
         parameters = self.adapters.parameters().values() if self.adapters else self.lm.model.parameters()
         with self._in_place():
             held = {parameter: parameter.detach().clone() for parameter in parameters}
-        return LocalPolicy(self.lm, self.version, self.adapters, budget=self.budget, autocast=self.autocast, held=held)
+        return LocalPolicy(
+            self.lm,
+            self.version,
+            self.adapters,
+            budget=self.budget,
+            autocast=self.autocast,
+            held=held,
+            ranks=self.ranks,
+        )
+
+    def read(self, folder: Path) -> LocalPolicy:
+        """A copy with the weights that `save` wrote to `folder`, or `save_adapter` where there is an adapter.
+
+        Raises `RunError` where there is no such folder or it is of another adapter, and `ModelError`.
+        """
+        if not folder.is_dir():
+            raise RunError(f"{folder} is missing: it held the weights of version {self.version}.")
+        if self.adapters is not None:
+            copied = self.hold()
+            with copied._in_place():
+                self.adapters.load(folder)
+            return copied
+        source = StudentConfig.model_validate({"model": str(folder), "dtype": self.info.dtype})
+        theirs = dict(load_model(source, self.lm.device).model.named_parameters())
+        held = {
+            parameter: like(parameter, theirs[name].data[rows_here(parameter)].clone())
+            for name, parameter in self.lm.model.named_parameters()
+        }
+        return LocalPolicy(
+            self.lm, self.version, budget=self.budget, autocast=self.autocast, held=held, ranks=self.ranks
+        )
 
     @contextmanager
-    def _in_place(self) -> Iterator[None]:
-        """The held values where the live ones lie, which come back untouched. Nothing is copied."""
-        live = {parameter: parameter.data for parameter in self._held}
-        try:
-            for parameter, value in self._held.items():
-                parameter.data = value
+    def _in_place(self, to_run: bool = False) -> Iterator[None]:
+        """The held values where the live ones lie."""
+        with WEIGHTS, standing_in(self._held, to_run):
             yield
-        finally:
-            for parameter, value in live.items():
-                parameter.data = value
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
         """Log-probs under these weights, each at its request's temperature. Raises `StalePolicyError`.
 
         What a request cannot be given for is a `Failure`: ids that the model does not have, more tokens than its
-        context.
+        context. Several ranks compute the same, each for itself.
         """
         self._lease.check()
         answers: list[Scores | Failure | None] = [refusal(self.lm, request) for request in unit]
@@ -150,21 +210,23 @@ class LocalPolicy:
         was_training = self.lm.model.training
         self.lm.model.eval()
         try:
-            with self._in_place(), torch.inference_mode(), precision(self.lm, self.autocast):
+            with self._in_place(to_run=True), torch.no_grad(), self.ranks.guarded("scoring"):
                 for part in plan([len(unit[i].token_ids) for i in asked], self.budget, "padded"):
                     places = [asked[i] for i in part]
-                    for i, scores in zip(places, self._score_batch([unit[i] for i in places]), strict=True):
+                    scored = inside(self.lm.model, self._score_batch, [unit[i] for i in places])
+                    for i, scores in zip(places, scored, strict=True):
                         answers[i] = scores
         finally:
             self.lm.model.train(was_training)
         return [answer for answer in answers if answer is not None]
 
-    def _score_batch(self, requests: Sequence[ScoreRequest]) -> Iterator[Scores]:
+    def _score_batch(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         batch = lay_out(requests, "padded").to(self.lm.device)
-        hidden_Nd = self.lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N)
         counts = [int(request.scored.sum()) for request in requests]
-        for request, hidden_Sd in zip(requests, torch.split(hidden_Nd, counts), strict=True):
-            yield self._answer(request, hidden_Sd)
+        with precision(self.lm, self.autocast):
+            hidden_Nd = self.lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N)
+            pairs = zip(requests, torch.split(hidden_Nd, counts), strict=True)
+            return [self._answer(request, hidden_Sd) for request, hidden_Sd in pairs]
 
     def _answer(self, request: ScoreRequest, hidden_Sd: Tensor) -> Scores:
         head, support = self.lm.head(), request.support
@@ -186,8 +248,10 @@ class LocalPolicy:
         )
 
 
-def _state(lm: CausalLM) -> Iterator[tuple[str, Tensor]]:
-    yield from lm.model.state_dict().items()  # asked for at the first tensor, with the held values in place
+def _state(lm: CausalLM, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in lm.model.state_dict().items():  # asked for at the first tensor, with the held values in place
+        # rows travel between ranks in `dtype`
+        yield name, whole(tensor.to(dtype)) if isinstance(tensor, DTensor) else tensor
 
 
 def torch_dtype(name: str) -> torch.dtype:

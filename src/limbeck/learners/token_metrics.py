@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.learners.batch import MicroBatch
+from limbeck.learners.process_group import Ranks
 from limbeck.objectives import Measured
 from limbeck.reports import Mean
 
@@ -25,6 +26,8 @@ BATCH_NAMES = {
     "support/teacher": "support_teacher",
     "support/sampled": "support_sampled",
 }
+OWN_NAMES = ("reverse_kl/sampled", "importance/mean", "importance/square", "mismatch")
+NAMES = (*OWN_NAMES, *BATCH_NAMES)
 KL_NAMES = ("reverse_kl/sampled", "reverse_kl/exact")
 
 
@@ -43,7 +46,7 @@ class TokenMetrics:
         self.prompt_R = torch.tensor([places[one] for one in prompt_ids], dtype=torch.int64, device=device)
         self.totals_R: dict[str, Tensor] = {}
         self.counts_R: dict[str, Tensor] = {}
-        self.importance_max = torch.zeros((), device=device, dtype=torch.float64)
+        self.importance_max_R = torch.zeros(self.responses, device=device, dtype=torch.float64)
 
     def add(self, micro: MicroBatch, measured: Measured) -> None:
         """Adds one micro-batch; forces no synchronisation."""
@@ -51,7 +54,7 @@ class TokenMetrics:
         response_N = members[micro.tokens.sequence_N]
         log_weight_N = measured.student_logprob - micro.tokens.behaviour_N
         weight_N = log_weight_N.exp()
-        self.importance_max = torch.maximum(self.importance_max, weight_N.max().double())
+        self.importance_max_R.scatter_reduce_(0, response_N, weight_N.double(), "amax")
         if not self.truncated:
             self._sum("reverse_kl/sampled", response_N, measured.student_logprob - measured.teacher_logprob)
         self._sum("importance/mean", response_N, weight_N)
@@ -70,6 +73,19 @@ class TokenMetrics:
             if name not in store:
                 store[name] = torch.zeros(self.responses, device=self.device, dtype=torch.float64)
             store[name].index_add_(0, response_N, addend)
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Make the totals those of all ranks. Exact: each response was on one of them, and the others add zero."""
+        if ranks.count == 1:
+            return
+        nothing_R = torch.zeros_like(self.importance_max_R)
+        stores = (self.totals_R, self.counts_R)
+        rows = [self.importance_max_R, *(store.get(name, nothing_R) for store in stores for name in NAMES)]
+        self.importance_max_R, *sums = ranks.sum(torch.stack(rows))
+        for store, values in zip(stores, (sums[: len(NAMES)], sums[len(NAMES) :]), strict=True):
+            store.update(zip(NAMES, values, strict=True))
+        for name in [name for name in NAMES if not self.counts_R[name].any()]:
+            del self.totals_R[name], self.counts_R[name]
 
     def non_finite(self) -> list[int]:
         """Responses whose objective is NaN or infinite."""
@@ -116,4 +132,4 @@ class TokenMetrics:
         return means
 
     def maxima(self) -> dict[str, float]:
-        return {"importance/max": self.importance_max.item()}
+        return {"importance/max": self.importance_max_R.max().item()}

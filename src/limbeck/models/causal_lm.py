@@ -42,9 +42,13 @@ class CausalLM:
     tokenizer: PreTrainedTokenizerBase
     vocabulary: int  # rows of the head that are used: up to the tokenizer's largest id, see `shared_vocabulary`
     passes: Passes | None = field(default=None, init=False)  # a faster way to `states`, proven for this very `model`
+    run_on: torch.device | None = field(default=None, init=False)  # where its parameters are gathered, if sharded
+    run_in: torch.dtype | None = field(default=None, init=False)  # and in which dtype
 
     @property
     def device(self) -> torch.device:
+        if self.run_on is not None:
+            return self.run_on
         device: torch.device = next(self.model.parameters()).device
         return device
 

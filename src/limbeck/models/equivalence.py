@@ -33,6 +33,8 @@ from limbeck.models.llama import LlamaParts, hidden_states_at, parts_of
 from limbeck.models.prefix_tree import ATTENTION, attention
 from limbeck.models.probe import Probe
 from limbeck.models.reach import evaluating, not_full_attention
+from limbeck.models.shards import gradients as gradients_of
+from limbeck.models.shards import inside, largest
 
 PROBE_TOLERANCE = 1e-3  # nats; a missed soft cap or multiplier is off by far more
 SMALL = 1e-2  # of the largest gradient: below that differences are counted as if a weight's gradients were so large
@@ -48,11 +50,11 @@ def prove_head(lm: CausalLM) -> None:
     """Compare our head on our hidden states with the model's own logits. Raises `ModelError`."""
     count = min(8, lm.context or 8)
     tokens_BL = torch.arange(count, device=lm.device)[None] * 7919 % lm.vocabulary
-    head = lm.head()
+    lm.head()  # refused before anything is run
     try:
-        with evaluating(lm), torch.inference_mode():
+        with evaluating(lm), torch.no_grad():
             theirs_LV = lm.model(input_ids=tokens_BL, use_cache=False).logits[0].float()
-            ours_LV = head.logits(lm.hidden(tokens_BL)[0]).float()
+            ours_LV = inside(lm.model, lambda: lm.head().logits(lm.hidden(tokens_BL)[0])).float()
     except Exception as error:  # whatever the architecture's own code raises
         raise ModelError(
             f"{lm.name}: {type(lm.model).__name__} cannot be run as a body and a head: {first_line(error)}. "
@@ -226,30 +228,34 @@ def _run(lm: CausalLM, states_of: Callable[[], Tensor], gradients: bool) -> Foun
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     few = {id(parameter) for parameter in (*matrices[:FEW], *matrices[-FEW:])}
     trained = [parameter for parameter in trained if parameter.ndim < 2 or id(parameter) in few]
-    with torch.set_grad_enabled(bool(trained)):
+
+    def states_and_sum() -> tuple[Tensor, Tensor]:
         states_Md = states_of()
         weight_Md = torch.arange(states_Md.numel(), device=lm.device).view_as(states_Md).sin()
-        value = (states_Md * weight_Md).sum()
-    grads = torch.autograd.grad(value, trained, allow_unused=True) if trained else ()
-    return states_Md.detach(), grads
+        return states_Md, (states_Md * weight_Md).sum()
+
+    with torch.set_grad_enabled(bool(trained)):
+        states_Md, value = inside(lm.model, states_and_sum)
+    return states_Md.detach(), gradients_of(lm.model, value, trained) if trained else ()
 
 
 def _difference(lm: CausalLM, theirs: Found, ours: Found) -> str | None:
     worst = distance(lm, ours[0], theirs[0])
     if not worst <= tolerance(lm):
         return f"log-probs differ by {worst:.3g} nats on a probe"
-    worst = _gradient_distance(ours[1], theirs[1])
+    worst = largest(lm.model, torch.tensor(_gradient_distance(ours[1], theirs[1]))).item()
     return None if worst <= tolerance(lm) else f"gradients differ by {worst:.3g} of the largest on a probe"
 
 
 def _gradient_distance(ours: tuple[Tensor | None, ...], theirs: tuple[Tensor | None, ...]) -> float:
     """Largest difference relative to the largest gradient of the same weight; infinite where one has none."""
-    largest = max((grad.abs().max().item() for grad in theirs if grad is not None), default=0.0)
+    most = max((grad.abs().max().item() for grad in theirs if grad is not None and grad.numel()), default=0.0)
     worst = [0.0]
     for one, other in zip(ours, theirs, strict=True):
         if one is not None and other is not None:
-            scale = max(other.abs().max().item(), SMALL * largest)
-            worst.append((one - other).abs().max().nan_to_num(nan=torch.inf).item() / (scale or 1.0))
+            if other.numel():  # of few rows some ranks have none
+                scale = max(other.abs().max().item(), SMALL * most)
+                worst.append((one - other).abs().max().nan_to_num(nan=torch.inf).item() / (scale or 1.0))
         elif one is not other:
             worst.append(torch.inf)
     return max(worst)
@@ -271,12 +277,16 @@ def _register_tree_attention() -> None:
 
 def distance(lm: CausalLM, one_Nd: Tensor, other_Nd: Tensor) -> float:
     """Largest difference of log-probs in nats; infinite where either is not finite."""
+
+    def logprobs() -> list[Tensor]:
+        return [lm.head().logits(hidden_Nd).log_softmax(-1) for hidden_Nd in (one_Nd, other_Nd)]
+
     with torch.no_grad():
-        one_NV, other_NV = (lm.head().logits(hidden_Nd).log_softmax(-1) for hidden_Nd in (one_Nd, other_Nd))
+        one_NV, other_NV = inside(lm.model, logprobs)
         return float((one_NV - other_NV).abs().max().nan_to_num(nan=torch.inf))
 
 
 def tolerance(lm: CausalLM) -> float:
     """In nats: rounding of the dtype the model computes in, far below any mistake."""
-    dtype = next(lm.model.parameters()).dtype
+    dtype = lm.run_in or next(lm.model.parameters()).dtype
     return PROBE_TOLERANCE * (1 if dtype in (torch.float32, torch.float64) else 100)

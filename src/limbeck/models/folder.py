@@ -23,6 +23,7 @@ from limbeck.files.disk import open_file
 from limbeck.formatting import shown
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 BAKED_TEMPERATURE = "limbeck_temperature"  # in config.json, of a folder that `limbeck bake` wrote
@@ -59,6 +60,28 @@ def read_places(index: Path) -> Mapping[str, str]:
     if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
         raise ModelError(f"{index}: weight_map is {shown(places)}, expected a table of tensors and their files.")
     return places
+
+
+def stored_dtype(name: str) -> torch.dtype | None:
+    """The one dtype of all weights in the safetensors files of a folder or hub name; None where there is no such."""
+    import torch
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    def found(file: str) -> Path | None:
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        return None if path is None else Path(path)
+
+    whole, index = found(WHOLE), found(INDEX)
+    paths = [whole] if index is None else [found(place) for place in sorted(set(read_places(index).values()))]
+    dtypes = set()
+    for path in paths:
+        if path is None:
+            return None
+        with safe_open(path, framework="pt") as file:
+            dtypes |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    known = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    return known.get(dtypes.pop()) if len(dtypes) == 1 else None
 
 
 def check_files(folder: Path) -> None:

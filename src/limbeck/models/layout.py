@@ -137,6 +137,15 @@ def split(requests: Sequence[ScoreRequest], budget: int, layout: Layout) -> list
     return groups
 
 
+def tokens_of(requests: Sequence[ScoreRequest], layout: Layout) -> int:
+    """Tokens that go through a model for one group of requests, padding included, last tokens too; see `split`."""
+    lengths = [len(request.token_ids) for request in requests]
+    if layout == "padded":
+        return max(lengths) * len(lengths)
+    twice = [members[1:] for members in _families(requests)] if layout == "tree" else []
+    return sum(lengths) - sum(_prefix(requests[i]) for others in twice for i in others)
+
+
 def plan(lengths: Sequence[int], budget: int, layout: Literal["padded", "packed"]) -> list[list[int]]:
     """Indices of `lengths` in groups of at most `budget` tokens, padding included.
 

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from limbeck.models import ops
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.prefix_tree import Tree, attend_along
+from limbeck.models.shards import inside
 
 SILU = ("SiLU", "SiLUActivation")
 
@@ -38,6 +39,7 @@ Attention: TypeAlias = Callable[["Block", Tensor, Tensor, Tensor], Tensor]  # of
 class Block:
     """One layer's parts, as transformers holds them."""
 
+    layer: nn.Module
     attention_norm: nn.Module
     query: nn.Linear
     key: nn.Linear
@@ -112,7 +114,8 @@ def hidden_states_at(
         else AlongTree(model.head_width, tree, rotation)
     )
     for block in model.blocks:
-        run = partial(run_block, block, ops, attention, read_S=predict_S if block is model.blocks[-1] else None)
+        step = partial(run_block, block, ops, attention, read_S=predict_S if block is model.blocks[-1] else None)
+        run = partial(inside, block.layer, step)
         x_Nd = checkpoint(run, x_Nd, use_reentrant=False) if checkpointing and is_grad_enabled() else run(x_Nd)
     return ops.norm(x_Nd, model.norm)
 
@@ -207,6 +210,7 @@ def _block(layer: Any) -> Block:
 
     attention, mlp = layer.self_attn, layer.mlp
     return Block(
+        layer=layer,
         attention_norm=layer.input_layernorm,
         query=matrix(attention, "q_proj"),
         key=matrix(attention, "k_proj"),

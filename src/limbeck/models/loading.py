@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from limbeck.models.complete import check_loading, check_stop_ids
 from limbeck.models.decode import TransformersRows, prefill
 from limbeck.models.equivalence import distance, prove_head, tolerance
 from limbeck.models.folder import CONFIG, TOKENIZER, bounded, check_files, read_json
+from limbeck.models.shards import largest, local
 from limbeck.models.text import highest_id
 
 if TYPE_CHECKING:
@@ -52,6 +54,17 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
     not finite, for recurrent layers, for rows that see what they must not, and for logits that are not `Head`'s.
     Raises `RunError` for a folder in a checkpoint or a finished run that is not as it was written.
     """
+    lm = read_model(section, getattr(torch, section.dtype))
+    lm.model.to(device)
+    prove_model(lm)
+    return lm
+
+
+def read_model(section: ModelConfig, dtype: torch.dtype) -> CausalLM:
+    """A model and its tokenizer as their files have them; nothing is run yet. Raises what `load_model` does.
+
+    Weights that the files have in `dtype` are mapped from there: they take memory where they are read or changed.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -68,7 +81,7 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
         with bounded(section.model, Path(path)):
             model, loading = AutoModelForCausalLM.from_pretrained(
                 path,
-                dtype=getattr(torch, section.dtype),
+                dtype=dtype,
                 attn_implementation=_attention(section, config),
                 ignore_mismatched_sizes=True,  # reported below, by name
                 output_loading_info=True,
@@ -81,15 +94,45 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
     check_loading(section.model, model, loading)
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub repository has no folder to look into before
         raise _adapter_in(section.model)
-    lm = CausalLM(section.model, model.to(device), tokenizer, vocabulary=0)
+    lm = CausalLM(section.model, model, tokenizer, vocabulary=0)
     lm.vocabulary = _vocabulary(lm)
     if (limit := context_limit(text_config(model))) is not None and limit.tokens == lm.context:
         logger.info("%s: sequences of at most %d tokens: above that %s", lm.name, limit.tokens, limit.above)
     check_stop_ids(lm)
     _check_attention(lm)
+    return lm
+
+
+def prove_model(lm: CausalLM) -> None:
+    """Prove that weights are finite, rows causal and apart, and the head understood. Raises `ModelError`."""
     _check_finite(lm)
     _prove_rows(lm)
     prove_head(lm)
+
+
+def load_outline(section: ModelConfig) -> CausalLM:
+    """A model and its tokenizer without weights, on the meta device: for whoever has to know it and not to run it.
+
+    Nothing is proven; whoever loads the weights does that. Raises `ModelError` as `load_model` does for a folder.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    path = resolve(section.model)
+    check_model_folder(Path(path))
+    if Path(path).is_dir():
+        check_files(Path(path))
+    config = _read_config(section.model, path)
+    tokenizer = load_tokenizer(section.model)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, section.dtype))
+    except Exception as error:  # the architecture's own
+        raise _not_loaded(f"cannot lay out the model {section.model!r}", error) from error
+    with suppress(OSError):  # many have none
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    lm = CausalLM(section.model, model, tokenizer, vocabulary=0)
+    lm.vocabulary = _vocabulary(lm)
+    check_stop_ids(lm)
     return lm
 
 
@@ -220,8 +263,10 @@ def _check_attention(lm: CausalLM) -> None:
 
 
 def _check_finite(lm: CausalLM) -> None:
-    for name, tensor in lm.model.state_dict().items():  # buffers that are not kept in files may hold -inf
-        if not torch.isfinite(tensor).all():
+    tensors = lm.model.state_dict()  # buffers that are not kept in files may hold -inf
+    bad = largest(lm.model, torch.tensor([not torch.isfinite(local(t)).all() for t in tensors.values()]).int())
+    for name, is_bad in zip(tensors, bad.tolist(), strict=True):
+        if is_bad:
             raise ModelError(f"{lm.name}: weight {name!r} has NaN or infinite values. Use another checkpoint.")
 
 
@@ -235,7 +280,7 @@ def _prove_rows(lm: CausalLM) -> None:
     parts = torch.split(torch.arange(1, 3 * half + 1, device=lm.device) * 7919 % lm.vocabulary, half)
     rows_2L = torch.stack([torch.cat([parts[0], after]) for after in parts[1:]])
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             (one_LV, other_LV), (alone_LV,) = (
                 lm.model(input_ids=rows_BL, use_cache=False).logits[:, :, : lm.vocabulary].float().log_softmax(-1)
                 for rows_BL in (rows_2L, rows_2L[:1])

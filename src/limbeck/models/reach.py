@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from limbeck.models.causal_lm import CausalLM, text_config
+from limbeck.models.shards import inside
 
 NO_LIMIT = 2**16  # tokens, where a config has no context
 
@@ -44,8 +45,9 @@ def _masks_of(lm: CausalLM) -> list[Callable[..., Any]]:
 
     MASKS[kind] = recording  # of this instance; the class keeps the plain one
     try:
-        with evaluating(lm), torch.inference_mode():
-            lm.hidden(torch.zeros(1, 2, dtype=torch.int64, device=lm.device))
+        with evaluating(lm), torch.no_grad():
+            tokens_BL = torch.zeros(1, 2, dtype=torch.int64, device=lm.device)
+            inside(lm.model, lambda: lm.hidden(tokens_BL))
     finally:
         del MASKS[kind]
     return found

@@ -14,7 +14,7 @@ from limbeck.records import Adapter, Failure, ModelInfo, Scored, ScoreRequest, S
 from limbeck.reports import Mean, StepReport, Top, Trace
 from limbeck.testing.teacher import BigramTeacher, Doubles
 
-STATE_FILE = "learner.json"
+STATE_FILE, TABLE_FILE = "learner.json", "table.npy"
 
 
 class FixedPolicy:
@@ -30,7 +30,7 @@ class FixedPolicy:
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "table.npy", self.table)
+        np.save(folder / TABLE_FILE, self.table)
 
     def save_adapter(self, folder: Path) -> None:
         raise ModelError("a fixed policy has no adapter")
@@ -68,6 +68,9 @@ class CountingLearner:
 
     async def publish(self) -> FixedPolicy:
         return FixedPolicy(self.table, self.version)
+
+    def restore_policy(self, folder: Path, version: int) -> FixedPolicy:
+        return FixedPolicy(np.load(folder / TABLE_FILE), version)
 
     def save(self, folder: Path) -> None:
         (folder / STATE_FILE).write_text(json.dumps({"version": self.version}), encoding="utf-8")

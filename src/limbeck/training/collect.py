@@ -61,15 +61,25 @@ async def collect(
     Raises `LimbeckError` where one cannot be sampled, and `TeacherError` where fewer can be scored than the recipe
     asks for.
     """
+    async with run.turn_to_sample():
+        graded = await sample(run, prompts, sampling, samples_per_prompt)
+    return await score(run, graded) if scored else graded
+
+
+async def sample(run: Run, prompts: Sequence[Prompt], sampling: Sampling, samples_per_prompt: int = 1) -> Collected:
+    """The first half, for whoever has the turn to sample."""
     with run.phase("sample"):
         episodes = unwrap_failures(await sample_episodes(run, prompts, sampling, samples_per_prompt))
     with run.phase("grade"):
-        graded = _grade(run, episodes)
-    if not scored:
-        return graded
-    with run.phase("score"):
-        samples = await _score(run, graded)
-        run.note_seconds({f"score/{name}": seconds for name, seconds in run.teacher_seconds().items()})
+        return _grade(run, episodes)
+
+
+async def score(run: Run, graded: Collected) -> Collected:
+    """The second half: what was sampled and graded, with scores."""
+    async with run.turn_to_score():
+        with run.phase("score"):
+            samples = await _score(run, graded)
+            run.note_seconds({f"score/{name}": seconds for name, seconds in run.teacher_seconds().items()})
     return replace(graded, samples=samples)
 
 

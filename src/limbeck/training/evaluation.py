@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from limbeck.records import Rollout
 from limbeck.reports import Mean
 from limbeck.seeding import derive_seed
-from limbeck.training.collect import collect, first_segments
+from limbeck.training.collect import first_segments, sample, score
 from limbeck.training.finite import require_finite
 from limbeck.training.intervals import RewardSummary, summarise_rewards
 from limbeck.training.metrics import describe_scores
@@ -69,17 +69,19 @@ async def evaluate(run: Run) -> Evaluation:
     section, start = run.recipe.eval, time.perf_counter()
     prompts = run.task.held_out[: section.prompts]
     sampling = run.sampling(derive_seed(run.recipe.seed, "evaluation"))
-    graded = await collect(run, prompts, sampling, section.samples_per_prompt)
-    means = dict((await run.learner.measure(graded.samples)).means)
-    scores = describe_scores(graded.samples, len(graded.rollouts))
-    if section.greedy:  # the KL above is on samples all the same
-        graded = await collect(run, prompts, run.sampling(sampling.seed, greedy=True), scored=False)
+    async with run.turn_to_sample():  # one turn, so that later steps are sampled while this is scored and measured
+        graded = sampled = await sample(run, prompts, sampling, section.samples_per_prompt)
+        if section.greedy:  # the KL is on samples all the same
+            graded = await sample(run, prompts, run.sampling(sampling.seed, greedy=True))
+    samples = (await score(run, sampled)).samples
+    means = dict((await run.learner.measure(samples)).means)
+    scores = describe_scores(samples, len(sampled.rollouts))
     answers = tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards))
     rewards = first_segments(graded.episodes, graded.rewards)
     summary = _summarise(rewards, len(prompts))
-    samples = len(rewards) // len(prompts)
+    samples_per_prompt = len(rewards) // len(prompts)
     seconds = time.perf_counter() - start
-    found = Evaluation(len(prompts), samples, section.greedy, summary, means, answers, seconds, scores)
+    found = Evaluation(len(prompts), samples_per_prompt, section.greedy, summary, means, answers, seconds, scores)
     require_finite(found.values(), f"the evaluation after step {run.step}")
     return found
 

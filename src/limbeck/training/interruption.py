@@ -13,17 +13,15 @@ bare `except` drops it. So `check` raises again until `caught` has had it, and a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import asyncio
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -40,6 +38,19 @@ class Interrupted(KeyboardInterrupt):
     def exit_code(self) -> int:
         """129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM, as shells have it."""
         return 128 + self.number
+
+
+async def in_thread(work: Callable[[], None]) -> None:
+    """`work` in a thread, while other tasks go on. Not left before it has come to its end, whoever cancels it."""
+    done, cancelled = asyncio.ensure_future(asyncio.to_thread(work)), False
+    while not done.done():
+        try:
+            await asyncio.wait([done])
+        except asyncio.CancelledError:
+            cancelled = True
+    done.result()
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 class StopSignals:

@@ -1,7 +1,7 @@
-"""The whole of training, on one screen: collect, update, publish.
+"""The whole of training, on one screen: rollouts, update, publish.
 
-Everything random follows from (recipe.seed, step), so a run that is stopped anywhere and resumed
-from its last checkpoint makes the same updates as one that was not.
+Everything random follows from (recipe.seed, step), and which weights a step is sampled with from (step, rollout.lag).
+So a run that is stopped anywhere and resumed from its last checkpoint makes the same updates as one that was not.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from limbeck.errors import LimbeckError, NonFiniteError
 from limbeck.files.names import step_name
 from limbeck.protocols import MovesWeights
-from limbeck.records import Prompt, Scored
+from limbeck.records import Scored
 from limbeck.reports import StepReport
-from limbeck.seeding import derive_seed
 from limbeck.training.alarms import Alarms
-from limbeck.training.collect import Collected, collect
-from limbeck.training.evaluation import evaluate
+from limbeck.training.collect import Collected
+from limbeck.training.interruption import in_thread
 from limbeck.training.metrics import describe, describe_scores, speeds
+from limbeck.training.pipeline import Pipeline
 from limbeck.training.prompt_order import PromptOrder
-from limbeck.training.recording import is_recorded, record
+from limbeck.training.recording import record
 from limbeck.training.run import Run
 
 
@@ -51,7 +52,7 @@ def keep(run: Run, error: BaseException) -> None:
         with run.stop.hold():
             if run.known and run.made > run.folder.newest_step():
                 oldest_go = not isinstance(error, NonFiniteError)
-                run.folder.save(run.made, run.learner.save, run.recipe.checkpoint.keep_last if oldest_go else None)
+                run.folder.save(run.made, run.save, run.recipe.checkpoint.keep_last if oldest_go else None)
     except Exception as failure:
         what = str(failure) if isinstance(failure, LimbeckError) else f"{type(failure).__name__}: {failure}"
         if what != str(error):
@@ -63,47 +64,58 @@ async def _train(run: Run) -> None:
     order = PromptOrder(run.task.train, recipe.rollout.prompts_per_step, recipe.seed)
     lines = run.folder.lines()
     alarms = Alarms(run.same_weights, (line for line in lines if line["kind"] == "train"))
-    if _is_evaluated(run, run.start) and not any(
-        line["kind"] == "eval" and line["step"] == run.start for line in lines
-    ):
-        await log_evaluation(run)  # the first, or one that a stop cut off
-    for step in range(run.start + 1, recipe.steps + 1):
-        await one_step(run, order.at(step - 1), step, alarms)
-        if _is_evaluated(run, step):
-            await log_evaluation(run)
-        if step == recipe.steps or (checkpoint.every and step % checkpoint.every == 0):
-            with run.stop.hold(), run.phase("save"):
-                run.folder.save(step, run.learner.save, checkpoint.keep_last)
+    before = {line["step"] for line in lines if line["kind"] == "eval"}  # one that a stop cut off is not among them
+
+    def is_evaluated(step: int) -> bool:
+        every = recipe.eval.every
+        return step not in before and (step in (0, recipe.steps) or bool(every and step % every == 0))
+
+    async with Pipeline(run, order, is_evaluated) as pipeline:
+        if is_evaluated(run.start):
+            await log_evaluation(run, pipeline)
+        for step in range(run.start + 1, recipe.steps + 1):
+            await one_step(run, pipeline, step, alarms)
+            if is_evaluated(step):
+                await log_evaluation(run, pipeline)
+            if step == recipe.steps or (checkpoint.every and step % checkpoint.every == 0):
+                await save(run)
     policy = await run.learner.publish()
     adapter = {} if policy.adapter is None else {"adapter": policy.save_adapter}
     run.folder.finish(run.made, {**adapter, "model": policy.save})
 
 
-def _is_evaluated(run: Run, step: int) -> bool:
-    every = run.recipe.eval.every
-    return step in (0, run.recipe.steps) or bool(every and step % every == 0)
-
-
-async def one_step(run: Run, prompts: Sequence[Prompt], step: int, alarms: Alarms) -> None:
-    """One update from fresh samples of `prompts`, and its line of metrics."""
-    run.step, run.seconds = step, {}
+async def one_step(run: Run, pipeline: Pipeline, step: int, alarms: Alarms) -> None:
+    """One update from samples of its prompts, and its line of metrics."""
+    this = pipeline.at(step)
+    run.step, run.seconds = step, this.seconds
     start = time.perf_counter()
-    sampling = run.sampling(derive_seed(run.recipe.seed, "step", step))
-    collected = await collect(run, prompts, sampling, run.recipe.rollout.samples_per_prompt)
-    if is_recorded(run, step):
-        with run.phase("record"):
-            await record(run, step, collected.samples)
+    collected = await pipeline.rollouts(step)
+    this.note_waiting("update", time.perf_counter() - start)
+    if pipeline.is_recorded(step):
+        with this.phase("record"):
+            await record(this, step, collected.samples, pipeline.watched(step))
     try:
-        with run.stop.hold(), run.phase("update"):
+        with run.stop.hold(), this.phase("update"):
             report = await _update(run, collected.samples)
             run.made, run.known = step, True
-        with run.phase("publish"):
-            await run.engine.load(await run.learner.publish())
+        run.versions.drop_before(step)
+        with this.phase("publish"):
+            await pipeline.publish(step)
     finally:  # an update that was made has its line, whatever happens to its weights on the way to the engine
         if run.made == step:
             with run.stop.hold():
-                line = _line(run, report, collected, {**run.seconds, "step": time.perf_counter() - start})
+                line = _line(run, report, collected, {**this.seconds, "step": time.perf_counter() - start})
                 run.log({**line, "alarms": alarms.check(line)})
+
+
+async def save(run: Run) -> None:
+    """A checkpoint of the last update. With lag, later steps are sampled meanwhile."""
+    with run.stop.hold(), run.phase("save"):
+        write = partial(run.folder.save, run.made, run.save, run.recipe.checkpoint.keep_last)
+        if run.recipe.rollout.lag:
+            await in_thread(write)
+        else:
+            write()
 
 
 async def _update(run: Run, samples: Sequence[Scored]) -> StepReport:
@@ -132,10 +144,9 @@ def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[st
     return {"step": run.step, "kind": "train", **values}
 
 
-async def log_evaluation(run: Run) -> None:
+async def log_evaluation(run: Run, pipeline: Pipeline) -> None:
     """Evaluate, and keep the numbers in `metrics.jsonl` and the answers in `evaluations/`."""
-    with run.phase("evaluate"):
-        evaluation = await evaluate(run)
+    evaluation = await pipeline.evaluation(run.step)
     rows = [asdict(answer) for answer in evaluation.answers]
     with run.stop.hold():
         run.folder.write_lines(f"evaluations/{step_name(run.step, '.jsonl')}", rows)

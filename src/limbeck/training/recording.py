@@ -14,7 +14,7 @@ where the student did not sample that token.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -48,21 +48,24 @@ def is_recorded(run: Run, step: int) -> bool:
     return step in (1, run.recipe.steps) or step % (section.every * _stride(run)) == 0
 
 
-async def record(run: Run, step: int, samples: Sequence[Scored]) -> None:
+async def record(
+    run: Run, step: int, samples: Sequence[Scored], watched: Awaitable[Sequence[Scored]] | None = None
+) -> None:
     """Write what is kept of this step, and thin out the steps before where it is too much.
 
-    What cannot be recorded is a warning: a run does not end for what people look at.
+    `watched` prompts are sampled now where they are not given. What cannot be recorded is a warning: a run does not
+    end for what people look at.
     """
     try:
-        await _record(run, step, samples)
+        await _record(run, step, samples, await (sample_watched(run) if watched is None else watched))
     except Exception as error:  # whatever it is: a full disk, a token without a name, a part of the user's own
         logger.warning("the rollouts of step %d are not recorded: %s", step, _reason(error), exc_info=_bug(error))
 
 
-async def _record(run: Run, step: int, samples: Sequence[Scored]) -> None:
+async def _record(run: Run, step: int, samples: Sequence[Scored], watched: Sequence[Scored]) -> None:
     section = run.recipe.record
     chosen: list[tuple[Source, Scored]] = [("train", sample) for sample in _spread(samples, section.rollouts_per_step)]
-    chosen += [("watch", sample) for sample in await _watched(run)]
+    chosen += [("watch", sample) for sample in watched]
     chosen = [(source, sample) for source, sample in chosen if apply_valid_mask(sample).rollout.trained.any()]
     if not chosen:
         return
@@ -72,7 +75,7 @@ async def _record(run: Run, step: int, samples: Sequence[Scored]) -> None:
     _thin_out(run)
 
 
-async def _watched(run: Run) -> list[Scored]:
+async def sample_watched(run: Run) -> list[Scored]:
     """The same held-out prompts with the same randomness at every recorded step."""
     prompts = run.task.held_out[: run.recipe.record.watch]
     if not prompts:

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from limbeck.config.learner import LocalLearnerConfig
+from limbeck.config.recipe import Recipe
 from limbeck.errors import RunError
 from limbeck.files.digests import RECIPE_FILE
 from limbeck.files.disk import read_file
@@ -16,7 +19,9 @@ from limbeck.formatting import significant
 EVALUATION_KEYS = ("prompts", "samples_per_prompt", "greedy")
 ROUNDING_KEYS = ("device", "threads")
 # Changing these does not change the steps that were already made.
-FREE_TO_CHANGE = ("steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record")
+FREE_TO_CHANGE = (
+    "steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record", "cluster",
+)  # fmt: skip
 FREE_KEYS = ("engine.url", "engine.weights_folder")  # nor these: what is sampled follows from the request
 
 
@@ -32,8 +37,11 @@ def read_recipe(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_other_recipe(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises `RunError` where a run by the recipe `now` cannot go on from updates by the recipe `before`."""
-    flat_before, flat_now = _flat(before), _flat(now)
+    """Raises `RunError` where a run by the recipe `now` cannot go on from updates by the recipe `before`.
+
+    A key that `before` does not have, for it is of a version that did not know it, has its default there.
+    """
+    flat_before, flat_now = _flat(_with_defaults(before)), _flat(now)
     differing = [
         f"{key} ({flat_before.get(key)!r} then, {flat_now.get(key)!r} now)"
         for key in sorted({*flat_before, *flat_now})
@@ -44,6 +52,13 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], now: Mapping[st
             f"{folder} holds a run of another recipe: {'; '.join(differing[:5])}. Give this one another name=..., or "
             "start over with --fresh."
         )
+
+
+def _with_defaults(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json", exclude_none=True)
+    except ValidationError:  # of another version that knew other keys: compared as it is
+        return recipe
 
 
 def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any], done: int) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from limbeck.config.recipe import Recipe
@@ -14,8 +17,15 @@ from limbeck.protocols import Engine, Environment, Learner, Observer, Task, Teac
 from limbeck.records import Ints, Sampling, Support
 from limbeck.training.interruption import StopSignals
 from limbeck.training.run_folder import RunFolder
+from limbeck.training.versions import Turns, Versions
+from limbeck.training.watchdog import watch
 
 logger = logging.getLogger("limbeck")
+
+ROLES = {  # who is at work in a phase, for the watchdog; what takes several has phases within it
+    "sample": "sampler", "publish": "sampler", "grade": "grader", "score": "teacher", "update": "learner",
+    "save": "learner", "record": "recording", "evaluate": "evaluation",
+}  # fmt: skip
 
 
 @dataclass
@@ -40,15 +50,60 @@ class Run:
     same_weights: bool = False  # student and teacher begin as the same model
     student_top: int = 0  # K of the student's own most likely ids, which teachers are asked about; 0: they are not
     teacher_seconds: Callable[[], Mapping[str, float]] = dict  # of the last scoring, by teacher where there are several
-    observers: Sequence[Observer] = ()
+    observers: list[Observer] = field(default_factory=list)
     stop: StopSignals = field(default_factory=StopSignals)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)  # what has to be let go of at the end
+    scoring: Turns = field(default_factory=Turns)  # who asks the teacher
     began: bool = False  # observers know of it
-    step: int = 0  # the one under way, or the last one
+    step: int = 0  # the one whose update is under way, or the last one; of `at(step)` that step
+    version: int | None = None  # of the weights that this step is sampled with; None: those that the engine has
     made: int = 0  # updates whose weights the learner holds
     known: bool = True  # False while an update is under way, and after one that ended nobody knows how
     seconds: dict[str, float] = field(default_factory=dict)  # of the phases of the present step
     _depth: int = 0  # of phases within phases
+    _under_way: list[tuple[int, str]] = field(default_factory=list)  # phases of all steps
+
+    @cached_property
+    def versions(self) -> Versions:
+        """The weights that are still to be sampled from."""
+        return Versions(self.engine, self.recipe.rollout.lag, self.start)
+
+    def at(self, step: int, version: int | None = None, aside: bool = False) -> Run:
+        """The same parts at the work of `step`, of which several may be under way, each with its own seconds.
+
+        `version`: of the weights it samples with. Work `aside` has no phases of its own.
+        """
+        _ = self.versions  # is shared
+        other = copy.copy(self)
+        other.step, other.version, other.seconds, other._depth = step, version, {}, int(aside)
+        return other
+
+    @asynccontextmanager
+    async def turn_to_sample(self) -> AsyncIterator[None]:
+        """The engine, for this step alone and with the weights that the step is sampled with."""
+        async with self.versions.sampling.turn() as idle:
+            self.note_waiting("sample", idle)
+            if self.version is not None and self.version != self.versions.loaded:
+                with self.phase("publish"):
+                    await self.versions.load_held(self.version)
+            yield
+
+    @asynccontextmanager
+    async def turn_to_score(self) -> AsyncIterator[None]:
+        """The teacher, for this step alone."""
+        async with self.scoring.turn() as idle:
+            self.note_waiting("score", idle)
+            yield
+
+    def note_waiting(self, role: str, seconds: float) -> None:
+        """How long a role had nothing to do before this step. Without lag, that is what the others' phases took."""
+        if self.recipe.rollout.lag and self._depth == 0:
+            self.seconds[f"wait/{role}"] = seconds
+
+    def save(self, folder: Path) -> None:
+        """Everything that a run needs to go on after the last update that was made."""
+        self.learner.save(folder)
+        self.versions.save(folder, self.made)
 
     def sampling(self, seed: int, greedy: bool = False) -> Sampling:
         """The recipe's sampling with this seed."""
@@ -76,16 +131,22 @@ class Run:
         """Report to the observers what is going on, and keep how long it took; phases within a phase count as it."""
         self.stop.check()
         self._depth += 1
-        outermost = self._depth == 1
+        outermost, mine = self._depth == 1, (self.step, name)
         if outermost:
-            self.report("phase", self.step, name)
+            self._under_way.append(mine)
+            self.report("phase", *mine)
         start = time.perf_counter()
         try:
-            yield
+            with watch(ROLES.get(name, name), f"{name} of step {self.step}"):
+                yield
         finally:
             self._depth -= 1
+            if outermost:
+                self._under_way.remove(mine)
         if outermost:
-            self.seconds[name] = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            if self._under_way:  # of other steps: what is shown is what still goes on
+                self.report("phase", *self._under_way[0])
 
     def note_seconds(self, seconds: Mapping[str, float]) -> None:
         """Parts of the phase at hand, unless it is part of another."""
@@ -103,7 +164,7 @@ class Run:
             try:
                 getattr(observer, event)(*values)
             except (Exception, SystemExit) as error:
-                self.observers = [other for other in self.observers if other is not observer]
+                self.observers[:] = [other for other in self.observers if other is not observer]
                 logger.warning(
                     "observer %s raised %s in `%s` and is called no more: %s",
                     type(observer).__name__, type(error).__name__, event, error,

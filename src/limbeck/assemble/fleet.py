@@ -1,0 +1,201 @@
+"""A run whose work is done by processes of a Ray cluster: what each of them builds, and what the driver has instead.
+
+The driver knows the student by its outline and holds no weights. A learner's process builds what one process would; a
+sampler's too, and never updates it. Nothing here imports Ray before there is a [cluster] table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from limbeck.assemble.engines import CopyEngine
+from limbeck.assemble.site import Given, pick_device
+from limbeck.config.engine import HFEngineConfig
+from limbeck.config.factory import Build
+from limbeck.config.learner import LocalLearnerConfig
+from limbeck.config.recipe import Recipe
+from limbeck.config.student import StudentConfig
+from limbeck.errors import RecipeError, RunError
+from limbeck.learners.local import LocalLearner
+from limbeck.learners.ranks import open_rank
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.head import Head
+from limbeck.models.loading import load_model, load_outline
+from limbeck.objectives import loss_of
+
+if TYPE_CHECKING:
+    from limbeck.cluster.learners import RankGroup
+    from limbeck.cluster.samplers import Samplers
+    from limbeck.cluster.worker import Worker
+
+logger = logging.getLogger("limbeck")
+
+VERSIONS = 3  # of the weights that the object store has room for: sampled from, published, on its way out
+SEEN_WITHIN = 10.0  # seconds in which a new file must be seen from another node
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """What a process needs to build the student. It is pickled, and small."""
+
+    recipe: Recipe
+    source: StudentConfig  # where its weights come from: with full weights a checkpoint's, once there is one
+    vocabulary: int
+    folder: Path
+
+
+@dataclass
+class Fleet:
+    """The processes of a run. `gpus` each of them has that computes with the student or a local teacher."""
+
+    recipe: Recipe
+    threads: int
+    gpus: int
+    resources: AsyncExitStack
+    learner: RankGroup | None = None
+    samplers: Samplers | None = None
+
+    def worker(self, name: str, build: Callable[[], Any], gpus: int | None = None, restarts: bool = True) -> Worker:
+        """A process that ends with the run. `build` is called there."""
+        from limbeck.cluster.worker import Worker
+
+        worker = Worker(name, build, self.threads, self.gpus if gpus is None else gpus, restarts)
+        self.resources.callback(worker.kill)
+        return worker
+
+    async def start(self, plan: StudentPlan) -> None:
+        """The learner and, where the student samples in processes of ours, the samplers. Raises what they raise."""
+        from limbeck.cluster.samplers import Samplers
+
+        starting = [self._start_learner(plan)]
+        if isinstance(self.recipe.engine, HFEngineConfig):
+            count = processes_of(self.recipe)["cluster.samplers"]
+            workers = [self.worker(f"sampler {i + 1}", partial(build_sampler, plan)) for i in range(count)]
+            self.samplers = Samplers(workers, self.recipe.engine.max_rows)
+            starting.append(self.samplers.start())
+        await asyncio.gather(*starting)
+
+    async def _start_learner(self, plan: StudentPlan) -> None:
+        from limbeck.cluster.learners import Rank, RankGroup
+
+        world = processes_of(self.recipe)["cluster.learners"]
+        folder = plan.folder.absolute()
+        meeting, mark = folder / f".ranks-{secrets.token_hex(8)}", folder / f".shared-{secrets.token_hex(8)}"
+        mark.touch()
+        try:
+            ranks = [
+                self.worker(
+                    f"learner {rank + 1}", partial(Rank, partial(build_rank, plan, mark, rank, world)), restarts=False
+                )
+                for rank in range(world)
+            ]
+            host, port = await ranks[0].free_address()
+            # Nothing need listen where all are on one machine.
+            where = f"file://{meeting}" if host.startswith("127.") else f"tcp://{host}:{port}"
+            self.learner = RankGroup(ranks)
+            await self.learner.start(where)
+        finally:
+            mark.unlink()
+            meeting.unlink(missing_ok=True)
+
+    async def learner_with(self, heads: Mapping[str, Head]) -> RankGroup:
+        """Knowing the output heads of what will be scored."""
+        assert self.learner is not None
+        await self.learner.know_heads(heads)
+        return self.learner
+
+
+def open_fleet(recipe: Recipe, student: CausalLM, given: Given, resources: AsyncExitStack) -> Fleet:
+    """Connect to the cluster. Raises `RecipeError` where it cannot be had or is too small for the roles."""
+    from limbeck.cluster.connect import connected, require
+
+    assert recipe.cluster is not None
+    parts = [field.name for field in fields(given) if getattr(given, field.name) is not None]
+    if parts:
+        raise RecipeError(
+            f"[cluster] builds its parts in other processes, but an object was given for {', '.join(parts)}. Name a "
+            "factory in the recipe (kind = 'python'), or remove [cluster] (cluster=...)."
+        )
+    size = sum(p.numel() * p.element_size() for p in student.model.parameters())
+    there = resources.enter_context(connected(recipe.cluster.address, processes_of(recipe), VERSIONS * size))
+    on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and there.get("GPU", 0) > 0)
+    fleet = Fleet(recipe, recipe.threads or torch.get_num_threads(), int(on_gpu), resources)
+    require(there, processes_of(recipe), fleet.gpus, recipe.cluster.address)
+    _warn_of_idle_samplers(recipe)
+    return fleet
+
+
+def processes_of(recipe: Recipe) -> dict[str, int]:
+    """How many processes each key asks for."""
+    assert recipe.cluster is not None
+    samplers = {"cluster.samplers": recipe.cluster.samplers} if isinstance(recipe.engine, HFEngineConfig) else {}
+    return {"cluster.learners": recipe.cluster.learners, **samplers}
+
+
+def _warn_of_idle_samplers(recipe: Recipe) -> None:
+    section, cluster = recipe.engine, recipe.cluster
+    assert cluster is not None
+    rows = recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt
+    if isinstance(section, HFEngineConfig) and (units := -(-rows // section.max_rows)) < cluster.samplers:
+        logger.warning(
+            "a step has %d responses, which are %d %s of engine.max_rows = %d: %d of %d samplers have nothing to do. "
+            "Set engine.max_rows = %d, or lower cluster.samplers.",
+            rows, units, "unit" if units == 1 else "units", section.max_rows, cluster.samplers - units,
+            cluster.samplers, max(1, rows // cluster.samplers),
+        )  # fmt: skip
+
+
+# --- in the processes ---------------------------------------------------------------------------------
+
+
+def build_rank(plan: StudentPlan, mark: Path, rank: int, count: int, where: str) -> LocalLearner:
+    """One of `count` learners, which meet at `where`. Raises `LimbeckError` as one process would.
+
+    `mark` is a file in the run's folder.
+    """
+    _require_shared(mark, rank)
+    recipe, device = plan.recipe, pick_device(plan.recipe.device)
+    student = load_outline(plan.source)
+    student.vocabulary = plan.vocabulary
+    build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, plan.folder)
+    assert isinstance(recipe.learner, LocalLearnerConfig)
+    loss = loss_of(recipe.objective, None, build)
+    return open_rank(
+        recipe.learner, loss, recipe.steps, recipe.seed, plan.source, rank, count, where, str(device),
+        vocabulary=plan.vocabulary,
+    )  # fmt: skip
+
+
+def build_sampler(plan: StudentPlan) -> CopyEngine:
+    """An engine over a copy of the student, which gets its weights later."""
+    recipe = plan.recipe
+    assert isinstance(recipe.engine, HFEngineConfig)
+    assert isinstance(recipe.learner, LocalLearnerConfig)
+    lm = load_model(plan.source, pick_device(recipe.device))
+    lm.vocabulary = plan.vocabulary
+    return CopyEngine(LocalLearner(lm, recipe.learner, recipe.objective, recipe.steps, recipe.seed), recipe.engine)
+
+
+def _require_shared(mark: Path, rank: int) -> None:
+    """The learners read and write the checkpoints. Raises `RunError` where the run's folder is another one here."""
+    end = time.monotonic() + SEEN_WITHIN
+    while not mark.exists():
+        if time.monotonic() > end:
+            raise RunError(
+                f"learner {rank + 1} on node {socket.gethostname()} does not see the run's folder {mark.parent}. "
+                "Checkpoints are written and read there by the learners: put it on a file system that all nodes share "
+                "(output=...)."
+            )
+        time.sleep(0.1)

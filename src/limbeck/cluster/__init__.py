@@ -1,0 +1,1 @@
+"""The seams over Ray: the only place that imports it."""

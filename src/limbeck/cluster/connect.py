@@ -1,0 +1,154 @@
+"""To a Ray cluster and back.
+
+    with connected("local", {"cluster.learners": 2, "cluster.samplers": 2}, store_bytes) as resources:
+        ...
+
+A local one is the run's own: it listens on the loopback alone, asks for a token that only this user can read, shows no
+page, sends no statistics, and ends with the run. One that is there already keeps its own settings and goes on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import RecipeError
+
+EVERYWHERE = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a notice on the console
+}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: every listener on 127.0.0.1
+STORE = 512 * 2**20  # bytes of the object store beside the weights: samples, states of teachers
+
+
+@contextlib.contextmanager
+def connected(address: str, processes: Mapping[str, int], store_bytes: int = 0) -> Iterator[Mapping[str, float]]:
+    """A Ray, and what it has: a local one has a processor for each of `processes`, by the recipe's key.
+
+    Raises `RecipeError` where Ray is not installed or cannot be reached.
+    """
+    own = address == "local"
+    with _environment({**EVERYWHERE, **({**LOOPBACK, **_token()} if own else {})}):
+        ray = _import_ray()
+        if ray.is_initialized():  # the caller's, who also ends it
+            yield ray.cluster_resources()
+            return
+        try:
+            if own:
+                _start(ray, sum(processes.values()), store_bytes)
+            else:
+                _join(ray, address)
+            yield ray.cluster_resources()
+        finally:
+            ray.shutdown()
+            if own:
+                shutil.rmtree(_folder() / "ray", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise RecipeError(
+            f"[cluster] needs Ray, which is not installed ({error}): pip install 'limbeck[cluster]'. Or remove the "
+            "table to run in one process."
+        ) from None
+    return ray
+
+
+@cache
+def _folder() -> Path:
+    """This process's own, which only this user can read."""
+    folder = Path(tempfile.mkdtemp(prefix="limbeck-"))  # a short path: Ray's sockets are below it
+    pid = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == pid else None)
+    return folder
+
+
+@cache
+def _token() -> Mapping[str, str]:
+    """Ray reads it once a process, so that each of its clusters here has the same."""
+    path = _folder() / "token"
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def _start(ray: Any, processes: int, store_bytes: int) -> None:
+    from ray._private import ray_constants
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    # Where Ray was imported before, it has read its environment already.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(processes, os.cpu_count() or 1),  # more processes than cores only take longer
+            include_dashboard=False,
+            object_store_memory=STORE + store_bytes,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(_folder() / "ray"),
+        )
+    except Exception as error:
+        raise RecipeError(
+            f"a local Ray cannot be started: {_reason(error)}. Is there memory in /dev/shm, and are processes allowed?"
+        ) from error
+
+
+def _join(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # ConnectionError, ValueError, AuthenticationError, gRPC's own
+        raise RecipeError(
+            f"cluster.address = {address!r}: no Ray cluster can be reached there: {_reason(error)}. Start one with "
+            "`ray start`, give this process its token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH) and the same version "
+            "of Ray, or set cluster.address = 'local'."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no reason given'}"
+
+
+def require(resources: Mapping[str, float], processes: Mapping[str, int], gpus: int, address: str) -> None:
+    """Raises `RecipeError` naming the key to lower: a process without a place would be waited for without an end.
+
+    `gpus` each of them has, besides a processor.
+    """
+    total = sum(processes.values())
+    for what, name, each in (("CPU", "processors", 1), ("GPU", "GPUs", gpus)):
+        if total * each > (there := int(resources.get(what, 0))):
+            parts = ", ".join(f"{key} = {count}" for key, count in processes.items())
+            most = max(processes, key=lambda key: processes[key])
+            or_else = ", or set device = 'cpu'" if what == "GPU" else ""
+            raise RecipeError(
+                f"the fleet needs {total * each} {name} ({parts}), but the Ray cluster at {address!r} has {there}. "
+                f"Lower {most}, or add nodes to the cluster{or_else}."
+            )

@@ -1,0 +1,228 @@
+"""The processes that train one student together, each on a part of its rows and of a step's tokens (FSDP2).
+
+    ranks = Ranks()                                    # this process alone: everything below does nothing
+    ranks = join(rank, count, init_method, device)     # one of several
+
+Every rank is given the same samples and makes the same calls in the same order. Gradients are summed, not averaged: the
+loss is over the global count of tokens already.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from limbeck.errors import LimbeckError, LostLearnerError, ModelError
+from limbeck.learners.batch import Batch, MicroBatch
+from limbeck.learners.lifeline import Lifeline
+from limbeck.models.causal_lm import CausalLM, first_line
+from limbeck.models.shards import make_inside, standing_in
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # of collectives: whether a rank lives is known from its lifeline, however long it works
+ARRIVAL = timedelta(minutes=10)  # until the last rank has come
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How parameters are kept and gathered."""
+
+    gathered: torch.dtype | None = None  # what is computed in, where it is not that of the rows
+    offload: bool = False  # the rows lie in the memory of the CPU
+
+
+class Ranks:
+    """A process alone, or one of several where there is a `mesh`."""
+
+    def __init__(
+        self, mesh: DeviceMesh | None = None, lifeline: Lifeline | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.mesh, self.lifeline = mesh, lifeline
+        self.dtype = dtype  # of the rows that each rank keeps, and of sums of gradients
+        self.count = 1 if mesh is None else mesh.size()
+        self.rank = 0 if mesh is None else mesh.get_local_rank()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank answers for all, and writes."""
+        return self.rank == 0
+
+    def shard(self, lm: CausalLM, how: Sharding) -> None:
+        """Keep this rank's rows of every parameter, and let go of the others. Raises `ModelError`."""
+        if self.mesh is None:
+            return
+        try:
+            _shard(lm, self.mesh, self.dtype, how)
+        except (ValueError, NotImplementedError) as error:
+            raise ModelError(f"{lm.name} cannot be trained by several ranks: {first_line(error)}.") from error
+        lm.run_on, lm.run_in = torch.device(self.mesh.device_type), how.gathered
+        if lm.run_on.type == "cuda":
+            lm.run_on = torch.device("cuda", torch.cuda.current_device())
+
+    @contextmanager
+    def unread(self, lm: CausalLM) -> Iterator[None]:
+        """Of several ranks: parameters of shapes alone, for adapters to be laid beside them.
+
+        Nothing is read from the files, and adapters are not drawn in the files' narrower dtype.
+        """
+        shapes = (
+            {}
+            if self.mesh is None
+            else {p: torch.zeros((), dtype=self.dtype).expand(p.shape) for p in lm.model.parameters()}
+        )
+        with standing_in(shapes):
+            yield
+
+    def own(self, batch: Batch) -> Iterator[MicroBatch | None]:
+        """This rank's micro-batches of a step; None for a pass that it makes only because others do."""
+        for first in range(0, len(batch.micro), self.count):
+            yield batch.micro[first + self.rank] if first + self.rank < len(batch.micro) else None
+
+    def sum(self, values: Tensor) -> Tensor:
+        """[...] the sum over all ranks, on each of them."""
+        if self.mesh is not None:
+            dist.all_reduce(values, group=self.mesh.get_group())
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """What each rank gave, on the first; nothing on the others."""
+        if self.mesh is None:
+            return [value]
+        found: list[Any] | None = [None] * self.count if self.is_first else None
+        dist.gather_object(value, found, dst=0)
+        return found or []
+
+    @contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """Around whatever ranks do together. Raises `LostLearnerError` where it failed because one of them is gone."""
+        try:
+            yield
+        except LimbeckError:
+            raise
+        except Exception as error:
+            if self.lifeline is not None and (isinstance(error, dist.DistError) or self.lifeline.is_cut()):
+                raise LostLearnerError(
+                    f"{what}: another rank of the learner is gone ({first_line(error)}). The weights are those of the "
+                    "last checkpoint: resume from it."
+                ) from error
+            raise
+
+    def together(self, part: Callable[[], None]) -> None:
+        """Do what one rank may fail at and others not, such as writing a file: where one fails, all raise its error."""
+        error: Exception | None = None
+        try:
+            part()
+        except LostLearnerError:
+            raise
+        except Exception as raised:
+            error = raised
+        if self.mesh is not None:
+            errors: list[Exception | None] = [None] * self.count
+            dist.all_gather_object(errors, error)
+            error = error or next((other for other in errors if other is not None), None)
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Leave the group; all ranks do. A process should end by `os._exit` then: torch's threads may still run."""
+        if self.lifeline is not None:
+            self.lifeline.close()
+        if self.mesh is not None:
+            dist.destroy_process_group()
+
+
+def join(rank: int, count: int, init_method: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Ranks:
+    """Meet the other ranks; `init_method` is "tcp://host:port" of the first, or "file:///path" on one machine.
+
+    Raises `LostLearnerError` where not all of them come.
+    """
+    url = urlsplit(init_method)
+    if url.hostname in LOOPBACK or url.scheme == "file":
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
+    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        store = _store(rank, count, init_method)
+        lifeline = Lifeline.of(rank, count, store, url.hostname or LOOPBACK[0], ARRIVAL.total_seconds())
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        return Ranks(dist.init_device_mesh(device.type, (count,)), lifeline, dtype)
+    except (dist.DistError, RuntimeError, OSError) as error:
+        raise LostLearnerError(
+            f"rank {rank} of {count} did not meet the others at {init_method}: {first_line(error)}"
+        ) from error
+
+
+def _store(rank: int, count: int, init_method: str) -> Any:
+    url = urlsplit(init_method)
+    if url.scheme == "file":
+        return dist.FileStore(url.path, count)
+    assert url.scheme == "tcp", init_method
+    assert url.hostname is not None, init_method
+    return dist.TCPStore(url.hostname, url.port or 0, count, is_master=rank == 0, timeout=ARRIVAL)
+
+
+def _shard(lm: CausalLM, mesh: DeviceMesh, dtype: torch.dtype, how: Sharding) -> None:
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise ModelError(f"several ranks need torch 2.8 or newer, this is {torch.__version__}. Install a newer torch.")
+    blocks = blocks_of(lm.model)
+    _check_apart(lm, blocks)
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if how.offload else OffloadPolicy()
+    policy = MixedPrecisionPolicy(param_dtype=how.gathered, reduce_dtype=dtype)
+    for module in (*blocks, lm.model):
+        name = type(module).__name__
+        fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
+        type(module).__name__ = name  # FSDP makes a class of it, by whose name nobody knows it
+        make_inside(module)
+        assert isinstance(module, FSDPModule)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    for parameter in lm.model.parameters():
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    if mesh.device_type != "cpu":
+        for module in lm.model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(mesh.device_type)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model: the largest list of modules in it that is in no other."""
+    lists = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
+    outermost = [part for name, part in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    largest = max(outermost, key=lambda part: sum(p.numel() for p in part.parameters()), default=None)
+    return [] if largest is None else list(largest)
+
+
+def _check_apart(lm: CausalLM, blocks: Sequence[nn.Module]) -> None:
+    """Raises `ModelError` where a weight is of two layers: each would get a part of its gradient."""
+    owner: dict[nn.Parameter, int] = {}
+    groups = [list(block.parameters()) for block in blocks]
+    inner = {parameter for group in groups for parameter in group}
+    within = {id(module) for block in blocks for module in block.modules()}
+    outside = [module for module in lm.model.modules() if id(module) not in within]
+    groups.append([parameter for module in outside for parameter in module.parameters(recurse=False)])
+    shared = [name for name, p in lm.model.named_parameters() if p in inner and any(p is q for q in groups[-1])]
+    for number, group in enumerate(groups[:-1]):
+        for parameter in group:
+            if owner.setdefault(parameter, number) != number:
+                shared.append(str(list(parameter.shape)))
+    if shared:
+        raise ModelError(
+            f"{lm.name}: {type(lm.model).__name__} shares a weight between layers ({shared[0]}), which several ranks "
+            "cannot train. Set cluster.learners = 1."
+        )
