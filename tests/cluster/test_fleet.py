@@ -9,12 +9,29 @@ from tests.cluster.fleets import table, train, weights
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
 
-@pytest.mark.parametrize("changes", [{}, {"learner": {"lr": 1e-2, "lora": {"rank": 4}}}], ids=["full", "lora"])
-def test_any_number_of_samplers_makes_the_weights_of_one_process(tmp_path: Path, changes: dict) -> None:
+LORA = {"learner": {"lr": 1e-2, "lora": {"rank": 4}}}
+
+
+@pytest.mark.parametrize(
+    ("samplers", "lag", "changes"), [(1, 0, {}), (4, 1, {}), (2, 1, LORA)], ids=["one", "four, lag", "lora, lag"]
+)
+def test_any_number_of_samplers_makes_the_weights_of_one_process(
+    tmp_path: Path, samplers: int, lag: int, changes: dict
+) -> None:
     recipe = table(tmp_path, **changes)
+    recipe["rollout"]["lag"] = lag
     alone = train(recipe, tmp_path / "alone")
-    for samplers in (1, 4) if not changes else (2,):
-        fleet = train(recipe, tmp_path / str(samplers), cluster={"samplers": samplers})
-        assert weights(tmp_path / str(samplers)) == weights(tmp_path / "alone")
-        assert fleet.after["reverse_kl/exact"] == alone.after["reverse_kl/exact"]
-        assert fleet.steps[-1]["weights/bytes"] > 0
+    fleet = train(recipe, tmp_path / "fleet", cluster={"samplers": samplers})
+    assert weights(tmp_path / "fleet") == weights(tmp_path / "alone")
+    assert fleet.after["reverse_kl/exact"] == alone.after["reverse_kl/exact"]
+    assert fleet.steps[-1]["weights/bytes"] > 0
+
+
+def test_two_ranks_make_the_same_weights_with_any_number_of_samplers(tmp_path: Path) -> None:
+    recipe = table(tmp_path)
+    one = train(recipe, tmp_path / "1", cluster={"learners": 2, "samplers": 1})
+    two = train(recipe, tmp_path / "2", cluster={"learners": 2, "samplers": 2})
+    assert weights(tmp_path / "1") == weights(tmp_path / "2")
+    assert one.after["reverse_kl/exact"] == two.after["reverse_kl/exact"]
+    alone = train(recipe, tmp_path / "alone")
+    assert one.steps[0]["reverse_kl/exact"] == pytest.approx(alone.steps[0]["reverse_kl/exact"], rel=1e-5)

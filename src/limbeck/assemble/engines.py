@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from limbeck.assemble.own import OwnEngine
 from limbeck.assemble.site import Site
@@ -21,9 +21,10 @@ from limbeck.engines.several import ServedEngines
 from limbeck.engines.sglang import SGLangServer
 from limbeck.engines.vllm import VLLMServer
 from limbeck.engines.weights_folder import WeightsFolder, places_for
+from limbeck.errors import EngineError
 from limbeck.learners.local import LocalLearner
 from limbeck.models.loading import load_model
-from limbeck.protocols import Engine, Learner, Task
+from limbeck.protocols import Engine, Learner, Policy, Task
 from limbeck.records import Failure, Sampled, SampleRequest, Sampling
 from limbeck.wire.http import Pool, PoolSettings
 
@@ -62,6 +63,7 @@ def _hf(section: HFEngineConfig, site: Site, learner: Learner, task: Task, stop_
     return CopyEngine(LocalLearner(lm, learner.config, learner.loss, learner.steps, learner.seed), section)
 
 
+@runtime_checkable
 class Published(Protocol):
     """Weights of one version, as a learner trains them: a `LocalPolicy`, or what travels in a fleet."""
 
@@ -73,14 +75,19 @@ class Published(Protocol):
 class CopyEngine:
     """Samples from a copy of the student that is held as the learner holds it, adapters and all: the same bits.
 
-    `copy` makes no updates. What is loaded must come from a learner of the same recipe; raises `ModelError` otherwise.
+    `copy` makes no updates. Raises `EngineError` and `ModelError` for what no learner of the same recipe published.
     """
 
     def __init__(self, copy: LocalLearner, section: HFEngineConfig) -> None:
         self.copy, self.engine = copy, InProcessEngine(copy.lm, section, copy.autocast)
         self.max_rows = self.engine.max_rows
 
-    async def load(self, policy: Published) -> None:
+    async def load(self, policy: Policy | Published) -> None:
+        if not isinstance(policy, Published):
+            raise EngineError(
+                f"engine hf has a copy of the student, which cannot take weights of a {type(policy).__name__}: it has no "
+                "`trained`. Set rollout.lag = 0 for a learner of your own."
+            )
         self.copy.take(policy.version, policy.trained())
         await self.engine.load(await self.copy.publish())
 

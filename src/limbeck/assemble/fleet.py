@@ -54,6 +54,7 @@ class StudentPlan:
     source: StudentConfig  # where its weights come from: with full weights a checkpoint's, once there is one
     vocabulary: int
     folder: Path
+    kept: bool  # whether checkpoints are written to `folder`
 
 
 @dataclass
@@ -92,12 +93,14 @@ class Fleet:
 
         world = processes_of(self.recipe)["cluster.learners"]
         folder = plan.folder.absolute()
-        meeting, mark = folder / f".ranks-{secrets.token_hex(8)}", folder / f".shared-{secrets.token_hex(8)}"
+        meeting, mark = (folder / f".{what}-{secrets.token_hex(8)}" for what in ("ranks", "shared"))
         mark.touch()
         try:
             ranks = [
                 self.worker(
-                    f"learner {rank + 1}", partial(Rank, partial(build_rank, plan, mark, rank, world)), restarts=False
+                    f"learner {rank + 1}",
+                    partial(Rank, partial(build_rank, plan, mark if plan.kept else None, rank, world)),
+                    restarts=False,
                 )
                 for rank in range(world)
             ]
@@ -160,12 +163,13 @@ def _warn_of_idle_samplers(recipe: Recipe) -> None:
 # --- in the processes ---------------------------------------------------------------------------------
 
 
-def build_rank(plan: StudentPlan, mark: Path, rank: int, count: int, where: str) -> LocalLearner:
+def build_rank(plan: StudentPlan, mark: Path | None, rank: int, count: int, where: str) -> LocalLearner:
     """One of `count` learners, which meet at `where`. Raises `LimbeckError` as one process would.
 
-    `mark` is a file in the run's folder.
+    `mark` is a file in the run's folder, where that has to be shared.
     """
-    _require_shared(mark, rank)
+    if mark is not None:
+        _require_shared(mark, rank)
     recipe, device = plan.recipe, pick_device(plan.recipe.device)
     student = load_outline(plan.source)
     student.vocabulary = plan.vocabulary

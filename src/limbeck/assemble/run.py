@@ -103,7 +103,7 @@ async def _assemble(
     )
     keep_prompts(folder, task, recipe, checkpoint)
     if fleet is not None:
-        await fleet.start(StudentPlan(recipe, source, vocabulary, folder.path))
+        await fleet.start(StudentPlan(recipe, source, vocabulary, folder.path, folder.path == run_path(recipe)))
     proven = await teachers.prove(site, task)
     reference_teacher = None if reference is None else LocalTeacher("reference", reference)
     if reference_teacher is not None:
