@@ -98,8 +98,9 @@ class RemoteStates:
         if array is None:
             array = self.link.get("fetch", self.unit.id, self.row, self.unit)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*not writable")  # it is only read
-            return torch.from_numpy(array).view(self.dtype)
+            warnings.filterwarnings("ignore", message=".*not writable")
+            # In memory of its own: what the object store maps may lie at odd places, where sums are rounded otherwise.
+            return torch.from_numpy(array).view(self.dtype).clone()
 
 
 class TeacherPool:

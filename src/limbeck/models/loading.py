@@ -37,6 +37,7 @@ SUPPORTED = "Supported: attention-only causal language models."
 SERVED = "Sample from a server that holds it (engine.kind = 'sglang' or 'vllm'), or choose another student."
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PROBE_TOKENS = 12
+ALIGNMENT = 64  # bytes, of every tensor that torch makes on a CPU
 FAULT = 10  # times what rounding may do: a model is refused for a mistake, not for a kernel that rounds more
 DRAFTER = "drafts tokens for another model, whose keys and values it reads"
 NOT_BY_ITSELF = {  # model types that do not turn tokens alone into the distribution of the next
@@ -56,8 +57,20 @@ def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
     """
     lm = read_model(section, getattr(torch, section.dtype))
     lm.model.to(device)
+    _align(lm)
     prove_model(lm)
     return lm
+
+
+def _align(lm: CausalLM) -> None:
+    """Put weights that are mapped from a file, wherever its header happens to end, where torch would put them.
+
+    Products with few rows round differently elsewhere: a process that has the same weights from another file, or from
+    another process, would not sample and score to the same bit.
+    """
+    for parameter in lm.model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def read_model(section: ModelConfig, dtype: torch.dtype) -> CausalLM:
