@@ -19,6 +19,7 @@ from limbeck.assemble.own import checked_part
 from limbeck.assemble.run import assemble, run_path, teacher_as_student
 from limbeck.assemble.site import Given
 from limbeck.config.recipe import Recipe, checked_again, load_recipe
+from limbeck.errors import LostLearnerError
 from limbeck.protocols import Engine, Learner, Objective, Observer, Task, Teacher
 from limbeck.records import ProbeResult
 from limbeck.trackers import make_trackers
@@ -36,6 +37,8 @@ __all__ = ["Evaluation", "Interrupted", "ProbeResult", "TrainResult", "check", "
 T = TypeVar("T")
 
 logger = logging.getLogger("limbeck")
+
+MOST_LOSSES = 3  # of the fleet's learner after one checkpoint
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,10 @@ def _train(
             logger.warning("%s: %s", path, note)
         with asyncio.Runner() as runner:
             stop.interrupts(runner.get_loop())
-            _run_to_end(runner, recipe, folder, checkpoint, given, observers, stop)
+            losses = _Losses()
+            while not _run_to_end(runner, recipe, folder, checkpoint, given, observers, stop, losses):
+                folder.close()
+                checkpoint = folder.open(recipe.to_toml(), now)
     finally:
         folder.close()
     lines = folder.lines()
@@ -173,18 +179,26 @@ def _run_to_end(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     given: Given,
-    observers: Sequence[Observer],
+    observers: list[Observer],
     stop: StopSignals,
-) -> None:
-    """A signal leaves the loop from wherever it is; what was under way is then cancelled, and the update kept."""
+    losses: _Losses,
+) -> bool:
+    """False where the fleet lost its learner and the run has to be taken up again from its newest checkpoint.
+
+    A signal leaves the loop from wherever it is; what was under way is then cancelled, and the update kept.
+    """
     run: Run | None = None
+    done = True
     try:
-        run = runner.run(assemble(recipe, folder, checkpoint, given)).run
+        run = runner.run(assemble(recipe, folder, checkpoint, given, again=losses.count > 0)).run
         run.observers, run.stop = observers, stop
         runner.run(train_run(run))
     except BaseException as error:
         stopped = stop.caught(error)
         if stopped is None:
+            if recipe.cluster is not None and losses.may_go_on(error, folder.newest_step()):
+                done = False
+                return done
             raise
         if run is not None:
             keep(run, stopped)  # first of all: whoever sent the signal may not wait for long
@@ -196,8 +210,28 @@ def _run_to_end(
             try:
                 runner.run(run.close())
             finally:
-                if run.began:
+                if run.began and done:
                     run.report("closed")
+    return done
+
+
+@dataclass
+class _Losses:
+    """Of the fleet's learner, without a new checkpoint in between: a few may be chance."""
+
+    count: int = 0
+    step: int = 0
+
+    def may_go_on(self, error: BaseException, newest: int) -> bool:
+        """After `error`, from the checkpoint of step `newest`."""
+        if not isinstance(error, LostLearnerError):
+            return False
+        self.count, self.step = self.count + 1 if newest == self.step else 1, newest
+        if self.count == MOST_LOSSES:
+            error.add_note(f"That was the {self.count}rd time after step {newest}: the run does not go on by itself.")
+            return False
+        logger.warning("%s The run goes on from step %d.", error, newest)
+        return True
 
 
 def _cancel_all(runner: asyncio.Runner) -> None:

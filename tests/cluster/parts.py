@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 
+from limbeck.assemble import fleet
 from limbeck.cluster.ahead import Unit
 from limbeck.cluster.teachers import TeacherPart
 from limbeck.config.base import ModelConfig
 from limbeck.errors import ContractError, ModelError
+from limbeck.learners import checkpoint, policy
 from limbeck.models.loading import load_model
 from limbeck.records import ProbeResult, ScoreRequest
 from limbeck.teachers.local import LocalTeacher
@@ -68,6 +71,49 @@ class Counter:
 
 def broken() -> Counter:
     raise ModelError("no model folder at 'x'")
+
+
+class Deadly:
+    """Kills this process in the middle of something, once for each mark: the file says that it was there."""
+
+    def __init__(self, folder: str, name: str, calls: int = 1) -> None:
+        self.mark, self.left = Path(folder) / name, calls
+
+    def strike(self) -> None:
+        self.left -= 1
+        if self.left == 0 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), 9)
+
+    def before(self, owner: Any, name: str) -> None:
+        """Strike in place of a call of `owner.name`."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def struck(*args: Any, **kwargs: Any) -> Any:
+            self.strike()
+            return function(*args, **kwargs)
+
+        setattr(owner, name, struck)
+
+
+def deadly_sampler(plan: Any, *, folder: str) -> Any:
+    """Dies while weights are copied, and while it decodes."""
+    engine = fleet.build_sampler(plan)
+    Deadly(folder, "sampler-load", 3).before(engine.copy, "take")
+    Deadly(folder, "sampler-sample", 6).before(type(engine.copy.lm), "head")
+    return engine
+
+
+def deadly_rank(plan: Any, mark: Any, rank: int, count: int, where: str, *, folder: str) -> Any:
+    """The last rank dies in a backward pass, and while its weights are published; the first one while it writes."""
+    learner = fleet.build_rank(plan, mark, rank, count, where)
+    if rank == count - 1:
+        Deadly(folder, "rank-backward", 2).before(torch.Tensor, "backward")
+        Deadly(folder, "rank-publish", 40).before(policy, "whole")
+    if rank == 0:
+        Deadly(folder, "rank-save", 2).before(checkpoint, "write_tensors")
+    return learner
 
 
 class GatedTeacher(TeacherPart):

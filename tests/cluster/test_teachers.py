@@ -1,4 +1,4 @@
-"""Local teachers in processes: the bits of one process, whatever dies, and the update begins before scoring has ended."""
+"""Local teachers in processes: the bits of one process, whatever dies; the update begins before scoring has ended."""
 
 from __future__ import annotations
 

@@ -148,8 +148,10 @@ class Fleet:
         return self.learner
 
 
-def open_fleet(recipe: Recipe, student: CausalLM, given: Given, resources: AsyncExitStack) -> Fleet:
-    """Connect to the cluster. Raises `RecipeError` where it cannot be had or is too small for the roles."""
+async def open_fleet(
+    recipe: Recipe, student: CausalLM, given: Given, resources: AsyncExitStack, patience: float = 0.0
+) -> Fleet:
+    """Connect to the cluster. Raises `RecipeError` where it cannot be had or is too small after `patience` seconds."""
     from limbeck.cluster.connect import connected, require
 
     assert recipe.cluster is not None
@@ -161,11 +163,10 @@ def open_fleet(recipe: Recipe, student: CausalLM, given: Given, resources: Async
         )
     size = sum(p.numel() * p.element_size() for p in student.model.parameters())
     there = resources.enter_context(connected(recipe.cluster.address, processes_of(recipe), VERSIONS * size))
-    on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and there.get("GPU", 0) > 0)
-    fleet = Fleet(recipe, recipe.threads or torch.get_num_threads(), int(on_gpu), resources)
-    require(there, processes_of(recipe), fleet.gpus, recipe.cluster.address)
+    on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and there().get("GPU", 0) > 0)
+    await require(there, processes_of(recipe), int(on_gpu), recipe.cluster.address, patience)
     _warn_of_idle_samplers(recipe)
-    return fleet
+    return Fleet(recipe, recipe.threads or torch.get_num_threads(), int(on_gpu), resources)
 
 
 def processes_of(recipe: Recipe) -> dict[str, int]:

@@ -48,6 +48,8 @@ from limbeck.training.view import SameView
 if TYPE_CHECKING:
     from limbeck.cluster.teachers import TeacherPool
 
+RETURN_WITHIN = 600.0  # seconds in which a node that was lost may come back, or another in its place
+
 
 @dataclass(frozen=True)
 class Assembled:
@@ -58,22 +60,33 @@ class Assembled:
 
 
 async def assemble(
-    recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | None = None, given: Given | None = None
+    recipe: Recipe,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None = None,
+    given: Given | None = None,
+    again: bool = False,
 ) -> Assembled:
     """Load everything the recipe names and prove the teacher's contract; `given` are parts the caller made.
+
+    `again`: after the fleet lost processes, whose nodes may come back.
 
     Raises `LimbeckError` of one kind or another for anything that cannot work, before any training.
     """
     resources = AsyncExitStack()
     try:
-        return await _assemble(recipe, folder, checkpoint, given or Given(), resources)
+        return await _assemble(recipe, folder, checkpoint, given or Given(), resources, again)
     except BaseException:
         await resources.aclose()
         raise
 
 
 async def _assemble(
-    recipe: Recipe, folder: RunFolder, checkpoint: Checkpoint | None, given: Given, resources: AsyncExitStack
+    recipe: Recipe,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    given: Given,
+    resources: AsyncExitStack,
+    again: bool,
 ) -> Assembled:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -83,7 +96,7 @@ async def _assemble(
         student = load_model(source, device)
     else:
         student, device = load_outline(source), torch.device("cpu")
-        fleet = open_fleet(recipe, student, given, resources)
+        fleet = await open_fleet(recipe, student, given, resources, RETURN_WITHIN if again else 0.0)
     _refuse_baked_student(student)
     build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, folder.path)
     site = Site(recipe, student, device, build, folder, given, resources, resumed=checkpoint is not None, fleet=fleet)

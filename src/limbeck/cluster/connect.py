@@ -1,6 +1,6 @@
 """To a Ray cluster and back.
 
-    with connected("local", {"cluster.learners": 2, "cluster.samplers": 2}, store_bytes) as resources:
+    with connected("local", {"cluster.learners": 2, "cluster.samplers": 2}, store_bytes) as there:
         ...
 
 A local one is the run's own: it listens on the loopback alone, asks for a token that only this user can read, shows no
@@ -9,6 +9,7 @@ page, sends no statistics, and ends with the run. One that is there already keep
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import logging
@@ -16,24 +17,30 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from limbeck.errors import RecipeError
 
 EVERYWHERE = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # what Ray prints of a dead process: `worker` says what matters
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a notice on the console
 }
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: every listener on 127.0.0.1
 STORE = 512 * 2**20  # bytes of the object store beside the weights: samples, states of teachers
 
+Resources: TypeAlias = Callable[[], Mapping[str, float]]
+
+logger = logging.getLogger("limbeck")
+
 
 @contextlib.contextmanager
-def connected(address: str, processes: Mapping[str, int], store_bytes: int = 0) -> Iterator[Mapping[str, float]]:
-    """A Ray, and what it has: a local one has a processor for each of `processes`, by the recipe's key.
+def connected(address: str, processes: Mapping[str, int], store_bytes: int = 0) -> Iterator[Resources]:
+    """A Ray, and how to ask what it has: a local one has a processor for each of `processes`, by the recipe's key.
 
     Raises `RecipeError` where Ray is not installed or cannot be reached.
     """
@@ -41,14 +48,14 @@ def connected(address: str, processes: Mapping[str, int], store_bytes: int = 0) 
     with _environment({**EVERYWHERE, **({**LOOPBACK, **_token()} if own else {})}):
         ray = _import_ray()
         if ray.is_initialized():  # the caller's, who also ends it
-            yield ray.cluster_resources()
+            yield ray.cluster_resources
             return
         try:
             if own:
                 _start(ray, sum(processes.values()), store_bytes)
             else:
                 _join(ray, address)
-            yield ray.cluster_resources()
+            yield ray.cluster_resources
         finally:
             ray.shutdown()
             if own:
@@ -137,18 +144,30 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no reason given'}"
 
 
-def require(resources: Mapping[str, float], processes: Mapping[str, int], gpus: int, address: str) -> None:
+async def require(there: Resources, processes: Mapping[str, int], gpus: int, address: str, patience: float) -> None:
     """Raises `RecipeError` naming the key to lower: a process without a place would be waited for without an end.
 
-    `gpus` each of them has, besides a processor.
+    `gpus` each of them has, besides a processor. What is missing may come within `patience` seconds.
     """
+    end, said = time.monotonic() + patience, False
+    while (lack := _lack(there(), processes, gpus, address)) is not None:
+        if time.monotonic() >= end:
+            raise RecipeError(lack)
+        if not said:
+            logger.warning("%s Waiting for up to %.0f s.", lack, patience)
+            said = True
+        await asyncio.sleep(1.0)
+
+
+def _lack(resources: Mapping[str, float], processes: Mapping[str, int], gpus: int, address: str) -> str | None:
     total = sum(processes.values())
     for what, name, each in (("CPU", "processors", 1), ("GPU", "GPUs", gpus)):
         if total * each > (there := int(resources.get(what, 0))):
             parts = ", ".join(f"{key} = {count}" for key, count in processes.items())
             most = max(processes, key=lambda key: processes[key])
             or_else = ", or set device = 'cpu'" if what == "GPU" else ""
-            raise RecipeError(
+            return (
                 f"the fleet needs {total * each} {name} ({parts}), but the Ray cluster at {address!r} has {there}. "
                 f"Lower {most}, or add nodes to the cluster{or_else}."
             )
+    return None

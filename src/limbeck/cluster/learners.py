@@ -179,6 +179,10 @@ class RankGroup:
             if self._ended is not None:
                 raise self._ended
             pending = {asyncio.ensure_future(worker.ask(method, args)): worker for worker in self.workers}
+        for task in pending:
+            task.add_done_callback(
+                lambda task: task.cancelled() or task.exception()
+            )  # of one nobody waits for any more
         answers: dict[Worker, Any] = {}
         error: Exception | None = None
         while pending:

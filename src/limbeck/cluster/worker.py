@@ -171,9 +171,12 @@ def _opened(name: str, answer: _Answer) -> Any:
 def _lost(name: str, method: str, error: BaseException | None, times: int) -> LostWorkerError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = next((line for line in lines if ":" not in line[:20]), type(error).__name__)
+    what = f"{name} was lost in {method or 'start'!r}"
+    if times == 1:
+        return LostWorkerError(f"{what}: {reason}")
     return LostWorkerError(
-        f"{name} was lost in {method or 'start'!r}{f' {times} times in a row' if times > 1 else ''}: {reason} A "
-        "process that is killed again and again mostly has too little memory: look at the kernel's log on its node."
+        f"{what} {times} times in a row: {reason} A process that is killed again and again mostly has too little "
+        "memory: look at the kernel's log on its node."
     )
 
 
