@@ -445,3 +445,5 @@ def test_weights_go_by_memory_only_where_every_server_is_on_this_machine(
     urls: list[str], given: str | None, places: list[str]
 ) -> None:
     assert places_for(urls, Path("/run"), given) == [Path(place) for place in places]
+    elsewhere = places_for(urls, Path("/run"), given, written_here=False)  # the learner may be on another node
+    assert elsewhere == [Path(place) for place in places if place != "/dev/shm"]

@@ -99,7 +99,7 @@ def _served(server: Callable[[Any], Server]) -> Callable[..., Engine]:
     def make(
         section: ServedEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]
     ) -> Engine:
-        rollout, student, run = site.recipe.rollout, site.student, site.folder.path
+        rollout, student, run, cluster = site.recipe.rollout, site.student, site.folder.path, site.recipe.cluster
         ids = [id_ for prompt in task.train[:FIXED_TEXT] for id_ in prompt.token_ids]
         several = len(section.urls) > 1
         settings = PoolSettings(
@@ -110,7 +110,7 @@ def _served(server: Callable[[Any], Server]) -> Callable[..., Engine]:
             table="engine",
         )
         weights = WeightsFolder(
-            places_for(section.urls, run, section.weights_folder),
+            places_for(section.urls, run, section.weights_folder, cluster is None or cluster.address == "local"),
             owner=f"{run.resolve()} {' '.join(section.urls)}",
             size=sum(parameter.numel() for parameter in student.model.parameters()) * 4,
         )

@@ -152,9 +152,8 @@ class StatesAhead:
         for job in self._jobs.values():
             if job.wanted:
                 return job
-        job = next(iter(self._jobs.values()), None)
-        stored = self.stored
-        return job if job is not None and (not stored or stored + job.unit.bytes <= self.cap) else None
+        first, stored = next(iter(self._jobs.values()), None), self.stored
+        return first if first is not None and (not stored or stored + first.unit.bytes <= self.cap) else None
 
     def _make_room(self, unit: Unit) -> None:
         """Drop what was computed ahead, but for what will be asked for soonest; it is planned again."""

@@ -154,9 +154,10 @@ class TeacherPool:
         for one in states:
             if isinstance(one, RemoteStates) and one.link.name in units:
                 units[one.link.name].add(one.unit.id)
-        return max(
-            await asyncio.gather(*(worker.call("seconds", sorted(units[worker.name])) for worker in self.workers))
+        seconds: list[float] = await asyncio.gather(
+            *(worker.call("seconds", sorted(units[worker.name])) for worker in self.workers)
         )
+        return max(seconds)
 
     async def _plan(self, worker: Worker, units: Sequence[Unit]) -> None:
         dropped = self._dropped[worker]

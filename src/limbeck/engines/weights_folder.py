@@ -83,15 +83,17 @@ class WeightsFolder:
         return last
 
 
-def places_for(urls: Iterable[str], run: Path, given: str | None) -> list[Path]:
+def places_for(urls: Iterable[str], run: Path, given: str | None, written_here: bool = True) -> list[Path]:
     """Where weights go for these servers: this machine's memory where all of them are on it, else the run's folder.
 
+    Not where it is another machine that writes them, such as a node of a cluster that holds the learner.
     A server at a loopback address sees this machine's memory, unless it is in a container or at the other end of a
     tunnel: then a folder must be `given`.
     """
     if given is not None:
         return [Path(given).resolve()]
-    in_memory = [SHARED_MEMORY] if SHARED_MEMORY.is_dir() and all(map(is_loopback, urls)) else []
+    here = written_here and SHARED_MEMORY.is_dir() and all(map(is_loopback, urls))
+    in_memory = [SHARED_MEMORY] if here else []
     return [*in_memory, (run / "weights").resolve()]
 
 
