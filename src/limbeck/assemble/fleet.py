@@ -102,9 +102,8 @@ class Fleet:
         assert self.recipe.cluster is not None
         build = partial(build_teacher, self.recipe, name, section, lm.vocabulary)
         what = name if name in (ONLY, REFERENCE) else f"teacher {name}"
-        pool = TeacherPool(
-            name, lm, [self.worker(f"{what} {i + 1}", build) for i in range(self.recipe.cluster.teachers)]
-        )
+        count, gpus = self.recipe.cluster.teachers, self.gpus * _devices_of(section)
+        pool = TeacherPool(name, lm, [self.worker(f"{what} {i + 1}", build, gpus) for i in range(count)])
         await pool.start()
         self.teachers.append(pool)
         return pool
@@ -164,7 +163,7 @@ async def open_fleet(
     size = sum(p.numel() * p.element_size() for p in student.model.parameters())
     there = resources.enter_context(connected(recipe.cluster.address, processes_of(recipe), VERSIONS * size))
     on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and there().get("GPU", 0) > 0)
-    await require(there, processes_of(recipe), int(on_gpu), recipe.cluster.address, patience)
+    await require(there, processes_of(recipe), gpus_of(recipe) if on_gpu else {}, recipe.cluster.address, patience)
     _warn_of_idle_samplers(recipe)
     return Fleet(recipe, recipe.threads or torch.get_num_threads(), int(on_gpu), resources)
 
@@ -173,16 +172,28 @@ def processes_of(recipe: Recipe) -> dict[str, int]:
     """How many processes each key asks for."""
     assert recipe.cluster is not None
     samplers = recipe.cluster.samplers if isinstance(recipe.engine, HFEngineConfig) else 0
-    section = recipe.teacher
-    members = section.teachers.values() if isinstance(section, RoutedTeacherConfig) else [section]
-    models = sum(isinstance(member, LocalTeacherConfig) for member in members)
-    models += recipe.objective.reference is not None
     counts = {
         "cluster.learners": recipe.cluster.learners,
         "cluster.samplers": samplers,
-        "cluster.teachers": models * recipe.cluster.teachers,
+        "cluster.teachers": len(_scoring_models(recipe)) * recipe.cluster.teachers,
     }
     return {key: count for key, count in counts.items() if count}
+
+
+def gpus_of(recipe: Recipe) -> dict[str, int]:
+    """How many GPUs each key asks for."""
+    assert recipe.cluster is not None
+    spanned = sum(map(_devices_of, _scoring_models(recipe)))
+    teachers = {"cluster.teachers": spanned * recipe.cluster.teachers} if spanned else {}
+    return {**processes_of(recipe), **teachers}
+
+
+def _scoring_models(recipe: Recipe) -> list[ModelConfig]:
+    """The local teachers, and the reference."""
+    section = recipe.teacher
+    members = section.teachers.values() if isinstance(section, RoutedTeacherConfig) else [section]
+    local: list[ModelConfig] = [member for member in members if isinstance(member, LocalTeacherConfig)]
+    return [*local, *([] if recipe.objective.reference is None else [recipe.student])]
 
 
 def _warn_of_idle_samplers(recipe: Recipe) -> None:
@@ -230,12 +241,16 @@ def build_sampler(plan: StudentPlan) -> CopyEngine:
     return CopyEngine(LocalLearner(lm, recipe.learner, recipe.objective, recipe.steps, recipe.seed), recipe.engine)
 
 
+def _devices_of(section: ModelConfig) -> int:
+    return section.devices if isinstance(section, LocalTeacherConfig) else 1
+
+
 def build_teacher(recipe: Recipe, name: str, section: ModelConfig, vocabulary: int) -> TeacherPart:
     """A frozen model that scores."""
     from limbeck.cluster.teachers import TeacherPart
 
     assert recipe.cluster is not None
-    lm = load_model(section, pick_device(recipe.device))
+    lm = load_model(section, pick_device(recipe.device), _devices_of(section))
     lm.vocabulary = vocabulary
     return TeacherPart(LocalTeacher(name, lm), recipe.cluster.state_mb * 2**20)
 

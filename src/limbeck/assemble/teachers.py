@@ -169,7 +169,7 @@ class _Local:
 
     def __init__(self, name: str, section: LocalTeacherConfig, site: Site) -> None:
         self.name, self.section = name, section
-        self.lm = load_model(section, site.device) if site.fleet is None else load_outline(section)
+        self.lm = load_model(section, site.device, section.devices) if site.fleet is None else load_outline(section)
         refuse_baked(_key(name, "model"), section.model, self.lm.natural_temperature)
         self.results = [check_tokenizers(site.student, self.lm, section.same_chat_template)]
         self.models: Sequence[CausalLM] = (self.lm,)
