@@ -12,7 +12,7 @@ import asyncio
 import base64
 import json
 import pickle
-from pathlib import Path
+import threading
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from limbeck.models.sampling import draw
 from limbeck.records import Sampling
 from tests.fake_server import FakeServer
+
+LOADING = threading.Lock()  # transformers changes torch's own functions meanwhile
+
+
+def _read(folder: str) -> dict[str, torch.Tensor]:
+    with LOADING:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
 
 
 class FakeEngine(FakeServer):
@@ -39,6 +46,7 @@ class FakeEngine(FakeServer):
         self.net.load_state_dict(self.at_start)
         self.version = "default"
         self.tensors_open = False
+        self.dtype = torch.float32  # that it holds weights in; it computes in float32
         # lies
         self.keeps_old_weights = False  # accepts an update and does not make it
         self.spoils_weights = 0.0  # the output head that much too large
@@ -76,8 +84,7 @@ class FakeEngine(FakeServer):
     # --- weights --------------------------------------------------------------------------------------
 
     def _from_disk(self, body: dict[str, Any]) -> dict[str, Any]:
-        model = AutoModelForCausalLM.from_pretrained(body["model_path"], dtype=torch.float32)
-        return self._take(model.state_dict(), body["weight_version"])
+        return self._take(_read(body["model_path"]), body["weight_version"])
 
     def _begin(self, _: dict[str, Any]) -> dict[str, Any]:
         assert not self.tensors_open
@@ -95,15 +102,14 @@ class FakeEngine(FakeServer):
 
     def _reload(self, body: dict[str, Any]) -> dict[str, Any]:
         assert body["method"] == "reload_weights"
-        folder = Path(body["kwargs"]["weights_path"])
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self._take(model.state_dict(), "default")
+        self._take(_read(body["kwargs"]["weights_path"]), "default")
         return {"results": [None]}
 
     def _take(self, tensors: dict[str, torch.Tensor], version: str) -> dict[str, Any]:
         self.version = version
         if not self.keeps_old_weights and not self.refuses_weights:
-            self.net.load_state_dict(tensors, strict=False)
+            held = {name: tensor.float().to(self.dtype) for name, tensor in tensors.items()}
+            self.net.load_state_dict(held, strict=False)
             with torch.no_grad():
                 self.net.get_output_embeddings().weight.mul_(1 + self.spoils_weights)
         return {"success": True}

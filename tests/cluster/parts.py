@@ -6,15 +6,21 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from limbeck.assemble import fleet
+from limbeck.cluster.ahead import Unit
+from limbeck.cluster.teachers import TeacherPart
+from limbeck.config.base import ModelConfig
 from limbeck.errors import ContractError, ModelError
 from limbeck.learners import checkpoint, policy
-from limbeck.records import ProbeResult
+from limbeck.models.loading import load_model
+from limbeck.records import ProbeResult, ScoreRequest
+from limbeck.teachers.local import LocalTeacher
 
 
 class Counter:
@@ -108,3 +114,30 @@ def deadly_rank(plan: Any, mark: Any, rank: int, count: int, where: str, *, fold
     if rank == 0:
         Deadly(folder, "rank-save", 2).before(checkpoint, "write_tensors")
     return learner
+
+
+class GatedTeacher(TeacherPart):
+    """A teacher whose n-th unit is computed once the file `open-n` is there, or `open`; it fails while `fail` is."""
+
+    def __init__(self, model: str, budget: int, folder: Path) -> None:
+        self.folder, self.begun, self.fetched = folder, 0, 0
+        lm = load_model(ModelConfig(model=model), torch.device("cpu"))
+        super().__init__(LocalTeacher("teacher", lm, budget), cap=10**6)
+
+    def _compute(self, requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
+        if (self.folder / "fail").exists():
+            raise torch.OutOfMemoryError("no memory left")
+        gates = self.folder / "open", self.folder / f"open-{self.begun}"
+        self.begun += 1
+        while not any(gate.exists() for gate in gates):
+            time.sleep(0.01)
+        return super()._compute(requests)
+
+    async def fetch(self, unit_id: str, row: int, unit: Unit | None) -> Any:
+        found = await super().fetch(unit_id, row, unit)
+        self.fetched += found is not None
+        return found
+
+    def progress(self) -> tuple[int, int]:
+        """Units that were begun, and rows that were fetched."""
+        return self.begun, self.fetched

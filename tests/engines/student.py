@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from limbeck.errors import StalePolicyError
+from limbeck.learners.saving import write_model
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.layout import lay_out
 from limbeck.models.scoring import score_hidden
@@ -43,7 +44,7 @@ class Lease:
 
     @property
     def info(self) -> ModelInfo:
-        return ModelInfo(self.student.lm.name, self.student.lm.vocabulary)
+        return self.student.lm.info()
 
     @property
     def lm(self) -> CausalLM:
@@ -52,13 +53,11 @@ class Lease:
         return self.student.lm
 
     def tensors(self, dtype: str = "float32") -> Iterator[tuple[str, Any]]:
-        assert dtype == "float32"
-        yield from self.lm.model.state_dict().items()
+        for name, tensor in self.lm.model.state_dict().items():
+            yield name, tensor.to(getattr(torch, dtype))
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
-        assert dtype == "float32"
-        self.lm.model.save_pretrained(folder)
-        self.lm.tokenizer.save_pretrained(folder)
+        write_model(self.lm, self.tensors(dtype), folder, getattr(torch, dtype))
 
     def hold(self) -> Lease:
         raise NotImplementedError("an engine has no use for a copy")

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from limbeck.engines.served import ServedEngine
 from limbeck.engines.sglang import SGLangServer
 from limbeck.engines.vllm import VLLMServer
-from limbeck.errors import EngineError, RecipeError
+from limbeck.engines.weights_folder import WeightsFolder, places_for
+from limbeck.errors import EngineError, RecipeError, RunError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.records import Failure, Key, Prompt, Sampled, SampleRequest, Sampling, ScoreRequest, Scores
 from limbeck.wire.http import Pool, PoolSettings
@@ -43,7 +45,8 @@ def lm(request: pytest.FixtureRequest) -> CausalLM:
 def engine(kind: str, server: FakeEngine, folder: Path, **changes: Any) -> ServedEngine:
     settings = PoolSettings(timeout=20.0, patience=20.0, first_wait=0.01, longest_wait=0.1, table="engine")
     given = {
-        "server": KINDS[kind](), "pool": Pool([server.url], settings), "folder": folder / "weights", "text": TEXT,
+        "server": KINDS[kind](), "pool": Pool([server.url], settings), "weights": WeightsFolder([folder / "weights"]),
+        "text": TEXT,
         "sampling": SAMPLING, "vocabulary": tiny.VOCABULARY, "tolerance": 0.02,
     }  # fmt: skip
     return ServedEngine(**{**given, **changes})
@@ -346,3 +349,101 @@ async def test_a_storm_on_the_wire_does_not_change_the_samples(kind: str, tmp_pa
         stormy = await sample(one, requests(2))
         for before, after in zip(calm, stormy, strict=True):
             np.testing.assert_array_equal(before.token_ids, after.token_ids)
+
+
+# --- the dtype that weights are written in ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+async def test_weights_are_written_in_the_dtype_that_the_server_holds(kind: str, dtype: str, tmp_path: Path) -> None:
+    """It is found out, not asked for: half the bytes, and the very weights that the server would have made of them."""
+    student = Student(tiny.fresh("llama"))
+    async with FakeEngine(tiny.lm_of("llama").model) as server:
+        server.dtype = getattr(torch, dtype)
+        one = engine(kind, server, tmp_path, tolerance=0.5)
+        await one.load(student.publish())
+        assert [r.measured for r in one.results if r.probe == "engine: dtype"] == (
+            [] if dtype == "float32" else [dtype]
+        )
+        await one.load(student.step())
+        wanted = {name: tensor.to(server.dtype).float() for name, tensor in student.lm.model.state_dict().items()}
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in server.net.state_dict().items())
+        exact = sum(tensor.nbytes for tensor in wanted.values())
+        smaller = exact if dtype == "float32" else exact / 2
+        assert smaller <= one.transfer.bytes <= smaller + 40_000  # config and tokenizer
+        assert one.transfer.seconds > 0
+
+
+async def test_a_bfloat16_student_travels_as_it_is(kind: str, tmp_path: Path) -> None:
+    """Nothing is rounded twice, also where the server holds float32."""
+    student = Student(tiny.fresh("llama"))
+    student.lm.model.bfloat16()
+    async with FakeEngine(tiny.lm_of("llama").model) as server:
+        one = engine(kind, server, tmp_path, tolerance=0.5)
+        await one.load(student.publish())
+        wanted = {name: tensor.float() for name, tensor in student.lm.model.state_dict().items()}
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in server.net.state_dict().items())
+        assert one.transfer.bytes < sum(tensor.nbytes for tensor in wanted.values())
+
+
+# --- where they are written ---------------------------------------------------------------------------
+
+
+async def test_a_folder_of_the_users_keeps_what_else_is_in_it(kind: str, tmp_path: Path) -> None:
+    kept = tmp_path / "shared" / "limbeck-of-another-run" / "model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("theirs")
+    student = Student(tiny.fresh("llama"))
+    async with FakeEngine(student.lm.model) as server:
+        one = engine(kind, server, tmp_path, weights=WeightsFolder([tmp_path / "shared"], "mine"))
+        await one.load(student.publish())
+        await one.close()
+    assert [path for path in (tmp_path / "shared").rglob("*") if path.is_file()] == [kept]
+
+
+async def test_what_a_killed_run_left_behind_is_removed_by_the_next(tmp_path: Path) -> None:
+    left = WeightsFolder([tmp_path], "mine")
+    with pytest.raises(KeyboardInterrupt):
+        async with left.of(Student(tiny.fresh("llama")).publish(), "float32", lambda folder: folder.mkdir()) as folder:
+            raise KeyboardInterrupt
+    folder.mkdir()  # as kill -9 would leave it
+    WeightsFolder([tmp_path], "another's")
+    assert folder.is_dir()
+    WeightsFolder([tmp_path], "mine")
+    assert not folder.is_dir()
+
+
+async def test_a_place_without_room_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = WeightsFolder([Path("/dev/shm"), tmp_path / "run"], size=1 << 60)
+    async with folder.of(
+        Student(tiny.fresh("llama")).publish(), "float32", lambda path: path.mkdir(parents=True)
+    ) as at:
+        assert at.parent == tmp_path / "run"
+    assert "has no room for weights of" in caplog.text
+    assert not (tmp_path / "run" / at.name).exists()
+
+
+async def test_weights_that_cannot_be_written_stop_the_run_with_the_key_to_set(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    async with FakeEngine(tiny.lm_of("llama").model) as server:
+        one = engine("vllm", server, tmp_path, weights=WeightsFolder([tmp_path / "file"]))
+        with pytest.raises(RunError, match=r"cannot write the weights .*set engine\.weights_folder"):
+            await one.load(Student(tiny.fresh("llama")).publish())
+
+
+@pytest.mark.parametrize(
+    ("urls", "given", "places"),
+    [
+        (["http://127.0.0.1:1"], None, ["/dev/shm", "/run/weights"]),
+        (["http://localhost:1", "http://[::1]:2"], None, ["/dev/shm", "/run/weights"]),
+        (["http://127.0.0.1:1", "http://10.0.0.2:1"], None, ["/run/weights"]),
+        (["https://localhost.example.org"], None, ["/run/weights"]),
+        (["http://127.0.0.1:1"], "/mnt/w", ["/mnt/w"]),
+    ],
+)
+def test_weights_go_by_memory_only_where_every_server_is_on_this_machine(
+    urls: list[str], given: str | None, places: list[str]
+) -> None:
+    assert places_for(urls, Path("/run"), given) == [Path(place) for place in places]
+    elsewhere = places_for(urls, Path("/run"), given, written_here=False)  # the learner may be on another node
+    assert elsewhere == [Path(place) for place in places if place != "/dev/shm"]

@@ -481,3 +481,17 @@ def test_a_head_that_is_no_plain_matrix_is_refused() -> None:
     lm.model.lm_head = Adapted(32, tiny.VOCABULARY, bias=False)
     with pytest.raises(ModelError, match="Adapted"):
         lm.head()
+
+
+@pytest.mark.parametrize("padding", ["", "1", "12345678"])
+def test_the_bits_do_not_depend_on_where_the_files_header_ends(tmp_path: Path, padding: str) -> None:
+    """Weights from a file are where weights from another process are: products with one row round by their place."""
+    folder = Path(tiny.save(tmp_path / "model", "llama-tied"))
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors", {"format": "pt", "padding": padding})
+    lm = load_model(ModelConfig(model=str(folder)), torch.device("cpu"))
+    assert not [name for name, parameter in lm.model.named_parameters() if parameter.data_ptr() % 64]
+    head, hidden_1d = lm.head(), torch.randn(1, 32)
+    copy = replace(head, weight_Vd=head.weight_Vd.detach().clone())
+    assert torch.equal(head.logits(hidden_1d), copy.logits(hidden_1d))
+    assert lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight  # still tied

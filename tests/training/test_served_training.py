@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from limbeck import api
 from limbeck.config.engine import HFEngineConfig
@@ -77,3 +79,31 @@ def test_an_engine_table_without_a_kind_is_in_this_process(tmp_path: Path) -> No
         recipe(server, tmp_path, engine={"kind": "sglang", "url": "10.0.0.1:30000"})
     with pytest.raises(RecipeError, match="engine"):
         recipe(server, tmp_path, engine={"url": server.url})
+
+
+def test_two_servers_make_the_run_of_one(tmp_path: Path) -> None:
+    """To the last bit, and the second half of it on another number of them."""
+    with (
+        in_thread(FakeEngine(tiny.lm_of("llama").model)) as one,
+        in_thread(FakeEngine(tiny.lm_of("llama").model)) as other,
+    ):
+        table = {"kind": "sglang", "url": one.url, "timeout": 30.0, "max_rows": 2}
+        alone = api.train(recipe(one, tmp_path, name="alone", engine=table))
+        table["url"] = [one.url, other.url]
+        several = recipe(one, tmp_path, name="several", engine=table)
+        api.train(several.model_copy(update={"steps": 2}))
+        table["url"] = other.url
+        resumed = api.train(recipe(one, tmp_path, name="several", engine=table))
+    assert other.bodies
+    for line in resumed.steps:
+        assert line["weights/bytes"] > 0
+        assert line["seconds/weights"] <= line["seconds/publish"]
+    wanted, found = (load_file(run.folder / "model" / "model.safetensors") for run in (alone, resumed))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
+
+
+def test_a_server_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    server = FakeEngine(tiny.lm_of("llama").model)
+    server.port = 1
+    with pytest.raises(RecipeError, match=r"'http://127\.0\.0\.1:1' is given twice"):
+        recipe(server, tmp_path, engine={"kind": "vllm", "url": [server.url, server.url + "/"]})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from limbeck.assemble.own import OwnEngine
@@ -18,8 +17,10 @@ from limbeck.config.engine import (
 from limbeck.config.factory import build_part
 from limbeck.engines.hf import InProcessEngine
 from limbeck.engines.served import ServedEngine, Server
+from limbeck.engines.several import ServedEngines
 from limbeck.engines.sglang import SGLangServer
 from limbeck.engines.vllm import VLLMServer
+from limbeck.engines.weights_folder import WeightsFolder, places_for
 from limbeck.errors import EngineError
 from limbeck.learners.local import LocalLearner
 from limbeck.models.loading import load_model
@@ -28,6 +29,7 @@ from limbeck.records import Failure, Sampled, SampleRequest, Sampling
 from limbeck.wire.http import Pool, PoolSettings
 
 FIXED_TEXT = 64  # tokens of the task's prompts by which a served engine's weights are compared
+PASSED_OVER = 3.0  # seconds after which one of several servers that does not answer is passed over for the others
 
 
 def make_engine(site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...], student_top: int = 0) -> Engine:
@@ -37,9 +39,16 @@ def make_engine(site: Site, learner: Learner, task: Task, stop_ids: tuple[int, .
         return given if isinstance(given, ServedEngine) else OwnEngine(given, site.student.vocabulary)
     section = site.recipe.engine
     engine = ENGINES[type(section)](section, site, learner, task, stop_ids)
-    if isinstance(engine, ServedEngine):
-        engine.student_top = student_top
+    for served in servers_of(engine):
+        served.student_top = student_top
     return engine
+
+
+def servers_of(engine: Engine) -> list[ServedEngine]:
+    """The servers behind an engine; none where it samples in this process."""
+    if isinstance(engine, ServedEngines):
+        return [member.engine for member in engine.members]
+    return [engine] if isinstance(engine, ServedEngine) else []
 
 
 def _hf(section: HFEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]) -> Engine:
@@ -90,24 +99,35 @@ def _served(server: Callable[[Any], Server]) -> Callable[..., Engine]:
     def make(
         section: ServedEngineConfig, site: Site, learner: Learner, task: Task, stop_ids: tuple[int, ...]
     ) -> Engine:
+        rollout, student, run, cluster = site.recipe.rollout, site.student, site.folder.path, site.recipe.cluster
+        ids = [id_ for prompt in task.train[:FIXED_TEXT] for id_ in prompt.token_ids]
+        several = len(section.urls) > 1
         settings = PoolSettings(
             concurrency=section.max_concurrency,
             timeout=section.timeout,
-            patience=section.retry_seconds,
+            patience=min(PASSED_OVER, section.retry_seconds) if several else section.retry_seconds,
             token_env=section.token_env,
             table="engine",
         )
-        rollout, student = site.recipe.rollout, site.student
-        ids = [id_ for prompt in task.train[:FIXED_TEXT] for id_ in prompt.token_ids]
-        engine = ServedEngine(
-            server=server(section),
-            pool=Pool([section.url], settings),
-            folder=Path(section.weights_folder or site.folder.path / "weights").resolve(),
-            text=(ids * FIXED_TEXT)[: min(FIXED_TEXT, (student.context or FIXED_TEXT) - 1)],
-            sampling=Sampling(rollout.temperature, rollout.max_tokens, stop_ids, site.recipe.seed),
-            vocabulary=student.vocabulary,
-            tolerance=section.tolerance,
+        weights = WeightsFolder(
+            places_for(section.urls, run, section.weights_folder, cluster is None or cluster.address == "local"),
+            owner=f"{run.resolve()} {' '.join(section.urls)}",
+            size=sum(parameter.numel() for parameter in student.model.parameters()) * 4,
         )
+        engines = [
+            ServedEngine(
+                server=server(section),
+                pool=Pool([url], settings),
+                weights=weights,
+                text=(ids * FIXED_TEXT)[: min(FIXED_TEXT, (student.context or FIXED_TEXT) - 1)],
+                sampling=Sampling(rollout.temperature, rollout.max_tokens, stop_ids, site.recipe.seed),
+                vocabulary=student.vocabulary,
+                tolerance=section.tolerance,
+                max_rows=section.max_rows,
+            )
+            for url in section.urls
+        ]
+        engine = ServedEngines(engines, section.max_concurrency, section.retry_seconds) if several else engines[0]
         site.resources.push_async_callback(engine.close)
         return engine
 

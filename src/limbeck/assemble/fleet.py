@@ -11,9 +11,9 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,13 @@ import torch
 
 from limbeck.assemble.engines import CopyEngine
 from limbeck.assemble.site import Given, pick_device
+from limbeck.config.base import ModelConfig
 from limbeck.config.engine import HFEngineConfig
 from limbeck.config.factory import Build
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.recipe import Recipe
 from limbeck.config.student import StudentConfig
+from limbeck.config.teacher import LocalTeacherConfig, RoutedTeacherConfig
 from limbeck.errors import RecipeError, RunError
 from limbeck.learners.local import LocalLearner
 from limbeck.learners.ranks import open_rank
@@ -34,14 +36,18 @@ from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_outline
 from limbeck.objectives import loss_of
+from limbeck.records import HiddenScores, Scored
+from limbeck.teachers.local import LocalTeacher
 
 if TYPE_CHECKING:
     from limbeck.cluster.learners import RankGroup
     from limbeck.cluster.samplers import Samplers
+    from limbeck.cluster.teachers import TeacherPart, TeacherPool
     from limbeck.cluster.worker import Worker
 
 logger = logging.getLogger("limbeck")
 
+ONLY, REFERENCE = "teacher", "reference"  # the names of a teacher that has none, and of the frozen policy
 VERSIONS = 3  # of the weights that the object store has room for: sampled from, published, on its way out
 SEEN_WITHIN = 10.0  # seconds in which a new file must be seen from another node
 
@@ -67,6 +73,7 @@ class Fleet:
     resources: AsyncExitStack
     learner: RankGroup | None = None
     samplers: Samplers | None = None
+    teachers: list[TeacherPool] = field(default_factory=list)
 
     def worker(self, name: str, build: Callable[[], Any], gpus: int | None = None, restarts: bool = True) -> Worker:
         """A process that ends with the run. `build` is called there."""
@@ -87,6 +94,26 @@ class Fleet:
             self.samplers = Samplers(workers, self.recipe.engine.max_rows)
             starting.append(self.samplers.start())
         await asyncio.gather(*starting)
+
+    async def start_teacher(self, name: str, section: ModelConfig, lm: CausalLM) -> TeacherPool:
+        """The processes of one local teacher, or of the reference. Raises what they raise."""
+        from limbeck.cluster.teachers import TeacherPool
+
+        assert self.recipe.cluster is not None
+        build = partial(build_teacher, self.recipe, name, section, lm.vocabulary)
+        what = name if name in (ONLY, REFERENCE) else f"teacher {name}"
+        count, gpus = self.recipe.cluster.teachers, self.gpus * _devices_of(section)
+        pool = TeacherPool(name, lm, [self.worker(f"{what} {i + 1}", build, gpus) for i in range(count)])
+        await pool.start()
+        self.teachers.append(pool)
+        return pool
+
+    async def computing_seconds(self, samples: Sequence[Scored]) -> dict[str, float]:
+        """By teacher, what it computed for these while they were fetched."""
+        scores = [scores for sample in samples for scores in (sample.scores, sample.reference)]
+        states = [one.states for one in scores if isinstance(one, HiddenScores)]
+        seconds = await asyncio.gather(*(pool.seconds_of(states) for pool in self.teachers))
+        return {pool.name: found for pool, found in zip(self.teachers, seconds, strict=True)}
 
     async def _start_learner(self, plan: StudentPlan) -> None:
         from limbeck.cluster.learners import Rank, RankGroup
@@ -127,7 +154,7 @@ async def open_fleet(
     from limbeck.cluster.connect import connected, require
 
     assert recipe.cluster is not None
-    parts = [field.name for field in fields(given) if getattr(given, field.name) is not None]
+    parts = [part.name for part in fields(given) if getattr(given, part.name) is not None]
     if parts:
         raise RecipeError(
             f"[cluster] builds its parts in other processes, but an object was given for {', '.join(parts)}. Name a "
@@ -136,7 +163,7 @@ async def open_fleet(
     size = sum(p.numel() * p.element_size() for p in student.model.parameters())
     there = resources.enter_context(connected(recipe.cluster.address, processes_of(recipe), VERSIONS * size))
     on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and there().get("GPU", 0) > 0)
-    await require(there, processes_of(recipe), int(on_gpu), recipe.cluster.address, patience)
+    await require(there, processes_of(recipe), gpus_of(recipe) if on_gpu else {}, recipe.cluster.address, patience)
     _warn_of_idle_samplers(recipe)
     return Fleet(recipe, recipe.threads or torch.get_num_threads(), int(on_gpu), resources)
 
@@ -144,8 +171,29 @@ async def open_fleet(
 def processes_of(recipe: Recipe) -> dict[str, int]:
     """How many processes each key asks for."""
     assert recipe.cluster is not None
-    samplers = {"cluster.samplers": recipe.cluster.samplers} if isinstance(recipe.engine, HFEngineConfig) else {}
-    return {"cluster.learners": recipe.cluster.learners, **samplers}
+    samplers = recipe.cluster.samplers if isinstance(recipe.engine, HFEngineConfig) else 0
+    counts = {
+        "cluster.learners": recipe.cluster.learners,
+        "cluster.samplers": samplers,
+        "cluster.teachers": len(_scoring_models(recipe)) * recipe.cluster.teachers,
+    }
+    return {key: count for key, count in counts.items() if count}
+
+
+def gpus_of(recipe: Recipe) -> dict[str, int]:
+    """How many GPUs each key asks for."""
+    assert recipe.cluster is not None
+    spanned = sum(map(_devices_of, _scoring_models(recipe)))
+    teachers = {"cluster.teachers": spanned * recipe.cluster.teachers} if spanned else {}
+    return {**processes_of(recipe), **teachers}
+
+
+def _scoring_models(recipe: Recipe) -> list[ModelConfig]:
+    """The local teachers, and the reference."""
+    section = recipe.teacher
+    members = section.teachers.values() if isinstance(section, RoutedTeacherConfig) else [section]
+    local: list[ModelConfig] = [member for member in members if isinstance(member, LocalTeacherConfig)]
+    return [*local, *([] if recipe.objective.reference is None else [recipe.student])]
 
 
 def _warn_of_idle_samplers(recipe: Recipe) -> None:
@@ -191,6 +239,20 @@ def build_sampler(plan: StudentPlan) -> CopyEngine:
     lm = load_model(plan.source, pick_device(recipe.device))
     lm.vocabulary = plan.vocabulary
     return CopyEngine(LocalLearner(lm, recipe.learner, recipe.objective, recipe.steps, recipe.seed), recipe.engine)
+
+
+def _devices_of(section: ModelConfig) -> int:
+    return section.devices if isinstance(section, LocalTeacherConfig) else 1
+
+
+def build_teacher(recipe: Recipe, name: str, section: ModelConfig, vocabulary: int) -> TeacherPart:
+    """A frozen model that scores."""
+    from limbeck.cluster.teachers import TeacherPart
+
+    assert recipe.cluster is not None
+    lm = load_model(section, pick_device(recipe.device), _devices_of(section))
+    lm.vocabulary = vocabulary
+    return TeacherPart(LocalTeacher(name, lm), recipe.cluster.state_mb * 2**20)
 
 
 def _require_shared(mark: Path, rank: int) -> None:

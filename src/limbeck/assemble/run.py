@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from limbeck.assemble.engines import make_engine
-from limbeck.assemble.fleet import StudentPlan, open_fleet
+from limbeck.assemble.fleet import REFERENCE, StudentPlan, open_fleet
 from limbeck.assemble.own import OwnLearner, checked_part
 from limbeck.assemble.policies import policies_to_sample_from
 from limbeck.assemble.same_as_before import same_base_as_before, same_model_as_before
@@ -23,6 +25,7 @@ from limbeck.config.student import StudentConfig
 from limbeck.config.teacher import LocalTeacherConfig
 from limbeck.contract.tokenizers import check_same_tokenizer
 from limbeck.engines.served import ServedEngine
+from limbeck.engines.several import ServedEngines
 from limbeck.environments.single_turn import SingleTurn
 from limbeck.errors import ModelError, RecipeError, RunError
 from limbeck.learners.checkpoint import MODEL_FOLDER
@@ -41,6 +44,9 @@ from limbeck.training.kept_prompts import keep_prompts
 from limbeck.training.run import Run
 from limbeck.training.run_folder import Checkpoint, RunFolder
 from limbeck.training.view import SameView
+
+if TYPE_CHECKING:
+    from limbeck.cluster.teachers import TeacherPool
 
 RETURN_WITHIN = 600.0  # seconds in which a node that was lost may come back, or another in its place
 
@@ -114,10 +120,17 @@ async def _assemble(
         load_task(recipe.task, build, longest) if given.task is None else _checked(given.task, longest, student)
     )
     keep_prompts(folder, task, recipe, checkpoint)
+    reference_teacher: LocalTeacher | TeacherPool | None = None
     if fleet is not None:
-        await fleet.start(StudentPlan(recipe, source, vocabulary, folder.path, folder.path == run_path(recipe)))
+        plan = StudentPlan(recipe, source, vocabulary, folder.path, folder.path == run_path(recipe))
+        await asyncio.gather(fleet.start(plan), teachers.start(site))
+    if reference is not None:
+        reference_teacher = (
+            LocalTeacher(REFERENCE, reference)
+            if fleet is None
+            else await fleet.start_teacher(REFERENCE, _reference_source(recipe), reference)
+        )
     proven = await teachers.prove(site, task)
-    reference_teacher = None if reference is None else LocalTeacher("reference", reference)
     if reference_teacher is not None:
         await same_model_as_before("reference", reference_teacher, site)
 
@@ -130,7 +143,11 @@ async def _assemble(
     engine = make_engine(site, learner, task, stop_ids, student_top)
     policies = await policies_to_sample_from(learner, recipe.rollout.lag, checkpoint)
     await engine.load(policies[0])
-    results = [*_notes(student), *proven.results, *(engine.results if isinstance(engine, ServedEngine) else ())]
+    results = [
+        *_notes(student),
+        *proven.results,
+        *(engine.results if isinstance(engine, ServedEngine | ServedEngines) else ()),
+    ]
     folder.write_lines("contract.jsonl", [asdict(result) for result in results])
     run = Run(
         recipe=recipe,
@@ -151,6 +168,7 @@ async def _assemble(
         min_scored_fraction=teachers.min_scored_fraction,
         same_weights=checkpoint is None and given.teacher is None and _is_self_taught(recipe),
         teacher_seconds=proven.seconds,
+        computing_seconds=None if fleet is None else fleet.computing_seconds,
         resources=resources,
     )
     run.versions.begin(policies)
@@ -230,11 +248,10 @@ async def _learner(site: Site, loss: Loss, heads: Mapping[str, Head]) -> Learner
 
 def _reference(site: Site) -> CausalLM | None:
     """The frozen policy of a KL-to-reference term; its tokenizer is compared with the student's, like a teacher's."""
-    section = site.recipe.objective.reference
-    if section is None:
+    if site.recipe.objective.reference is None:
         return None
-    source = site.recipe.student.model_copy(update={"model": section.model or site.recipe.student.model})
-    lm = load_model(source, site.device)
+    source = _reference_source(site.recipe)
+    lm = load_model(source, site.device) if site.fleet is None else load_outline(source)
     student = site.student
     check_same_tokenizer(student.name, student.tokenizer, lm.name, lm.tokenizer, False, "reference")
     if lm.natural_temperature != 1:
@@ -243,6 +260,12 @@ def _reference(site: Site) -> CausalLM | None:
             f"{lm.natural_temperature:g}. Name the model that it was made of."
         )
     return lm
+
+
+def _reference_source(recipe: Recipe) -> StudentConfig:
+    section = recipe.objective.reference
+    assert section is not None
+    return recipe.student.model_copy(update={"model": section.model or recipe.student.model})
 
 
 def _is_self_taught(recipe: Recipe) -> bool:

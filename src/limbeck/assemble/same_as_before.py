@@ -8,7 +8,7 @@ by its answer alone, and two that round alike are one.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,12 +20,15 @@ from limbeck.models.fingerprint import fingerprint
 from limbeck.records import Failure, ScoreRequest, request_of
 from limbeck.teachers.local import LocalTeacher
 
+if TYPE_CHECKING:
+    from limbeck.cluster.teachers import TeacherPool
+
 TEXT = 12  # tokens
 KINDS = {"method": str, "ids": list, "values": list}  # and "weights", where it is known
 TOLERANCE = 0.05  # nats: another device or attention rounds otherwise; another model is further away
 
 
-async def same_model_as_before(what: str, teacher: LocalTeacher, site: Site) -> None:
+async def same_model_as_before(what: str, teacher: LocalTeacher | TeacherPool, site: Site) -> None:
     """Raises `ContractError` where a resumed run finds other weights in a model folder."""
     ids = np.arange(1, min(TEXT, teacher.info.context or TEXT) + 1) * 7919 % teacher.info.vocabulary
     request = request_of(tuple(ids.tolist()), 1, 1.0, "full", "probe")

@@ -6,12 +6,14 @@ vocabularies bound the prompts), proving after it (the probes are made of the ta
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from limbeck.assemble.fleet import ONLY
 from limbeck.assemble.own import OwnTeacher
 from limbeck.assemble.same_as_before import keep_answer, same_model_as_before
 from limbeck.assemble.site import Site
@@ -36,7 +38,7 @@ from limbeck.contract.tokenizers import check_same_tokenizer, check_tokenizers
 from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
-from limbeck.models.loading import load_model, load_tokenizer, resolve
+from limbeck.models.loading import load_model, load_outline, load_tokenizer, resolve
 from limbeck.objectives import Loss
 from limbeck.protocols import HoldsHeads, Task, Teacher
 from limbeck.records import ProbeResult, Support
@@ -45,9 +47,11 @@ from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.remote import RemoteTeacher
 from limbeck.teachers.routed import RoutedTeacher
 
+if TYPE_CHECKING:
+    from limbeck.cluster.teachers import TeacherPool
+
 PADDING = 512  # output heads are padded to multiples of at most this
 PROBE_PROMPTS = 8
-ONLY = "teacher"  # the name of one that has none
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,10 @@ class OpenTeachers:
     def contexts(self) -> list[int]:
         return [member.context for member in self.members.values() if member.context is not None]
 
+    async def start(self, site: Site) -> None:
+        """In a fleet: the processes of local teachers, all at once. Raises what they raise."""
+        await asyncio.gather(*(member.start(site) for member in self.members.values() if isinstance(member, _Local)))
+
     async def prove(self, site: Site, task: Task) -> Proven:
         """Every teacher's contract. Raises `ContractError`, `DataError`."""
         teachers: dict[str, Teacher] = {}
@@ -109,7 +117,9 @@ class OpenTeachers:
             if not site.resumed and member.is_student(site):
                 found.append(await _same_weights(teacher, member, site, task, support))
             results += [replace(r, probe=f"{name}: {r.probe}") for r in found] if len(self.members) > 1 else found
-        ids = isinstance(support, np.ndarray) and not all(map(_sends_states, teachers.values()))
+        ids = isinstance(support, np.ndarray) and not all(
+            isinstance(self.members[name], _Local) or _sends_states(teacher) for name, teacher in teachers.items()
+        )
         if not self.routed:
             return Proven(teachers[ONLY], heads, tuple(results), dict, ids)
         router = RoutedTeacher(teachers, self.default)
@@ -133,9 +143,7 @@ async def _same_weights(teacher: Teacher, member: Opened, site: Site, task: Task
 
 def _sends_states(teacher: Teacher) -> bool:
     """Whether the learner has its whole distribution: then the support is chosen there."""
-    return isinstance(teacher, LocalTeacher) or (
-        isinstance(teacher, RemoteTeacher) and teacher.proof.method == "hidden"
-    )
+    return isinstance(teacher, RemoteTeacher) and teacher.proof.method == "hidden"
 
 
 def open_teachers(site: Site, loss: Loss) -> OpenTeachers:
@@ -157,19 +165,24 @@ def _key(name: str, key: str) -> str:
 
 
 class _Local:
-    """A model of this process."""
+    """A model of this process, or of processes of the fleet: then it is known here by its outline."""
 
     def __init__(self, name: str, section: LocalTeacherConfig, site: Site) -> None:
         self.name, self.section = name, section
-        self.lm = load_model(section, site.device)
+        self.lm = load_model(section, site.device, section.devices) if site.fleet is None else load_outline(section)
         refuse_baked(_key(name, "model"), section.model, self.lm.natural_temperature)
         self.results = [check_tokenizers(site.student, self.lm, section.same_chat_template)]
         self.models: Sequence[CausalLM] = (self.lm,)
         self.context = self.lm.context
         self.heads: Mapping[str, Head] = {}
+        self.pool: TeacherPool | None = None
+
+    async def start(self, site: Site) -> None:
+        if site.fleet is not None:
+            self.pool = await site.fleet.start_teacher(self.name, self.section, self.lm)
 
     async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
-        teacher = LocalTeacher(self.name, self.lm)
+        teacher = self.pool or LocalTeacher(self.name, self.lm)
         self.heads = teacher.heads
         await same_model_as_before(f"teacher {self.name}", teacher, site)
         self.results += await _prove(teacher, site, task, support)

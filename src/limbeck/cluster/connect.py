@@ -158,10 +158,12 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no reason given'}"
 
 
-async def require(there: Resources, processes: Mapping[str, int], gpus: int, address: str, patience: float) -> None:
+async def require(
+    there: Resources, processes: Mapping[str, int], gpus: Mapping[str, int], address: str, patience: float
+) -> None:
     """Raises `RecipeError` naming the key to lower: a process without a place would be waited for without an end.
 
-    `gpus` each of them has, besides a processor. What is missing may come within `patience` seconds.
+    `processes` and `gpus` by the recipe's keys. What is missing may come within `patience` seconds.
     """
     end, said = time.monotonic() + patience, False
     while (lack := _lack(there(), processes, gpus, address)) is not None:
@@ -173,15 +175,17 @@ async def require(there: Resources, processes: Mapping[str, int], gpus: int, add
         await asyncio.sleep(1.0)
 
 
-def _lack(resources: Mapping[str, float], processes: Mapping[str, int], gpus: int, address: str) -> str | None:
-    total = sum(processes.values())
-    for what, name, each in (("CPU", "processors", 1), ("GPU", "GPUs", gpus)):
-        if total * each > (there := int(resources.get(what, 0))):
-            parts = ", ".join(f"{key} = {count}" for key, count in processes.items())
-            most = max(processes, key=lambda key: processes[key])
+def _lack(
+    resources: Mapping[str, float], processes: Mapping[str, int], gpus: Mapping[str, int], address: str
+) -> str | None:
+    for what, name, wanted in (("CPU", "processors", processes), ("GPU", "GPUs", gpus)):
+        total = sum(wanted.values())
+        if total > (there := int(resources.get(what, 0))):
+            parts = ", ".join(f"{key} = {processes[key]}" for key in wanted)
+            most = max(wanted, key=lambda key: wanted[key])
             or_else = ", or set device = 'cpu'" if what == "GPU" else ""
             return (
-                f"the fleet needs {total * each} {name} ({parts}), but the Ray cluster at {address!r} has {there}. "
+                f"the fleet needs {total} {name} ({parts}), but the Ray cluster at {address!r} has {there}. "
                 f"Lower {most}, or add nodes to the cluster{or_else}."
             )
     return None

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 from limbeck.config.base import Config
 from limbeck.config.engine import SGLangEngineConfig, VLLMEngineConfig
 from limbeck.config.factory import PythonPartConfig
-from limbeck.config.values import Line
+from limbeck.config.values import Line, PositiveInt
 from limbeck.formatting import shown
 
 ADDRESS = re.compile(r"local|auto|(ray://)?[\w.-]+:\d{1,5}", re.ASCII)
@@ -44,6 +44,9 @@ class ClusterConfig(Config):
     learners: Processes = Field(1, description="processes that share the student's weights and its optimizer (FSDP2)")
     samplers: Processes = Field(1, description="processes that sample; their number changes no bit of the weights")
     teachers: Processes = Field(1, description="processes of each local teacher; a served one has its URLs")
+    state_mb: PositiveInt = Field(
+        512, description="MB of hidden states that a teacher's process computes ahead of the learner"
+    )
 
 
 def refuse_with_cluster(cluster: ClusterConfig, learner: object, engine: object, device: str) -> None:

@@ -2,7 +2,7 @@
 
 [engine]
 kind = "sglang"
-url = "http://10.0.0.1:30000"
+url = ["http://10.0.0.1:30000", "http://10.0.0.2:30000"]   # or one address
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from limbeck.config.base import Config
 from limbeck.config.factory import PythonPartConfig
-from limbeck.config.values import Concurrency, Line, Place, Positive, PositiveInt, Seconds, Url
+from limbeck.config.values import Concurrency, Line, Place, Positive, PositiveInt, Seconds, Urls
+from limbeck.formatting import shown
 
 
 class HFEngineConfig(Config):
@@ -27,17 +28,35 @@ class HFEngineConfig(Config):
 class ServedEngineConfig(Config):
     """A server that gets the student's weights after every update, and is compared with the learner."""
 
-    url: Url = Field(description="`http://host:port` of a server that was started with the student's model")
+    url: Urls = Field(
+        description="`http://host:port` of a server that was started with the student's model, or a list of several"
+    )
     token_env: Line | None = Field(None, description="environment variable that holds the bearer token")
     weights_folder: Place | None = Field(
-        None, description="where weights are put for the server, which sees it under the same path; absent: in the run"
+        None,
+        description="where weights are put for the servers, which see it under the same path; absent: in the memory of "
+        "this machine (/dev/shm) for servers at loopback addresses, else in the run",
     )
+    max_rows: PositiveInt = Field(16, description="responses that one server is asked for before it is checked again")
     tolerance: Positive = Field(
         0.02, description="nats a token between server and learner on a fixed text, on average; raise it for bfloat16"
     )
-    max_concurrency: Concurrency = Field(64, description="requests under way at once")
+    max_concurrency: Concurrency = Field(64, description="requests under way at once, at each server")
     timeout: Seconds = Field(600.0, description="seconds for one response, or for one update of the weights")
     retry_seconds: Seconds = Field(300.0, description="how long to wait for a server that is away or busy")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.url,) if isinstance(self.url, str) else self.url
+
+    @field_validator("url")
+    @classmethod
+    def _each_once(cls, url: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """Two engines at one server would overwrite each other's weights."""
+        bare = [one.rstrip("/") for one in ([url] if isinstance(url, str) else url)]
+        if twice := next((one for one in bare if bare.count(one) > 1), None):
+            raise ValueError(f"{shown(twice)} is given twice; expected each server once")
+        return url
 
 
 class SGLangEngineConfig(ServedEngineConfig):

@@ -47,6 +47,9 @@ class LocalTeacherConfig(ModelConfig):
     """A teacher in this process: exact at any temperature, on any support."""
 
     kind: Literal["local"] = "local"
+    devices: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1, description="GPUs that each copy of it spans: its layers lie on them one after the other"
+    )
     same_chat_template: bool = Field(
         True, description="refuse a teacher with another chat template than the student, or where only one has any"
     )

@@ -10,18 +10,17 @@ are thrown away, the weights are pushed again and the unit is sampled anew.
 from __future__ import annotations
 
 import asyncio
-import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from limbeck.engines.weight_check import WeightSyncCheck, mean_abs_diff
+from limbeck.engines.weights_folder import WeightsFolder
 from limbeck.errors import EngineError, RecipeError
-from limbeck.files.disk import disk_errors
 from limbeck.protocols import Policy
 from limbeck.records import (
     Failure,
@@ -35,15 +34,21 @@ from limbeck.records import (
     TokenScores,
     request_of,
 )
+from limbeck.reports import WeightTransfer
 from limbeck.wire.http import Pool
 from limbeck.wire.sample import SampleReply
-from limbeck.wire.score import Reply, WireError
+from limbeck.wire.score import AWAY, Reply, WireError
 
 T = TypeVar("T")
 
 RESTARTS = 3  # of the server while one unit is sampled
 REPEATS = 4  # of the fixed text at the start: one by one, then all at once
 PROBES, PROBE_PROMPT, PROBE_TOKENS = 8, 8, 16  # responses whose log-probs are compared with the learner's
+FULL, HALVES = "float32", ("bfloat16", "float16")  # dtypes that weights are written in
+
+
+class ServerAwayError(EngineError):
+    """The server does not answer, or is busy: waiting may help, and another server would."""
 
 
 class Server(Protocol):
@@ -58,30 +63,29 @@ class Server(Protocol):
 
     async def sample(self, pool: Pool, request: SampleRequest, vocabulary: int) -> SampleReply: ...
 
-    async def push(self, pool: Pool, policy: Policy, label: str, folder: Path) -> None:
-        """Give the server the policy's weights under the name `label`, by way of `folder` where it reads them."""
+    async def push(self, pool: Pool, policy: Policy, label: str, dtype: str, weights: WeightsFolder) -> int:
+        """Give the server the policy's weights under the name `label`; the bytes that were written or sent for it."""
         ...
 
 
 class ServedEngine:
     """Samples from `server`, asked through `pool`.
 
-    `text` is a fixed text as tokens, `sampling` the run's, `vocabulary` what student and teacher share, `folder` a
+    `text` is a fixed text as tokens, `sampling` the run's, `vocabulary` what student and teacher share, `weights` a
     place for weights that the server sees under the same path. The policy is kept until the next `load`: after a
     restart of the server its weights are pushed again.
 
-    Raises `EngineError` where the server cannot be had or does not hold what it was given, and `RecipeError` for
-    stop ids that are not in the vocabulary.
+    Raises `EngineError` where the server cannot be had or does not hold what it was given (`ServerAwayError` where it
+    does not answer), and `RecipeError` for stop ids that are not in the vocabulary.
     """
 
-    max_rows: int | None = None  # the server makes batches of its own
-
     def __init__(
-        self, server: Server, pool: Pool, folder: Path, text: Sequence[int], sampling: Sampling, vocabulary: int,
-        tolerance: float,
+        self, server: Server, pool: Pool, weights: WeightsFolder, text: Sequence[int], sampling: Sampling,
+        vocabulary: int, tolerance: float, max_rows: int | None = None,
     ) -> None:  # fmt: skip
         _check_stop_ids(sampling, vocabulary)
-        self.server, self.pool, self.folder, self.vocabulary = server, pool, folder, vocabulary
+        self.server, self.pool, self.weights, self.vocabulary = server, pool, weights, vocabulary
+        self.max_rows = max_rows  # of a unit; the server makes batches of its own
         self.text = request_of(text, 1, 1.0, id="the fixed text")  # at 1, where every server scores
         self.sampling = replace(sampling, top_p=1.0, top_k=0, min_p=0.0)
         self.check = WeightSyncCheck(f"engine {server.kind} at {pool.urls[0]}", tolerance, server.remedy)
@@ -89,6 +93,9 @@ class ServedEngine:
         self.pushes = 0  # of weights: what was sampled before the last one counts for nothing
         self._pushing = asyncio.Lock()
         self.policy: Policy | None = None
+        self.dtype: str | None = None  # that weights are written in: what the server holds them in, once it is known
+        self.transfer = WeightTransfer()  # of the last load
+        self.proven = False
         self.logprobs_at_T = False  # whether the server's log-probs are those of the distribution it samples from
         self.student_top = 0  # of the student's most likely ids that each sampled token will be asked for with
         self.results: list[ProbeResult] = []
@@ -96,14 +103,28 @@ class ServedEngine:
     async def load(self, policy: Policy) -> None:
         """Push the weights and make sure of them."""
         async with self._pushing:
-            first, self.policy = self.policy is None, policy
-            await self._push(first)
-            if first:
-                await self._prove_logprobs()
+            self.policy, self.transfer = policy, WeightTransfer()
+            if self.proven:
+                await self._push()
+                return
+            self.results, self.dtype = [], None
+            distance = await self._push(measure_noise=True)
+            measured, expected = f"{distance:.1e} nats a token off", f"at most {self.check.tolerance}"
+            self.results.append(ProbeResult("engine: weights", measured, expected))
+            self.dtype = await self._find_dtype(distance)
+            await self._prove_logprobs()
+            self.proven = True
+
+    async def restore(self) -> None:
+        """Push the weights again where the server no longer holds them. Raises `ServerAwayError`."""
+        async with self._pushing:
+            if not self.check.is_unchanged(await self._theirs()):
+                self.check.forget_movement()
+                await self._push()
 
     async def close(self) -> None:
         self.policy = None
-        shutil.rmtree(self.folder, ignore_errors=True)  # a copy of weights that the run keeps elsewhere
+        self.weights.close()
         await self.pool.close()
 
     async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
@@ -187,41 +208,59 @@ class ServedEngine:
 
     # --- weights --------------------------------------------------------------------------------------
 
-    async def _push(self, first: bool = False) -> None:
+    async def _push(self, measure_noise: bool = False) -> float:
+        """Nats a token between the server and the learner afterwards."""
         policy = self.policy
         assert policy is not None
-        label = f"limbeck-{self.run}-{policy.version}"
-        folder = self.folder / label
-        what = f"cannot write the weights for {self.check.name} to {folder}"
-        try:
-            with disk_errors(what, "set engine.weights_folder"):
-                await self.server.push(self.pool, policy, label, folder)
-            if first:
-                noise = self.check.measure_noise_floor([await self._theirs(), *await self._theirs_together()])
-                self.results.append(
-                    ProbeResult("engine: noise", f"{noise:.1e} nats a token", "the same text, the same answer")
-                )
-        except WireError as error:
-            raise EngineError(
-                f"{self.check.name} did not take the weights of update {policy.version}: {error}. {self.check.remedy}"
-            ) from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # it has read them
-        self.label, self.pushes = label, self.pushes + 1
+        await self._send(self.dtype or _exact_dtype(policy))
+        if measure_noise:
+            noise = self.check.measure_noise_floor([await self._theirs(), *await self._theirs_together()])
+            self.results.append(
+                ProbeResult("engine: noise", f"{noise:.1e} nats a token", "the same text, the same answer")
+            )
         (ours,) = await self._ours([self.text])
         if isinstance(ours, Failure):
             raise EngineError(f"the learner could not score the fixed text of the weight check: {ours.message}")
-        distance = self.check.check_update(policy.version, ours, await self._theirs())
-        if first:
-            measured, expected = f"{distance:.1e} nats a token off", f"at most {self.check.tolerance}"
-            self.results.append(ProbeResult("engine: weights", measured, expected))
+        return self.check.check_update(policy.version, ours, await self._theirs())
+
+    async def _send(self, dtype: str) -> None:
+        policy = self.policy
+        assert policy is not None
+        label, start = f"limbeck-{self.run}-{policy.version}", time.perf_counter()
+        try:
+            size = await self.server.push(self.pool, policy, label, dtype, self.weights)
+        except WireError as error:
+            raise _error(
+                error,
+                f"{self.check.name} did not take the weights of update {policy.version}: {error}. {self.check.remedy}",
+            ) from error
+        before, seconds = self.transfer, time.perf_counter() - start
+        self.transfer = WeightTransfer(before.bytes + size, before.seconds + seconds)
+        self.label, self.pushes = label, self.pushes + 1
+
+    async def _find_dtype(self, distance: float) -> str:
+        """The dtype that the server holds weights in.
+
+        Weights that were rounded before change nothing for a server that rounds them itself, and for no other.
+        """
+        assert self.policy is not None
+        exact = _exact_dtype(self.policy)
+        if exact != FULL or distance <= self.check.resolution:
+            return exact
+        for half in HALVES:
+            await self._send(half)
+            if self.check.is_unchanged(await self._theirs()):
+                self.results.append(ProbeResult("engine: dtype", half, "that weights are written in: the server's own"))
+                return half
+        await self._push()
+        return exact
 
     async def _theirs(self) -> Floats:
         """[n] the server's log-probs of the fixed text."""
         try:
             return (await self.server.ask(self.pool, self.text)).logprobs
         except WireError as error:
-            raise EngineError(f"the weights of {self.check.name} cannot be checked: {error}.") from error
+            raise _error(error, f"the weights of {self.check.name} cannot be checked: {error}.") from error
 
     async def _theirs_together(self) -> list[Floats]:
         return list(await asyncio.gather(*(self._theirs() for _ in range(REPEATS))))
@@ -259,6 +298,15 @@ class ServedEngine:
             f"{distance:.1e} nats a token off at temperature {temperature:g}, {distance_at_one:.1e} at 1: {whose}"
         )
         self.results.append(ProbeResult("engine: log-probs", measured, f"at temperature {temperature:g}"))
+
+
+def _exact_dtype(policy: Policy) -> str:
+    """The smallest dtype that the learner's weights are written in without rounding. Merging adapters makes others."""
+    return policy.info.dtype if policy.adapter is None and policy.info.dtype in HALVES else FULL
+
+
+def _error(error: WireError, message: str) -> EngineError:
+    return ServerAwayError(message) if error.kind in AWAY else EngineError(message)
 
 
 def _question(request: SampleRequest, reply: SampleReply | Sampled) -> ScoreRequest:

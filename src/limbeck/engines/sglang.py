@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import pickle
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from limbeck.engines.weights_folder import WeightsFolder
 from limbeck.protocols import Policy
 from limbeck.wire import sglang
 from limbeck.wire.dialects import JsonDialect
@@ -27,28 +28,34 @@ class SGLangServer(JsonDialect):
     """`weights`: how they travel."""
 
     remedy = (
-        "Start SGLang with the student's model, on a machine that sees the run's folder (or engine.weights_folder) "
-        "under the same path, or set engine.weights = 'tensors'. Weights of other shapes end it: look at its log."
+        "Start SGLang with the student's model, on a machine that sees the folder of the weights under the same path "
+        "(set engine.weights_folder to one that it sees), or set engine.weights = 'tensors'. Weights of other shapes "
+        "end it: look at its log."
     )
 
     def __init__(self, weights: Literal["disk", "tensors"]) -> None:
         super().__init__("sglang", sglang)
         self.weights = weights
 
-    async def push(self, pool: Pool, policy: Policy, label: str, folder: Path) -> None:
+    async def push(self, pool: Pool, policy: Policy, label: str, dtype: str, weights: WeightsFolder) -> int:
         """See `served.Server`."""
         if self.weights == "disk":
-            policy.save(folder)
-            body = {"model_path": str(folder), "weight_version": label, "flush_cache": True}
-            await self._done(pool, "/update_weights_from_disk", body)
-            return
+            before = weights.written
+            async with weights.of(policy, dtype, partial(policy.save, dtype=dtype)) as folder:
+                size = weights.written - before
+                body = {"model_path": str(folder), "weight_version": label, "flush_cache": True}
+                await self._done(pool, "/update_weights_from_disk", body)
+            return size
         await self._begin(pool)
-        for part in _parts(policy):
+        sent = 0
+        for part in _parts(policy, dtype):
             # A pickle is what SGLang reads; it is made here and never read here.
             packed = base64.b64encode(pickle.dumps(part)).decode()
             body = {"serialized_named_tensors": [packed], "weight_version": label, "flush_cache": True}
             await self._done(pool, "/update_weights_from_tensor", body)
+            sent += sum(tensor.nbytes for _, tensor in part)
         await self._done(pool, "/end_weight_update", {})
+        return sent
 
     async def _begin(self, pool: Pool) -> None:
         try:
@@ -65,11 +72,11 @@ class SGLangServer(JsonDialect):
             raise WireError("refused", f"{path} answered {answer}")
 
 
-def _parts(policy: Policy) -> Iterator[list[tuple[str, torch.Tensor]]]:
+def _parts(policy: Policy, dtype: str) -> Iterator[list[tuple[str, torch.Tensor]]]:
     """The weights in requests of a bounded size, each tensor with memory of its own."""
     part: list[tuple[str, torch.Tensor]] = []
     size = 0
-    for name, tensor in policy.tensors():
+    for name, tensor in policy.tensors(dtype):
         more = tensor.numel() * tensor.element_size()
         if part and size + more > PART_BYTES:
             yield part

@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from limbeck.engines.weights_folder import WeightsFolder
 from limbeck.errors import ModelError
 from limbeck.models.folder import INDEX, WHOLE
 from limbeck.protocols import Policy
@@ -28,21 +29,28 @@ class VLLMServer(JsonDialect):
     """Started with `VLLM_SERVER_DEV_MODE=1`."""
 
     remedy = (
-        "Start vLLM with the student's model and VLLM_SERVER_DEV_MODE=1, on a machine that sees the run's folder (or "
-        "engine.weights_folder) under the same path; a folder it does not see ends it. Serve in the precision of the "
-        "recipe, or raise engine.tolerance: look at its log."
+        "Start vLLM with the student's model and VLLM_SERVER_DEV_MODE=1, on a machine that sees the folder of the "
+        "weights under the same path (set engine.weights_folder to one that it sees); a folder it does not see ends "
+        "it. Serve in the precision of the recipe, or raise engine.tolerance: look at its log."
     )
 
     def __init__(self) -> None:
         super().__init__("vllm", vllm, names_model=True)
 
-    async def push(self, pool: Pool, policy: Policy, label: str, folder: Path) -> None:
+    async def push(self, pool: Pool, policy: Policy, label: str, dtype: str, weights: WeightsFolder) -> int:
         """See `served.Server`."""
-        policy.save(folder)
-        untie_head(folder)
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-        await self.tell(pool, "/collective_rpc", body)
+
+        def write(folder: Path) -> None:
+            policy.save(folder, dtype)
+            untie_head(folder)
+
+        before = weights.written
+        async with weights.of(policy, dtype, write) as folder:
+            size = weights.written - before
+            body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+            await self.tell(pool, "/collective_rpc", body)
         await self.tell(pool, "/reset_prefix_cache", {})
+        return size
 
 
 def untie_head(folder: Path) -> bool:

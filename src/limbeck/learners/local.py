@@ -357,7 +357,7 @@ def _narrowed(heads: Heads, lm: CausalLM) -> Heads:
                 f"the output head {fingerprint} has {head.vocabulary} tokens, but {lm.name} is compared over "
                 f"{lm.vocabulary}. Student and teacher must share their vocabulary."
             )
-    return {fingerprint: head.narrow(lm.vocabulary) for fingerprint, head in heads.items()}
+    return {fingerprint: head.narrow(lm.vocabulary).to(lm.device) for fingerprint, head in heads.items()}
 
 
 def _optimizer(parameters: Sequence[torch.nn.Parameter], config: LocalLearnerConfig) -> torch.optim.AdamW:

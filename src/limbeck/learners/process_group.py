@@ -27,6 +27,7 @@ from limbeck.learners.batch import Batch, MicroBatch
 from limbeck.learners.lifeline import Lifeline
 from limbeck.models.causal_lm import CausalLM, first_line
 from limbeck.models.shards import make_inside, standing_in
+from limbeck.models.spread import blocks_of
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # of collectives: whether a rank lives is known from its lifeline, however long it works
@@ -198,14 +199,6 @@ def _shard(lm: CausalLM, mesh: DeviceMesh, dtype: torch.dtype, how: Sharding) ->
         for module in lm.model.modules():
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.to(mesh.device_type)
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model: the largest list of modules in it that is in no other."""
-    lists = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
-    outermost = [part for name, part in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
-    largest = max(outermost, key=lambda part: sum(p.numel() for p in part.parameters()), default=None)
-    return [] if largest is None else list(largest)
 
 
 def _check_apart(lm: CausalLM, blocks: Sequence[nn.Module]) -> None:

@@ -41,6 +41,7 @@ class CausalLM:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     vocabulary: int  # rows of the head that are used: up to the tokenizer's largest id, see `shared_vocabulary`
+    is_spread: bool = field(default=False, init=False)  # over several devices, see `spread`
     passes: Passes | None = field(default=None, init=False)  # a faster way to `states`, proven for this very `model`
     run_on: torch.device | None = field(default=None, init=False)  # where its parameters are gathered, if sharded
     run_in: torch.dtype | None = field(default=None, init=False)  # and in which dtype

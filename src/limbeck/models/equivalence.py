@@ -119,6 +119,8 @@ def use_fused_forward(lm: CausalLM, checkpointing: bool = False) -> str | None:
     lm.passes = None
     if isinstance(parts, str):
         why: str | None = parts
+    elif lm.is_spread:
+        why = "its layers lie on several devices"
     elif _has_dropout(lm):
         why = f"{family} has dropout"
     else:

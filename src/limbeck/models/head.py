@@ -35,6 +35,13 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V[:vocabulary]
         return replace(self, weight_Vd=self.weight_Vd[:vocabulary], bias_V=bias_V)
 
+    def to(self, device: torch.device) -> Head:
+        """The head on a device; itself where it is there."""
+        if self.weight_Vd.device == device:
+            return self
+        bias_V = None if self.bias_V is None else self.bias_V.to(device)
+        return replace(self, weight_Vd=self.weight_Vd.to(device), bias_V=bias_V)
+
     def fingerprint(self) -> str:
         """Names this very head: hidden states travel with it, and whoever has the head knows it by it.
 

@@ -24,6 +24,7 @@ from limbeck.models.decode import TransformersRows, prefill
 from limbeck.models.equivalence import distance, prove_head, tolerance
 from limbeck.models.folder import CONFIG, TOKENIZER, bounded, check_files, read_json
 from limbeck.models.shards import largest, local
+from limbeck.models.spread import devices_for, spread
 from limbeck.models.text import highest_id
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ SUPPORTED = "Supported: attention-only causal language models."
 SERVED = "Sample from a server that holds it (engine.kind = 'sglang' or 'vllm'), or choose another student."
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PROBE_TOKENS = 12
+ALIGNMENT = 64  # bytes, of every tensor that torch makes on a CPU
 FAULT = 10  # times what rounding may do: a model is refused for a mistake, not for a kernel that rounds more
 DRAFTER = "drafts tokens for another model, whose keys and values it reads"
 NOT_BY_ITSELF = {  # model types that do not turn tokens alone into the distribution of the next
@@ -47,17 +49,31 @@ NOT_BY_ITSELF = {  # model types that do not turn tokens alone into the distribu
 UNSUPPORTED_LAYERS = ("linear_attention", "mamba", "conv", "recurrent")
 
 
-def load_model(section: ModelConfig, device: torch.device) -> CausalLM:
+def load_model(section: ModelConfig, device: torch.device, devices: int = 1) -> CausalLM:
     """Load a model and its tokenizer, and prove that its rows are causal and apart, and that its head is understood.
+
+    Its layers lie on as many `devices`, of which `device` is the first.
 
     Raises `ModelError` for a missing folder, tokenizer or weight, for an adapter in the folder, for weights that are
     not finite, for recurrent layers, for rows that see what they must not, and for logits that are not `Head`'s.
     Raises `RunError` for a folder in a checkpoint or a finished run that is not as it was written.
     """
     lm = read_model(section, getattr(torch, section.dtype))
-    lm.model.to(device)
+    spread(lm, devices_for(section.model, device, devices))
+    _align(lm)
     prove_model(lm)
     return lm
+
+
+def _align(lm: CausalLM) -> None:
+    """Put weights that are mapped from a file, wherever its header happens to end, where torch would put them.
+
+    Products with few rows round differently elsewhere: a process that has the same weights from another file, or from
+    another process, would not sample and score to the same bit.
+    """
+    for parameter in lm.model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def read_model(section: ModelConfig, dtype: torch.dtype) -> CausalLM:

@@ -212,6 +212,15 @@ class _Waves:
         return answers
 
 
+async def note_computing(run: Run, samples: Sequence[Scored]) -> None:
+    """The seconds of teachers that answered before they had computed, once their answers were fetched."""
+    if run.computing_seconds is None:
+        return
+    found = await run.computing_seconds(samples)
+    run.seconds["score"] = max(run.seconds["score"], *found.values(), 0.0)
+    run.seconds |= {f"score/{name}": seconds for name, seconds in found.items() if f"score/{name}" in run.seconds}
+
+
 def _grade(run: Run, episodes: Sequence[Episode]) -> Collected:
     """Rollouts, their texts and rewards; the segments of an episode share its reward."""
     graded = Collected([], [], [], [], [])

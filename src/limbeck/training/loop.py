@@ -18,7 +18,7 @@ from limbeck.protocols import MovesWeights
 from limbeck.records import Scored
 from limbeck.reports import StepReport
 from limbeck.training.alarms import Alarms
-from limbeck.training.collect import Collected
+from limbeck.training.collect import Collected, note_computing
 from limbeck.training.interruption import in_thread
 from limbeck.training.metrics import describe, describe_scores, speeds
 from limbeck.training.pipeline import Pipeline
@@ -99,6 +99,7 @@ async def one_step(run: Run, pipeline: Pipeline, step: int, alarms: Alarms) -> N
             report = await _update(run, collected.samples)
             run.made, run.known = step, True
         run.versions.drop_before(step)
+        await note_computing(this, collected.samples)
         with this.phase("publish"):
             await pipeline.publish(step)
     finally:  # an update that was made has its line, whatever happens to its weights on the way to the engine

@@ -22,6 +22,7 @@ ROUNDING_KEYS = ("device", "threads")
 FREE_TO_CHANGE = (
     "steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record", "cluster",
 )  # fmt: skip
+FREE_KEYS = ("engine.url", "engine.weights_folder")  # nor these: what is sampled follows from the request
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:
@@ -44,7 +45,7 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], now: Mapping[st
     differing = [
         f"{key} ({flat_before.get(key)!r} then, {flat_now.get(key)!r} now)"
         for key in sorted({*flat_before, *flat_now})
-        if flat_before.get(key) != flat_now.get(key) and key.partition(".")[0] not in FREE_TO_CHANGE
+        if flat_before.get(key) != flat_now.get(key) and not _is_free(key)
     ]
     if differing:
         raise RunError(
@@ -89,6 +90,10 @@ def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any], done: int) -
         for key in ROUNDING_KEYS
         if before.get(key) != now.get(key)
     ]
+
+
+def _is_free(key: str) -> bool:
+    return key.partition(".")[0] in FREE_TO_CHANGE or key in FREE_KEYS
 
 
 def _rate_note(

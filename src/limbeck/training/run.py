@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ from typing import Any
 
 from limbeck.config.recipe import Recipe
 from limbeck.protocols import Engine, Environment, Learner, Observer, Task, Teacher, TeacherView, TokenNames
-from limbeck.records import Ints, Sampling, Support
+from limbeck.records import Ints, Sampling, Scored, Support
 from limbeck.training.interruption import StopSignals
 from limbeck.training.run_folder import RunFolder
 from limbeck.training.versions import Turns, Versions
@@ -50,6 +50,8 @@ class Run:
     same_weights: bool = False  # student and teacher begin as the same model
     student_top: int = 0  # K of the student's own most likely ids, which teachers are asked about; 0: they are not
     teacher_seconds: Callable[[], Mapping[str, float]] = dict  # of the last scoring, by teacher where there are several
+    # Of teachers that compute while the learner fetches: what each of them took, once it has.
+    computing_seconds: Callable[[Sequence[Scored]], Awaitable[Mapping[str, float]]] | None = None
     observers: list[Observer] = field(default_factory=list)
     stop: StopSignals = field(default_factory=StopSignals)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)  # what has to be let go of at the end
