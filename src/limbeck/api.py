@@ -173,7 +173,7 @@ def _run_to_end(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     given: Given,
-    observers: Sequence[Observer],
+    observers: list[Observer],
     stop: StopSignals,
 ) -> None:
     """A signal leaves the loop from wherever it is; what was under way is then cancelled, and the update kept."""

@@ -41,6 +41,7 @@ from limbeck.records import (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCORER = "student"
 WEIGHTS = threading.RLock()  # a checkpoint is written in a thread of its own: no weights are exchanged under it
+DISPLACED: dict[nn.Parameter, Tensor] = {}  # live values, while held ones are in their place
 
 
 @dataclass(eq=False)
@@ -151,14 +152,14 @@ class LocalPolicy:
     def _in_place(self) -> Iterator[None]:
         """The held values where the live ones lie, which come back untouched. Nothing is copied."""
         with WEIGHTS:
-            live = {parameter: parameter.data for parameter in self._held}
+            _put_back()
             try:
                 for parameter, value in self._held.items():
+                    DISPLACED[parameter] = parameter.data
                     parameter.data = value
                 yield
             finally:
-                for parameter, value in live.items():
-                    parameter.data = value
+                _put_back()
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
         """Log-probs under these weights, each at its request's temperature. Raises `StalePolicyError`.
@@ -206,6 +207,13 @@ class LocalPolicy:
             scored.top_logprobs_SK.float().cpu().numpy(),
             logprobs_S,
         )
+
+
+def _put_back() -> None:
+    """The live values. A signal can end this half-way: then whoever reads weights next does the rest."""
+    for parameter, value in DISPLACED.items():
+        parameter.data = value
+    DISPLACED.clear()
 
 
 def _state(lm: CausalLM) -> Iterator[tuple[str, Tensor]]:
