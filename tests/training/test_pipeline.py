@@ -33,8 +33,8 @@ TABLE = random_bigrams(V)
 PROMPTS = {f"p{number}": [1, number % V, 3] for number in range(6)}
 
 
-class Killed(BaseException):
-    """As kill -9: nothing is kept."""
+class KilledError(LimbeckError):
+    """As after kill -9 nothing is kept."""
 
 
 class World:
@@ -64,9 +64,11 @@ class Engine(BigramEngine):
     async def sample(self, unit: Sequence[SampleRequest]) -> Any:
         self.at_work += 1
         version = self.loaded[-1]
-        await self.world.passes()
+        try:
+            await self.world.passes()
+        finally:
+            self.at_work -= 1
         assert self.loaded[-1] == version
-        self.at_work -= 1
         return await super().sample(unit)
 
 
@@ -78,8 +80,10 @@ class Teacher(BigramTeacher):
     async def score(self, unit: Sequence[ScoreRequest]) -> Any:
         self.at_work += 1
         assert self.at_work == 1, "two steps ask at once"
-        await self.world.passes()
-        self.at_work -= 1
+        try:
+            await self.world.passes()
+        finally:
+            self.at_work -= 1
         return await super().score(unit)
 
 
@@ -155,45 +159,37 @@ def test_every_sampled_token_is_of_the_version_that_the_rule_names(
     seen: dict[int, set[int]] = {}
     measured: dict[int, set[int]] = {}
 
-    async def attempt(path: Path, world: World) -> bool:
-        learner = Learner(world, seen, measured)
-        try:
-            run = await run_of(chosen, path, world, learner)
-        except (Killed, LimbeckError):
-            return False
+    async def life(path: Path, world: World) -> None:
+        run = await run_of(chosen, path, world, Learner(world, seen, measured))
         try:
             await loop.train(run)
-        except (Killed, LimbeckError):
-            return False
+        except LimbeckError:
+            assert len(asyncio.all_tasks()) == 1, "something goes on behind the run"
+            raise
         finally:
             run.folder.close()
             assert len(run.versions.held) <= lag + 1
             assert run.engine.loaded == sorted(run.engine.loaded)  # type: ignore[attr-defined]
-            assert len(asyncio.all_tasks()) == 1, "something goes on behind the run"
+
+    def attempt(path: Path, world: World) -> bool:
+        keeps = lambda run, error: None if isinstance(error, KilledError) else honest(run, error)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "keep", keeps)
+            try:
+                asyncio.run(life(path, world))
+            except LimbeckError:
+                return False
         return True
 
-    with tempfile.TemporaryDirectory() as path, pytest.MonkeyPatch.context() as patch:
-        honest = loop.keep
-        patch.setattr(loop, "keep", lambda run, error: None if isinstance(error, Killed) else honest(run, error))
-        ends = [World(seed + i, at, Killed() if kill else EngineError("away")) for i, (at, kill) in enumerate(stops)]
-        while ends:
-            asyncio.run(attempt(Path(path) / "run", ends.pop()))
-        assert asyncio.run(attempt(Path(path) / "run", World(seed)))
+    honest = loop.keep
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (call, kill) in enumerate(stops):
+            error = KilledError() if kill else EngineError("away")
+            attempt(Path(folder) / "run", World(seed + number + 1, call, error))
+        assert attempt(Path(folder) / "run", World(seed))
     assert seen == {step: {version_of(step, lag)} for step in range(1, steps + 1)}
     due = {step for step in range(steps + 1) if step in (0, steps) or (evaluated and step % evaluated == 0)}
     assert {version: versions for version, versions in measured.items() if version in due} == {v: {v} for v in due}
-
-
-class Slow:
-    """Takes `seconds` without being in anybody's way, and keeps when."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.spans = seconds, []
-
-    async def __call__(self) -> None:
-        began = asyncio.get_running_loop().time()
-        await asyncio.sleep(self.seconds)
-        self.spans.append((began, asyncio.get_running_loop().time()))
 
 
 async def test_later_steps_are_sampled_and_scored_while_an_update_is_made(tmp_path: Path) -> None:
