@@ -38,6 +38,7 @@ from limbeck.models.loading import load_model, load_outline
 from limbeck.objectives import loss_of
 from limbeck.records import HiddenScores, Scored
 from limbeck.teachers.local import LocalTeacher
+from limbeck.training.watchdog import watch
 
 if TYPE_CHECKING:
     from limbeck.cluster.learners import RankGroup
@@ -79,7 +80,7 @@ class Fleet:
         """A process that ends with the run. `build` is called there."""
         from limbeck.cluster.worker import Worker
 
-        worker = Worker(name, build, self.threads, self.gpus if gpus is None else gpus, restarts)
+        worker = Worker(name, build, self.threads, self.gpus if gpus is None else gpus, restarts, watch)
         self.resources.callback(worker.kill)
         return worker
 

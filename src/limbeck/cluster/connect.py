@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ EVERYWHERE = {
 }
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: every listener on 127.0.0.1
 STORE = 512 * 2**20  # bytes of the object store beside the weights: samples, states of teachers
+KNOCKING = 5.0  # seconds
 
 Resources: TypeAlias = Callable[[], Mapping[str, float]]
 
@@ -90,7 +92,7 @@ def _import_ray() -> Any:
 @cache
 def _folder() -> Path:
     """This process's own, which only this user can read."""
-    folder = Path(tempfile.mkdtemp(prefix="limbeck-"))  # a short path: Ray's sockets are below it
+    folder = Path(tempfile.mkdtemp(prefix="limbeck-ray-"))  # a short path: Ray's sockets are below it
     pid = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == pid else None)
     return folder
@@ -130,13 +132,25 @@ def _start(ray: Any, processes: int, store_bytes: int) -> None:
 
 def _join(ray: Any, address: str) -> None:
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # ConnectionError, ValueError, AuthenticationError, gRPC's own
+    except Exception as error:  # OSError, ValueError, AuthenticationError, gRPC's own
         raise RecipeError(
             f"cluster.address = {address!r}: no Ray cluster can be reached there: {_reason(error)}. Start one with "
             "`ray start`, give this process its token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH) and the same version "
             "of Ray, or set cluster.address = 'local'."
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises `OSError` where nothing listens: Ray itself would try for minutes, and print what it tries."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    place = address.removeprefix("ray://") if address != "auto" else canonicalize_bootstrap_address("auto")
+    if place is None:
+        raise ConnectionError("this machine is not a node of one, and RAY_ADDRESS is not set")
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host, int(port)), timeout=KNOCKING).close()
 
 
 def _reason(error: BaseException) -> str:
