@@ -116,6 +116,14 @@ def deadly_rank(plan: Any, mark: Any, rank: int, count: int, where: str, *, fold
     return learner
 
 
+def deadly_teacher(*args: Any, folder: str) -> Any:
+    """Dies while it computes, and when it is asked for what it has computed."""
+    part = fleet.build_teacher(*args)
+    Deadly(folder, "teacher-compute", 12).before(part.ahead, "compute")
+    Deadly(folder, "teacher-fetch", 60).before(part.ahead, "fetch")
+    return part
+
+
 class GatedTeacher(TeacherPart):
     """A teacher whose n-th unit is computed once the file `open-n` is there, or `open`; it fails while `fail` is."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from limbeck.assemble import fleet
 from tests.cluster.fleets import table, train, weights
-from tests.cluster.parts import deadly_rank, deadly_sampler
+from tests.cluster.parts import deadly_rank, deadly_sampler, deadly_teacher
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
@@ -22,9 +22,13 @@ def test_kills_in_every_phase_change_no_bit(
     marks.mkdir()
     quiet = train(recipe, tmp_path / "quiet", cluster={"learners": 2})
     monkeypatch.setattr(fleet, "build_sampler", partial(deadly_sampler, folder=str(marks)))
+    monkeypatch.setattr(fleet, "build_teacher", partial(deadly_teacher, folder=str(marks)))
     monkeypatch.setattr(fleet, "build_rank", partial(deadly_rank, folder=str(marks)))
     disturbed = train(recipe, tmp_path / "disturbed", cluster={"learners": 2, "samplers": 2})
-    died = {"sampler-load", "sampler-sample", "rank-backward", "rank-publish", "rank-save"}
+    died = {
+        "sampler-load", "sampler-sample", "teacher-compute", "teacher-fetch", "rank-backward", "rank-publish",
+        "rank-save",
+    }  # fmt: skip
     assert {path.name for path in marks.iterdir()} == died
     assert weights(tmp_path / "disturbed") == weights(tmp_path / "quiet")
     assert disturbed.after["reverse_kl/exact"] == quiet.after["reverse_kl/exact"]

@@ -14,7 +14,11 @@ from torch import Tensor
 
 from limbeck.cluster.ahead import StatesAhead, Unit
 from limbeck.errors import ContractError, TeacherError
-from limbeck.records import ScoreRequest, request_of
+from limbeck.learners.batch import make_batch
+from limbeck.models.head import Head
+from limbeck.models.layout import Layout, split
+from limbeck.models.states import LocalStates
+from limbeck.records import HiddenScores, Key, Prompt, Rollout, Sampling, Scored, ScoreRequest, request_of
 
 WIDTH = 4  # float32 numbers a token
 
@@ -111,6 +115,47 @@ async def test_any_order_of_fetching_ends_and_stays_below_the_cap(model: Model, 
     await until(lambda: not states._jobs)
     assert states.stored == 0
     assert states.peak <= max(cap, unit(0, rows=4).bytes)
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+async def test_learners_that_fetch_their_micro_batches_have_nothing_computed_twice(
+    model: Model, ranks: int, layout: Layout
+) -> None:
+    """The order in which they work is that of the plan, however many they are, and only some units are kept."""
+    dice = np.random.default_rng(0)
+    requests = [
+        request_of(
+            [*([prompt] * (5 + prompt)), *dice.integers(0, 9, dice.integers(2, 60))],
+            5 + prompt,
+            1.0,
+            "full",
+            f"{prompt}/{k}",
+        )
+        for prompt in range(24)
+        for k in range(4)
+    ]
+    groups = split(requests, 128, layout)
+    units = [Unit(f"u{n}", tuple(requests[i] for i in group), WIDTH * 4) for n, group in enumerate(groups)]
+    place = {i: (units[n], row) for n, group in enumerate(groups) for row, i in enumerate(group)}
+    states = StatesAhead("teacher", model, cap=(ranks + 2) * max(one.bytes for one in units))
+    states.plan(units)
+    samples = [Scored(of_request(request), HiddenScores("t", LocalStates(truth(request)), "h")) for request in requests]
+    head = {"h": Head(torch.zeros(9, WIDTH))}
+    batch = make_batch(samples, layout, 128, torch.device("cpu"), head, ranks=ranks)
+
+    for first in range(0, len(batch.micro), ranks):  # ranks make their passes side by side
+        passes = batch.micro.members[first : first + ranks]
+        await asyncio.gather(*(fetch_all(states, [place[i] for i in members]) for members in passes))
+    assert len(model.computed) == len(units)
+
+
+def of_request(request: ScoreRequest) -> Rollout:
+    logprobs = np.zeros(int(request.scored.sum()), np.float32)
+    return Rollout(
+        Prompt(request.id, (1,)), Key(request.id), 0, request.token_ids, request.scored, logprobs,
+        logprobs.astype(np.int64), Sampling(1.0, 99),
+    )  # fmt: skip
 
 
 async def test_what_is_asked_for_goes_before_what_is_planned(model: Model) -> None:

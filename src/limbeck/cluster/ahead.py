@@ -99,7 +99,10 @@ class StatesAhead:
         Raises what computing it raised: nothing of the unit is kept then.
         """
         future = self._ask(unit_id, row, unit)
-        return None if future is None else await asyncio.wrap_future(future)
+        if future is None:
+            return None
+        states_Sd: Tensor = await asyncio.wrap_future(future)
+        return states_Sd
 
     @property
     def stored(self) -> int:

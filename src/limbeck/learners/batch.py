@@ -23,7 +23,7 @@ from torch import Tensor
 
 from limbeck.errors import ContractError, EngineError
 from limbeck.models.head import Head
-from limbeck.models.layout import Layout, TokenBatch, lay_out, split, tokens_of
+from limbeck.models.layout import Layout, TokenBatch, lay_out, split
 from limbeck.objectives import Dense, Sampled, Target, Tokens, TopK
 from limbeck.protocols import States
 from limbeck.records import (
@@ -70,7 +70,8 @@ class MicroBatches(Sequence[MicroBatch]):
 class Batch:
     """A whole step. `global_tokens` is the denominator, fixed before anything is split.
 
-    Of several ranks, rank r has `micro[r::ranks]`: the parts are in the order of their tokens then.
+    Of several ranks, rank r has `micro[r::ranks]`. The parts are in the order in which teachers score: those that
+    compute ahead keep little for long.
     """
 
     micro: Sequence[MicroBatch]
@@ -121,7 +122,7 @@ def _parts(
     """Members of each micro-batch, of at most `budget` tokens.
 
     For several ranks, which make their passes side by side: as few rounds as the budget allows, and within them as
-    many and as small micro-batches as there is room for. The largest are in the first round.
+    many and as small micro-batches as there is room for.
     """
 
     def parts_of(tokens: int) -> list[list[int]]:
@@ -140,8 +141,7 @@ def _parts(
             high = middle
         else:
             low = middle + 1
-    parts = min((parts_of(high), parts), key=lambda some: len(some) > room)
-    return sorted(parts, key=lambda part: -tokens_of([requests[i] for i in part], layout))
+    return min((parts_of(high), parts), key=lambda some: len(some) > room)
 
 
 def check_given_ids(samples: Sequence[Scored]) -> None:
