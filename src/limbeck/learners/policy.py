@@ -197,7 +197,7 @@ class LocalPolicy:
     def _in_place(self, to_run: bool = False) -> Iterator[None]:
         """The held values where the live ones lie, which come back untouched."""
         whole_ones = {parameter: value for parameter, value in self._held.items() if not isinstance(parameter, DTensor)}
-        sharded = {parameter: value for parameter, value in self._held.items() if isinstance(parameter, DTensor)}
+        sharded: dict[nn.Parameter, Tensor] = {p: value for p, value in self._held.items() if p not in whole_ones}
         with WEIGHTS:
             _put_back()
             try:
