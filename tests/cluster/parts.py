@@ -39,6 +39,9 @@ class Counter:
     def pid(self) -> int:
         return os.getpid()
 
+    def folder(self) -> str:
+        return os.getcwd()
+
     def threads(self) -> int:
         return torch.get_num_threads()
 

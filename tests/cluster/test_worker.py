@@ -25,6 +25,7 @@ async def test_calls_threads_logs_and_errors(worker: Worker, caplog: pytest.LogC
     await worker.start()
     assert await worker.call("add", 2) == 7
     assert await worker.call("threads") == 3
+    assert await worker.call("folder") == os.getcwd(), "relative paths are those of the driver"
     await worker.call("warn", "the disk is slow")
     assert "sampler 1: the disk is slow" in caplog.text
     with pytest.raises(ContractError, match="no such teacher") as refused:

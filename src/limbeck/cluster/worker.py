@@ -67,8 +67,8 @@ class _Kept(logging.Handler):
 class _Process:
     """The Ray actor. All calls of a part are made in one thread, as in one process; `who` answers beside it."""
 
-    def __init__(self, name: str, build: Callable[[], Any], threads: int) -> None:
-        self.name, self.build, self.threads = name, build, threads
+    def __init__(self, name: str, build: Callable[[], Any], threads: int, folder: str = "") -> None:
+        self.name, self.build, self.threads, self.folder = name, build, threads, folder
         self.life = uuid.uuid4().hex
         self.part: Any = None
         self.doing: tuple[str, float] | None = None
@@ -101,6 +101,8 @@ class _Process:
                 import torch
 
                 torch.set_num_threads(self.threads)  # Ray sets others; the bits depend on it
+                if os.path.isdir(self.folder):  # the driver's: paths of a recipe may be relative to it
+                    os.chdir(self.folder)
                 self.part = self.build()
             value = getattr(self.part, method)(*args) if method else None
             answer = _Answer(await value if inspect.isawaitable(value) else value)
@@ -204,7 +206,7 @@ class Worker:
             max_task_retries=0,  # Ray would repeat calls on a process without its state
             concurrency_groups={BESIDE: 1},
         )(_Process)
-        self.link = Link(self.name, make.remote(self.name, self.build, self.threads))
+        self.link = Link(self.name, make.remote(self.name, self.build, self.threads, os.getcwd()))
         self._life: str | None = None
         self._reviving = asyncio.Lock()
 
