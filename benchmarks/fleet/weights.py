@@ -87,7 +87,11 @@ async def _measure() -> dict[str, Any]:
         await samplers.load(await learner.publish())
         seconds.append(time.perf_counter() - began)
         assert [await worker.call("values") for worker in workers] == [{float(version)}] * SAMPLERS
-    return {"what": "weights", "mb": round(samplers.transfer.bytes / 1e6), "seconds": round(statistics.median(seconds), 2)}
+    return {
+        "what": "weights",
+        "mb": round(samplers.transfer.bytes / 1e6),
+        "seconds": round(statistics.median(seconds), 2),
+    }
 
 
 def measure(quick: bool) -> dict[str, Any]:
