@@ -85,8 +85,8 @@ class CopyEngine:
     async def load(self, policy: Policy | Published) -> None:
         if not isinstance(policy, Published):
             raise EngineError(
-                f"engine hf has a copy of the student, which cannot take weights of a {type(policy).__name__}: it has no "
-                "`trained`. Set rollout.lag = 0 for a learner of your own."
+                f"engine hf has a copy of the student, which cannot take weights of a {type(policy).__name__}: it has "
+                "no `trained`. Set rollout.lag = 0 for a learner of your own."
             )
         self.copy.take(policy.version, policy.trained())
         await self.engine.load(await self.copy.publish())

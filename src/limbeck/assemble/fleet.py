@@ -161,12 +161,21 @@ async def open_fleet(
             f"[cluster] builds its parts in other processes, but an object was given for {', '.join(parts)}. Name a "
             "factory in the recipe (kind = 'python'), or remove [cluster] (cluster=...)."
         )
-    size = sum(p.numel() * p.element_size() for p in student.model.parameters())
-    there = resources.enter_context(connected(recipe.cluster.address, processes_of(recipe), VERSIONS * size))
+    store_bytes = (VERSIONS + recipe.rollout.lag) * _travelling_bytes(recipe, student)
+    there = resources.enter_context(connected(recipe.cluster.address, processes_of(recipe), store_bytes))
     on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and there().get("GPU", 0) > 0)
     await require(there, processes_of(recipe), gpus_of(recipe) if on_gpu else {}, recipe.cluster.address, patience)
     _warn_of_idle_samplers(recipe)
     return Fleet(recipe, recipe.threads or torch.get_num_threads(), int(on_gpu), resources)
+
+
+def _travelling_bytes(recipe: Recipe, student: CausalLM) -> int:
+    """Of the weights of one version, at most: with LoRA the adapters of every linear layer."""
+    lora = recipe.learner.lora if isinstance(recipe.learner, LocalLearnerConfig) else None
+    if lora is None:
+        return sum(parameter.nbytes for parameter in student.model.parameters())
+    linear = [m for m in student.model.modules() if isinstance(m, torch.nn.Linear)]
+    return sum(lora.rank * (layer.in_features + layer.out_features) * 4 for layer in linear)
 
 
 def processes_of(recipe: Recipe) -> dict[str, int]:

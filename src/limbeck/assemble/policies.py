@@ -24,8 +24,9 @@ async def policies_to_sample_from(learner: Learner, lag: int, checkpoint: Checkp
             "them up again when a run goes on: it has no `restore_policy` (limbeck.protocols.RestoresPolicies). Write "
             "it, or set rollout.lag = 0."
         )
-    older: list[Policy] = []
-    for version in versions_kept(checkpoint.step, lag) if checkpoint else ():
-        policy = learner.restore_policy(policy_folder(checkpoint.folder, version), version)
-        older.append(checked_part(policy, Policy, f"learner {kind_of(learner)}: restore_policy", ModelError))
-    return [*older, own.hold()]
+    policies: list[Policy] = []
+    if checkpoint is not None:
+        for version in versions_kept(checkpoint.step, lag):
+            policy = learner.restore_policy(policy_folder(checkpoint.folder, version), version)
+            policies.append(checked_part(policy, Policy, f"learner {kind_of(learner)}: restore_policy", ModelError))
+    return [*policies, own.hold()]

@@ -18,6 +18,7 @@ from limbeck.assemble.policies import policies_to_sample_from
 from limbeck.assemble.same_as_before import same_base_as_before, same_model_as_before
 from limbeck.assemble.site import Given, Site, pick_device
 from limbeck.assemble.teachers import open_teachers
+from limbeck.assemble.work import work_of
 from limbeck.config.engine import HFEngineConfig
 from limbeck.config.factory import Build, PythonPartConfig, build_part
 from limbeck.config.recipe import Recipe
@@ -169,6 +170,7 @@ async def _assemble(
         same_weights=checkpoint is None and given.teacher is None and _is_self_taught(recipe),
         teacher_seconds=proven.seconds,
         computing_seconds=None if fleet is None else fleet.computing_seconds,
+        work=work_of(engine, proven.teacher, learner),
         resources=resources,
     )
     run.versions.begin(policies)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -32,7 +33,9 @@ EVERYWHERE = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a notice on the console
 }
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: every listener on 127.0.0.1
+SHARED_MEMORY = Path("/dev/shm")
 STORE = 512 * 2**20  # bytes of the object store beside the weights: samples, states of teachers
+PREFIX = "limbeck-ray-"  # of folders for temporary files
 KNOCKING = 5.0  # seconds
 
 Resources: TypeAlias = Callable[[], Mapping[str, float]]
@@ -91,11 +94,26 @@ def _import_ray() -> Any:
 
 @cache
 def _folder() -> Path:
-    """This process's own, which only this user can read."""
-    folder = Path(tempfile.mkdtemp(prefix="limbeck-ray-"))  # a short path: Ray's sockets are below it
+    """This process's own, which only this user can read. What others that were killed left behind is removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use, or another user's
+            _locked(left)
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # a short path: Ray's sockets are below it
+    _locked(folder)
     pid = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == pid else None)
     return folder
+
+
+def _locked(folder: Path) -> None:
+    """Locked to the end of this process. Raises `OSError` where another one has the lock."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
 
 
 @cache
@@ -114,12 +132,18 @@ def _start(ray: Any, processes: int, store_bytes: int) -> None:
     # Where Ray was imported before, it has read its environment already.
     ray_constants.ENABLE_RAY_CLUSTER = False
     Config.initialize("")
+    size = STORE + store_bytes
+    if SHARED_MEMORY.is_dir() and size > (free := shutil.disk_usage(SHARED_MEMORY).free):
+        logger.warning(
+            "weights and samples take up to %.1f GB between processes, but %s has %.1f GB: Ray goes by way of the "
+            "disk. Enlarge it (docker run --shm-size).", size / 1e9, SHARED_MEMORY, free / 1e9,
+        )  # fmt: skip
     try:
         ray.init(
             address="local",
             num_cpus=max(processes, os.cpu_count() or 1),  # more processes than cores only take longer
             include_dashboard=False,
-            object_store_memory=STORE + store_bytes,
+            object_store_memory=size,
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(_folder() / "ray"),

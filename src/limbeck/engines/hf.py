@@ -38,7 +38,8 @@ class InProcessEngine:
     """Samples from `lm`.
 
     With `shared`, its weights are the learner's own and `load` only takes note of their version; otherwise `load`
-    copies the policy's weights into it, and keeps no policy. Raises `ModelError` for a model that cannot be decoded with a cache.
+    copies the policy's weights into it, and keeps no policy. Raises `ModelError` for a model that cannot be decoded
+    with a cache.
     """
 
     def __init__(

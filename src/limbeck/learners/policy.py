@@ -44,6 +44,7 @@ from limbeck.records import (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCORER = "student"
 WEIGHTS = threading.RLock()  # a checkpoint is written in a thread of its own: no weights are exchanged under it
+DISPLACED: dict[nn.Parameter, Tensor] = {}  # live values, while held ones are in their place
 
 
 @dataclass(eq=False)
@@ -194,9 +195,19 @@ class LocalPolicy:
 
     @contextmanager
     def _in_place(self, to_run: bool = False) -> Iterator[None]:
-        """The held values where the live ones lie."""
-        with WEIGHTS, standing_in(self._held, to_run):
-            yield
+        """The held values where the live ones lie, which come back untouched."""
+        whole_ones = {parameter: value for parameter, value in self._held.items() if not isinstance(parameter, DTensor)}
+        sharded = {parameter: value for parameter, value in self._held.items() if isinstance(parameter, DTensor)}
+        with WEIGHTS:
+            _put_back()
+            try:
+                for parameter, value in whole_ones.items():
+                    DISPLACED[parameter] = parameter.data
+                    parameter.data = value
+                with standing_in(sharded, to_run):
+                    yield
+            finally:
+                _put_back()
 
     async def score(self, unit: Sequence[ScoreRequest]) -> list[Scores | Failure]:
         """Log-probs under these weights, each at its request's temperature. Raises `StalePolicyError`.
@@ -246,6 +257,13 @@ class LocalPolicy:
             scored.top_logprobs_SK.float().cpu().numpy(),
             logprobs_S,
         )
+
+
+def _put_back() -> None:
+    """The live values. A signal can end this half-way: then whoever reads weights next does the rest."""
+    for parameter, value in DISPLACED.items():
+        parameter.data = value
+    DISPLACED.clear()
 
 
 def _state(lm: CausalLM, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -26,6 +26,7 @@ LIVE_ROWS = (  # name, the keys of which the first that is there is shown, decim
     ("length", ("response_length/mean",), 1, " tokens"),
     ("gradient", ("grad_norm",), 3, ""),
     ("speed", ("tokens_per_second/step",), 0, " tokens/s"),
+    ("lag", ("lag",), 1, " updates"),
 )
 
 
@@ -50,7 +51,7 @@ class LiveConsole:
         self.live.start()
 
     def phase(self, step: int, name: str) -> None:
-        self.phase_name = name
+        self.phase_name = name if step <= self.step + 1 else f"{name} of step {step}"
         self.live.update(self._panel())
 
     def stepped(self, line: Mapping[str, Any]) -> None:

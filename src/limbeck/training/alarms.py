@@ -112,15 +112,22 @@ def _negative_kl(line: Mapping[str, Any]) -> str | None:
 
 
 def _mismatch(line: Mapping[str, Any]) -> str | None:
-    value = line.get("mismatch")
-    if value is not None and value > MAX_MISMATCH:
-        return (
-            f"the sampler's log-probs differ from the learner's by {number(value, 3)} nats a token (a good engine is "
-            "below 0.02), both in the distribution that was sampled from. Usual causes: the sampler holds older "
-            "weights, has another dtype or quantisation, or did not apply the temperature and top_p, top_k, min_p "
-            "that were asked for"
+    value, lag = line.get("mismatch"), line.get("lag", 0.0)
+    if value is None or value <= MAX_MISMATCH:
+        return None
+    what = (
+        f"the sampler's log-probs differ from the learner's by {number(value, 3)} nats a token (a good engine is "
+        "below 0.02), both in the distribution that was sampled from. "
+    )
+    if lag:
+        return what + (
+            f"The samples are {number(lag, 1)} updates old: the student moves far in one. Lower learner.lr or "
+            "rollout.lag, and see importance/effective_share"
         )
-    return None
+    return what + (
+        "Usual causes: the sampler holds older weights, has another dtype or quantisation, or did not apply the "
+        "temperature and top_p, top_k, min_p that were asked for"
+    )
 
 
 def _support(line: Mapping[str, Any]) -> str | None:

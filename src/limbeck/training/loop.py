@@ -20,7 +20,7 @@ from limbeck.reports import StepReport
 from limbeck.training.alarms import Alarms
 from limbeck.training.collect import Collected, note_computing
 from limbeck.training.interruption import in_thread
-from limbeck.training.metrics import describe, describe_scores, speeds
+from limbeck.training.metrics import describe, describe_lag, describe_scores, speeds, utilisation
 from limbeck.training.pipeline import Pipeline
 from limbeck.training.prompt_order import PromptOrder
 from limbeck.training.recording import record
@@ -133,12 +133,15 @@ async def _update(run: Run, samples: Sequence[Scored]) -> StepReport:
 
 def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[str, float]) -> dict[str, Any]:
     """What `metrics.jsonl` has of a step."""
-    seconds = {**report.seconds, **phases}
+    seconds, rollouts, lag = {**report.seconds, **phases}, collected.rollouts, run.recipe.rollout.lag
     counted = {
-        **describe(collected.rollouts, collected.rewards),
-        **describe_scores(collected.samples, len(collected.rollouts)),
+        **describe(rollouts, collected.rewards),
+        **describe_lag(rollouts, run.step, lag),
+        **describe_scores(collected.samples, len(rollouts)),
+        **speeds(seconds, rollouts, lag),
+        **utilisation(run.work, seconds, rollouts),
     }
-    sums = {**report.sums, **counted, **speeds(seconds, collected.rollouts)}
+    sums = {**report.sums, **counted}
     if isinstance(run.engine, MovesWeights):
         sums |= run.engine.transfer.values()
     values = StepReport(report.means, report.maxima, sums, seconds).values()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from limbeck.records import Floats, Ints, Mask, Rollout, Scored
+from limbeck.training.peaks import Work
 
 REPEATED_GRAM = 4
 LOOPING_SHARE = 0.5  # of a response's 4-grams seen before: text repeats itself far less
@@ -67,14 +68,40 @@ def repeated_share(tokens: Ints) -> float:
     return 1 - len(set(grams)) / len(grams) if len(grams) >= 2 * REPEATED_GRAM else 0.0
 
 
-def speeds(seconds: Mapping[str, float], rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Tokens a second by phase (whole sequences where the phase computes them) and the teacher's share."""
-    sampled = sum(len(rollout.response_ids) for rollout in rollouts)
-    total = sum(len(rollout.token_ids) for rollout in rollouts)
-    return {
+def describe_lag(rollouts: Sequence[Rollout], step: int, lag: int) -> dict[str, float]:
+    """How many updates the weights that sampled each token were behind those of before `step`'s update, on average.
+
+    Empty where nothing is behind and nothing was to be.
+    """
+    behind = step - 1 - np.concatenate([rollout.versions for rollout in rollouts])
+    return {"lag": float(behind.mean())} if lag or behind.any() else {}
+
+
+def speeds(seconds: Mapping[str, float], rollouts: Sequence[Rollout], lag: int = 0) -> dict[str, float]:
+    """Tokens a second by phase (whole sequences where the phase computes them) and the teacher's share.
+
+    With lag phases overlap, and none has a share of the step.
+    """
+    sampled, total = tokens_of(rollouts)
+    numbers = {
         "tokens_per_second/sample": sampled / seconds["sample"],
         "tokens_per_second/score": total / seconds["score"],
         "tokens_per_second/update": total / seconds["update"],
         "tokens_per_second/step": sampled / seconds["step"],
-        "teacher_share": seconds["score"] / seconds["step"],
     }
+    return numbers if lag else {**numbers, "teacher_share": seconds["score"] / seconds["step"]}
+
+
+def utilisation(
+    work: Mapping[str, Work], seconds: Mapping[str, float], rollouts: Sequence[Rollout]
+) -> dict[str, float]:
+    """Model FLOPs utilisation of each role whose device's peak is known (Chowdhery et al. 2022, appendix B)."""
+    sampled, total = tokens_of(rollouts)
+    tokens = {"sample": sampled, "score": total, "update": total}
+    return {f"mfu/{role}": mine.flops(tokens[role]) / mine.peak / seconds[role] for role, mine in work.items()}
+
+
+def tokens_of(rollouts: Sequence[Rollout]) -> tuple[int, int]:
+    """Tokens that were sampled, and those of the whole sequences."""
+    sampled = sum(len(rollout.response_ids) for rollout in rollouts)
+    return sampled, sum(len(rollout.token_ids) for rollout in rollouts)

@@ -16,6 +16,7 @@ from limbeck.config.recipe import Recipe
 from limbeck.protocols import Engine, Environment, Learner, Observer, Task, Teacher, TeacherView, TokenNames
 from limbeck.records import Ints, Sampling, Scored, Support
 from limbeck.training.interruption import StopSignals
+from limbeck.training.peaks import Work
 from limbeck.training.run_folder import RunFolder
 from limbeck.training.versions import Turns, Versions
 from limbeck.training.watchdog import watch
@@ -55,6 +56,7 @@ class Run:
     observers: list[Observer] = field(default_factory=list)
     stop: StopSignals = field(default_factory=StopSignals)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)  # what has to be let go of at the end
+    work: Mapping[str, Work] = field(default_factory=dict)  # of sample, score and update, where the peak is known
     scoring: Turns = field(default_factory=Turns)  # who asks the teacher
     began: bool = False  # observers know of it
     step: int = 0  # the one whose update is under way, or the last one; of `at(step)` that step

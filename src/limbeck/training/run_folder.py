@@ -10,6 +10,7 @@
       checkpoints/step-000050/
         model/               an ordinary Hugging Face folder; with LoRA adapter/ in its place
         learner.safetensors  optimizer state
+        policies/            with rollout.lag: earlier weights that the next steps are sampled with
         state.json           step, recipe, how long metrics.jsonl was, and digests of the files
       model/                 the finished student, beside the last checkpoint; with LoRA merged, and adapter/ beside it
       state.json             the step that model/ is of, and digests of its files

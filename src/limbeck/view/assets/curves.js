@@ -175,7 +175,7 @@ function runTable() {
     return el("tr", { data: { run: run.id }, class: run.shown ? "" : "off" },
       el("th", { scope: "row" }, el("label", { vars: { "--ink": `var(${store.runs.length > 1 ? run.colour : "--c1"})` } }, store.runs.length > 1 && box, el("i", { class: "dot" }), run.id)),
       el("td", { class: "state" }, stateOf(run)),
-      el("td", {}, el("span", {}, whole(run.step), el("small", {}, run.info.steps ? ` / ${whole(run.info.steps)}` : "")), el("progress", { max: 1, value: done, "aria-label": "steps made" })),
+      el("td", {}, el("span", {}, whole(run.step), el("small", {}, `${run.info.steps ? ` / ${whole(run.info.steps)}` : ""}${run.info.recipe.rollout?.lag ? `, lag ${run.info.recipe.rollout.lag}` : ""}`)), el("progress", { max: 1, value: done, "aria-label": "steps made" })),
       el("td", {}, num(run.info.recipe.rollout?.temperature, 2)),
       el("td", {}, change(firstAndLast(evals["reverse_kl/exact"] ?? evals["reverse_kl/sampled"] ?? run.train.values["reverse_kl/exact"] ?? run.train.values["reverse_kl/sampled"]), num)),
       el("td", {}, change(firstAndLast(evals.accuracy), hasShares(run) ? percent : num)),
