@@ -123,7 +123,7 @@ class Work:
 def learner(work: Work, config: LocalLearnerConfig) -> Iterator[Part]:
     """One rank. Weights, gradients and moments are shared out among the ranks; what is gathered is not."""
     student, full, ranks = work.models.student, config.lora is None, work.ranks
-    where: Where = "host" if config.cpu_offload else "device"
+    where: Where = "host" if config.cpu_offload and ranks > 1 else "device"
     shared_out = ("learner.lora", "cluster.learners") if full else ("cluster.learners",)
     checkpoint = () if config.gradient_checkpointing else ("learner.gradient_checkpointing",)
     trained = student.parameters if full else student.adapters
