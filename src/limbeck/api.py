@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from limbeck.assemble.fit import Misfit, Sized, refuse, sized_here
 from limbeck.assemble.own import checked_part
 from limbeck.assemble.run import assemble, run_path, teacher_as_student
 from limbeck.assemble.site import Given
 from limbeck.config.recipe import Recipe, checked_again, load_recipe
-from limbeck.errors import LostLearnerError
+from limbeck.errors import LostLearnerError, ModelError
 from limbeck.protocols import Engine, Learner, Objective, Observer, Task, Teacher
 from limbeck.records import ProbeResult
 from limbeck.trackers import make_trackers
@@ -32,7 +33,7 @@ from limbeck.training.resume import resume_notes
 from limbeck.training.run import Run
 from limbeck.training.run_folder import Checkpoint, RunFolder
 
-__all__ = ["Evaluation", "Interrupted", "ProbeResult", "TrainResult", "check", "evaluate", "train"]
+__all__ = ["Evaluation", "Interrupted", "ProbeResult", "TrainResult", "check", "evaluate", "size", "train"]
 
 T = TypeVar("T")
 
@@ -127,12 +128,25 @@ def evaluate(
     return _outside_loops(lambda stop: asyncio.run(run(stop)))
 
 
-def check(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> tuple[ProbeResult, ...]:
+def size(recipe: Recipe | str | Path, overrides: Sequence[str] = (), *, prompt_tokens: int | None = None) -> Sized:
+    """What a run of the recipe takes, and what of it does not fit on this machine. Nothing is loaded.
+
+    `prompt_tokens` are those of the longest prompt, which a recipe does not say. Raises `LimbeckError`.
+    """
+    return sized_here(_recipe(recipe, overrides), prompt_tokens)
+
+
+def check(
+    recipe: Recipe | str | Path, overrides: Sequence[str] = (), *, anyway: bool = False
+) -> tuple[ProbeResult, ...]:
     """Load everything a recipe names and prove the teacher's contract, without training.
 
-    Raises `LimbeckError` for whatever would stop the run.
+    Raises `LimbeckError` for whatever would stop the run; also, but for `anyway`, before anything is loaded, where this
+    machine is certainly too small for it.
     """
     recipe = _recipe(recipe, overrides)
+    if not anyway:
+        refuse(sized_here(recipe))
 
     async def run(stop: StopSignals) -> tuple[ProbeResult, ...]:
         stop.interrupts(asyncio.get_running_loop())
@@ -157,6 +171,8 @@ def _train(
         checkpoint = folder.open(recipe.to_toml(), now, beginning.fresh, beginning.from_checkpoint)
         for note in resume_notes(checkpoint.recipe, now, checkpoint.step) if checkpoint else ():
             logger.warning("%s: %s", path, note)
+        for misfit in _misfits(recipe, given):
+            logger.warning("%s", misfit.text)
         with asyncio.Runner() as runner:
             stop.interrupts(runner.get_loop())
             losses = _Losses()
@@ -171,6 +187,13 @@ def _train(
         tuple(line for line in lines if line["kind"] == "train"),
         tuple(line for line in lines if line["kind"] == "eval"),
     )
+
+
+def _misfits(recipe: Recipe, given: Given) -> tuple[Misfit, ...]:
+    try:
+        return sized_here(recipe, given=given).misfits
+    except ModelError:  # its own words come when it is loaded: a resumed run takes the student from its checkpoint
+        return ()
 
 
 def _run_to_end(

@@ -58,6 +58,18 @@ def duration(seconds: float) -> str:
     return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
+def size(count: int) -> str:
+    """Bytes in the units that memory is sold in: `131 GB`, `4.1 GB`, `97 MB`, `0 MB`.
+
+    >>> [size(x) for x in (131_051_765_760, 4_096_000_000, 97_000_000, 10_000)]
+    ['131 GB', '4.1 GB', '97 MB', '0 MB']
+    """
+    gigabytes = count / 1e9
+    if gigabytes < 0.9995:
+        return f"{count / 1e6:.0f} MB"
+    return f"{gigabytes:,.0f} GB" if gigabytes >= 99.95 else f"{gigabytes:.1f} GB"
+
+
 def _without_minus_zero(text: str) -> str:
     return text[1:] if text.startswith("-") and not text.strip("-0.,") else text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,20 @@ LONGEST_REPEATED = 40  # characters of a text that the error contains as well
 NOT_USED = "not taken: "  # how a result begins of a method that was tried on the way to the one that is used
 
 
-def show_results(results: Sequence[ProbeResult], as_json: bool, problem: str | None = None) -> None:
-    """`problem` is the error that ended the check, which the command line prints after this, once."""
+def show_results(
+    results: Sequence[ProbeResult],
+    as_json: bool,
+    problem: str | None = None,
+    sizing: Mapping[str, Any] | None = None,
+) -> None:
+    """`problem` is the error that ended the check, which the command line prints after this, once.
+
+    `sizing` is what the run takes, of a recipe; as a table it was shown before.
+    """
     method = next((result.probe.removeprefix("method ") for result in reversed(results) if _is_used(result)), None)
     if as_json:
         rows = [asdict(result) for result in results]
-        answer = {"ok": problem is None, "method": method, "problem": problem, "results": rows}
+        answer = {"ok": problem is None, "method": method, "problem": problem, "sizing": sizing, "results": rows}
         print(json.dumps(answer, allow_nan=False))
         return
     if not results:

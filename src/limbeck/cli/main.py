@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +11,11 @@ import click
 
 from limbeck import __version__
 from limbeck.cli.audit import audit
+from limbeck.cli.check import check
 from limbeck.cli.export import export
 from limbeck.cli.streams import LastingRaw, exit_status, lasting_streams
 from limbeck.cli.wire import bake, serve
-from limbeck.errors import ContractError, LimbeckError
+from limbeck.errors import LimbeckError
 from limbeck.sanitize import printable
 from limbeck.training.interruption import Interrupted, StopSignals
 
@@ -165,86 +165,6 @@ def evaluate(
     show_evaluation(result, answers, role)
 
 
-@main.command(short_help="Prove what the teacher answers, without training.")
-@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path), required=False)
-@OVERRIDES
-@click.option("--teacher", help="Check this server, without a recipe: KIND=URL, where KIND is sglang, vllm or limbeck.")
-@click.option("--temperature", type=float, help="The rollout temperature, with --teacher.  [default: 1]")
-@click.option(
-    "--method",
-    "temperature_method",
-    type=click.Choice(["native", "baked", "rescale"]),
-    help="Try only this way to obtain scores at --temperature, with --teacher.",
-)
-@click.option(
-    "--baked", type=click.Path(), help="Folder of the baked checkpoint that the server has loaded, with --teacher."
-)
-@click.option(
-    "--head",
-    type=click.Path(),
-    help="Folder of the teacher's model, for a server that returns hidden states, with --teacher.",
-)
-@click.option(
-    "--tokenizer", help="The student's tokenizer, folder or hub name, to compare with the server's, with --teacher."
-)
-@click.option(
-    "--vocabulary",
-    type=click.IntRange(min=1),
-    help="Rows of the teacher's output head, with --teacher. All ids below are asked about.",
-)
-@click.option(
-    "--trust-start",
-    is_flag=True,
-    default=None,
-    help="Accept a model whose answers do not show that nothing is put before a text, with --teacher.",
-)
-@click.option(
-    "--top-logprobs", type=click.IntRange(min=1), help="Top log-probs to ask for at each position, with --teacher."
-)
-@click.option("--token-env", help="Environment variable that holds the bearer token, with --teacher.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def check(
-    recipe: Path | None,
-    overrides: tuple[str, ...],
-    teacher: str | None,
-    as_json: bool,
-    **server: Any,
-) -> None:
-    """Prove that the teacher of RECIPE scores what it is asked, at the rollout temperature, without training.
-
-    Give a RECIPE, or a server with --teacher. The exit status is 0 when every probe passes, and 1 otherwise.
-    """
-    from limbeck.cli.check_view import show_results
-
-    given = {name: value for name, value in server.items() if value is not None}
-    if (teacher is None) == (recipe is None):
-        raise click.UsageError("give a RECIPE, or a server with --teacher KIND=URL, and not both")
-    if recipe is not None and given:
-        raise click.UsageError(f"{_options(given)} goes with --teacher; with a RECIPE use a key=value override")
-    try:
-        if teacher is not None:
-            from limbeck.contract.check import check_teacher
-
-            results = check_teacher(teacher, **given)
-        else:
-            assert recipe is not None
-            from limbeck.config.recipe import load_recipe
-
-            loaded = load_recipe(recipe, overrides)
-            from limbeck import api
-
-            results = api.check(loaded)
-    except LimbeckError as error:
-        show_results(error.results if isinstance(error, ContractError) else (), as_json, str(error))
-        raise
-    show_results(results, as_json)
-
-
-def _options(given: Mapping[str, Any]) -> str:
-    names = {"temperature_method": "method"}
-    return ", ".join(f"--{names.get(name, name).replace('_', '-')}" for name in given)
-
-
 @main.command(short_help="Distil a tiny model on this machine, in minutes.")
 @OVERRIDES
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
@@ -255,6 +175,7 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
     run_demo(overrides, as_json)
 
 
+main.add_command(check)
 main.add_command(serve)
 main.add_command(bake)
 main.add_command(export)

@@ -91,7 +91,7 @@ def read_model(section: ModelConfig, dtype: torch.dtype) -> CausalLM:
         raise _adapter_in(section.model)
     if Path(path).is_dir():
         check_files(Path(path))
-    config = _read_config(section.model, path)
+    config = read_config(section.model, path)
     tokenizer = load_tokenizer(section.model)
     try:
         with bounded(section.model, Path(path)):
@@ -137,7 +137,7 @@ def load_outline(section: ModelConfig) -> CausalLM:
     check_model_folder(Path(path))
     if Path(path).is_dir():
         check_files(Path(path))
-    config = _read_config(section.model, path)
+    config = read_config(section.model, path)
     tokenizer = load_tokenizer(section.model)
     try:
         with torch.device("meta"):
@@ -241,7 +241,7 @@ def _vocabulary(lm: CausalLM) -> int:
     return needed
 
 
-def _read_config(name: str, path: str) -> PretrainedConfig:
+def read_config(name: str, path: str) -> PretrainedConfig:
     """The config.json alone, so that nothing else is blamed for it. Raises `ModelError`."""
     from transformers import AutoConfig
 
