@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from limbeck.errors import StalePolicyError
-from limbeck.learners.saving import write_model
+from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.layout import lay_out
 from limbeck.models.scoring import score_hidden
@@ -57,7 +57,7 @@ class Lease:
             yield name, tensor.to(getattr(torch, dtype))
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
-        write_model(self.lm, self.tensors(dtype), folder, getattr(torch, dtype))
+        LocalPolicy(self.lm, self.version).save(folder, dtype)
 
     def hold(self) -> Lease:
         raise NotImplementedError("an engine has no use for a copy")
