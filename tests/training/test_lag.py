@@ -29,6 +29,7 @@ from limbeck.training.prompt_order import PromptOrder
 from limbeck.training.run_folder import RunFolder
 from tests.helpers import learner_of, tiny_lm
 from tests.tiny_runs import table_of
+from tests.training.test_kept import fail_in
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["limbeck.api", "transformers.models.llama.modeling_llama"])
@@ -206,6 +207,20 @@ def test_a_later_step_that_fails_is_raised_as_that_step_after_the_updates_before
     assert not caplog.records, "no task is left behind"
     limbeck.train(chosen)
     assert weights(tmp_path) == weights(straight)
+
+
+@pytest.mark.parametrize("phase", ["sample", "score", "publish"])
+def test_a_signal_in_work_ahead_keeps_the_last_update(
+    table: dict[str, Any], straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_in(phase, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            limbeck.train(recipe(table, tmp_path))
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept <= ["step-000003"]
+    limbeck.train(recipe(table, tmp_path))
+    assert same_run(tmp_path, straight)
 
 
 def test_an_update_that_fails_discards_what_was_sampled_after_it(

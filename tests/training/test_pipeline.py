@@ -142,7 +142,7 @@ async def run_of(recipe: Recipe, path: Path, world: World, learner: CountingLear
     return run
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     lag=st.integers(0, 4),
     steps=st.integers(1, 9),

@@ -46,6 +46,19 @@ def test_a_run_on_a_server(kind: str, tmp_path: Path) -> None:
     assert not (result.folder / "weights").exists()
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_server_samples_ahead_with_the_weights_of_the_rule(raw: bool, tmp_path: Path) -> None:
+    """Evaluations are of the learner's own weights, steps of older ones, whoever says what their log-probs are."""
+    ahead = {"rollout": {"temperature": 0.7, "max_tokens": 8, "prompts_per_step": 4, "lag": 1}, "eval": {"every": 1}}
+    with in_thread(FakeEngine(tiny.lm_of("llama").model)) as server:
+        server.raw_logprobs = raw
+        result = api.train(recipe(server, tmp_path, "vllm", **ahead, steps=4))
+    assert [line["lag"] for line in result.steps] == [0, 1, 1, 1]
+    assert [line["mismatch"] < 1e-4 for line in result.steps] == [True, False, False, False]
+    assert all(line["mismatch"] < 1e-4 for line in result.evaluations)
+    assert len(result.evaluations) == 5
+
+
 def test_check_says_what_was_proven_of_the_engine(tmp_path: Path) -> None:
     with in_thread(FakeEngine(tiny.lm_of("llama").model)) as server:
         server.raw_logprobs = True
