@@ -47,11 +47,9 @@ def test_addresses(address: str) -> None:
 
 async def test_too_few_devices_are_told_with_the_key_to_lower() -> None:
     processes = {"cluster.learners": 1, "cluster.samplers": 3}
-    with pytest.raises(
-        RecipeError, match=r"needs 4 processors .*samplers = 3.* has 2\. Lower cluster\.samplers"
-    ):
+    with pytest.raises(RecipeError, match=r"needs 4 processors .*samplers = 3.* has 2\. Lower cluster\.samplers"):
         await require(lambda: {"CPU": 2.0}, processes, {}, "auto", 0.0)
-    with pytest.raises(RecipeError, match="needs 4 GPUs .* has 1.*device = 'cpu'"):
+    with pytest.raises(RecipeError, match=r"needs 4 GPUs .* has 1.*device = 'cpu'"):
         await require(lambda: {"CPU": 8.0, "GPU": 1.0}, processes, processes, "auto", 0.0)
     found = iter([{"CPU": 2.0}, {"CPU": 4.0}])
     await require(lambda: next(found), processes, {}, "auto", 5.0)  # a node came back

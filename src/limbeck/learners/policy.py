@@ -131,10 +131,11 @@ class LocalPolicy:
 
         All weights, or the adapter alone; on every rank. It may be the memory itself. Raises `StalePolicyError`.
         """
-        for name, parameter in self.lm.model.named_parameters():
-            if parameter.requires_grad:
-                self._lease.check()
-                yield name, whole(self._held.get(parameter, parameter.data))
+        with self.ranks.guarded("publishing"):
+            for name, parameter in self.lm.model.named_parameters():
+                if parameter.requires_grad:
+                    self._lease.check()
+                    yield name, whole(self._held.get(parameter, parameter.data))
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """An ordinary Hugging Face model folder with its tokenizer, adapters merged in. Raises `StalePolicyError`."""
