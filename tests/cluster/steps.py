@@ -20,7 +20,18 @@ from limbeck.models.loading import load_model, read_model
 from limbeck.models.shards import whole
 from limbeck.models.states import LocalStates
 from limbeck.objectives import JSD, ForwardKL, Loss, ReverseKL
-from limbeck.records import HiddenScores, Key, Prompt, Sampled, Sampling, Scored, Scores, TokenScores, TopKScores, single_turn
+from limbeck.records import (
+    HiddenScores,
+    Key,
+    Prompt,
+    Sampled,
+    Sampling,
+    Scored,
+    Scores,
+    TokenScores,
+    TopKScores,
+    single_turn,
+)
 from tests import tiny
 
 TEMPERATURE = 0.8
@@ -66,7 +77,7 @@ CASES: dict[str, Case] = {
         config={"micro_batch_tokens": 24, "lora": {"rank": 2}, "gradient_checkpointing": True, "layout": "padded"}
     ),
     "gpt2": Case(family="gpt2"),  # only through transformers: learned positions, Conv1D, tied
-    "gemma2": Case(family="gemma2"),
+    "granite": Case(family="granite"),
     "phi": Case(family="phi"),  # a bias on the head
     "qwen3": Case(family="qwen3", loss=_loss("sampled")),
     "mixed": Case(loss=_loss("sampled"), mixed=True),
@@ -92,7 +103,8 @@ def learner_of(case: Case, folder: Path, ranks: Ranks, exact: bool = True, sourc
     if exact:
         tiny.in_float64(lm)
     teacher = teacher_of(case, folder, exact)
-    return LocalLearner(lm, config_of(case), case.loss, 10, 0, {teacher.head().fingerprint(): teacher.head().detach()}, ranks)
+    heads = {teacher.head().fingerprint(): teacher.head().detach()}
+    return LocalLearner(lm, config_of(case), case.loss, 10, 0, heads, ranks)
 
 
 def teacher_of(case: Case, folder: Path, exact: bool = True) -> CausalLM:
@@ -113,7 +125,8 @@ def samples_of(case: Case, teacher: CausalLM, seed: int = 0) -> list[Scored]:
             rollout = replace(rollout, top_ids=np.stack([dice.permutation(100)[:K] for _ in range(length)]))
         scores = _scores(case, teacher, rollout, number, dice)
         reference = _states(teacher, rollout) if case.reference else None
-        samples.append(Scored(rollout, scores, reference, float(dice.normal()) if case.advantages else 0.0))
+        advantage = float(dice.normal()) if case.advantages else 0.0
+        samples.append(Scored(rollout, scores, reference=reference, advantage=advantage))
     return samples
 
 

@@ -137,8 +137,8 @@ class LocalLearner:
         metrics = self._metrics(samples)
         for micro in self.ranks.own(batch):
             loss, measured = inside(self.lm.model, self._pass, batch, micro)
-            loss.backward()
-            if micro is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            if micro is not None and measured is not None:
                 metrics.add(micro, measured)
         backward_done = time.perf_counter()
         metrics.reduce(self.ranks)
@@ -155,7 +155,7 @@ class LocalLearner:
         with torch.no_grad(), self.ranks.guarded("measuring"):
             for micro in self.ranks.own(batch):
                 _, measured = inside(self.lm.model, self._pass, batch, micro)
-                if micro is not None:
+                if micro is not None and measured is not None:
                     metrics.add(micro, measured)
             metrics.reduce(self.ranks)
         return StepReport(_means(metrics, samples), metrics.maxima(), {"tokens/measured": batch.global_tokens})

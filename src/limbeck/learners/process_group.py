@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from limbeck.errors import LimbeckError, LostLearnerError, ModelError
 from limbeck.learners.batch import Batch, MicroBatch
@@ -76,7 +77,11 @@ class Ranks:
 
         Nothing is read from the files, and adapters are not drawn in the files' narrower dtype.
         """
-        shapes = {} if self.mesh is None else {p: torch.zeros((), dtype=self.dtype).expand(p.shape) for p in lm.model.parameters()}
+        shapes = (
+            {}
+            if self.mesh is None
+            else {p: torch.zeros((), dtype=self.dtype).expand(p.shape) for p in lm.model.parameters()}
+        )
         with standing_in(shapes):
             yield
 
@@ -138,9 +143,7 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def join(
-    rank: int, count: int, init_method: str, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Ranks:
+def join(rank: int, count: int, init_method: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Ranks:
     """Meet the other ranks; `init_method` is "tcp://host:port" of the first, or "file:///path" on one machine.
 
     Raises `LostLearnerError` where not all of them come.
@@ -156,7 +159,7 @@ def join(
         store = _store(rank, count, init_method)
         lifeline = Lifeline.of(rank, count, store, url.hostname or LOOPBACK[0], ARRIVAL.total_seconds())
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
-        return Ranks(dist.init_device_mesh(device.type, (count,)), lifeline, dtype)
+        return Ranks(init_device_mesh(device.type, (count,)), lifeline, dtype)
     except (dist.DistError, RuntimeError, OSError) as error:
         raise LostLearnerError(
             f"rank {rank} of {count} did not meet the others at {init_method}: {first_line(error)}"
@@ -166,10 +169,10 @@ def join(
 def _store(rank: int, count: int, init_method: str) -> Any:
     url = urlsplit(init_method)
     if url.scheme == "file":
-        return dist.FileStore(url.path, count)
+        return FileStore(url.path, count)
     assert url.scheme == "tcp", init_method
     assert url.hostname is not None, init_method
-    return dist.TCPStore(url.hostname, url.port or 0, count, is_master=rank == 0, timeout=ARRIVAL)
+    return TCPStore(url.hostname, url.port or 0, count, is_master=rank == 0, timeout=ARRIVAL)
 
 
 def _shard(lm: CausalLM, mesh: DeviceMesh, dtype: torch.dtype, how: Sharding) -> None:
