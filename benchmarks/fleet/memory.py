@@ -26,7 +26,7 @@ TOKENS = 64  # of each response
 def measure(quick: bool) -> dict[str, Any]:
     """Peaks in MB; `ratio` is of the larger rank."""
     with tempfile.TemporaryDirectory() as folder:
-        _run("model", folder, "16" if quick else "32")
+        _run("model", folder, "20" if quick else "24")
         base = _run("torch", folder)
         one = _run("rank", folder, "0", "1") - base
         ranks = [_start("rank", folder, str(rank), str(RANKS)) for rank in range(RANKS)]

@@ -9,7 +9,9 @@ loss is over the global count of tokens already.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from limbeck.models.shards import make_inside, standing_in
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # of collectives: whether a rank lives is known from its lifeline, however long it works
 ARRIVAL = timedelta(minutes=10)  # until the last rank has come
+M_MMAP_THRESHOLD, LARGE = -3, 2**20  # glibc's malloc.h; bytes of a tensor
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -152,6 +155,8 @@ def join(rank: int, count: int, init_method: str, device: torch.device, dtype: t
     if url.hostname in LOOPBACK or url.scheme == "file":
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
+    if device.type == "cpu":
+        _give_back_memory()
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -164,6 +169,17 @@ def join(rank: int, count: int, init_method: str, device: torch.device, dtype: t
         raise LostLearnerError(
             f"rank {rank} of {count} did not meet the others at {init_method}: {first_line(error)}"
         ) from error
+
+
+def _give_back_memory() -> None:
+    """Let large tensors that are freed go back to the system at once.
+
+    A rank gathers and frees block after block. Glibc would keep most of that between smaller pieces that live on: more
+    than the whole model in the end. Elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _store(rank: int, count: int, init_method: str) -> Any:
@@ -192,6 +208,8 @@ def _shard(lm: CausalLM, mesh: DeviceMesh, dtype: torch.dtype, how: Sharding) ->
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+        if mesh.device_type == "cpu":  # nothing is gathered sooner by gathering it ahead
+            module.set_modules_to_backward_prefetch([module])
     for parameter in lm.model.parameters():
         if parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
@@ -219,9 +237,7 @@ def _check_apart(lm: CausalLM, blocks: Sequence[nn.Module]) -> None:
     groups.append([parameter for module in outside for parameter in module.parameters(recurse=False)])
     shared = [name for name, p in lm.model.named_parameters() if p in inner and any(p is q for q in groups[-1])]
     for number, group in enumerate(groups[:-1]):
-        for parameter in group:
-            if owner.setdefault(parameter, number) != number:
-                shared.append(str(list(parameter.shape)))
+        shared += [str(list(p.shape)) for p in group if owner.setdefault(p, number) != number]
     if shared:
         raise ModelError(
             f"{lm.name}: {type(lm.model).__name__} shares a weight between layers ({shared[0]}), which several ranks "
