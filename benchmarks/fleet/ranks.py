@@ -33,9 +33,7 @@ def measure(quick: bool) -> dict[str, Any]:
         steps.save_models(Path(folder), ["llama", "llama-tied"])
         several = run_ranks(RANKS, _weights_of_rank, Path(folder), names)
         alone = _weights(Path(folder), Ranks(), names)
-    worst = max(
-        (found[key] - value).abs().max().item() for found in several for key, value in alone.items()
-    )
+    worst = max((found[key] - value).abs().max().item() for found in several for key, value in alone.items())
     return {"what": "ranks", "ranks": RANKS, "worst": worst}
 
 

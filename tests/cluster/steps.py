@@ -34,6 +34,7 @@ from limbeck.records import (
     TopKScores,
     single_turn,
 )
+from limbeck.reports import StepReport
 from tests import tiny
 
 TEMPERATURE = 0.8

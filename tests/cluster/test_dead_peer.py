@@ -45,17 +45,6 @@ def _killed_while_others_wait(rank: int, count: int, init_method: str) -> str:
     return "still there"
 
 
-def _leaves_early(rank: int, count: int, init_method: str) -> str:
-    lifeline.GRACE = 0.1
-    ranks = join(rank, count, init_method, torch.device("cpu"))
-    if rank == 1:
-        ranks.close()
-        return "left"
-    assert ranks.lifeline is not None
-    assert not ranks.lifeline.is_cut(seconds=3.0)
-    return "not alarmed"
-
-
 def test_a_kill_in_backward_is_an_error_of_the_others(tmp_path: Path) -> None:
     steps.save_models(tmp_path, ["llama"])
     assert run_ranks(2, _killed_in_backward, tmp_path) == ["raised", None]
@@ -63,7 +52,3 @@ def test_a_kill_in_backward_is_an_error_of_the_others(tmp_path: Path) -> None:
 
 def test_ranks_that_are_stuck_end_by_themselves() -> None:
     assert run_ranks(3, _killed_while_others_wait) == [None, None, None]
-
-
-def test_one_that_leaves_on_purpose_alarms_nobody() -> None:
-    assert run_ranks(2, _leaves_early) == ["not alarmed", "left"]

@@ -74,6 +74,11 @@ class LocalLearner:
     ) -> None:
         self.lm, self.config, self.steps, self.seed = lm, config, steps, seed
         self.ranks = ranks or Ranks()
+        if config.cpu_offload and self.ranks.count == 1 and lm.device.type != "cpu":
+            raise ModelError(
+                "learner.cpu_offload = true in one process: only several ranks keep weights apart from "
+                "where they compute. Set cluster.learners = 2 or more, or leave it out."
+            )
         self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
         self.heads = _narrowed(heads or {}, lm)
         self.version = 0

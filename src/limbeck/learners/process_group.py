@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import torch
@@ -91,12 +91,13 @@ class Ranks:
     def own(self, batch: Batch) -> Iterator[MicroBatch | None]:
         """This rank's micro-batches of a step; None for a pass that it makes only because others do."""
         for first in range(0, len(batch.micro), self.count):
-            yield batch.micro[first + self.rank] if first + self.rank < len(batch.micro) else None
+            place = first + self.rank
+            yield self.together(lambda place=place: batch.micro[place] if place < len(batch.micro) else None)
 
     def sum(self, values: Tensor) -> Tensor:
         """[...] the sum over all ranks, on each of them."""
         if self.mesh is not None:
-            dist.all_reduce(values, group=self.mesh.get_group())
+            dist.all_reduce(values)
         return values
 
     def gather(self, value: T) -> list[T]:
@@ -122,21 +123,23 @@ class Ranks:
                 ) from error
             raise
 
-    def together(self, part: Callable[[], None]) -> None:
-        """Do what one rank may fail at and others not, such as writing a file: where one fails, all raise its error."""
+    def together(self, part: Callable[[], T]) -> T:
+        """What `part` returns, which one rank may fail at and others not: where one fails, all raise its error."""
+        value: T | None = None
         error: Exception | None = None
         try:
-            part()
+            value = part()
         except LostLearnerError:
             raise
         except Exception as raised:
             error = raised
-        if self.mesh is not None:
+        if self.count > 1 and self.sum(torch.tensor(float(error is not None))).item():
             errors: list[Exception | None] = [None] * self.count
             dist.all_gather_object(errors, error)
-            error = error or next((other for other in errors if other is not None), None)
+            error = error or next(other for other in errors if other is not None)
         if error is not None:
             raise error
+        return cast(T, value)
 
     def close(self) -> None:
         """Leave the group; all ranks do. A process should end by `os._exit` then: torch's threads may still run."""
