@@ -17,8 +17,9 @@ from limbeck.config.base import ModelConfig
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.learners.local import LocalLearner
 from limbeck.learners.process_group import Ranks
+from limbeck.learners.ranks import read_stored
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.loading import load_model, read_model
+from limbeck.models.loading import load_model
 from limbeck.models.shards import whole
 from limbeck.models.states import LocalStates
 from limbeck.objectives import JSD, ForwardKL, Loss, ReverseKL
@@ -85,6 +86,8 @@ def save_models(folder: Path, families: Sequence[str] = ()) -> None:
     for family in families or {case.family for case in CASES.values()}:
         tiny.save(folder / family, family, seed=1)
         tiny.save(folder / f"{family}-teacher", family, seed=2)
+    tiny.build(tiny.config_of("llama"), seed=1).bfloat16().save_pretrained(folder / "narrow")
+    tiny.character_tokenizer().save_pretrained(folder / "narrow")
 
 
 def learner_config(case: Case) -> LocalLearnerConfig:
@@ -95,7 +98,7 @@ def learner_of(case: Case, folder: Path, ranks: Ranks, exact: bool = True, sourc
     """One rank, or the learner alone. `exact`: in float64."""
     section = ModelConfig(model=str(source or folder / case.family))
     alone = ranks.count == 1
-    lm = load_model(section, torch.device("cpu")) if alone else read_model(section, torch.float32)
+    lm = load_model(section, torch.device("cpu")) if alone else read_stored(section)
     ranks.dtype = torch.float64 if exact else torch.float32
     if exact:
         tiny.in_float64(lm)

@@ -20,7 +20,6 @@ from torch import Tensor
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ObjectiveConfig
 from limbeck.errors import (
-    ContractError,
     EngineError,
     LimbeckError,
     ModelError,
@@ -29,7 +28,7 @@ from limbeck.errors import (
     place_of,
 )
 from limbeck.learners.adapters import LoraAdapters, add_adapters
-from limbeck.learners.batch import Batch, Heads, MicroBatch, check_given_ids, make_batch
+from limbeck.learners.batch import Batch, Heads, MicroBatch, check_given_ids, make_batch, narrowed_heads
 from limbeck.learners.checkpoint import (
     ADAPTER_FOLDER,
     LEARNER_FILE,
@@ -80,7 +79,7 @@ class LocalLearner:
                 "where they compute. Set cluster.learners = 2 or more, or leave it out."
             )
         self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
-        self.heads = _narrowed(heads or {}, lm)
+        self.heads = narrowed_heads(heads or {}, lm)
         self.version = 0
         narrow = torch.bfloat16 if config.precision == "bfloat16" else None
         self.autocast = narrow if self.ranks.count == 1 else None  # several gather their weights in it
@@ -309,17 +308,6 @@ def _before_the_step(error: Exception, update: int) -> str:
 
 def _means(metrics: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
     return metrics.means() | metrics.by_teacher([sample.scores.scorer for sample in samples])
-
-
-def _narrowed(heads: Heads, lm: CausalLM) -> Heads:
-    """Heads over the student's vocabulary. Raises `ContractError` for one that has not all of it."""
-    for fingerprint, head in heads.items():
-        if head.vocabulary < lm.vocabulary:
-            raise ContractError(
-                f"the output head {fingerprint} has {head.vocabulary} tokens, but {lm.name} is compared over "
-                f"{lm.vocabulary}. Student and teacher must share their vocabulary."
-            )
-    return {fingerprint: head.narrow(lm.vocabulary) for fingerprint, head in heads.items()}
 
 
 def _optimizer(parameters: Sequence[torch.nn.Parameter], config: LocalLearnerConfig) -> torch.optim.AdamW:

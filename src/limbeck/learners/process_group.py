@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from limbeck.errors import LimbeckError, LostLearnerError, ModelError
 from limbeck.learners.batch import Batch, MicroBatch
@@ -92,7 +94,7 @@ class Ranks:
         """This rank's micro-batches of a step; None for a pass that it makes only because others do."""
         for first in range(0, len(batch.micro), self.count):
             place = first + self.rank
-            yield self.together(lambda place=place: batch.micro[place] if place < len(batch.micro) else None)
+            yield self.together(partial(_micro_of, batch, place))
 
     def sum(self, values: Tensor) -> Tensor:
         """[...] the sum over all ranks, on each of them."""
@@ -147,6 +149,10 @@ class Ranks:
             self.lifeline.close()
         if self.mesh is not None:
             dist.destroy_process_group()
+
+
+def _micro_of(batch: Batch, place: int) -> MicroBatch | None:
+    return batch.micro[place] if place < len(batch.micro) else None
 
 
 def join(rank: int, count: int, init_method: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Ranks:
@@ -213,9 +219,7 @@ def _shard(lm: CausalLM, mesh: DeviceMesh, dtype: torch.dtype, how: Sharding) ->
         module.set_force_sum_reduction_for_comms(True)
         if mesh.device_type == "cpu":  # nothing is gathered sooner by gathering it ahead
             module.set_modules_to_backward_prefetch([module])
-    for parameter in lm.model.parameters():
-        if parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
+    lm.model._apply(lambda tensor: tensor.to(dtype) if isinstance(tensor, DTensor) else tensor)  # not the buffers
     if mesh.device_type != "cpu":
         for module in lm.model.modules():
             for name, buffer in module._buffers.items():

@@ -136,7 +136,8 @@ def gradients(model: nn.Module, value: Tensor, parameters: Sequence[nn.Parameter
 def gathered(*modules: nn.Module) -> Iterator[None]:
     """The modules with their parameters whole, to be read. Collectives; without sharded ones nothing happens."""
     owners = [owner for module in modules for owner in module.modules()]
-    sharded = [(o, name, p) for o in owners for name, p in o._parameters.items() if isinstance(p, DTensor)]
+    named = [(owner, name, p) for owner in owners for name, p in owner._parameters.items() if p is not None]
+    sharded = [(owner, name, p) for owner, name, p in named if isinstance(p, DTensor)]
     try:
         for owner, name, parameter in sharded:
             owner._parameters[name] = nn.Parameter(whole(parameter), requires_grad=False)
