@@ -17,6 +17,7 @@ EVALUATION_KEYS = ("prompts", "samples_per_prompt", "greedy")
 ROUNDING_KEYS = ("device", "threads")
 # Changing these does not change the steps that were already made.
 FREE_TO_CHANGE = ("steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record")
+FREE_KEYS = ("learner.cpu_offload",)
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:
@@ -36,7 +37,9 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], now: Mapping[st
     differing = [
         f"{key} ({flat_before.get(key)!r} then, {flat_now.get(key)!r} now)"
         for key in sorted({*flat_before, *flat_now})
-        if flat_before.get(key) != flat_now.get(key) and key.partition(".")[0] not in FREE_TO_CHANGE
+        if flat_before.get(key) != flat_now.get(key)
+        and key.partition(".")[0] not in FREE_TO_CHANGE
+        and key not in FREE_KEYS
     ]
     if differing:
         raise RunError(
