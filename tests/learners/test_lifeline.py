@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from limbeck.learners import lifeline
 from limbeck.learners.lifeline import Lifeline
 
 
@@ -28,40 +28,32 @@ class Store:
 
 
 @pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Whether a process would have been ended."""
-    event = threading.Event()
-    monkeypatch.setattr(lifeline, "GRACE", 0.01)
-    monkeypatch.setattr("limbeck.learners.lifeline.os._exit", lambda _: event.set())
-    return event
-
-
-def lifelines(count: int) -> list[Lifeline]:
+def three() -> Iterator[list[Lifeline]]:
+    """All are closed in the end: a process whose lifeline is cut would be ended."""
     store = Store()
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda rank: Lifeline.of(rank, count, store, "127.0.0.1", 10), range(count)))
+        found = list(pool.map(lambda rank: Lifeline.of(rank, 3, store, "127.0.0.1", 10), range(3)))
+    yield found
+    for lifeline in found:
+        lifeline.close()
 
 
-def test_one_that_leaves_on_purpose_alarms_nobody(ended: threading.Event) -> None:
-    first, second = lifelines(2)
-    second.close()
-    assert not first.is_cut(0.3)
-    first.close()
-    assert not second.is_cut(0.01)
-    assert not ended.is_set()
+def test_one_that_leaves_on_purpose_alarms_nobody(three: list[Lifeline]) -> None:
+    three[1].close()
+    assert not three[0].is_cut(0.2)
+    three[0].close()
+    assert not three[2].is_cut(0.2)
 
 
-def test_the_end_of_one_is_noticed_by_the_first_and_that_of_the_first_by_all(ended: threading.Event) -> None:
-    first, second, third = lifelines(3)
-    second._connections[0].shutdown(socket.SHUT_RDWR)
-    assert first.is_cut(10)
-    assert ended.wait(10)
-    for connection in first._connections:
+def test_the_end_of_one_is_noticed_by_the_first_and_that_of_the_first_by_all(three: list[Lifeline]) -> None:
+    three[1]._connections[0].shutdown(socket.SHUT_RDWR)
+    assert three[0].is_cut(10)
+    for connection in three[0]._connections:
         connection.shutdown(socket.SHUT_RDWR)
-    assert third.is_cut(10)
+    assert three[2].is_cut(10)
 
 
-def test_a_stranger_is_not_taken_for_a_rank(ended: threading.Event) -> None:
+def test_a_stranger_is_not_taken_for_a_rank() -> None:
     store = Store()
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(Lifeline.of, 0, 2, store, "127.0.0.1", 10)
@@ -73,4 +65,3 @@ def test_a_stranger_is_not_taken_for_a_rank(ended: threading.Event) -> None:
         first = waiting.result()
     second.close()
     first.close()
-    assert not ended.is_set()
