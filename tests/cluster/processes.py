@@ -17,7 +17,7 @@ SECONDS = 240.0  # none takes so long; a test that hangs says so
 
 
 def run_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """`function(rank, count, init_method, *args)` in so many processes; what each returned, None where it was killed."""
+    """`function(rank, count, init_method, *args)` in so many processes: what each returned, None of a killed one."""
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         processes = [

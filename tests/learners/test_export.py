@@ -149,7 +149,7 @@ class TestRefusals:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("limbeck.learners.saving.save_file", full)
+        monkeypatch.setattr("limbeck.learners.saving.write_tensors", full)
         with pytest.raises(RunError, match=r"cannot write .*No space left"):
             export(runs / "whole", tmp_path / "out")
         assert not list(tmp_path.iterdir())

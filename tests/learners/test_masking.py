@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from limbeck.config.objective import ReverseKLConfig
-from limbeck.learners.batch import apply_valid_mask, make_batch
+from limbeck.learners.batch import make_batch
+from limbeck.learners.valid_mask import apply_valid_mask
 from limbeck.models.states import LocalStates
 from limbeck.objectives import Dense, Head, distillation_loss, loss_of
 from limbeck.records import HiddenScores, Key, Prompt, Rollout, Sampling, Scored, TokenScores, TopKScores

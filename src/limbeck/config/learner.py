@@ -56,13 +56,18 @@ class LocalLearnerConfig(Config):
         description="`tree` computes a prompt once for all its samples, `auto` where the model can; `packed` lays "
         "sequences end to end, for variable-length attention kernels",
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast over float32 weights")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="bfloat16: autocast over float32 weights; several ranks gather "
+        "their float32 weights in it, and sum gradients in float32",
+    )
     gradient_checkpointing: bool = Field(False, description="computes activations twice to keep fewer of them")
     loss_chunk_mb: Annotated[int, Field(ge=1, le=2**20)] = Field(
         96, description="megabytes of logits of each model alive at once in the fused loss"
     )
     cpu_offload: bool = Field(
-        False, description="several ranks (`cluster.learners`) keep weights and optimizer in the memory of the CPU"
+        False,
+        description="several ranks (`cluster.learners`) keep weights, gradients and optimizer in the memory of the CPU",
     )
     lora: LoraConfig | None = None
 

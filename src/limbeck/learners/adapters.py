@@ -71,7 +71,7 @@ class LoraAdapters:
         }
 
     def base(self) -> Iterator[tuple[str, Tensor, str | None]]:
-        """The model's tensors under the names they have without adapters, and the place of the layer that adds to it."""
+        """The model's tensors under the names they have without adapters, and where the layer is that adds to them."""
         layers = self.layers()
         for name, tensor in self.peft_model.get_base_model().state_dict().items():
             place = next((place for place in _places(name) if place in layers), None)

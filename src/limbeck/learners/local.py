@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ObjectiveConfig
 from limbeck.errors import (
-    ContractError,
     EngineError,
     LimbeckError,
     ModelError,
@@ -29,7 +28,7 @@ from limbeck.errors import (
     place_of,
 )
 from limbeck.learners.adapters import LoraAdapters, add_adapters
-from limbeck.learners.batch import Batch, Heads, MicroBatch, check_given_ids, make_batch
+from limbeck.learners.batch import Batch, Heads, MicroBatch, check_given_ids, make_batch, narrowed_heads
 from limbeck.learners.checkpoint import (
     ADAPTER_FOLDER,
     LEARNER_FILE,
@@ -74,8 +73,13 @@ class LocalLearner:
     ) -> None:
         self.lm, self.config, self.steps, self.seed = lm, config, steps, seed
         self.ranks = ranks or Ranks()
+        if config.cpu_offload and self.ranks.count == 1 and lm.device.type != "cpu":
+            raise ModelError(
+                "learner.cpu_offload = true in one process: only several ranks keep weights apart from "
+                "where they compute. Set cluster.learners = 2 or more, or leave it out."
+            )
         self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
-        self.heads = _narrowed(heads or {}, lm)
+        self.heads = narrowed_heads(heads or {}, lm)
         self.version = 0
         narrow = torch.bfloat16 if config.precision == "bfloat16" else None
         self.autocast = narrow if self.ranks.count == 1 else None  # several gather their weights in it
@@ -137,8 +141,8 @@ class LocalLearner:
         metrics = self._metrics(samples)
         for micro in self.ranks.own(batch):
             loss, measured = inside(self.lm.model, self._pass, batch, micro)
-            loss.backward()
-            if micro is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            if micro is not None and measured is not None:
                 metrics.add(micro, measured)
         backward_done = time.perf_counter()
         metrics.reduce(self.ranks)
@@ -155,7 +159,7 @@ class LocalLearner:
         with torch.no_grad(), self.ranks.guarded("measuring"):
             for micro in self.ranks.own(batch):
                 _, measured = inside(self.lm.model, self._pass, batch, micro)
-                if micro is not None:
+                if micro is not None and measured is not None:
                     metrics.add(micro, measured)
             metrics.reduce(self.ranks)
         return StepReport(_means(metrics, samples), metrics.maxima(), {"tokens/measured": batch.global_tokens})
@@ -225,7 +229,7 @@ class LocalLearner:
 
     def know_heads(self, heads: Heads) -> None:
         """Output heads, by fingerprint, of hidden states that will come. Raises `ContractError` for one too small."""
-        self.heads = _narrowed(heads, self.lm)
+        self.heads = narrowed_heads(heads, self.lm)
 
     def policy_of(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> LocalPolicy:
         """The policy whose `trained` gave these tensors. They are read, never written."""
@@ -347,17 +351,6 @@ def _before_the_step(error: Exception, update: int) -> str:
 
 def _means(metrics: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
     return metrics.means() | metrics.by_teacher([sample.scores.scorer for sample in samples])
-
-
-def _narrowed(heads: Heads, lm: CausalLM) -> Heads:
-    """Heads over the student's vocabulary. Raises `ContractError` for one that has not all of it."""
-    for fingerprint, head in heads.items():
-        if head.vocabulary < lm.vocabulary:
-            raise ContractError(
-                f"the output head {fingerprint} has {head.vocabulary} tokens, but {lm.name} is compared over "
-                f"{lm.vocabulary}. Student and teacher must share their vocabulary."
-            )
-    return {fingerprint: head.narrow(lm.vocabulary).to(lm.device) for fingerprint, head in heads.items()}
 
 
 def _optimizer(parameters: Sequence[torch.nn.Parameter], config: LocalLearnerConfig) -> torch.optim.AdamW:

@@ -9,18 +9,23 @@ loss is over the global count of tokens already.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from limbeck.errors import LimbeckError, LostLearnerError, ModelError
 from limbeck.learners.batch import Batch, MicroBatch
@@ -32,6 +37,7 @@ from limbeck.models.spread import blocks_of
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # of collectives: whether a rank lives is known from its lifeline, however long it works
 ARRIVAL = timedelta(minutes=10)  # until the last rank has come
+M_MMAP_THRESHOLD, LARGE = -3, 2**20  # glibc's malloc.h; bytes of a tensor
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -88,12 +94,13 @@ class Ranks:
     def own(self, batch: Batch) -> Iterator[MicroBatch | None]:
         """This rank's micro-batches of a step; None for a pass that it makes only because others do."""
         for first in range(0, len(batch.micro), self.count):
-            yield batch.micro[first + self.rank] if first + self.rank < len(batch.micro) else None
+            place = first + self.rank
+            yield self.together(partial(_micro_of, batch, place))
 
     def sum(self, values: Tensor) -> Tensor:
         """[...] the sum over all ranks, on each of them."""
         if self.mesh is not None:
-            dist.all_reduce(values, group=self.mesh.get_group())
+            dist.all_reduce(values)
         return values
 
     def gather(self, value: T) -> list[T]:
@@ -119,21 +126,23 @@ class Ranks:
                 ) from error
             raise
 
-    def together(self, part: Callable[[], None]) -> None:
-        """Do what one rank may fail at and others not, such as writing a file: where one fails, all raise its error."""
+    def together(self, part: Callable[[], T]) -> T:
+        """What `part` returns, which one rank may fail at and others not: where one fails, all raise its error."""
+        value: T | None = None
         error: Exception | None = None
         try:
-            part()
+            value = part()
         except LostLearnerError:
             raise
         except Exception as raised:
             error = raised
-        if self.mesh is not None:
+        if self.count > 1 and self.sum(torch.tensor(float(error is not None))).item():
             errors: list[Exception | None] = [None] * self.count
             dist.all_gather_object(errors, error)
-            error = error or next((other for other in errors if other is not None), None)
+            error = error or next(other for other in errors if other is not None)
         if error is not None:
             raise error
+        return cast(T, value)
 
     def close(self) -> None:
         """Leave the group; all ranks do. A process should end by `os._exit` then: torch's threads may still run."""
@@ -141,6 +150,10 @@ class Ranks:
             self.lifeline.close()
         if self.mesh is not None:
             dist.destroy_process_group()
+
+
+def _micro_of(batch: Batch, place: int) -> MicroBatch | None:
+    return batch.micro[place] if place < len(batch.micro) else None
 
 
 def join(rank: int, count: int, init_method: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Ranks:
@@ -152,6 +165,8 @@ def join(rank: int, count: int, init_method: str, device: torch.device, dtype: t
     if url.hostname in LOOPBACK or url.scheme == "file":
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
+    if device.type == "cpu":
+        _give_back_memory()
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -159,20 +174,31 @@ def join(rank: int, count: int, init_method: str, device: torch.device, dtype: t
         store = _store(rank, count, init_method)
         lifeline = Lifeline.of(rank, count, store, url.hostname or LOOPBACK[0], ARRIVAL.total_seconds())
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
-        return Ranks(dist.init_device_mesh(device.type, (count,)), lifeline, dtype)
+        return Ranks(init_device_mesh(device.type, (count,)), lifeline, dtype)
     except (dist.DistError, RuntimeError, OSError) as error:
         raise LostLearnerError(
             f"rank {rank} of {count} did not meet the others at {init_method}: {first_line(error)}"
         ) from error
 
 
+def _give_back_memory() -> None:
+    """Let large tensors that are freed go back to the system at once.
+
+    A rank gathers and frees block after block. Glibc would keep most of that between smaller pieces that live on: more
+    than the whole model in the end. Elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
 def _store(rank: int, count: int, init_method: str) -> Any:
     url = urlsplit(init_method)
     if url.scheme == "file":
-        return dist.FileStore(url.path, count)
+        return FileStore(url.path, count)
     assert url.scheme == "tcp", init_method
     assert url.hostname is not None, init_method
-    return dist.TCPStore(url.hostname, url.port or 0, count, is_master=rank == 0, timeout=ARRIVAL)
+    return TCPStore(url.hostname, url.port or 0, count, is_master=rank == 0, timeout=ARRIVAL)
 
 
 def _shard(lm: CausalLM, mesh: DeviceMesh, dtype: torch.dtype, how: Sharding) -> None:
@@ -192,9 +218,9 @@ def _shard(lm: CausalLM, mesh: DeviceMesh, dtype: torch.dtype, how: Sharding) ->
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-    for parameter in lm.model.parameters():
-        if parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
+        if mesh.device_type == "cpu":  # nothing is gathered sooner by gathering it ahead
+            module.set_modules_to_backward_prefetch([module])
+    lm.model._apply(lambda tensor: tensor.to(dtype) if isinstance(tensor, DTensor) else tensor)  # not the buffers
     if mesh.device_type != "cpu":
         for module in lm.model.modules():
             for name, buffer in module._buffers.items():
@@ -211,9 +237,7 @@ def _check_apart(lm: CausalLM, blocks: Sequence[nn.Module]) -> None:
     groups.append([parameter for module in outside for parameter in module.parameters(recurse=False)])
     shared = [name for name, p in lm.model.named_parameters() if p in inner and any(p is q for q in groups[-1])]
     for number, group in enumerate(groups[:-1]):
-        for parameter in group:
-            if owner.setdefault(parameter, number) != number:
-                shared.append(str(list(parameter.shape)))
+        shared += [str(list(p.shape)) for p in group if owner.setdefault(p, number) != number]
     if shared:
         raise ModelError(
             f"{lm.name}: {type(lm.model).__name__} shares a weight between layers ({shared[0]}), which several ranks "

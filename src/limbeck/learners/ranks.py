@@ -42,10 +42,7 @@ def open_rank(
     if count == 1:
         return LocalLearner(_shared(load_model(source, place), vocabulary), config, objective, steps, seed, heads)
     ranks: Ranks = join(rank, count, init_method, place, getattr(torch, source.dtype))
-    learner = LocalLearner(_shared(_read(source), vocabulary), config, objective, steps, seed, heads, ranks)
-    if ranks.is_first and learner.lm.passes is None:
-        logger.info("%s: %d ranks, each layer by transformers' own forward", learner.lm.name, count)
-    return learner
+    return LocalLearner(_shared(read_stored(source), vocabulary), config, objective, steps, seed, heads, ranks)
 
 
 def _shared(lm: CausalLM, vocabulary: int | None) -> CausalLM:
@@ -53,7 +50,7 @@ def _shared(lm: CausalLM, vocabulary: int | None) -> CausalLM:
     return lm
 
 
-def _read(source: ModelConfig) -> CausalLM:
+def read_stored(source: ModelConfig) -> CausalLM:
     """The model in the dtype of its files, which takes no memory until a rank has taken its rows of it."""
     wanted: torch.dtype = getattr(torch, source.dtype)
     stored = stored_dtype(resolve(source.model))

@@ -1,4 +1,4 @@
-"""A safetensors file written a tensor at a time: the header comes first, so names, dtypes and shapes are known before."""
+"""A safetensors file, written a tensor at a time. The header comes first, so their shapes have to be known before."""
 
 from __future__ import annotations
 

@@ -95,7 +95,10 @@ class TokenMetrics:
     def means(self) -> dict[str, Mean]:
         """Every mean of the step, with its spread over prompts where that says something."""
         means = {}
-        for name, total_R in self.totals_R.items():
+        for name in NAMES:
+            if name not in self.totals_R:
+                continue
+            total_R = self.totals_R[name]
             if name.startswith("reverse_kl"):
                 means[name] = self._clustered(total_R, self.counts_R[name])
             else:

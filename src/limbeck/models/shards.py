@@ -26,16 +26,16 @@ METHOD = "run_inside"
 
 def inside(module: nn.Module, function: Callable[..., T], *args: Any) -> T:
     """`function(*args)` while the parameters that `module` itself holds are whole. Never within another of the same."""
-    run = getattr(module, METHOD, None)
-    if run is None:
+    if not is_sharded(module):
         return function(*args)
+    sharded: Any = module
     try:
-        found: T = run(function, *args)
+        found: T = sharded.run_inside(function, *args)
     except BaseException:
         _let_go(module)
         raise
     if not torch.is_grad_enabled():  # no backward pass comes that would: an update would not reach them
-        module.reshard()
+        sharded.reshard()
     return found
 
 
@@ -52,10 +52,16 @@ def _run(_module: nn.Module, function: Callable[..., T], *args: Any) -> T:
 
 
 def _let_go(module: nn.Module) -> None:
-    """After an exception: FSDP believes itself in the middle of a pass, and would gather nothing in the next."""
+    """After an exception in a pass: FSDP would believe itself in the middle of it, and gather nothing in the next.
+
+    One that ends a block that is made again for the backward pass is none: so checkpointing stops where it has enough.
+    """
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
+    outermost: Any = module
+    if outermost._get_fsdp_state()._state_ctx.iter_forward_root is not outermost._get_fsdp_state():
+        return
     for part in module.modules():
         if isinstance(part, FSDPModule):
             state = part._get_fsdp_state()
@@ -79,10 +85,10 @@ def whole(tensor: Tensor) -> Tensor:
     """All rows, on every rank. A collective."""
     if not isinstance(tensor, DTensor):
         return tensor
-    tensor = tensor.detach()
-    if tensor.device.type != tensor.device_mesh.device_type:  # offloaded
-        tensor = tensor.to(tensor.device_mesh.device_type)
-    found: Tensor = tensor.full_tensor()
+    rows: Any = tensor.detach()
+    if rows.device.type != rows.device_mesh.device_type:  # offloaded
+        rows = rows.to(rows.device_mesh.device_type)
+    found: Tensor = rows.full_tensor()
     return found
 
 
@@ -130,7 +136,8 @@ def gradients(model: nn.Module, value: Tensor, parameters: Sequence[nn.Parameter
 def gathered(*modules: nn.Module) -> Iterator[None]:
     """The modules with their parameters whole, to be read. Collectives; without sharded ones nothing happens."""
     owners = [owner for module in modules for owner in module.modules()]
-    sharded = [(o, name, p) for o in owners for name, p in o._parameters.items() if isinstance(p, DTensor)]
+    named = [(owner, name, p) for owner in owners for name, p in owner._parameters.items() if p is not None]
+    sharded = [(owner, name, p) for owner, name, p in named if isinstance(p, DTensor)]
     try:
         for owner, name, parameter in sharded:
             owner._parameters[name] = nn.Parameter(whole(parameter), requires_grad=False)

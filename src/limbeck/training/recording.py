@@ -22,7 +22,7 @@ import numpy as np
 
 from limbeck.errors import LimbeckError
 from limbeck.files.names import numbered, step_name
-from limbeck.learners.batch import apply_valid_mask
+from limbeck.learners.valid_mask import apply_valid_mask
 from limbeck.protocols import TokenNames
 from limbeck.records import Floats, Scored
 from limbeck.reports import Top, Trace

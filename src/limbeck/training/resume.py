@@ -22,7 +22,7 @@ ROUNDING_KEYS = ("device", "threads")
 FREE_TO_CHANGE = (
     "steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record", "cluster",
 )  # fmt: skip
-FREE_KEYS = ("engine.url", "engine.weights_folder")  # nor these: what is sampled follows from the request
+FREE_KEYS = ("engine.url", "engine.weights_folder", "learner.cpu_offload")  # where it is done, not what
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:
