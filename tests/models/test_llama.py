@@ -118,7 +118,7 @@ def test_the_first_token_of_many_suffixes_is_read_off_their_prefix() -> None:
 
 
 def test_sequences_laid_end_to_end_do_not_see_each_other() -> None:
-    """They go through transformers, also where the model has been proven for trees and rows."""
+    """They are a tree of prefixes without suffixes."""
     lm, found = exact_of("llama"), []
     assert use_fused_forward(lm) is None
     for layout in ("padded", "packed"):
@@ -198,7 +198,7 @@ def through(monkeypatch: pytest.MonkeyPatch, lm: CausalLM) -> list[str]:
         ({}, "fused"),
         ({"layout": "padded"}, "fused"),
         ({"gradient_checkpointing": True}, "fused"),
-        ({"layout": "packed"}, "transformers"),
+        ({"layout": "packed"}, "fused"),
         ({"precision": "bfloat16"}, "transformers"),
         ({"lora": LoraConfig(rank=2)}, "transformers"),
     ],

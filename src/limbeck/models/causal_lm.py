@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from limbeck.errors import ModelError
 from limbeck.models.folder import BAKED_TEMPERATURE
 from limbeck.models.head import Head
-from limbeck.models.prefix_tree import Tree
+from limbeck.models.prefix_tree import ATTENTION, Tree
 from limbeck.records import ModelInfo
 
 if TYPE_CHECKING:
@@ -122,10 +122,12 @@ class CausalLM:
     ) -> Tensor:
         """[B, L, d] final hidden states, after the last norm, before the head.
 
-        Along `tree`, one row of tokens, where it is given: after `share_prompts` only.
+        Along `tree`, one row of tokens, where it is given: after `share_prompts` only. Without it, sequences end to
+        end are told apart by their positions, if the model does so.
         """
-        body = self.body
-        if tree is not None:  # a mask of four dimensions is handed on as it is, so none is made
+        body, understood = self.body, text_config(self.model)._attn_implementation == ATTENTION
+        if tree is not None and (understood or not tree.is_flat):
+            # A mask of four dimensions is handed on as it is, so none is made.
             nothing = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=tokens_BL.device)
             kwargs = {"attention_mask": nothing, "tree": tree, **kwargs}
         output = body(input_ids=tokens_BL, position_ids=positions_BL, **{"use_cache": False, **kwargs})
@@ -135,10 +137,9 @@ class CausalLM:
     def states(self, tokens_BL: Tensor, positions_BL: Tensor, predict_N: Tensor, tree: Tree | None = None) -> Tensor:
         """[N, d] the rows of `hidden` at the flat places `predict_N`, by `passes` where there are any.
 
-        Sequences laid end to end in one row, and what runs under autocast, do without.
+        What runs under autocast does without.
         """
-        packed = tree is None and int(positions_BL[-1, -1]) + 1 < positions_BL.shape[1]
-        if self.passes is None or packed or torch.is_autocast_enabled(self.device.type):
+        if self.passes is None or torch.is_autocast_enabled(self.device.type):
             return self.hidden(tokens_BL, positions_BL, tree).flatten(0, 1)[predict_N]
         return self.passes(tokens_BL, positions_BL, predict_N, tree)
 

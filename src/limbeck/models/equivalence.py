@@ -71,8 +71,11 @@ def prove_head(lm: CausalLM) -> None:
 def prove_packing(lm: CausalLM) -> None:
     """Compare sequences laid end to end with the same ones in rows of their own. Raises `ModelError`.
 
-    Some architectures make their attention mask without position ids: packed sequences see each other.
+    Models that can share prompts keep them apart by the tree. Of the others some make their attention mask without
+    position ids: packed sequences see each other.
     """
+    if share_prompts(lm) is None:
+        return
     if why := _unlike(lm, lambda probe: lm.hidden(probe.packed_tokens, probe.packed_positions)[0]):
         raise ModelError(
             f"{lm.name}: {type(lm.model).__name__} cannot tell packed sequences apart ({why} from those of each "

@@ -20,9 +20,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
+from limbeck.models.attention import FEW_KEYS, is_exact_on_cpu
 from limbeck.models.head import at_least_float32
 
-FEW_KEYS = 64  # up to which three plain operations are faster than the CPU's fused attention
 STRIDE = 8  # rows of so few keys are padded to a multiple: odd strides double the time of small products
 
 
@@ -85,8 +85,7 @@ def attend(
     group = query_BHQD.shape[1] // key_BJKD.shape[1]
     on_cpu = query_BHQD.device.type == "cpu"
     bias_B1QK = None if bias_B1QK is None else bias_B1QK.to(query_BHQD.dtype)
-    exact = query_BHQD.dtype in (torch.float32, torch.float64)  # narrower, the fused kernel rounds less
-    if on_cpu and exact and key_BJKD.shape[2] <= FEW_KEYS and not dropout:
+    if is_exact_on_cpu(query_BHQD) and key_BJKD.shape[2] <= FEW_KEYS and not dropout:
         return _attend_plainly(query_BHQD, key_BJKD, value_BJKD, bias_B1QK, scaling)
     if group > 1 and not on_cpu:  # only the CPU's kernel takes groups and a mask
         key_BJKD, value_BJKD = (x.repeat_interleave(group, dim=1) for x in (key_BJKD, value_BJKD))
