@@ -38,10 +38,11 @@ from limbeck.learners.checkpoint import (
     save_state,
     weights_of,
 )
+from limbeck.learners.optimizer import make_optimizer
 from limbeck.learners.policy import Lease, LocalPolicy
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
-from limbeck.models.causal_lm import CausalLM, first_line, precision, turn_off_training_noise
+from limbeck.models.causal_lm import CausalLM, dtype_of, first_line, precision, turn_off_training_noise
 from limbeck.models.equivalence import prove_packing, share_prompts, use_fused_forward
 from limbeck.models.layout import Layout
 from limbeck.objectives import Loss, Measured, distillation_loss, loss_of
@@ -82,7 +83,7 @@ class LocalLearner:
         if self.autocast is None:
             use_fused_forward(lm, config.gradient_checkpointing)
         self.parameters = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
-        self.optimizer = _optimizer(list(self.parameters.values()), config)
+        self.optimizer = make_optimizer(list(self.parameters.values()), config)
         self._lease = Lease(self.version)
 
     async def update(self, samples: Sequence[Scored]) -> StepReport:
@@ -123,10 +124,11 @@ class LocalLearner:
         for micro in batch.micro:
             loss, measured = self._loss(batch, micro, self._hidden(micro))
             loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.collect()
             metrics.add(micro, measured)
         backward_done = time.perf_counter()
         limit = self.config.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.targets(), limit).item()
         self._stop_if_not_finite(samples, metrics, norm)
         return batch, metrics, norm, backward_done
 
@@ -169,7 +171,7 @@ class LocalLearner:
         """A checkpoint: `model/` (with LoRA `adapter/` in its place) and `learner.safetensors`. See `checkpoint`."""
         policy = LocalPolicy(self.lm, self.version, self.adapters)
         if self.adapters is None:
-            policy.save(folder / MODEL_FOLDER)
+            policy.save(folder / MODEL_FOLDER, dtype_of(self.lm))
         else:
             policy.save_adapter(folder / ADAPTER_FOLDER)
         save_state(
@@ -266,19 +268,6 @@ def _narrowed(heads: Heads, lm: CausalLM) -> Heads:
                 f"{lm.vocabulary}. Student and teacher must share their vocabulary."
             )
     return {fingerprint: head.narrow(lm.vocabulary) for fingerprint, head in heads.items()}
-
-
-def _optimizer(parameters: Sequence[torch.nn.Parameter], config: LocalLearnerConfig) -> torch.optim.AdamW:
-    """Weight decay is for matrices alone."""
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        betas=config.betas,
-        fused=True,
-    )
 
 
 def learning_rate(config: LocalLearnerConfig, step: int, steps: int) -> float:

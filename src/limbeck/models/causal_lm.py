@@ -160,8 +160,9 @@ class CausalLM:
 
     def info(self) -> ModelInfo:
         """The facts, for whoever does not need the weights."""
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return ModelInfo(self.name, self.vocabulary, self.context, self.stop_ids, dtype, self.natural_temperature)
+        return ModelInfo(
+            self.name, self.vocabulary, self.context, self.stop_ids, dtype_of(self), self.natural_temperature
+        )
 
     def head(self) -> Head:
         """The output head over the shared vocabulary, sharing the model's parameters."""
@@ -183,6 +184,11 @@ class CausalLM:
                 "config.json that came with the model."
             )
         return float(value)
+
+
+def dtype_of(lm: CausalLM) -> str:
+    """How the weights are held, as recipes name it."""
+    return str(next(lm.model.parameters()).dtype).removeprefix("torch.")
 
 
 def precision(lm: CausalLM, autocast: torch.dtype | None) -> AbstractContextManager[object]:
