@@ -80,8 +80,7 @@ class LocalLearner:
             torch.manual_seed(seed)  # what adapters begin as
             self.adapters: LoraAdapters | None = add_adapters(lm, config.lora) if config.lora else None
         turn_off_training_noise(lm)
-        if self.autocast is None:
-            use_fused_forward(lm, config.gradient_checkpointing)
+        use_fused_forward(lm, config.gradient_checkpointing, self.autocast)
         self.parameters = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(list(self.parameters.values()), config)
         self._lease = Lease(self.version)

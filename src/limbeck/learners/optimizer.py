@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from limbeck.config.learner import LocalLearnerConfig
+from limbeck.models.widening import NARROW
 
 MASTER = "master"  # of the optimizer's state
-NARROW = (torch.bfloat16, torch.float16)
 
 
 class MasterAdamW(torch.optim.AdamW):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from limbeck.models import ops
 from limbeck.models.attention import attend_part, merged
-from limbeck.models.llama import Block, LlamaParts, heads_of, run_block
+from limbeck.models.llama import Block, LlamaParts, heads_of, rotation_of, run_block
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def states_after(
 ) -> Tensor:
     """[S, d] final states at the places `predict_S` of the flat row. `kept` is written on the way."""
     x_Nd = model.embedding(tokens_N)
-    rotation = model.rotary(x_Nd[None], position_ids=positions_N[None])
+    rotation = rotation_of(model, x_Nd, positions_N[None])
     last = len(model.blocks) - 1
     for layer, block in enumerate(model.blocks):
         attention = _AfterPrefixes(model.head_width, rows, rotation, layer, kept)
@@ -66,7 +66,7 @@ def states_after(
 def empty_keys(model: LlamaParts, tokens: int) -> Tensor:
     """[G, 2, J, tokens, D] of nothing yet."""
     key = model.blocks[0].key
-    heads = key.out_features // model.head_width
+    heads = key.weight.shape[0] // model.head_width
     return key.weight.new_empty(len(model.blocks), 2, heads, tokens, model.head_width)
 
 

@@ -42,6 +42,7 @@ class CausalLM:
     tokenizer: PreTrainedTokenizerBase
     vocabulary: int  # rows of the head that are used: up to the tokenizer's largest id, see `shared_vocabulary`
     passes: Passes | None = field(default=None, init=False)  # a faster way to `states`, proven for this very `model`
+    passes_under: torch.dtype | None = field(default=None, init=False)  # of autocast, under which it was proven
 
     @property
     def device(self) -> torch.device:
@@ -137,9 +138,9 @@ class CausalLM:
     def states(self, tokens_BL: Tensor, positions_BL: Tensor, predict_N: Tensor, tree: Tree | None = None) -> Tensor:
         """[N, d] the rows of `hidden` at the flat places `predict_N`, by `passes` where there are any.
 
-        What runs under autocast does without.
+        Under another autocast than they were proven for it does without.
         """
-        if self.passes is None or torch.is_autocast_enabled(self.device.type):
+        if self.passes is None or autocast_dtype(self.device) != self.passes_under:
             return self.hidden(tokens_BL, positions_BL, tree).flatten(0, 1)[predict_N]
         return self.passes(tokens_BL, positions_BL, predict_N, tree)
 
@@ -194,6 +195,11 @@ def dtype_of(lm: CausalLM) -> str:
 def precision(lm: CausalLM, autocast: torch.dtype | None) -> AbstractContextManager[object]:
     """What the model computes in."""
     return nullcontext() if autocast is None else torch.autocast(lm.device.type, autocast)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What is computed in here and now, where autocast is on."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def shared_vocabulary(lms: Sequence[CausalLM]) -> int:
