@@ -23,10 +23,11 @@ from limbeck.config.objective import ReverseKLConfig
 from limbeck.engines.hf import InProcessEngine
 from limbeck.learners.local import LocalLearner
 from limbeck.models import decode_numba, equivalence
-from limbeck.models.causal_lm import CausalLM
+from limbeck.models.causal_lm import CausalLM, precision
 from limbeck.models.decode import Decoder, FastRows, TransformersRows
 from limbeck.models.decode_numba import NumbaRows
 from limbeck.models.equivalence import fast_decode
+from limbeck.models.probe import Probe
 from limbeck.records import Rollout, Sampling
 from tests import tiny
 from tests.sampling import sample_rollouts
@@ -179,10 +180,30 @@ def test_without_numba_the_reader_is_told_how_to_be_faster(
     assert "pip install 'limbeck[cpu]'" in caplog.text
 
 
-async def test_adapters_and_autocast_are_decoded_by_transformers() -> None:
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_in_bfloat16_rows_are_as_near_to_the_truth_as_transformers_is(
+    autocast: torch.dtype | None, variant: str
+) -> None:
+    lm = model_of(variant)
+    if autocast is None:
+        for parameter in lm.model.parameters():
+            parameter.data = parameter.data.bfloat16()
+    decoder, probe = fast_decode(lm, autocast), Probe.of(lm)
+    assert probe is not None
+    assert (decoder.rows_of, decoder.narrow) == (FastRows, autocast)
+    with torch.inference_mode():
+        found = [probe.decode(decoder, once) for once in (False, True)]
+        with precision(lm, autocast):
+            theirs = [probe.decode(Decoder(lm), once)[1] for once in (False, True)]
+        true_Md = probe.of_rows(tiny.in_float64(lm).hidden(probe.rows_BL, probe.rows_positions_BL))
+    for (read_K, ours_Kd), theirs_Kd in zip(found, theirs, strict=True):
+        assert (ours_Kd - true_Md[read_K]).norm() < 1.5 * (theirs_Kd - true_Md[read_K]).norm()
+
+
+async def test_adapters_are_decoded_by_transformers() -> None:
     pytest.importorskip("peft")
     lm = tiny.fresh("llama")
-    assert "autocast" in str(InProcessEngine(lm, HFEngineConfig(), torch.bfloat16).decoder.why)
     LocalLearner(lm, LocalLearnerConfig(lora=LoraConfig(rank=2)), ReverseKLConfig(), 1, 0)
     assert "q_proj is a" in str(InProcessEngine(lm, HFEngineConfig()).decoder.why)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -18,10 +17,10 @@ from limbeck.config.learner import LocalLearnerConfig, LoraConfig
 from limbeck.config.objective import ReverseKLConfig
 from limbeck.learners.batch import request_for
 from limbeck.learners.local import LocalLearner
-from limbeck.models.causal_lm import CausalLM
-from limbeck.models.equivalence import share_prompts, use_fused_forward
+from limbeck.models.causal_lm import CausalLM, precision
+from limbeck.models.equivalence import use_fused_forward
 from limbeck.models.layout import Layout, TokenBatch
-from limbeck.models.llama import LlamaParts, hidden_states_at, parts_of
+from limbeck.models.widening import in_float32
 from limbeck.records import Failure, Scored
 from limbeck.teachers.local import LocalTeacher
 from tests import tiny
@@ -62,27 +61,76 @@ def test_states_and_gradients_are_those_of_transformers(variant: str, layout: La
             assert_close(grad, theirs[name], atol=1e-10, rtol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("variant", ["llama", "qwen3"])
-def test_lower_precisions_are_as_near_to_the_truth_as_transformers_is(variant: str, dtype: torch.dtype) -> None:
-    batch = laid_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], "tree")
-    lm = model_of(variant)
-    lm.model.to(dtype)
-    assert share_prompts(lm) is None
-    parts = parts_of(lm)
-    assert isinstance(parts, LlamaParts)
-    lm.passes = partial(
-        hidden_states_at, parts
-    )  # unproven: bfloat16's rounding alone may be more than the proof lets through
-    ours_Nd, ours = states_and_gradients(lm, batch)
-    lm.passes = None
-    theirs_Nd, theirs = states_and_gradients(lm, batch)
+@pytest.mark.parametrize("held", ["float32", "bfloat16", "bfloat16 autocast"])
+@pytest.mark.parametrize("layout", ["padded", "tree", "packed"])
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3"])
+def test_lower_precisions_are_as_near_to_the_truth_as_transformers_is(variant: str, layout: Layout, held: str) -> None:
+    """Proven as it is used, states and gradients against float64."""
+    batch = laid_out([rollout for rollout in samples_of(SHAPES) if rollout.trained.any()], layout)
+    lm, autocast = model_of(variant), torch.bfloat16 if "autocast" in held else None
+    if held == "bfloat16":
+        in_bfloat16(lm)
+    assert use_fused_forward(lm, autocast=autocast) is None
+    with precision(lm, autocast):
+        ours_Nd, ours = states_and_gradients(lm, batch)
+        lm.passes = None
+        theirs_Nd, theirs = states_and_gradients(lm, batch)
+    assert ours_Nd.dtype == theirs_Nd.dtype
+    assert {name: grad.dtype for name, grad in ours.items()} == {name: grad.dtype for name, grad in theirs.items()}
     true_Nd, true = states_and_gradients(tiny.in_float64(lm), batch)
-    assert ours_Nd.dtype == dtype
-    assert (ours_Nd - true_Nd).norm() < 2 * (theirs_Nd - true_Nd).norm() + 1e-6
-    for name, grad in ours.items():
-        assert grad.dtype == dtype
-        assert (grad - true[name]).norm() < 2 * (theirs[name] - true[name]).norm() + 1e-6 * true[name].norm()
+    assert (ours_Nd - true_Nd).norm() < 1.5 * (theirs_Nd - true_Nd).norm() + 1e-6
+
+    def far(grads: dict[str, Tensor]) -> float:
+        """Mean over the weights; a single one's error varies by chance."""
+        return sum(float((grads[name] - true[name]).norm() / true[name].norm()) for name in grads) / len(grads)
+
+    assert far(ours) < 1.5 * far(theirs) + 1e-5
+
+
+def in_bfloat16(lm: CausalLM) -> None:
+    """As it would be loaded: rotary frequencies stay in float32."""
+    for parameter in lm.model.parameters():
+        parameter.data = parameter.data.bfloat16()
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, None])
+def test_passes_are_taken_under_the_autocast_they_were_proven_for(
+    autocast: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny.fresh("llama")
+    assert use_fused_forward(lm, autocast=autocast) is None
+    batch = laid_out(samples_of(SAME_LENGTH), "padded")
+    for under in (None, torch.bfloat16):
+        ways = through(monkeypatch, lm)
+        with precision(lm, under):
+            lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N)
+        assert ways[0] == ("fused" if under == autocast else "transformers")
+
+
+@pytest.mark.parametrize("held", ["bfloat16", "bfloat16 autocast"])
+@pytest.mark.parametrize(("name", "spoil"), spoilt(), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_model_that_only_looks_like_llama_is_told_apart_in_bfloat16(
+    name: str, spoil: Callable[..., None], held: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny.fresh("llama")
+    spoil(lm, monkeypatch)
+    if held == "bfloat16":
+        in_bfloat16(lm)
+    autocast = torch.bfloat16 if "autocast" in held else None
+    assert "not computed like Llama: log-probs differ" in str(use_fused_forward(lm, autocast=autocast))
+
+
+def test_the_truth_of_a_narrow_model_leaves_it_as_it_was() -> None:
+    lm = tiny.fresh("qwen3")
+    in_bfloat16(lm)
+    tokens = torch.arange(5, 15)[None]
+    before, names = lm.hidden(tokens), [name for name, _ in lm.model.named_parameters()]
+    with in_float32(lm):
+        wide = lm.hidden(tokens)
+    assert wide.dtype == torch.float32
+    assert torch.equal(lm.hidden(tokens), before)
+    assert [name for name, _ in lm.model.named_parameters()] == names
+    assert_close(wide, tiny.in_float64(lm).hidden(tokens).float(), atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_computed_again_is_the_same() -> None:
@@ -118,7 +166,7 @@ def test_the_first_token_of_many_suffixes_is_read_off_their_prefix() -> None:
 
 
 def test_sequences_laid_end_to_end_do_not_see_each_other() -> None:
-    """They go through transformers, also where the model has been proven for trees and rows."""
+    """They are a tree of prefixes without suffixes."""
     lm, found = exact_of("llama"), []
     assert use_fused_forward(lm) is None
     for layout in ("padded", "packed"):
@@ -198,8 +246,8 @@ def through(monkeypatch: pytest.MonkeyPatch, lm: CausalLM) -> list[str]:
         ({}, "fused"),
         ({"layout": "padded"}, "fused"),
         ({"gradient_checkpointing": True}, "fused"),
-        ({"layout": "packed"}, "transformers"),
-        ({"precision": "bfloat16"}, "transformers"),
+        ({"layout": "packed"}, "fused"),
+        ({"precision": "bfloat16"}, "fused"),
         ({"lora": LoraConfig(rank=2)}, "transformers"),
     ],
     ids=str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import ReverseKLConfig
@@ -20,7 +21,7 @@ from limbeck.errors import ModelError
 from limbeck.learners.batch import make_batch, request_for
 from limbeck.learners.local import LocalLearner
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.equivalence import share_prompts
+from limbeck.models.equivalence import share_prompts, use_fused_forward
 from limbeck.models.layout import Layout, TokenBatch, lay_out, split
 from limbeck.models.prefix_tree import ATTENTION, build
 from limbeck.models.states import LocalStates
@@ -67,10 +68,14 @@ def test_worked_example_of_the_docstring() -> None:
     assert batch.positions_BL.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
     assert batch.predict_N.tolist() == [1, 2, 3, 1, 4, 5, 6]
     assert batch.tree is not None
-    assert batch.tree.prefix_TL.tolist() == [[0, 1], [5, 6]]
-    assert batch.tree.suffix_BR.tolist() == [[2, 3], [4, 0]]
-    assert batch.tree.keys_BK.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0]]
-    assert (batch.tree.bias_B1RK[0, 0] == 0).tolist() == [[True, True, True, False], [True] * 4]
+    assert [rows.places_BR.tolist() for rows in batch.tree.stretches] == [[[0, 1], [2, 3], [5, 6], [4, 0]]]
+    (across,) = batch.tree.across
+    assert (across.suffixes.places_BR.tolist(), across.prefixes.places_BR.tolist()) == ([[2, 3, 4]], [[0, 1]])
+    assert across.bias_F11K is None
+    few = batch.tree.few
+    assert few is not None
+    assert few.keys_SK.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0]]
+    assert (few.bias_S1RK[0, 0] == 0).tolist() == [[True, True, True, False], [True] * 4]
 
 
 def rollout_of(prompt: Prompt, *response: int) -> Rollout:
@@ -176,8 +181,7 @@ def test_a_split_is_a_partition_within_budget_and_every_token_is_read_once(
         if batch.tree is None:
             assert len({max(1, len(rollout.token_ids) - 1) for rollout in chosen}) == 1
             continue
-        places = torch.cat([batch.tree.prefix_TL.flatten(), batch.tree.suffix_BR.flatten()])
-        assert places[batch.tree.read_N].tolist() == list(range(count))
+        assert torch.cat([rows.tokens_n for rows in batch.tree.stretches]).sort().values.tolist() == list(range(count))
 
 
 def test_prompts_of_one_name_that_differ_are_not_shared() -> None:
@@ -253,8 +257,49 @@ def test_a_batch_of_scores_follows_its_rollouts() -> None:
         ]
 
 
-def test_float_bias_is_finite_where_something_is_attended_to() -> None:
-    """A row of a softmax over nothing would be NaN, also where it is a filler's."""
-    tree = build([(3, [1, 4]), (2, []), (1, [2, 2])])
-    assert torch.isfinite(tree.bias_B1RK).any(dim=-1).all()
-    assert replace(tree).to(torch.device("cpu")).keys_BK.equal(tree.keys_BK)
+def test_a_bias_leaves_every_token_something_to_attend_to() -> None:
+    """A row of a softmax over nothing would be NaN, also where it is padding."""
+    tree = build([(3, [1, 4]), (2, []), (1, [2, 2])]).to(torch.device("cpu"))
+    assert tree.few is not None
+    assert torch.isfinite(tree.few.bias_S1RK).any(dim=-1).all()
+    (across,) = tree.across
+    assert across.bias_F11K is not None
+    assert torch.isfinite(across.bias_F11K).any(dim=-1).all()
+    assert build([(60, [5])]).few is None, "more keys than plain operations are for"
+
+
+def test_stretches_of_very_different_lengths_are_not_padded_to_the_longest() -> None:
+    tree = build([(3000, [20, 4000, 10]), (30, [1] * 200)])
+    for rows in (*tree.stretches, *(part for one in tree.across for part in (one.prefixes, one.suffixes))):
+        assert rows.places_BR.numel() < 2 * len(rows.tokens_n) + 2**16 / rows.places_BR.shape[1]
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded", "packed"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_tensor_of_a_pass_grows_faster_than_its_sequences(layout: Layout, fused: bool) -> None:
+    """Forward and backward; a tensor of [L, L] or [suffixes, R, K] would grow by four."""
+    lm = tiny.fresh("llama")
+    lm.model.config.max_position_embeddings = 4096
+    assert (use_fused_forward(lm) if fused else share_prompts(lm)) is None
+
+    def largest(length: int) -> int:
+        rollouts = samples_of([(length, (length, length // 2, 3))], shuffled=False)
+        with Largest() as watched:
+            batch = laid_out(rollouts, layout)
+            lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N, batch.tree).sum().backward()
+        return watched.numel
+
+    assert largest(1600) <= 2.1 * largest(800)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers of any tensor that an operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = result if isinstance(result, tuple | list) else (result,)
+        sizes = (x.untyped_storage().nbytes() // x.element_size() for x in found if isinstance(x, Tensor))
+        self.numel = max(self.numel, *sizes, 0)
+        return result

@@ -271,8 +271,10 @@ def _reference_source(recipe: Recipe) -> StudentConfig:
 
 
 def _is_self_taught(recipe: Recipe) -> bool:
-    teacher = recipe.teacher
-    return isinstance(teacher, LocalTeacherConfig) and resolve(recipe.student.model) == resolve(teacher.model)
+    student, teacher = recipe.student, recipe.teacher
+    if not isinstance(teacher, LocalTeacherConfig) or student.dtype != teacher.dtype:
+        return False
+    return resolve(student.model) == resolve(teacher.model)
 
 
 def run_path(recipe: Recipe) -> Path:

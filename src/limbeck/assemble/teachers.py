@@ -189,7 +189,9 @@ class _Local:
         return teacher
 
     def is_student(self, site: Site) -> bool:
-        return resolve(self.section.model) == resolve(site.recipe.student.model)
+        """To the bit: the same files held in another dtype are another model."""
+        ours, theirs = site.recipe.student, self.section
+        return ours.dtype == theirs.dtype and resolve(theirs.model) == resolve(ours.model)
 
 
 class _Own:

@@ -53,9 +53,7 @@ class ModelConfig(Config):
     """A Hugging Face model folder (or hub name) and how to hold it."""
 
     model: Place = Field(description="folder or hub name; `demo:student`, `demo:teacher` are shipped")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="how the weights are held; a student trained in bfloat16 keeps float32 here"
-    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="how the weights are held")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="transformers' attention implementation; auto: its own choice for the model"
     )

@@ -12,6 +12,8 @@ from limbeck.config.base import ModelConfig
 class StudentConfig(ModelConfig):
     """The model that is trained."""
 
-    dtype: Literal["float32"] = Field(
-        "float32", description="master weights; `learner.precision` sets what they compute in"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="how the weights are held and sampled from; of bfloat16 ones the optimizer keeps float32 masters "
+        "and states. `learner.precision` sets what float32 weights compute in",
     )

@@ -48,7 +48,7 @@ class InProcessEngine:
         self.lm, self.autocast, self.shared = lm, autocast, shared
         self.max_rows: int | None = section.max_rows
         self.version: int | None = None  # of the weights; before the first `load` there are none to sample from
-        self.decoder = Decoder(lm, why="bfloat16 autocast") if autocast else fast_decode(lm)
+        self.decoder = fast_decode(lm, autocast)
         why = self.decoder.why
         if why:
             prove_decoding(lm)
@@ -88,7 +88,7 @@ class InProcessEngine:
         if was_training:
             self.lm.model.eval()  # no dropout while sampling
         try:
-            with torch.inference_mode(), precision(self.lm, self.autocast):
+            with torch.inference_mode(), precision(self.lm, None if self.decoder.parts else self.autocast):
                 decoded = _Decoding(self.lm, unit, self.decoder).run()
         finally:
             if was_training:

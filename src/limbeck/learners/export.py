@@ -71,7 +71,7 @@ def _open(source: Path, run: Path, adapter: bool) -> LocalPolicy:
     cpu = torch.device("cpu")
     if not adapter and (source / MODEL_FOLDER).is_dir():
         return LocalPolicy(load_model(ModelConfig(model=str(source / MODEL_FOLDER)), cpu))
-    lm = load_model(ModelConfig(model=_base(run)), cpu)
+    lm = load_model(_base(run), cpu)
     check_model_folder(source / ADAPTER_FOLDER)
     adapters = open_adapters(lm, source / ADAPTER_FOLDER)
     if (source / LEARNER_FILE).is_file():
@@ -93,14 +93,15 @@ def _is_checkpoint(folder: Path) -> bool:
     return step_of(folder.name) is not None or (folder / LEARNER_FILE).is_file()
 
 
-def _base(run: Path) -> str:
-    """The model that the run began with."""
+def _base(run: Path) -> ModelConfig:
+    """The model that the run began with, in the dtype that it was held in."""
     paths = [run / RECIPE_FILE, run.resolve().parent.parent / RECIPE_FILE]  # of a run, or of the run of a checkpoint
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise RunError(f"{run} has no {RECIPE_FILE}, so the model that its adapter belongs to is not known.")
     try:
-        return str(tomllib.loads(path.read_text(encoding="utf-8"))["student"]["model"])
+        student = tomllib.loads(path.read_text(encoding="utf-8"))["student"]
+        return ModelConfig(model=str(student["model"]), dtype=student.get("dtype", "float32"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} does not name the model of the student: {first_line(error)}") from error
 

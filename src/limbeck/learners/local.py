@@ -37,11 +37,12 @@ from limbeck.learners.checkpoint import (
     save_state,
     weights_of,
 )
+from limbeck.learners.optimizer import make_optimizer
 from limbeck.learners.policy import WEIGHTS, Lease, LocalPolicy
 from limbeck.learners.process_group import Ranks, Sharding
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
-from limbeck.models.causal_lm import CausalLM, first_line, precision, turn_off_training_noise
+from limbeck.models.causal_lm import CausalLM, dtype_of, first_line, precision, turn_off_training_noise
 from limbeck.models.equivalence import prove_packing, share_prompts, use_fused_forward
 from limbeck.models.layout import Layout
 from limbeck.models.loading import prove_model
@@ -97,10 +98,9 @@ class LocalLearner:
             prove_model(lm)
             self.layout = _layout(lm, config)
         turn_off_training_noise(lm)
-        if self.layout != "packed" and self.autocast is None:
-            use_fused_forward(lm, config.gradient_checkpointing)
+        use_fused_forward(lm, config.gradient_checkpointing, self.autocast)
         self.parameters = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
-        self.optimizer = _optimizer(list(self.parameters.values()), config)
+        self.optimizer = make_optimizer(list(self.parameters.values()), config)
         self._lease = Lease(self.version)
 
     async def update(self, samples: Sequence[Scored]) -> StepReport:
@@ -142,12 +142,13 @@ class LocalLearner:
         for micro in self.ranks.own(batch):
             loss, measured = inside(self.lm.model, self._pass, batch, micro)
             loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.collect()
             if micro is not None and measured is not None:
                 metrics.add(micro, measured)
         backward_done = time.perf_counter()
         metrics.reduce(self.ranks)
         limit = self.config.max_grad_norm or math.inf
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.optimizer.targets(), limit)).item()
         self._stop_if_not_finite(samples, metrics, norm)
         return batch, metrics, norm, backward_done
 
@@ -201,7 +202,7 @@ class LocalLearner:
         """
         policy = LocalPolicy(self.lm, self.version, self.adapters, ranks=self.ranks)
         if self.adapters is None:
-            policy.save(folder / MODEL_FOLDER)
+            policy.save(folder / MODEL_FOLDER, dtype_of(self.lm))
         else:
             policy.save_adapter(folder / ADAPTER_FOLDER)
         weights = weights_of(self.lm, self.adapters)
@@ -351,19 +352,6 @@ def _before_the_step(error: Exception, update: int) -> str:
 
 def _means(metrics: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
     return metrics.means() | metrics.by_teacher([sample.scores.scorer for sample in samples])
-
-
-def _optimizer(parameters: Sequence[torch.nn.Parameter], config: LocalLearnerConfig) -> torch.optim.AdamW:
-    """Weight decay is for matrices alone."""
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        betas=config.betas,
-        fused=True,
-    )
 
 
 def learning_rate(config: LocalLearnerConfig, step: int, steps: int) -> float:

@@ -2,9 +2,9 @@
 
     states_Sd = states_after(parts, tokens_N, positions_N, rows, predict_S, kept)
 
-All tokens of a pass lie in one flat row, without padding; attention goes row by row, each over the keys of its prefix
-and its own. So what a row gives does not depend on the lengths of the others. Keys are rotated, and neither they nor
-values nor states know a temperature: they serve every request.
+All tokens of a pass lie in one flat row, without padding; attention goes row by row, to the keys of its prefix and to
+its own, merged (`attention`). So what a row gives does not depend on the lengths of the others. Keys are rotated, and
+neither they nor values nor states know a temperature: they serve every request.
 
 Worked example, "abcd" and "abe" of which "ab" is known, and "xy":
 
@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from limbeck.models import ops
-from limbeck.models.llama import Block, LlamaParts, heads_of, run_block
-
-BIAS_BYTES = 16 * 2**20  # of one attention: queries are taken so many at a time
+from limbeck.models.attention import attend_part, merged
+from limbeck.models.llama import Block, LlamaParts, heads_of, rotation_of, run_block
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +55,7 @@ def states_after(
 ) -> Tensor:
     """[S, d] final states at the places `predict_S` of the flat row. `kept` is written on the way."""
     x_Nd = model.embedding(tokens_N)
-    rotation = model.rotary(x_Nd[None], position_ids=positions_N[None])
+    rotation = rotation_of(model, x_Nd, positions_N[None])
     last = len(model.blocks) - 1
     for layer, block in enumerate(model.blocks):
         attention = _AfterPrefixes(model.head_width, rows, rotation, layer, kept)
@@ -67,7 +66,7 @@ def states_after(
 def empty_keys(model: LlamaParts, tokens: int) -> Tensor:
     """[G, 2, J, tokens, D] of nothing yet."""
     key = model.blocks[0].key
-    heads = key.out_features // model.head_width
+    heads = key.weight.shape[0] // model.head_width
     return key.weight.new_empty(len(model.blocks), 2, heads, tokens, model.head_width)
 
 
@@ -91,30 +90,9 @@ class _AfterPrefixes:
         attended = []
         for row in self.rows:
             own = slice(row.start, row.end)
-            keys, values = key[:, :, own], value[:, :, own]
+            part = attend_part(query[:, :, own], key[:, :, own], value[:, :, own], 1.0, causal=True)
             if row.prefix is not None:
-                before = row.prefix[self.layer]
-                keys, values = (torch.cat([b[None], x], dim=2) for b, x in zip(before, (keys, values), strict=True))
-            attended.append(_attend(query[:, :, own], keys, values)[0])  # [H, n, D]
+                keys, values = row.prefix[self.layer][:, None]
+                part = merged(part, attend_part(query[:, :, own], keys, values, 1.0, causal=False))
+            attended.append(part[0][0])  # [H, n, D]
         return torch.cat(attended, dim=1).transpose(0, 1).reshape(query_Nn.shape)
-
-
-def _attend(query_1HnD: Tensor, key_1JKD: Tensor, value_1JKD: Tensor) -> Tensor:
-    """[1, H, n, D] of queries that are the last of the keys, each to those before it and itself."""
-    own, keys = query_1HnD.shape[2], key_1JKD.shape[2]
-    before = keys - own
-    if before == 0:
-        return ops.attend(query_1HnD, key_1JKD, value_1JKD, None, scaling=1.0)
-    parts = []
-    step = max(1, BIAS_BYTES // (4 * keys))
-    for start in range(0, own, step):
-        end = min(own, start + step)
-        bias_QK = torch.full((end - start, before + end), -torch.inf, device=query_1HnD.device)
-        bias_QK.triu_(before + start + 1)
-        parts.append(
-            ops.attend(
-                query_1HnD[:, :, start:end], key_1JKD[:, :, : before + end], value_1JKD[:, :, : before + end],
-                bias_QK[None, None], scaling=1.0,
-            )
-        )  # fmt: skip
-    return torch.cat(parts, dim=2)

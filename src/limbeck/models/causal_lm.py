@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from limbeck.errors import ModelError
 from limbeck.models.folder import BAKED_TEMPERATURE
 from limbeck.models.head import Head
-from limbeck.models.prefix_tree import Tree
+from limbeck.models.prefix_tree import ATTENTION, Tree
 from limbeck.records import ModelInfo
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class CausalLM:
     passes: Passes | None = field(default=None, init=False)  # a faster way to `states`, proven for this very `model`
     run_on: torch.device | None = field(default=None, init=False)  # where its parameters are gathered, if sharded
     run_in: torch.dtype | None = field(default=None, init=False)  # and in which dtype
+    passes_under: torch.dtype | None = field(default=None, init=False)  # of autocast, under which it was proven
 
     @property
     def device(self) -> torch.device:
@@ -127,10 +128,12 @@ class CausalLM:
     ) -> Tensor:
         """[B, L, d] final hidden states, after the last norm, before the head.
 
-        Along `tree`, one row of tokens, where it is given: after `share_prompts` only.
+        Along `tree`, one row of tokens, where it is given: after `share_prompts` only. Without it, sequences end to
+        end are told apart by their positions, if the model does so.
         """
-        body = self.body
-        if tree is not None:  # a mask of four dimensions is handed on as it is, so none is made
+        body, understood = self.body, text_config(self.model)._attn_implementation == ATTENTION
+        if tree is not None and (understood or not tree.is_flat):
+            # A mask of four dimensions is handed on as it is, so none is made.
             nothing = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=tokens_BL.device)
             kwargs = {"attention_mask": nothing, "tree": tree, **kwargs}
         output = body(input_ids=tokens_BL, position_ids=positions_BL, **{"use_cache": False, **kwargs})
@@ -140,10 +143,9 @@ class CausalLM:
     def states(self, tokens_BL: Tensor, positions_BL: Tensor, predict_N: Tensor, tree: Tree | None = None) -> Tensor:
         """[N, d] the rows of `hidden` at the flat places `predict_N`, by `passes` where there are any.
 
-        Sequences laid end to end in one row, and what runs under autocast, do without.
+        Under another autocast than they were proven for it does without.
         """
-        packed = tree is None and int(positions_BL[-1, -1]) + 1 < positions_BL.shape[1]
-        if self.passes is None or packed or torch.is_autocast_enabled(self.device.type):
+        if self.passes is None or autocast_dtype(self.device) != self.passes_under:
             return self.hidden(tokens_BL, positions_BL, tree).flatten(0, 1)[predict_N]
         return self.passes(tokens_BL, positions_BL, predict_N, tree)
 
@@ -164,8 +166,9 @@ class CausalLM:
 
     def info(self) -> ModelInfo:
         """The facts, for whoever does not need the weights."""
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return ModelInfo(self.name, self.vocabulary, self.context, self.stop_ids, dtype, self.natural_temperature)
+        return ModelInfo(
+            self.name, self.vocabulary, self.context, self.stop_ids, dtype_of(self), self.natural_temperature
+        )
 
     def head(self) -> Head:
         """The output head over the shared vocabulary, sharing the model's parameters."""
@@ -189,9 +192,19 @@ class CausalLM:
         return float(value)
 
 
+def dtype_of(lm: CausalLM) -> str:
+    """How the weights are held, as recipes name it."""
+    return str(next(lm.model.parameters()).dtype).removeprefix("torch.")
+
+
 def precision(lm: CausalLM, autocast: torch.dtype | None) -> AbstractContextManager[object]:
     """What the model computes in."""
     return nullcontext() if autocast is None else torch.autocast(lm.device.type, autocast)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What is computed in here and now, where autocast is on."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def shared_vocabulary(lms: Sequence[CausalLM]) -> int:

@@ -16,7 +16,7 @@ D head width, L prompt tokens, t tokens of a response so far, d model width, n a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -27,7 +27,7 @@ from limbeck.errors import EngineError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import at_least_float32
 from limbeck.models.kv_cache import RowCache, RowLayer, keep_rows
-from limbeck.models.llama import Block, LlamaParts, hidden_states_at, run_block
+from limbeck.models.llama import Block, LlamaParts, Matrix, cast, hidden_states_at, rotation_of, run_block
 
 FEW = 8  # rows
 
@@ -60,12 +60,16 @@ FastRowsOf: TypeAlias = Callable[[LlamaParts, Prefilled, Tensor, int], Rows]
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """How `lm` is decoded: fast with `parts`, whose rows are `rows_of`, or by transformers, and then `why`."""
+    """How `lm` is decoded: fast with `parts`, whose rows are `rows_of`, or by transformers, and then `why`.
+
+    The fast way computes in `narrow`, where it is given, by itself: it needs no autocast.
+    """
 
     lm: CausalLM
     parts: LlamaParts | None = None
     rows_of: FastRowsOf | None = None
     why: str | None = None
+    narrow: torch.dtype | None = None
 
     def start(self, prompts: Sequence[Sequence[int]], prompt_B: Tensor, reserve: int) -> tuple[Tensor, Rows]:
         """[B, d] states after the prompt of each row, and the rows, with room for `reserve` tokens of each.
@@ -78,12 +82,13 @@ class Decoder:
 
     def prefill(self, prompts: Sequence[Sequence[int]], first: Sequence[int] | None = None) -> Prefilled:
         """Compute `prompts`, each from position 0, or from its own in `first`."""
-        return prefill(self.lm, prompts, self.parts, first)
+        return prefill(self.lm, prompts, self.parts, first, self.narrow)
 
     def rows(self, start: Prefilled, prompt_B: Tensor, reserve: int) -> Rows:
         if self.parts is None or self.rows_of is None:
             return TransformersRows(self.lm, start, prompt_B, reserve)
-        return self.rows_of(self.parts, start, prompt_B, reserve)
+        blocks = tuple(cast(block, self.narrow) for block in self.parts.blocks)  # once for all of their tokens
+        return self.rows_of(replace(self.parts, blocks=blocks), start, prompt_B, reserve)
 
 
 def prefill(
@@ -91,6 +96,7 @@ def prefill(
     prompts: Sequence[Sequence[int]],
     parts: LlamaParts | None = None,
     first: Sequence[int] | None = None,
+    narrow: torch.dtype | None = None,
 ) -> Prefilled:
     """Compute `prompts`: by the fused forward, padded to the right, where `parts` are given; else by transformers.
 
@@ -111,7 +117,7 @@ def prefill(
         kept: list[tuple[Tensor, Tensor]] = []
         last_P = torch.arange(len(lengths), device=lm.device) * width + length_P - 1
         positions_PL = places_PL[:1] if first_P is None else places_PL + first_P[:, None]
-        hidden_Pd = hidden_states_at(parts, tokens_PL, positions_PL, last_P, kept=kept)
+        hidden_Pd = hidden_states_at(parts, tokens_PL, positions_PL, last_P, kept=kept, narrow=narrow)
         for layer, (keys, values) in zip(cache.layers, kept, strict=True):
             layer.update(keys, values)
         attend_PL = places_PL < length_P[:, None]
@@ -168,8 +174,8 @@ class Columns:
     def norm(self, x_dB: Tensor, norm: Any) -> Tensor:
         return _rms(x_dB, norm)
 
-    def normed_linears(self, x_dB: Tensor, norm: Any, *linears: nn.Linear) -> tuple[Tensor, ...]:
-        normed_dB = self.norm(x_dB, norm)
+    def normed_linears(self, x_dB: Tensor, norm: Any, *linears: Matrix) -> tuple[Tensor, ...]:
+        normed_dB = self.norm(x_dB, norm).to(linears[0].weight.dtype)
         if _few(normed_dB):
             normed_Bd = normed_dB.t().contiguous()
             return tuple(nn.functional.linear(normed_Bd, n.weight, n.bias).t().contiguous() for n in linears)
@@ -179,13 +185,16 @@ class Columns:
             for product_nB, linear in zip(products, linears, strict=True)
         )
 
-    def add_linear(self, x_dB: Tensor, y_nB: Tensor, linear: nn.Linear) -> Tensor:
+    def add_linear(self, x_dB: Tensor, y_nB: Tensor, linear: Matrix) -> Tensor:
         if _few(y_nB):
             return x_dB.add_(nn.functional.linear(y_nB.t().contiguous(), linear.weight, linear.bias).t())
-        x_dB.addmm_(linear.weight, y_nB)
+        if x_dB.dtype == linear.weight.dtype:
+            x_dB.addmm_(linear.weight, y_nB)
+        else:
+            x_dB.add_(linear.weight @ y_nB)
         return x_dB if linear.bias is None else x_dB.add_(linear.bias[:, None])
 
-    def add_gated(self, x_dB: Tensor, gate_nB: Tensor, up_nB: Tensor, down: nn.Linear) -> Tensor:
+    def add_gated(self, x_dB: Tensor, gate_nB: Tensor, up_nB: Tensor, down: Matrix) -> Tensor:
         return self.add_linear(x_dB, nn.functional.silu(gate_nB, inplace=True).mul_(up_nB), down)
 
 
@@ -200,7 +209,7 @@ class FastRows:
         self.layers: list[Any] = start.cache.layers
         self.bias = None  # [P or B, 1, 1, L and more], -inf where a prompt is padded
         if start.attend_PL is not None:
-            bias_PL = torch.zeros_like(start.attend_PL, dtype=start.hidden_Pd.dtype)
+            bias_PL = torch.zeros_like(start.attend_PL, dtype=self.layers[0].keys.dtype)
             bias_PL.masked_fill_(~start.attend_PL, -torch.inf)
             if not self.shared:
                 bias_PL = nn.functional.pad(bias_PL, (0, reserve))
@@ -217,8 +226,7 @@ class FastRows:
     def forward(self, token_B: Tensor) -> Tensor:
         x_dB = self.model.embedding(token_B).t().contiguous()
         rotation = tuple(
-            part.transpose(1, 2).contiguous()
-            for part in self.model.rotary(x_dB[None], position_ids=self.position_B[None])
+            part.transpose(1, 2).contiguous() for part in rotation_of(self.model, x_dB, self.position_B[None])
         )
         for number, block in enumerate(self.model.blocks):
             x_dB = run_block(block, self.columns, partial(self._attention, number, rotation), x_dB)
@@ -265,7 +273,8 @@ class FastRows:
         rows, width = query_nB.shape[1], self.model.head_width
         query_HDB, key_JDB, value_JDB = (part_nB.view(-1, width, rows) for part_nB in (query_nB, key_nB, value_nB))
         query_HDB, key_JDB = norm_heads(block, query_HDB, key_JDB)
-        query_HDB, key_JDB = _rotate(query_HDB, *rotation), _rotate(key_JDB, *rotation)
+        narrow = value_nB.dtype  # norms and rotations widen
+        query_HDB, key_JDB = (_rotate(part, *rotation).to(narrow) for part in (query_HDB, key_JDB))
         # Contiguous: scaled_dot_product_attention leaves its fast kernel for a query of strange strides.
         query_BJGD = query_HDB.permute(2, 0, 1).contiguous().view(rows, len(key_JDB), -1, width)
         keys, values = self.layers[number].update(

@@ -11,6 +11,8 @@ Worked example, two requests "ab|cd" and "a|c" (scored tokens after the bar):
                      [a, 0, 0]]                              sequence [0, 0, 1]
     packed   tokens [[a, b, c, a]]         positions [[0, 1, 2, 0]]         predict [1, 2, 3]
 
+Packed sequences are a tree of prefixes without suffixes, for models whose attention goes along it.
+
 In the layout "tree" the samples of a prompt share it (see `prefix_tree.py`): "ab|cd" and "ab|e" become
 
     tree     tokens [[a, b, c]]            positions [[0, 1, 2]]            predict [1, 2, 1]
@@ -67,6 +69,7 @@ def lay_out(requests: Sequence[ScoreRequest], layout: Layout) -> TokenBatch:
         torch.from_numpy(tokens).view(rows, width),
         torch.from_numpy(positions).view(rows, width),
         torch.from_numpy(np.concatenate(predict)),
+        build([(length, ()) for length in lengths]) if layout == "packed" else None,
     )
 
 

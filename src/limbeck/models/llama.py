@@ -11,6 +11,9 @@ of attention are plugged into it: `WholeRows` and `AlongTree` here, and over cac
 The model's own parameters are used where they lie, so an update is seen at once and nothing is kept twice. That
 these parts do what they do in Llama is not guessed from names: `equivalence` proves it before any of this is used.
 
+With a `narrow` dtype the matrices of float32 weights are cast to it block by block, and what is multiplied with them:
+products and attention are computed in it; residuals, norms, rotations and softmax stay in float32, as under autocast.
+
 Shape legend: N tokens of a pass, B rows of L tokens, H query heads, J key-value heads, D head width,
 S states that are read, d model width, n any layer's width.
 """
@@ -18,15 +21,16 @@ S states that are read, d model width, n any layer's width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-from torch import Tensor, is_grad_enabled, nn
+from torch import Tensor, dtype, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
 from limbeck.models import ops
 from limbeck.models.causal_lm import CausalLM
+from limbeck.models.head import at_least_float32
 from limbeck.models.prefix_tree import Tree, attend_along
 from limbeck.models.shards import inside
 
@@ -35,22 +39,40 @@ SILU = ("SiLU", "SiLUActivation")
 Attention: TypeAlias = Callable[["Block", Tensor, Tensor, Tensor], Tensor]  # of a block's queries, keys and values
 
 
+class Matrix(Protocol):
+    """A linear layer: an `nn.Linear`, or one whose weights were cast."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Cast:
+    """A `Matrix` of other dtype. The gradient goes back to the one that it was made of."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """One layer's parts, as transformers holds them."""
 
     layer: nn.Module
     attention_norm: nn.Module
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
+    query: Matrix
+    key: Matrix
+    value: Matrix
     query_norm: nn.Module | None
     key_norm: nn.Module | None
-    output: nn.Linear
+    output: Matrix
     mlp_norm: nn.Module
-    gate: nn.Linear
-    up: nn.Linear
-    down: nn.Linear
+    gate: Matrix
+    up: Matrix
+    down: Matrix
     activation: nn.Module
     scaling: float
 
@@ -69,11 +91,11 @@ class LlamaParts:
 class Operations(Protocol):
     """What a block does besides attention, on tensors that lie as the implementation likes them."""
 
-    def normed_linears(self, x: Tensor, norm: Any, *linears: nn.Linear) -> tuple[Tensor, ...]: ...
+    def normed_linears(self, x: Tensor, norm: Any, *linears: Matrix) -> tuple[Tensor, ...]: ...
 
-    def add_linear(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor: ...
+    def add_linear(self, x: Tensor, y: Tensor, linear: Matrix) -> Tensor: ...
 
-    def add_gated(self, x: Tensor, gate: Tensor, up: Tensor, down: nn.Linear) -> Tensor: ...
+    def add_gated(self, x: Tensor, gate: Tensor, up: Tensor, down: Matrix) -> Tensor: ...
 
 
 def run_block(
@@ -99,6 +121,7 @@ def hidden_states_at(
     tree: Tree | None = None,
     checkpointing: bool = False,
     kept: list[tuple[Tensor, Tensor]] | None = None,
+    narrow: dtype | None = None,
 ) -> Tensor:
     """[S, d] final states at the flat places `predict_S`, along `tree` or of rows that know only themselves.
 
@@ -107,17 +130,42 @@ def hidden_states_at(
     block.
     """
     x_Nd = model.embedding(tokens_BL).flatten(0, 1)
-    rotation = model.rotary(x_Nd[None], position_ids=positions_BL)
+    rotation = rotation_of(model, x_Nd, positions_BL)
     attention: Attention = (
         WholeRows(model.head_width, tokens_BL.shape[1], rotation, kept)
         if tree is None
         else AlongTree(model.head_width, tree, rotation)
     )
     for block in model.blocks:
-        step = partial(run_block, block, ops, attention, read_S=predict_S if block is model.blocks[-1] else None)
+        read_S = predict_S if block is model.blocks[-1] else None
+        step = partial(_run_cast, block, attention, narrow=narrow, read_S=read_S)
         run = partial(inside, block.layer, step)
         x_Nd = checkpoint(run, x_Nd, use_reentrant=False) if checkpointing and is_grad_enabled() else run(x_Nd)
     return ops.norm(x_Nd, model.norm)
+
+
+def _run_cast(block: Block, attention: Attention, x_Nd: Tensor, narrow: dtype | None, read_S: Tensor | None) -> Tensor:
+    return run_block(cast(block, narrow), ops, attention, x_Nd, read_S)
+
+
+def cast(block: Block, narrow: dtype | None) -> Block:
+    """The block with its matrices in `narrow`; itself where that is None."""
+    if narrow is None:
+        return block
+
+    def of(matrix: Matrix) -> Cast:
+        return Cast(matrix.weight.to(narrow), None if matrix.bias is None else matrix.bias.to(narrow))
+
+    return replace(
+        block, query=of(block.query), key=of(block.key), value=of(block.value), output=of(block.output),
+        gate=of(block.gate), up=of(block.up), down=of(block.down),
+    )  # fmt: skip
+
+
+def rotation_of(model: LlamaParts, x_Nd: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of each position, [B, L, D], in float32 at least."""
+    cos_BLD, sin_BLD = model.rotary(at_least_float32(x_Nd[:1])[None], position_ids=positions_BL)
+    return cos_BLD, sin_BLD
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +222,9 @@ def heads_of(
         query_BLHD, key_BLJD = ops.norm(query_BLHD, block.query_norm), ops.norm(key_BLJD, block.key_norm)
     cos_BLD, sin_BLD = rotation
     scaled = (cos_BLD * block.scaling, sin_BLD * block.scaling)  # no pass of its own over the scores
-    return (
-        ops.heads(query_BLHD, *scaled, padded),
-        ops.heads(key_BLJD, cos_BLD, sin_BLD, padded),
-        ops.heads(value_BLJD, padded=padded),
-    )
+    query_BHLD, key_BJLD = ops.heads(query_BLHD, *scaled, padded), ops.heads(key_BLJD, cos_BLD, sin_BLD, padded)
+    narrow = value_Nn.dtype  # a norm of float32 weights widens them
+    return query_BHLD.to(narrow), key_BJLD.to(narrow), ops.heads(value_BLJD, padded=padded)
 
 
 def parts_of(lm: CausalLM) -> LlamaParts | str:

@@ -3,7 +3,8 @@
 On a CPU a third of a small model's pass is not arithmetic: a norm, a rotation or an activation written as
 a chain of torch operations reads and writes its tensor five times forward and ten times backward. Here
 each is an autograd Function of few passes that keeps few tensors: what can be made again in one pass
-(a normed input, an activated gate) is made again.
+(a normed input, an activated gate) is made again. Matrices may be narrower than the states (see `llama`): what goes
+into a product is then narrowed, and what comes out is added to wide states.
 
 Shape legend: N tokens, B rows of L tokens, H query heads, J key-value heads, G = H / J, D head width,
 Q queries and K keys of a row, d model width, n any layer's width.
@@ -15,14 +16,14 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
+from limbeck.models.attention import FEW_KEYS, is_exact_on_cpu
 from limbeck.models.head import at_least_float32
 
-FEW_KEYS = 64  # up to which three plain operations are faster than the CPU's fused attention
 STRIDE = 8  # rows of so few keys are padded to a multiple: odd strides double the time of small products
 
 
@@ -32,7 +33,7 @@ def norm(x_Nd: Tensor, layer: Any) -> Tensor:
     return normed_Nd
 
 
-def normed_linears(x_Nd: Tensor, layer: Any, *linears: nn.Linear) -> tuple[Tensor, ...]:
+def normed_linears(x_Nd: Tensor, layer: Any, *linears: Any) -> tuple[Tensor, ...]:
     """[N, n] of each of `linears` on the norm of `x_Nd`."""
     matrices = [part for module in linears for part in (module.weight, module.bias)]
     outputs: tuple[Tensor, ...] = _NormedLinears.apply(  # type: ignore[no-untyped-call]
@@ -41,13 +42,15 @@ def normed_linears(x_Nd: Tensor, layer: Any, *linears: nn.Linear) -> tuple[Tenso
     return outputs
 
 
-def add_linear(x_Nd: Tensor, y_Nn: Tensor, module: nn.Linear) -> Tensor:
+def add_linear(x_Nd: Tensor, y_Nn: Tensor, module: Any) -> Tensor:
     """`x + module(y)`"""
+    if module.weight.dtype != x_Nd.dtype:
+        return x_Nd + linear(y_Nn.to(module.weight.dtype), module.weight, module.bias)
     output_Nd = torch.addmm(x_Nd, y_Nn, module.weight.t())
     return output_Nd if module.bias is None else output_Nd + module.bias
 
 
-def add_gated(x_Nd: Tensor, gate_Nn: Tensor, up_Nn: Tensor, down: nn.Linear) -> Tensor:
+def add_gated(x_Nd: Tensor, gate_Nn: Tensor, up_Nn: Tensor, down: Any) -> Tensor:
     """`x + down(silu(gate) * up)`"""
     gated_Nd: Tensor = _Gated.apply(gate_Nn, up_Nn, down.weight, x_Nd)  # type: ignore[no-untyped-call]
     return gated_Nd if down.bias is None else gated_Nd + down.bias
@@ -85,8 +88,7 @@ def attend(
     group = query_BHQD.shape[1] // key_BJKD.shape[1]
     on_cpu = query_BHQD.device.type == "cpu"
     bias_B1QK = None if bias_B1QK is None else bias_B1QK.to(query_BHQD.dtype)
-    exact = query_BHQD.dtype in (torch.float32, torch.float64)  # narrower, the fused kernel rounds less
-    if on_cpu and exact and key_BJKD.shape[2] <= FEW_KEYS and not dropout:
+    if is_exact_on_cpu(query_BHQD) and key_BJKD.shape[2] <= FEW_KEYS and not dropout:
         return _attend_plainly(query_BHQD, key_BJKD, value_BJKD, bias_B1QK, scaling)
     if group > 1 and not on_cpu:  # only the CPU's kernel takes groups and a mask
         key_BJKD, value_BJKD = (x.repeat_interleave(group, dim=1) for x in (key_BJKD, value_BJKD))
@@ -146,20 +148,25 @@ class _NormedLinears(Function):
         ctx.save_for_backward(unit_Nd, scale_N1, weight_d, *weights)
         ctx.biased = [bias is not None for bias in biases]
         normed_Nd = unit_Nd * weight_d if any(ctx.needs_input_grad) else unit_Nd.mul_(weight_d)
+        normed_Nd = normed_Nd.to(weights[0].dtype)
         return tuple(linear(normed_Nd, weight_nd, bias_n) for weight_nd, bias_n in zip(weights, biases, strict=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         unit_Nd, scale_N1, weight_d, *weights = ctx.saved_tensors
-        normed_Nd = unit_Nd * weight_d
+        normed_Nd = (unit_Nd * weight_d).to(weights[0].dtype)
         of_matrices: list[Tensor | None] = []
         for grad_Nn, biased in zip(grads, ctx.biased, strict=True):
             of_matrices += [grad_Nn.t() @ normed_Nd, grad_Nn.sum(0) if biased else None]
         of_normed_Nd = torch.mm(grads[0], weights[0], out=normed_Nd)  # new memory has its price
+        wide_Nd = of_normed_Nd.to(unit_Nd.dtype)
         for grad_Nn, weight_nd in zip(grads[1:], weights[1:], strict=True):
-            of_normed_Nd.addmm_(grad_Nn, weight_nd)
-        return *_back_through_norm(of_normed_Nd, unit_Nd, scale_N1, weight_d), None, *of_matrices
+            if wide_Nd is of_normed_Nd:
+                wide_Nd.addmm_(grad_Nn, weight_nd)
+            else:
+                wide_Nd.add_(grad_Nn @ weight_nd)
+        return *_back_through_norm(wide_Nd, unit_Nd, scale_N1, weight_d), None, *of_matrices
 
 
 class _Gated(Function):
@@ -169,15 +176,17 @@ class _Gated(Function):
     def forward(ctx: Any, gate_Nn: Tensor, up_Nn: Tensor, weight_dn: Tensor, x_Nd: Tensor) -> Tensor:
         ctx.save_for_backward(gate_Nn, up_Nn, weight_dn)
         gated_Nn = silu(gate_Nn, inplace=not any(ctx.needs_input_grad)).mul_(up_Nn)
+        if x_Nd.dtype != weight_dn.dtype:
+            return x_Nd + linear(gated_Nn, weight_dn)
         return torch.addmm(x_Nd, gated_Nn, weight_dn.t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_Nd: Tensor) -> tuple[Tensor, ...]:
         gate_Nn, up_Nn, weight_dn = ctx.saved_tensors
-        open_Nn = silu(gate_Nn)
-        of_weight_dn = grad_Nd.t() @ (open_Nn * up_Nn)
-        of_gated_Nn = grad_Nd @ weight_dn
+        open_Nn, narrow_Nd = silu(gate_Nn), grad_Nd.to(weight_dn.dtype)
+        of_weight_dn = narrow_Nd.t() @ (open_Nn * up_Nn)
+        of_gated_Nn = narrow_Nd @ weight_dn
         of_up_Nn = open_Nn.mul_(of_gated_Nn)
         of_gate_Nn = torch.ops.aten.silu_backward(of_gated_Nn.mul_(up_Nn), gate_Nn)
         return of_gate_Nn, of_up_Nn, of_weight_dn, grad_Nd
@@ -212,6 +221,11 @@ def _rotate(x_BHLD: Tensor, cos_B1LD: Tensor | None, sin_B1LD: Tensor | None, si
     """Write `x` to `out`, halves rotated against each other; back again with `sign` -1."""
     if cos_B1LD is None or sin_B1LD is None:
         out_BHLD.copy_(x_BHLD)
+        return
+    if x_BHLD.dtype != cos_B1LD.dtype:  # rotated in float32, and rounded once
+        wide_BHLD = x_BHLD.to(cos_B1LD.dtype)
+        _rotate(wide_BHLD, cos_B1LD, sin_B1LD, sign, rotated_BHLD := torch.empty_like(wide_BHLD))
+        out_BHLD.copy_(rotated_BHLD)
         return
     half = x_BHLD.shape[-1] // 2
     torch.mul(x_BHLD, cos_B1LD, out=out_BHLD)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.models.head import Head
+from limbeck.models.head import Head, at_least_float32
 from limbeck.objectives.estimator import Estimator
 from limbeck.objectives.loss import Loss
 from limbeck.objectives.targets import Dense, Measured, Target, Tokens, check_target, empty_measurements
@@ -128,10 +128,10 @@ class _Gradients:
     def __init__(self, student: Dense, head: Head) -> None:
         self.student = student
         self.hidden_Nd = torch.empty_like(student.hidden_Nd)
-        self.weight_Vd = torch.zeros_like(student.head.weight_Vd) if head.weight_Vd.requires_grad else None
+        self.weight_Vd = _zeros(student.head.weight_Vd) if head.weight_Vd.requires_grad else None
         self.bias_V: Tensor | None = None
         if head.bias_V is not None and head.bias_V.requires_grad:
-            self.bias_V = torch.zeros_like(head.bias_V)
+            self.bias_V = _zeros(head.bias_V)
 
     def add(self, c: slice, grad_CV: Tensor) -> None:
         """From the gradient of what the head's matmul gave."""
@@ -150,19 +150,26 @@ class _Gradients:
         return (self.hidden_Nd if len(self.hidden_Nd) else None, self.weight_Vd, self.bias_V)
 
 
+def _zeros(like: Tensor) -> Tensor:
+    """Sums of chunks are in float32 at least."""
+    return torch.zeros_like(like, dtype=at_least_float32(like[:0]).dtype)
+
+
 class _WithGradient(torch.autograd.Function):
     """A value whose gradient is already known: backward scales it and hands it on, once."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None) -> Tensor:
         ctx.gradients = gradients
+        ctx.dtypes = [None if part is None else part.dtype for part in inputs]
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "the fused loss can be back-propagated once"
-        return (None, None, *(None if g is None else g.mul_(upstream[0].to(g.dtype)) for g in gradients))
+        scaled = (None if g is None else g.mul_(upstream[0].to(g.dtype)) for g in gradients)
+        return None, None, *(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True))
 
 
 def _chunk_length(loss: Loss, vocabulary: int, chunk_bytes: int) -> int:
