@@ -29,19 +29,24 @@ class MasterAdamW(torch.optim.AdamW):
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
         super().__init__(groups, lr=lr, betas=betas, fused=True)
         self.narrow = [p for group in self.param_groups for p in group["params"] if p.dtype in NARROW]
-        for parameter in self.narrow:
+
+    def _begin(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """Its state, from the first gradient on: a copy of the student that only samples has none."""
+        if self._target(parameter) is parameter:
             self.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter, dtype=torch.float32),
                 "exp_avg_sq": torch.zeros_like(parameter, dtype=torch.float32),
                 MASTER: parameter.detach().float(),
             }
+        state: dict[str, Any] = self.state[parameter]
+        return state
 
     def collect(self) -> None:
         """Take up the gradients of one micro-batch. To be called after each backward pass."""
         for parameter in self.narrow:
             if parameter.grad is not None:
-                master, grad = self.state[parameter][MASTER], parameter.grad.float()
+                master, grad = self._begin(parameter)[MASTER], parameter.grad.float()
                 master.grad = grad if master.grad is None else master.grad.add_(grad)
                 parameter.grad = None
 
@@ -50,13 +55,13 @@ class MasterAdamW(torch.optim.AdamW):
         return [self._target(parameter) for group in self.param_groups for parameter in group["params"]]
 
     def _target(self, parameter: nn.Parameter) -> Tensor:
-        found: Tensor = self.state[parameter][MASTER] if parameter.dtype in NARROW else parameter
+        found: Tensor = self.state.get(parameter, {}).get(MASTER, parameter)
         return found
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         for parameter in self.narrow:
-            self.state[parameter][MASTER].grad = None
+            self._target(parameter).grad = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
