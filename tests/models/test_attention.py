@@ -54,11 +54,11 @@ def with_gradients(attend: object, *given: Tensor) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, of, weight)]
 
 
-LENGTHS = st.sampled_from([1, 2, 5, 17, 40, 70, 130])
-FAMILIES = st.lists(st.tuples(LENGTHS, st.lists(LENGTHS, max_size=4)), min_size=1, max_size=4)
+LENGTHS = st.sampled_from([1, 2, 5, 17, 40, 70])
+FAMILIES = st.lists(st.tuples(LENGTHS, st.lists(LENGTHS, max_size=4)), min_size=1, max_size=3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(FAMILIES, st.sampled_from([(4, 4), (6, 2), (3, 1)]), st.sampled_from([(8, 8), (7, 7), (8, 5), (4, 12)]))
 @pytest.mark.parametrize("few", [0, 64, 10**6], ids=["torch's kernel", "as it is", "plain operations"])
 def test_along_a_tree_it_is_plain_masked_attention(

@@ -27,6 +27,7 @@ from limbeck.models.causal_lm import CausalLM, precision
 from limbeck.models.decode import Decoder, FastRows, TransformersRows
 from limbeck.models.decode_numba import NumbaRows
 from limbeck.models.equivalence import fast_decode
+from limbeck.models.prefill import prefill
 from limbeck.models.probe import Probe
 from limbeck.records import Rollout, Sampling
 from tests import tiny
@@ -154,6 +155,21 @@ async def test_models_it_cannot_read_are_named_and_decoded_by_transformers(
     assert engine.decoder.parts is None
     assert SLOW[family] in str(engine.decoder.why)
     assert SLOW[family] in caplog.text
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mistral", "granite"])
+def test_long_prompts_of_several_lengths_are_prefilled_without_a_mask(family: str) -> None:
+    """float64: as together under a mask, cache and states, though each length goes by itself."""
+    lm = tiny.exact(family)
+    prompts = [list(range(5, 5 + length)) for length in (9, 3, 9, 1)]
+    with torch.inference_mode():
+        together, apart = (prefill(lm, prompts, mask_places=places) for places in (10**9, 0))
+        assert_close(apart.hidden_Pd, together.hidden_Pd, atol=1e-10, rtol=0)
+        which, tokens = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([7, 8, 9, 10, 11])
+        rows = [TransformersRows(lm, start, which, 2) for start in (together, apart)]
+        for _ in range(2):
+            one, other = (row.forward(tokens) for row in rows)
+            assert_close(one, other, atol=1e-10, rtol=0)
 
 
 def test_what_numba_does_otherwise_is_not_run(

@@ -103,15 +103,31 @@ def test_rows_of_a_batch_do_not_see_each_other(family: str, layout: Layout) -> N
 
 
 def test_a_learner_does_not_pack_a_model_that_cannot_tell_packed_rows_apart(tmp_path: Path) -> None:
-    """OPT, BLOOM, Falcon, MPT, GPT-OSS: their masks are made without position ids, so rows see each other."""
+    """BLOOM, Falcon, MPT, GPT-OSS: their masks are made without position ids, and they do not share prompts."""
+    config = transformers.BloomConfig(
+        vocab_size=tiny.VOCABULARY, hidden_size=32, n_layer=2, n_head=4, eos_token_id=1, pad_token_id=0
+    )
+    tiny.build(config).save_pretrained(tmp_path)
+    tiny.character_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="packed"):
+        LocalLearner(load(tmp_path), LocalLearnerConfig(layout="packed"), ReverseKLConfig(), steps=1, seed=0)
+
+
+def test_a_model_whose_masks_know_no_positions_is_packed_along_a_tree(tmp_path: Path) -> None:
     config = transformers.OPTConfig(
         vocab_size=tiny.VOCABULARY, hidden_size=32, word_embed_proj_dim=32, num_hidden_layers=2,
         num_attention_heads=4, ffn_dim=48, max_position_embeddings=64, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     tiny.build(config).save_pretrained(tmp_path)
     tiny.character_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="packed"):
-        LocalLearner(load(tmp_path), LocalLearnerConfig(layout="packed"), ReverseKLConfig(), steps=1, seed=0)
+    lm = load(tmp_path)
+    LocalLearner(lm, LocalLearnerConfig(layout="packed"), ReverseKLConfig(), steps=1, seed=0)
+    rollouts = [tiny.rollout(list(range(5, 5 + n)), [0] + [1] * (n - 1)) for n in (9, 4, 6)]
+    found = []
+    for layout in ("packed", "padded"):
+        batch = lay_out([request_for(rollout) for rollout in rollouts], layout)
+        found.append(lm.states(batch.tokens_BL, batch.positions_BL, batch.predict_N, batch.tree))
+    assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
 @every_family

@@ -54,12 +54,10 @@ class LocalLearnerConfig(Config):
     layout: Literal["auto", "tree", "padded", "packed"] = Field(
         "auto",
         description="`tree` computes a prompt once for all its samples, `auto` where the model can; `packed` lays "
-        "sequences end to end, for variable-length attention kernels",
+        "sequences end to end",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="bfloat16: autocast over float32 weights; several ranks gather "
-        "their float32 weights in it, and sum gradients in float32",
+        "float32", description="what float32 weights compute in; norms, softmax and the loss stay in float32"
     )
     gradient_checkpointing: bool = Field(False, description="computes activations twice to keep fewer of them")
     loss_chunk_mb: Annotated[int, Field(ge=1, le=2**20)] = Field(

@@ -143,7 +143,8 @@ class _Decoding:
         row_B = torch.arange(rows, device=device)
         finished_B = torch.zeros(rows, dtype=torch.bool, device=device)
         for step in range(sampling.max_tokens):
-            logits_BV = head.logits(hidden_Bd)
+            with torch.autocast(device.type, enabled=False):  # in what the learner computes them in
+                logits_BV = head.logits(hidden_Bd)
             if top:
                 top_BTK[row_B, step] = logits_BV.topk(top, dim=-1).indices
             token_B, logprob_B = draw(logits_BV, sampling, uniform_BT[row_B, step])

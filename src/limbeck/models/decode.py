@@ -23,11 +23,11 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import EngineError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import at_least_float32
-from limbeck.models.kv_cache import RowCache, RowLayer, keep_rows
-from limbeck.models.llama import Block, LlamaParts, Matrix, cast, hidden_states_at, rotation_of, run_block
+from limbeck.models.kv_cache import RowLayer, keep_rows
+from limbeck.models.llama import Block, LlamaParts, Matrix, cast, rotation_of, run_block
+from limbeck.models.prefill import Prefilled, prefill
 
 FEW = 8  # rows
 
@@ -42,17 +42,6 @@ class Rows(Protocol):
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only, in their order."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class Prefilled:
-    """Prompts computed once each, padded to one length."""
-
-    hidden_Pd: Tensor  # after the last token
-    cache: RowCache
-    attend_PL: Tensor | None  # bool; None where nothing is padded
-    length_P: Tensor  # tokens
-    position_P: Tensor  # of the token that comes next
 
 
 FastRowsOf: TypeAlias = Callable[[LlamaParts, Prefilled, Tensor, int], Rows]
@@ -89,56 +78,6 @@ class Decoder:
             return TransformersRows(self.lm, start, prompt_B, reserve)
         blocks = tuple(cast(block, self.narrow) for block in self.parts.blocks)  # once for all of their tokens
         return self.rows_of(replace(self.parts, blocks=blocks), start, prompt_B, reserve)
-
-
-def prefill(
-    lm: CausalLM,
-    prompts: Sequence[Sequence[int]],
-    parts: LlamaParts | None = None,
-    first: Sequence[int] | None = None,
-    narrow: torch.dtype | None = None,
-) -> Prefilled:
-    """Compute `prompts`: by the fused forward, padded to the right, where `parts` are given; else by transformers.
-
-    There the padding is to the left: sliding windows are counted in places, not in positions. Raises `EngineError`
-    for a model that keeps no cache.
-    """
-    lengths = [len(prompt) for prompt in prompts]
-    width = max(lengths)
-    tokens_PL = torch.zeros(len(lengths), width, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        start = 0 if parts is not None else width - lengths[row]
-        tokens_PL[row, start : start + lengths[row]] = torch.tensor(prompt)
-    tokens_PL, length_P = tokens_PL.to(lm.device), torch.tensor(lengths, device=lm.device)
-    places_PL = torch.arange(width, device=lm.device).expand(len(lengths), -1)
-    first_P = None if first is None else torch.tensor(first, device=lm.device)
-    cache = RowCache(lm.model.config.get_text_config().num_hidden_layers)
-    if parts is not None:
-        kept: list[tuple[Tensor, Tensor]] = []
-        last_P = torch.arange(len(lengths), device=lm.device) * width + length_P - 1
-        positions_PL = places_PL[:1] if first_P is None else places_PL + first_P[:, None]
-        hidden_Pd = hidden_states_at(parts, tokens_PL, positions_PL, last_P, kept=kept, narrow=narrow)
-        for layer, (keys, values) in zip(cache.layers, kept, strict=True):
-            layer.update(keys, values)
-        attend_PL = places_PL < length_P[:, None]
-    else:
-        positions_PL = places_PL - (width - length_P)[:, None]
-        attend_PL = positions_PL >= 0
-        hidden_Pd = lm.hidden(
-            tokens_PL,
-            positions_PL.clamp(min=0) + (0 if first_P is None else first_P[:, None]),
-            attention_mask=attend_PL if min(lengths) < width else None,
-            past_key_values=cache,
-            use_cache=True,
-        )[:, -1]
-    if cache.get_seq_length() != width:
-        raise EngineError(
-            f"{lm.name}: {type(lm.model).__name__} kept {cache.get_seq_length()} of {width} tokens "
-            "in its key-value cache, so each token would be sampled without what precedes it. Supported: "
-            "attention-only causal language models that use transformers' cache."
-        )
-    position_P = length_P if first_P is None else length_P + first_P
-    return Prefilled(hidden_Pd, cache, attend_PL if min(lengths) < width else None, length_P, position_P)
 
 
 class TransformersRows:

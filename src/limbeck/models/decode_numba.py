@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.models.decode import Columns, Prefilled, norm_heads
+from limbeck.models.decode import Columns, norm_heads
 from limbeck.models.llama import Block, LlamaParts, run_block
+from limbeck.models.prefill import Prefilled
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # OpenMP reads it when its library is loaded
 # Sums may be reordered, which lets them be vectorised; NaN and infinity mean what they always do.

@@ -20,9 +20,10 @@ from limbeck.formatting import shown
 from limbeck.models.causal_lm import CausalLM, context_limit, first_line, text_config
 from limbeck.models.chat import prove_template
 from limbeck.models.complete import check_loading, check_stop_ids
-from limbeck.models.decode import TransformersRows, prefill
+from limbeck.models.decode import TransformersRows
 from limbeck.models.equivalence import distance, prove_head, tolerance
 from limbeck.models.folder import CONFIG, TOKENIZER, bounded, check_files, read_json
+from limbeck.models.prefill import MASK_PLACES, prefill
 from limbeck.models.shards import largest, local
 from limbeck.models.spread import devices_for, spread
 from limbeck.models.text import highest_id
@@ -339,15 +340,16 @@ def prove_decoding(lm: CausalLM) -> None:
     lm.model.eval()
     try:
         with torch.inference_mode():
-            start = prefill(lm, [row[:-2] for row in rows])
-            decoder = TransformersRows(lm, start, torch.tensor([0, 1], device=lm.device), 2)
-            states = [start.hidden_Pd]
-            states += [
-                decoder.forward(torch.tensor([row[place] for row in rows], device=lm.device)) for place in (-2, -1)
-            ]
-            together_Nd = torch.stack(states, dim=1).flatten(0, 1)
             alone_Nd = torch.cat([lm.hidden(torch.tensor([row], device=lm.device))[0, -3:] for row in rows])
-            worst = distance(lm, together_Nd, alone_Nd)
+            worst = 0.0
+            for mask_places in (MASK_PLACES, 0):  # together, and as prompts are computed that are long
+                start = prefill(lm, [row[:-2] for row in rows], mask_places=mask_places)
+                decoder = TransformersRows(lm, start, torch.tensor([0, 1], device=lm.device), 2)
+                states = [start.hidden_Pd]
+                states += [
+                    decoder.forward(torch.tensor([row[place] for row in rows], device=lm.device)) for place in (-2, -1)
+                ]
+                worst = max(worst, distance(lm, torch.stack(states, dim=1).flatten(0, 1), alone_Nd))
     except LimbeckError:
         raise
     except Exception as error:  # whatever the architecture's own code raises
