@@ -2,9 +2,8 @@
 
     python benchmarks/fleet/memory.py [--quick]
 
-A random Llama whose blocks hold nine tenths of its weights: loading, two updates under sampled support, and, if not quick, a
-checkpoint, which is written a tensor at a time.
-Prints one JSON line; exit code 1 above 0.65.
+A random Llama whose blocks hold nine tenths of its weights: loading, two updates under sampled support, and, if
+not quick, a checkpoint. Prints one JSON line; exit code 1 above 0.65.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ TOKENS = 64  # of each response
 def measure(quick: bool) -> dict[str, Any]:
     """Peaks in MB; `ratio` is of the larger rank."""
     with tempfile.TemporaryDirectory() as folder:
-        _run("model", folder, "20" if quick else "24")
+        _run("model", folder, "20" if quick else "32")
         base = _run("torch", folder)
         one = _run("rank", folder, "0", "1", str(int(quick))) - base
         ranks = [_start("rank", folder, str(rank), str(RANKS), str(int(quick))) for rank in range(RANKS)]
@@ -62,7 +61,7 @@ def _model(folder: Path, layers: int) -> None:
 
     width = 512
     config = transformers.LlamaConfig(
-        vocab_size=layers * 455, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        vocab_size=layers * width * 8 // 9, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
         num_attention_heads=8, tie_word_embeddings=False, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
