@@ -12,7 +12,8 @@ import torch
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.objective import JSDConfig, ObjectiveConfig, ReferenceConfig, ReverseKLConfig, TaskRewardConfig
 from limbeck.errors import ContractError, EngineError, NonFiniteError
-from limbeck.learners.local import LocalLearner, learning_rate
+from limbeck.learners.local import LocalLearner
+from limbeck.learners.schedule import learning_rate
 from limbeck.models.causal_lm import CausalLM
 from limbeck.records import Scored
 from tests.helpers import dense_scores, learner_of, random_samples, tiny_lm

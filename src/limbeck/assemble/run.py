@@ -89,54 +89,23 @@ async def _assemble(
     resources: AsyncExitStack,
     again: bool,
 ) -> Assembled:
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    source = _student_source(recipe, checkpoint)
-    if recipe.cluster is None:
-        fleet, device = None, pick_device(recipe.device)
-        student = load_model(source, device)
-    else:
-        student, device = load_outline(source), torch.device("cpu")
-        fleet = await open_fleet(recipe, student, given, resources, RETURN_WITHIN if again else 0.0)
-    _refuse_baked_student(student)
-    build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, folder.path)
-    site = Site(recipe, student, device, build, folder, given, resources, resumed=checkpoint is not None, fleet=fleet)
-    if given.learner is None and not _trains_all_weights(recipe):
-        same_base_as_before(student, site)
-
-    if given.objective is not None:
-        checked_part(given.objective, Objective, "objective")
-    loss = loss_of(recipe.objective, given.objective, build)
-    teachers = open_teachers(site, loss)
-    reference = _reference(site)
-    models = [student, *teachers.models, *([] if reference is None else [reference])]
-    vocabulary = shared_vocabulary(models)
-    for lm in models:
-        lm.vocabulary = vocabulary
-    if loss.k is not None and loss.k > vocabulary:
-        raise RecipeError(f"objective.k = {loss.k}, but student and teacher share {vocabulary} tokens. Lower it.")
-    contexts = [*teachers.contexts, *(lm.context for lm in models if lm.context is not None)]
-    longest = _longest_prompt(recipe, contexts)
-    task: Task = (
-        load_task(recipe.task, build, longest) if given.task is None else _checked(given.task, longest, student)
-    )
+    site, source = await _open_site(recipe, folder, checkpoint, given, resources, again)
+    student, fleet = site.student, site.fleet
+    loss = loss_of(recipe.objective, given.objective, site.build)
+    teachers, reference_model = open_teachers(site, loss), _reference(site)
+    models = [student, *teachers.models, *([] if reference_model is None else [reference_model])]
+    vocabulary = _share_vocabulary(models, loss)
+    task = _task(site, [*teachers.contexts, *(lm.context for lm in models)])
     keep_prompts(folder, task, recipe, checkpoint)
-    reference_teacher: LocalTeacher | TeacherPool | None = None
     if fleet is not None:
         plan = StudentPlan(recipe, source, vocabulary, folder.path, folder.path == run_path(recipe))
         await asyncio.gather(fleet.start(plan), teachers.start(site))
-    if reference is not None:
-        reference_teacher = (
-            LocalTeacher(REFERENCE, reference)
-            if fleet is None
-            else await fleet.start_teacher(REFERENCE, _reference_source(recipe), reference)
-        )
+    reference = None if reference_model is None else await _reference_teacher(site, reference_model)
     proven = await teachers.prove(site, task)
-    if reference_teacher is not None:
-        await same_model_as_before("reference", reference_teacher, site)
+    if reference is not None:
+        await same_model_as_before("reference", reference, site)
 
-    heads = {**proven.heads, **({} if reference_teacher is None else reference_teacher.heads)}
-    learner = await _learner(site, loss, heads)
+    learner = await _learner(site, loss, {**proven.heads, **({} if reference is None else reference.heads)})
     if checkpoint:
         await _restore(learner, checkpoint)
     stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
@@ -144,11 +113,8 @@ async def _assemble(
     engine = make_engine(site, learner, task, stop_ids, student_top)
     policies = await policies_to_sample_from(learner, recipe.rollout.lag, checkpoint)
     await engine.load(policies[0])
-    results = [
-        *_notes(student),
-        *proven.results,
-        *(engine.results if isinstance(engine, ServedEngine | ServedEngines) else ()),
-    ]
+    of_engine = engine.results if isinstance(engine, ServedEngine | ServedEngines) else ()
+    results = (*_notes(student), *proven.results, *of_engine)
     folder.write_lines("contract.jsonl", [asdict(result) for result in results])
     run = Run(
         recipe=recipe,
@@ -165,7 +131,7 @@ async def _assemble(
         support="full" if loss.support == "student_top" else loss.support,
         student_top=student_top,
         start=checkpoint.step if checkpoint else 0,
-        reference=reference_teacher,
+        reference=reference,
         min_scored_fraction=teachers.min_scored_fraction,
         same_weights=checkpoint is None and given.teacher is None and _is_self_taught(recipe),
         teacher_seconds=proven.seconds,
@@ -174,7 +140,59 @@ async def _assemble(
         resources=resources,
     )
     run.versions.begin(policies)
-    return Assembled(run, tuple(results))
+    return Assembled(run, results)
+
+
+async def _open_site(
+    recipe: Recipe,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    given: Given,
+    resources: AsyncExitStack,
+    again: bool,
+) -> tuple[Site, StudentConfig]:
+    """The student and, with [cluster], the cluster, where the driver has the student's outline alone."""
+    if given.objective is not None:
+        checked_part(given.objective, Objective, "objective")
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    source = _student_source(recipe, checkpoint)
+    if recipe.cluster is None:
+        fleet, device = None, pick_device(recipe.device)
+        student = load_model(source, device)
+    else:
+        student, device = load_outline(source), torch.device("cpu")
+        fleet = await open_fleet(recipe, student, given, resources, RETURN_WITHIN if again else 0.0)
+    _refuse_baked_student(student)
+    build = Build(recipe, student.info(), student.tokenizer, device, recipe.seed, folder.path)
+    site = Site(recipe, student, device, build, folder, given, resources, resumed=checkpoint is not None, fleet=fleet)
+    if given.learner is None and not _trains_all_weights(recipe):
+        same_base_as_before(student, site)
+    return site, source
+
+
+def _share_vocabulary(models: Sequence[CausalLM], loss: Loss) -> int:
+    """What all of them are compared over. Raises `RecipeError` where objective.k is more."""
+    vocabulary = shared_vocabulary(models)
+    for lm in models:
+        lm.vocabulary = vocabulary
+    if loss.k is not None and loss.k > vocabulary:
+        raise RecipeError(f"objective.k = {loss.k}, but student and teacher share {vocabulary} tokens. Lower it.")
+    return vocabulary
+
+
+def _task(site: Site, contexts: Sequence[int | None]) -> Task:
+    """With prompts that leave place for a response in each of `contexts`."""
+    longest = _longest_prompt(site.recipe, [context for context in contexts if context is not None])
+    if site.given.task is not None:
+        return PythonTask(site.given.task, "the given task", longest, site.student.vocabulary)
+    return load_task(site.recipe.task, site.build, longest)
+
+
+async def _reference_teacher(site: Site, lm: CausalLM) -> LocalTeacher | TeacherPool:
+    if site.fleet is None:
+        return LocalTeacher(REFERENCE, lm)
+    return await site.fleet.start_teacher(REFERENCE, _reference_source(site.recipe), lm)
 
 
 async def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
@@ -197,10 +215,6 @@ def _notes(student: CausalLM) -> list[ProbeResult]:
     if unnamed is not None:
         notes.append(ProbeResult("vocabulary", unnamed, "a token for every id"))
     return notes
-
-
-def _checked(task: Task, longest: int | None, student: CausalLM) -> Task:
-    return PythonTask(task, "the given task", longest, student.vocabulary)
 
 
 def _student_source(recipe: Recipe, checkpoint: Checkpoint | None) -> StudentConfig:

@@ -40,6 +40,7 @@ from limbeck.learners.checkpoint import (
 from limbeck.learners.optimizer import make_optimizer
 from limbeck.learners.policy import WEIGHTS, Lease, LocalPolicy
 from limbeck.learners.process_group import Ranks, Sharding
+from limbeck.learners.schedule import learning_rate
 from limbeck.learners.token_metrics import TokenMetrics
 from limbeck.learners.tracing import trace_micro_batch
 from limbeck.models.causal_lm import CausalLM, dtype_of, first_line, precision, turn_off_training_noise
@@ -352,16 +353,6 @@ def _before_the_step(error: Exception, update: int) -> str:
 
 def _means(metrics: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
     return metrics.means() | metrics.by_teacher([sample.scores.scorer for sample in samples])
-
-
-def learning_rate(config: LocalLearnerConfig, step: int, steps: int) -> float:
-    """The rate of update `step` (from 0): linear warm-up, then the schedule down to 0 at `steps`."""
-    warmup = config.warmup_steps
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
-    return config.lr * factor
 
 
 def _layout(lm: CausalLM, config: LocalLearnerConfig) -> Layout:

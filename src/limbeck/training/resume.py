@@ -15,6 +15,7 @@ from limbeck.errors import RunError
 from limbeck.files.digests import RECIPE_FILE
 from limbeck.files.disk import read_file
 from limbeck.formatting import significant
+from limbeck.learners.schedule import learning_rate
 
 EVALUATION_KEYS = ("prompts", "samples_per_prompt", "greedy")
 ROUNDING_KEYS = ("device", "threads")
@@ -106,8 +107,6 @@ def _rate_note(
     section = LocalLearnerConfig(**learner)
     if section.schedule == "constant":
         return None
-    from limbeck.learners.local import learning_rate
-
     # The rate of the update that was made last, and of the one that comes next.
     last, following = learning_rate(section, done - 1, then_steps), learning_rate(section, done, now_steps)
     planned = learning_rate(section, done, then_steps) if done < then_steps else 0.0
