@@ -16,6 +16,7 @@ import inspect
 import logging
 import os
 import pickle
+import re
 import socket
 import time
 import traceback
@@ -28,7 +29,7 @@ from typing import Any, TypeAlias
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
-from limbeck.errors import LimbeckError, LostWorkerError
+from limbeck.errors import LimbeckError, LostWorkerError, RunError
 
 logger = logging.getLogger("limbeck")
 
@@ -170,7 +171,9 @@ def _opened(name: str, answer: _Answer) -> Any:
     raise answer.error
 
 
-def _lost(name: str, method: str, error: BaseException | None, times: int) -> LostWorkerError:
+def _lost(name: str, method: str, error: BaseException | None, times: int) -> LostWorkerError | RunError:
+    if "creation task" in str(error):  # it has never lived: another would fare the same
+        return _not_started(name, str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = next((line for line in lines if ":" not in line[:20]), type(error).__name__)
     what = f"{name} was lost in {method or 'start'!r}"
@@ -179,6 +182,15 @@ def _lost(name: str, method: str, error: BaseException | None, times: int) -> Lo
     return LostWorkerError(
         f"{what} {times} times in a row: {reason} A process that is killed again and again mostly has too little "
         "memory: look at the kernel's log on its node."
+    )
+
+
+def _not_started(name: str, text: str) -> RunError:
+    errors = re.findall(r"^\s*([\w.]*(?:Error|Exception): .*)$", text, flags=re.MULTILINE)
+    reason = errors[-1].rstrip(".") if errors else "Ray gives no reason"
+    return RunError(
+        f"{name} could not be started on its node: {reason}. Every node needs the Python environment of the driver, "
+        "with the same versions: pip install 'limbeck[cluster]'."
     )
 
 
@@ -216,7 +228,11 @@ class Worker:
 
     async def free_address(self) -> tuple[str, int]:
         """Host and port of its node, for what it starts to listen there."""
-        found: tuple[str, int] = await self.link.actor.free_address.remote()
+        try:
+            with self.watch(self.name, "start"):
+                found: tuple[str, int] = await self.link.actor.free_address.remote()
+        except RayActorError as error:
+            raise _lost(self.name, "start", error, 1) from None
         return found
 
     def kill(self) -> None:
@@ -233,6 +249,8 @@ class Worker:
                 answer = await self._ask(life, method, args)
             except RayActorError as error:
                 lost = error
+                if "creation task" in str(error):
+                    break
                 self.losses += 1
                 logger.warning("%s was lost in %s; it is started anew and asked again", self.name, method or "start")
             else:
