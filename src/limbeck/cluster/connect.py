@@ -138,20 +138,26 @@ def _start(ray: Any, processes: int, store_bytes: int) -> None:
             "weights and samples take up to %.1f GB between processes, but %s has %.1f GB: Ray goes by way of the "
             "disk. Enlarge it (docker run --shm-size).", size / 1e9, SHARED_MEMORY, free / 1e9,
         )  # fmt: skip
-    try:
-        ray.init(
-            address="local",
-            num_cpus=max(processes, os.cpu_count() or 1),  # more processes than cores only take longer
-            include_dashboard=False,
-            object_store_memory=size,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(_folder() / "ray"),
-        )
-    except Exception as error:
-        raise RecipeError(
-            f"a local Ray cannot be started: {_reason(error)}. Is there memory in /dev/shm, and are processes allowed?"
-        ) from error
+    for last in (False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(processes, os.cpu_count() or 1),  # more processes than cores only take longer
+                include_dashboard=False,
+                object_store_memory=size,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(_folder() / "ray"),
+            )
+        except Exception as error:
+            if not last and "timed out" in str(error):  # Ray waits for 30 seconds, which a busy machine may need
+                ray.shutdown()
+                continue
+            raise RecipeError(
+                f"a local Ray cannot be started: {_reason(error)}. Is there memory in /dev/shm, is the machine busy, and "
+                "are processes allowed?"
+            ) from error
+        return
 
 
 def _join(ray: Any, address: str) -> None:
