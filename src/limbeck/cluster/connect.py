@@ -17,8 +17,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -56,15 +58,31 @@ def connected(address: str, processes: Mapping[str, int], store_bytes: int = 0) 
             yield ray.cluster_resources
             return
         try:
-            if own:
-                _start(ray, sum(processes.values()), store_bytes)
-            else:
-                _join(ray, address)
+            with _own_signals():
+                if own:
+                    _start(ray, sum(processes.values()), store_bytes)
+                else:
+                    _join(ray, address)
             yield ray.cluster_resources
         finally:
             ray.shutdown()
             if own:
                 shutil.rmtree(_folder() / "ray", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Handlers of signals are after it those of before: Ray puts its own there, which ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # one of C, which Python does not know
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -154,8 +172,8 @@ def _start(ray: Any, processes: int, store_bytes: int) -> None:
                 ray.shutdown()
                 continue
             raise RecipeError(
-                f"a local Ray cannot be started: {_reason(error)}. Is there memory in /dev/shm, is the machine busy, and "
-                "are processes allowed?"
+                f"a local Ray cannot be started: {_reason(error)}. Is there memory in /dev/shm, is the machine too "
+                "busy, are processes allowed?"
             ) from error
         return
 
