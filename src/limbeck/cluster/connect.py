@@ -33,6 +33,7 @@ EVERYWHERE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # what Ray prints of a dead process: `worker` says what matters
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a notice on the console
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end is an error, and starts no other Ray
 }
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: every listener on 127.0.0.1
 SHARED_MEMORY = Path("/dev/shm")
