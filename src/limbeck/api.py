@@ -26,7 +26,7 @@ from limbeck.records import ProbeResult
 from limbeck.trackers import make_trackers
 from limbeck.training.evaluation import Evaluation
 from limbeck.training.evaluation import evaluate as evaluate_run
-from limbeck.training.interruption import Interrupted, StopSignals
+from limbeck.training.interruption import Interrupted, StopSignals, cancel_others
 from limbeck.training.loop import keep
 from limbeck.training.loop import train as train_run
 from limbeck.training.resume import resume_notes
@@ -261,16 +261,9 @@ def _cancel_all(runner: asyncio.Runner) -> None:
     """A signal that a task met leaves the loop once more from the task that waits for it."""
     while True:
         try:
-            return runner.run(_cancel_others())
+            return runner.run(cancel_others())
         except Interrupted:
             continue
-
-
-async def _cancel_others() -> None:
-    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _outside_loops(work: Callable[[StopSignals], T]) -> T:

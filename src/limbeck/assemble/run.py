@@ -41,6 +41,7 @@ from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
 from limbeck.tasks.python import PythonTask
 from limbeck.teachers.local import LocalTeacher
+from limbeck.training.interruption import cancel_others
 from limbeck.training.kept_prompts import keep_prompts
 from limbeck.training.run import Run
 from limbeck.training.run_folder import Checkpoint, RunFolder
@@ -77,6 +78,7 @@ async def assemble(
     try:
         return await _assemble(recipe, folder, checkpoint, given or Given(), resources, again)
     except BaseException:
+        await cancel_others()  # parts that were being started at the same time
         await resources.aclose()
         raise
 

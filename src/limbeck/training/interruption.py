@@ -53,6 +53,14 @@ async def in_thread(work: Callable[[], None]) -> None:
         raise asyncio.CancelledError
 
 
+async def cancel_others() -> None:
+    """End every other task of this loop, before what they use is closed."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
 class StopSignals:
     """Handles the signals while it is open, in the main thread; elsewhere `request` has to be called.
 

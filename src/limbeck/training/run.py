@@ -15,7 +15,7 @@ from typing import Any
 from limbeck.config.recipe import Recipe
 from limbeck.protocols import Engine, Environment, Learner, Observer, Task, Teacher, TeacherView, TokenNames
 from limbeck.records import Ints, Sampling, Scored, Support
-from limbeck.training.interruption import StopSignals
+from limbeck.training.interruption import StopSignals, cancel_others
 from limbeck.training.peaks import Work
 from limbeck.training.run_folder import RunFolder
 from limbeck.training.versions import Turns, Versions
@@ -126,6 +126,7 @@ class Run:
     async def close(self) -> None:
         """Let go of servers and files. What fails here is a warning: the run is over, and how it ended matters more."""
         try:
+            await cancel_others()  # of a run that ended early: they would ask what is closed
             await self.resources.aclose()
         except Exception as error:
             logger.warning("after the run, something could not be closed: %s: %s", type(error).__name__, error)
