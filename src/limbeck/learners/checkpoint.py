@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from limbeck.errors import RunError
 from limbeck.learners.adapters import LoraAdapters
+from limbeck.learners.optimizer import MASTER
 from limbeck.learners.process_group import Ranks
 from limbeck.learners.tensor_file import Spec, write_tensors
 from limbeck.models.causal_lm import CausalLM, first_line
 from limbeck.models.shards import like, local, rows_here, whole
+from limbeck.models.widening import NARROW
 
 MODEL_FOLDER, ADAPTER_FOLDER, LEARNER_FILE = "model", "adapter", "learner.safetensors"
 OPTIMIZER, FIRST = "optimizer/", "first_values/"  # of names in the state file
@@ -85,6 +87,12 @@ def restore_state(
                 if name not in trained:
                     raise RunError(f"{path} has state for a weight {name!r} that the student does not train")
                 optimizer.state[trained[name]][key] = _read_state(path, file, full_name, key, name, trained[name])
+    for name, parameter in trained.items():
+        if (state := optimizer.state.get(parameter)) and (MASTER in state) != (parameter.dtype in NARROW):
+            raise RunError(
+                f"{path} has {'a' if MASTER in state else 'no'} float32 master of {name!r}, which is trained in "
+                f"{parameter.dtype} here. Resume with the student.dtype that the run was started with."
+            )
     return version
 
 

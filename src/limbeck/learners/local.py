@@ -95,7 +95,7 @@ class LocalLearner:
             with self.ranks.unread(lm):
                 self.adapters: LoraAdapters | None = add_adapters(lm, config.lora) if config.lora else None
         if self.ranks.count > 1:
-            self.ranks.shard(lm, Sharding(gathered=narrow, offload=config.cpu_offload))
+            self.ranks.shard(lm, Sharding(narrow, config.cpu_offload, self.adapters is not None))
             prove_model(lm)
             self.layout = _layout(lm, config)
         turn_off_training_noise(lm)

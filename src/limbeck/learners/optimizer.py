@@ -55,7 +55,8 @@ class MasterAdamW(torch.optim.AdamW):
         return [self._target(parameter) for group in self.param_groups for parameter in group["params"]]
 
     def _target(self, parameter: nn.Parameter) -> Tensor:
-        found: Tensor = self.state.get(parameter, {}).get(MASTER, parameter)
+        state: dict[str, Any] = self.state.get(parameter, {}) if parameter.dtype in NARROW else {}
+        found: Tensor = state.get(MASTER, parameter)
         return found
 
     def zero_grad(self, set_to_none: bool = True) -> None:

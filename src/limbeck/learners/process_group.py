@@ -47,6 +47,7 @@ class Sharding:
 
     gathered: torch.dtype | None = None  # what is computed in, where it is not that of the rows
     offload: bool = False  # the rows lie in the memory of the CPU
+    adapted: bool = False  # what is trained are adapters, which keep the dtype that they were made in
 
 
 class Ranks:
@@ -209,7 +210,8 @@ def _shard(lm: CausalLM, mesh: DeviceMesh, dtype: torch.dtype, how: Sharding) ->
     blocks = blocks_of(lm.model)
     _check_apart(lm, blocks)
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if how.offload else OffloadPolicy()
-    policy = MixedPrecisionPolicy(param_dtype=how.gathered, reduce_dtype=dtype)
+    reduced = torch.promote_types(dtype, torch.float32)  # a sum over ranks has to be finer than narrow weights
+    policy = MixedPrecisionPolicy(param_dtype=how.gathered, reduce_dtype=reduced)
     for module in (*blocks, lm.model):
         name = type(module).__name__
         fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
@@ -220,7 +222,12 @@ def _shard(lm: CausalLM, mesh: DeviceMesh, dtype: torch.dtype, how: Sharding) ->
         module.set_force_sum_reduction_for_comms(True)
         if mesh.device_type == "cpu":  # nothing is gathered sooner by gathering it ahead
             module.set_modules_to_backward_prefetch([module])
-    lm.model._apply(lambda tensor: tensor.to(dtype) if isinstance(tensor, DTensor) else tensor)  # not the buffers
+
+    def kept(tensor: Tensor) -> Tensor:
+        stays = not isinstance(tensor, DTensor) or (how.adapted and tensor.requires_grad)  # a buffer, an adapter
+        return tensor if stays else tensor.to(dtype)
+
+    lm.model._apply(kept)
     if mesh.device_type != "cpu":
         for module in lm.model.modules():
             for name, buffer in module._buffers.items():

@@ -40,7 +40,7 @@ from limbeck.models.prefix_tree import ATTENTION, attention
 from limbeck.models.probe import Probe
 from limbeck.models.reach import evaluating, not_full_attention
 from limbeck.models.shards import gradients as gradients_of
-from limbeck.models.shards import inside, is_sharded, largest
+from limbeck.models.shards import inside, largest
 from limbeck.models.widening import NARROW, in_float32
 
 PROBE_TOLERANCE = 1e-3  # nats; a missed soft cap or multiplier is off by far more
@@ -259,8 +259,7 @@ def _theirs(lm: CausalLM, probe: Probe, gradients: bool, autocast: torch.dtype |
 
     with precision(lm, autocast):
         theirs = _run(lm, rows, gradients)
-    rounds = autocast is not None or next(lm.model.parameters()).dtype in NARROW
-    if not rounds or is_sharded(lm.model):  # of which no process has all weights in float32
+    if (autocast or lm.run_in or next(lm.model.parameters()).dtype) not in NARROW:
         return theirs, None
     with in_float32(lm):
         return theirs, _run(lm, rows, gradients)

@@ -201,7 +201,7 @@ class _Sparse:
 def _sparse_gradient(p_CV: Tensor, sparse: _Sparse, coefficient_C: Tensor) -> Tensor:
     """pull - p * sum(pull), short of the sampled token's own entry of the pull. Overwrites `p_CV`."""
     total_C = coefficient_C + sparse.pull_CK.sum(dim=1)
-    return p_CV.mul_(-total_C[:, None]).scatter_add_(1, sparse.ids_CK, sparse.pull_CK)
+    return p_CV.mul_(-total_C[:, None]).scatter_add_(1, sparse.ids_CK, sparse.pull_CK.to(p_CV.dtype))
 
 
 class DiscountedFuture:

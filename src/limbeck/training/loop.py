@@ -81,7 +81,7 @@ async def _train(run: Run) -> None:
                 await save(run)
     policy = await run.learner.publish()
     adapter = {} if policy.adapter is None else {"adapter": policy.save_adapter}
-    run.folder.finish(run.made, {**adapter, "model": policy.save})
+    run.folder.finish(run.made, {**adapter, "model": partial(policy.save, dtype=policy.info.dtype)})
 
 
 async def one_step(run: Run, pipeline: Pipeline, step: int, alarms: Alarms) -> None:
