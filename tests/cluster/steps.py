@@ -52,6 +52,7 @@ class Case:
     advantages: bool = False
     reference: bool = False
     mixed: bool = False  # scores of several kinds, by several teachers, of which some positions are not valid
+    dtype: str = "float32"  # of the student, where it is not in float64
 
 
 def _loss(support: Any = "full", **more: Any) -> Loss:
@@ -82,6 +83,12 @@ CASES: dict[str, Case] = {
 }
 
 
+NARROW: dict[str, Case] = {
+    "bfloat16": Case(dtype="bfloat16"),
+    "bfloat16-lora": Case(dtype="bfloat16", config={"micro_batch_tokens": 24, "lora": {"rank": 2}}),
+}
+
+
 def save_models(folder: Path, families: Sequence[str] = ()) -> None:
     for family in families or {case.family for case in CASES.values()}:
         tiny.save(folder / family, family, seed=1)
@@ -96,10 +103,10 @@ def learner_config(case: Case) -> LocalLearnerConfig:
 
 def learner_of(case: Case, folder: Path, ranks: Ranks, exact: bool = True, source: Path | None = None) -> LocalLearner:
     """One rank, or the learner alone. `exact`: in float64."""
-    section = ModelConfig(model=str(source or folder / case.family))
+    section = ModelConfig(model=str(source or folder / case.family), dtype="float32" if exact else case.dtype)
     alone = ranks.count == 1
     lm = load_model(section, torch.device("cpu")) if alone else read_stored(section)
-    ranks.dtype = torch.float64 if exact else torch.float32
+    ranks.dtype = torch.float64 if exact else getattr(torch, case.dtype)
     if exact:
         tiny.in_float64(lm)
     teacher = teacher_of(case, folder, exact)

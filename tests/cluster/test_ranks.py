@@ -22,12 +22,12 @@ from limbeck.models.states import LocalStates
 from limbeck.records import HiddenScores, ScoreRequest, TokenScores
 from tests.cluster import steps
 from tests.cluster.processes import run_ranks
-from tests.cluster.steps import CASES
+from tests.cluster.steps import CASES, NARROW
 
 pytestmark = pytest.mark.cluster
 
 IN_FLOAT32 = ("full", "top-k", "tied", "lora", "gpt2")
-SAVED = ("full", "tied", "lora", "gpt2")
+SAVED = {**{key: CASES[key] for key in ("full", "tied", "lora", "gpt2")}, **NARROW}
 OF_THREE = ("full", "one-sample", "lora")  # rows that three ranks do not divide
 
 
@@ -64,7 +64,7 @@ def _everything(folder: Path, ranks: Ranks, name: str, other: str | None) -> dic
     return {
         "updates": {key: steps.three_updates(case, folder, ranks) for key, case in CASES.items()},
         "gradients": {key: steps.gradient(CASES[key], folder, ranks) for key in IN_FLOAT32},
-        "saved": {key: steps.save(CASES[key], folder, ranks, folder / name / key) for key in SAVED},
+        "saved": {key: steps.save(case, folder, ranks, folder / name / key) for key, case in SAVED.items()},
         "restored": {key: _resumed(key, folder, ranks, folder / other / key) for key in SAVED if other},
         "published": {key: _published(CASES[key], folder, ranks) for key in ("full", "lora")},
         "refused": _refused(folder, ranks),
@@ -84,9 +84,9 @@ def _few_of(rank: int, count: int, init_method: str, folder: Path, other: str) -
 
 
 def _resumed(key: str, folder: Path, ranks: Ranks, checkpoint: Path) -> tuple[dict[str, Tensor], int]:
-    learner = steps.restored(CASES[key], folder, ranks, checkpoint)
+    learner = steps.restored(SAVED[key], folder, ranks, checkpoint)
     state = steps.state_of(learner)
-    steps.update(learner, steps.samples_of(CASES[key], steps.teacher_of(CASES[key], folder, exact=False)))
+    steps.update(learner, steps.samples_of(SAVED[key], steps.teacher_of(SAVED[key], folder, exact=False)))
     return state, learner.version
 
 
@@ -203,12 +203,21 @@ def test_a_checkpoint_is_taken_up_by_any_number_of_ranks(
         for state, version in (rank["restored"][key] for rank in restored):
             same(state, saved["saved"][key])
             assert version == 3
-    learner = steps.restored(CASES[key], folder, Ranks(), folder / "two" / key)
+    learner = steps.restored(SAVED[key], folder, Ranks(), folder / "two" / key)
     same(steps.state_of(learner), two[0]["saved"][key])
     names = [
         sorted(path.relative_to(folder / n / key) for path in (folder / n / key).rglob("*")) for n in ("one", "two")
     ]
     assert names[0] == names[1]
+
+
+def test_what_a_bfloat16_student_trains_has_float32_masters_unless_it_is_an_adapter(two: list[dict[str, Any]]) -> None:
+    for key, state in two[0]["saved"].items():
+        masters = {name for name in state if name.startswith("master of ")}
+        assert bool(masters) == (key == "bfloat16"), key
+        assert {value.dtype for name, value in state.items() if " of " in name} == {torch.float32}
+        weights = {value.dtype for name, value in state.items() if " of " not in name}
+        assert weights == {torch.bfloat16 if key == "bfloat16" else torch.float32}
 
 
 @pytest.mark.parametrize("key", ["full", "lora"])
