@@ -172,10 +172,10 @@ def _start(ray: Any, processes: int, store_bytes: int) -> None:
             if not last and "timed out" in str(error):  # Ray waits for 30 seconds, which a busy machine may need
                 ray.shutdown()
                 continue
-            raise RecipeError(
-                f"a local Ray cannot be started: {_reason(error)}. Is there memory in /dev/shm, is the machine too "
-                "busy, are processes allowed?"
-            ) from error
+            likely = "Is there memory in /dev/shm, is the machine too busy, are processes allowed?"
+            if "AF_UNIX" in str(error):
+                likely = "Set TMPDIR to a folder with a short path."
+            raise RecipeError(f"a local Ray cannot be started: {_reason(error)}. {likely}") from error
         return
 
 
