@@ -33,9 +33,7 @@ def test_kills_in_every_phase_change_no_bit(
     assert weights(tmp_path / "disturbed") == weights(tmp_path / "quiet")
     assert disturbed.after["reverse_kl/exact"] == quiet.after["reverse_kl/exact"]
     assert [line["step"] for line in disturbed.steps] == [1, 2, 3]
-    for message in ("was lost in sample", "was lost in load", "'update'", "'publish'"):
-        assert message in caplog.text, message
-    assert "'save'" in caplog.text or "saving: another rank of the learner is gone" in caplog.text  # whoever says it
+    assert caplog.text.count("The run goes on from step") == 3  # in backward, publish and save; whoever says it first
     alone = train(recipe, tmp_path / "alone")
     assert alone.steps[0]["reverse_kl/exact"] == pytest.approx(quiet.steps[0]["reverse_kl/exact"], rel=1e-5)
     assert not [path.name for path in (tmp_path / "disturbed").rglob(".*") if path.name != ".lock"]
