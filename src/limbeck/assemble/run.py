@@ -77,8 +77,9 @@ async def assemble(
     resources = AsyncExitStack()
     try:
         return await _assemble(recipe, folder, checkpoint, given or Given(), resources, again)
-    except BaseException:
-        await cancel_others()  # parts that were being started at the same time
+    except BaseException as error:
+        if isinstance(error, Exception):  # else whoever ends this task ends the others too
+            await cancel_others()  # parts that were being started at the same time
         await resources.aclose()
         raise
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -39,6 +40,7 @@ PATIENCE = timedelta(days=7)  # of collectives: whether a rank lives is known fr
 ARRIVAL = timedelta(minutes=10)  # until the last rank has come
 M_MMAP_THRESHOLD, LARGE = -3, 2**20  # glibc's malloc.h; bytes of a tensor
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SIOCGIFADDR = 0x8915  # of Linux: the address of an interface
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,9 @@ def join(rank: int, count: int, init_method: str, device: torch.device, dtype: t
     Raises `LostLearnerError` where not all of them come.
     """
     url = urlsplit(init_method)
-    if url.hostname in LOOPBACK or url.scheme == "file":
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(name, "lo")
+    interface = "lo" if url.hostname in LOOPBACK or url.scheme == "file" else _interface_towards(url.hostname or "")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
+        os.environ.setdefault(name, interface)  # else they take what the host's own name stands for: often loopback
     if device.type == "cpu":
         _give_back_memory()
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
@@ -180,6 +182,23 @@ def join(rank: int, count: int, init_method: str, device: torch.device, dtype: t
         raise LostLearnerError(
             f"rank {rank} of {count} did not meet the others at {init_method}: {first_line(error)}"
         ) from error
+
+
+def _interface_towards(host: str) -> str:
+    """The network interface by which this machine reaches `host`; "" where that cannot be told."""
+    try:
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing
+            own = socket.inet_aton(probe.getsockname()[0])
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # one without an address
+                    if fcntl.ioctl(probe, SIOCGIFADDR, name.encode().ljust(256, b"\0"))[20:24] == own:
+                        return name
+    except (ImportError, OSError):  # no Linux, no IPv4
+        pass
+    return ""
 
 
 def _give_back_memory() -> None:
