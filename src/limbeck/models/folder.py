@@ -112,6 +112,10 @@ def tensors_in(path: Path) -> set[str]:
             names = set(file.keys())
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be read as safetensors: {error}. Copy or download it again.") from error
+    except RuntimeError as error:  # torch's own: a file larger than what may be mapped
+        raise ModelError(
+            f"{path} cannot be mapped: {error}. Take a machine with more memory, or save the model in shards."
+        ) from error
     _check_prefixes(path, names)
     return names
 
