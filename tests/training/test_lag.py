@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import random
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,10 @@ from limbeck.training.collect import collect
 from limbeck.training.prompt_order import PromptOrder
 from limbeck.training.run_folder import RunFolder
 from tests.helpers import learner_of, tiny_lm
+from tests.killed_runs import train_killed
 from tests.tiny_runs import table_of
 from tests.training.test_kept import fail_in
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["limbeck.api", "transformers.models.llama.modeling_llama"])
 STEPS = 7
 
 
@@ -103,23 +100,7 @@ async def test_a_naive_loop_of_twenty_lines_gives_the_same_weights(
 
 
 def test_killed_anywhere_and_resumed(table: dict[str, Any], straight: Path, tmp_path: Path) -> None:
-    dice, kills = random.Random(1), 0
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while True:
-        child = context.Process(target=limbeck.train, args=(recipe(table, tmp_path),))
-        before = metrics.stat().st_size if metrics.exists() else 0
-        child.start()
-        while child.is_alive() and (metrics.stat().st_size if metrics.exists() else 0) <= before:
-            time.sleep(0.005)
-        if kills < 2:
-            child.join(timeout=dice.uniform(0.0, 0.15))
-            if child.is_alive():
-                child.kill()
-                kills += 1
-        child.join()
-        if child.exitcode == 0:
-            break
-        assert child.exitcode == -9
+    kills = train_killed(recipe(table, tmp_path), tmp_path, random.Random(1), most=2, within=0.15)
     assert kills >= 1
     assert same_run(tmp_path, straight)
 

@@ -5,10 +5,8 @@ Children are forked from a clean server that has the imports done, so a kill cos
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -18,9 +16,8 @@ from limbeck.config.recipe import Recipe, parse_recipe
 from limbeck.errors import RunError
 from limbeck.training.run_folder import RunFolder
 from tests.helpers import save_tiny
+from tests.killed_runs import context, train_killed
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["limbeck.api", "transformers.models.llama.modeling_llama"])
 STEPS = 14
 
 
@@ -75,23 +72,7 @@ def test_another_seed_gives_other_weights(table: dict, straight: Path, tmp_path:
 @pytest.mark.parametrize("attempt", range(3))
 def test_killed_anywhere_and_resumed(table: dict, straight: Path, tmp_path: Path, attempt: int) -> None:
     """Up to four kills a run, at random moments after the first step was logged."""
-    dice, kills = random.Random(attempt), 0
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while True:
-        child = context.Process(target=limbeck.train, args=(recipe(table, tmp_path),))
-        before = metrics.stat().st_size if metrics.exists() else 0
-        child.start()
-        while child.is_alive() and (metrics.stat().st_size if metrics.exists() else 0) <= before:
-            time.sleep(0.005)  # until it has got somewhere since it started
-        if kills < 4:
-            child.join(timeout=dice.uniform(0.0, 0.1))
-            if child.is_alive():
-                child.kill()
-                kills += 1
-        child.join()
-        if child.exitcode == 0:
-            break
-        assert child.exitcode == -9
+    kills = train_killed(recipe(table, tmp_path), tmp_path, random.Random(attempt), most=4, within=0.1)
     assert kills >= 1
     assert weights(tmp_path) == weights(straight)
     lines, expected = (RunFolder(path / "run").lines() for path in (tmp_path, straight))
