@@ -21,6 +21,7 @@ from limbeck.config.recipe import parse_recipe
 from limbeck.engines.served import ServedEngine
 from limbeck.engines.sglang import SGLangServer
 from limbeck.engines.vllm import VLLMServer
+from limbeck.engines.weights_folder import WeightsFolder
 from limbeck.errors import EngineError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.loading import load_model
@@ -71,7 +72,7 @@ def engine(server: Server, folder: Path, sampling: Sampling) -> ServedEngine:
     return ServedEngine(
         server=SGLangServer("disk") if server.kind == "sglang" else VLLMServer(),
         pool=Pool([server.url], PoolSettings(table="engine")),
-        folder=folder, text=TEXT, sampling=sampling, vocabulary=V, tolerance=0.02,
+        weights=WeightsFolder([folder / "weights"]), text=TEXT, sampling=sampling, vocabulary=V, tolerance=0.02,
     )  # fmt: skip
 
 
