@@ -21,7 +21,7 @@ from limbeck.assemble.run import assemble, run_path, teacher_as_student
 from limbeck.assemble.site import Given
 from limbeck.config.recipe import Recipe, checked_again, load_recipe
 from limbeck.errors import LostLearnerError, ModelError
-from limbeck.protocols import Engine, Learner, Objective, Observer, Task, Teacher
+from limbeck.protocols import Engine, Environment, Learner, Objective, Observer, Task, Teacher
 from limbeck.records import ProbeResult
 from limbeck.trackers import make_trackers
 from limbeck.training.evaluation import Evaluation
@@ -80,6 +80,7 @@ def train(
     engine: Engine | None = None,
     objective: Objective | None = None,
     learner: Learner | None = None,
+    environment: Environment | None = None,
     observers: Sequence[Observer] = (),
 ) -> TrainResult:
     """Train by a recipe, going on from the newest checkpoint of the same run if there is one.
@@ -94,7 +95,7 @@ def train(
     if fresh and from_checkpoint is not None:
         raise TypeError("give fresh or from_checkpoint, not both: each says where the run begins")
     recipe = _recipe(recipe, overrides)
-    given = Given(teacher, task, engine, objective, learner)
+    given = Given(teacher, task, engine, objective, learner, environment)
     return _outside_loops(lambda stop: _train(recipe, Beginning(fresh, from_checkpoint), given, observers, stop))
 
 

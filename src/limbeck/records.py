@@ -26,6 +26,7 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Finish: TypeAlias = Literal["stop", "length"]
+Role: TypeAlias = Literal["student", "context", "system", "user", "tool"]  # context: whatever was shown
 Support: TypeAlias = (
     Literal["sampled", "full"] | int | Ints
 )  # K: the scorer's own top; [S, K] given ids, no function of y_t
@@ -125,6 +126,7 @@ class Sampled:
     finish: Finish  # "length": cut at max_tokens
     version: int  # how many updates the sampling weights had seen
     top_ids: Ints | None = None  # [n, K]
+    turn: int = 0  # of its session: what `Context.parent` names. Engines leave it alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +135,11 @@ class Turn:
 
     start: int  # 6
     end: int  # 9: [start, end) of the rollout's token_ids
-    role: Literal["context", "student"]
+    role: Role
     key: Key | None = None  # of a student's turn
     finish: Finish | None = None
+    text: str = ""  # for people: what a tool answered, which call the student made. No token follows from it
+    reward: float | None = None  # of a student's turn, where turns are rewarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,7 @@ class Rollout:
     sampling: Sampling
     turns: tuple[Turn, ...] = ()
     top_ids: Ints | None = None  # [S, K] the student's own most likely ids, where they were asked for
+    reason: str = ""  # why a segment after the first began: "history was shortened"
     source: Literal["student", "teacher", "dataset"] = "student"
 
     def __post_init__(self) -> None:
@@ -210,7 +215,7 @@ class Episode:
     key: Key
     rollouts: tuple[Rollout, ...]
     reward: float | None = None  # None: the task's grader decides
-    turn_rewards: tuple[float, ...] = ()
+    turn_rewards: tuple[float, ...] = ()  # one for each turn that was sampled, in the order of asking; () for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +226,11 @@ class Context:
     """
 
     token_ids: Ints
-    parent: int | None = None  # 0: after what was said in turn 0
+    parent: int | None = None  # 0: after what was said in turn 0, see `Sampled.turn`
     reason: str = ""
+    role: Role = "context"  # whose words these are, and the words themselves: shown to people
+    text: str = ""
+    max_tokens: int | None = None  # of this turn, where it is to be shorter than all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +368,7 @@ class Failure:
     """What could not be obtained, as a value: nothing is made up in its place."""
 
     id: str  # of the prompt or the request
-    stage: Literal["sample", "score", "grade"]
+    stage: Literal["run", "sample", "score", "grade"]
     kind: str  # "timeout"
     message: str
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.assemble.engines import make_engine
+from limbeck.assemble.environments import limits_of, make_environment
 from limbeck.assemble.fleet import REFERENCE, StudentPlan, open_fleet
 from limbeck.assemble.own import OwnLearner, checked_part
 from limbeck.assemble.policies import policies_to_sample_from
@@ -27,7 +28,6 @@ from limbeck.config.teacher import LocalTeacherConfig
 from limbeck.contract.tokenizers import check_same_tokenizer
 from limbeck.engines.served import ServedEngine
 from limbeck.engines.several import ServedEngines
-from limbeck.environments.single_turn import SingleTurn
 from limbeck.errors import ModelError, RecipeError, RunError
 from limbeck.learners.checkpoint import MODEL_FOLDER
 from limbeck.learners.local import LocalLearner
@@ -122,7 +122,8 @@ async def _assemble(
     run = Run(
         recipe=recipe,
         task=task,
-        environment=SingleTurn(),
+        environment=make_environment(site),
+        limits=limits_of(recipe.environment, given.environment),
         engine=engine,
         teacher=proven.teacher,
         view=SameView(),

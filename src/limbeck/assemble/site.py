@@ -12,7 +12,7 @@ from limbeck.config.factory import Build
 from limbeck.config.recipe import Recipe
 from limbeck.errors import RecipeError
 from limbeck.models.causal_lm import CausalLM
-from limbeck.protocols import Engine, Learner, Objective, Task, Teacher
+from limbeck.protocols import Engine, Environment, Learner, Objective, Task, Teacher
 from limbeck.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Given:
     engine: Engine | None = None
     objective: Objective | None = None
     learner: Learner | None = None
+    environment: Environment | None = None
 
 
 @dataclass(frozen=True)

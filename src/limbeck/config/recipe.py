@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from limbeck.config.base import Config, configs_of, keys_of
 from limbeck.config.cluster import ClusterConfig, refuse_with_cluster
 from limbeck.config.engine import EngineConfig, HFEngineConfig, complete_engine
+from limbeck.config.environment import EnvironmentConfig, SingleTurnConfig
 from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
 from limbeck.config.student import StudentConfig
@@ -103,6 +104,7 @@ class Recipe(Config):
     student: StudentConfig
     teacher: TeacherConfig
     task: TaskConfig
+    environment: EnvironmentConfig = SingleTurnConfig()
     rollout: RolloutConfig = RolloutConfig()
     engine: EngineConfig = HFEngineConfig()
     objective: ObjectiveConfig = ReverseKLConfig()
@@ -323,6 +325,7 @@ _TAGS = {
     for section in (
         *configs_of(TaskConfig), *configs_of(ObjectiveConfig), *configs_of(GraderConfig), *configs_of(TrackerConfig),
         *configs_of(TeacherConfig), *configs_of(EngineConfig), *configs_of(LearnerConfig),
+        *configs_of(EnvironmentConfig),
     )
     for name in ("kind", "divergence")
     if name in section.model_fields

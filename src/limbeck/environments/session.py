@@ -39,7 +39,7 @@ class _Turn:
     """One turn of the student, and the whole sequence up to its end."""
 
     key: Key
-    parent: int | None
+    context: Context
     prefix: int  # tokens before it
     token_ids: Ints  # prefix and turn
     sampled: Sampled
@@ -67,14 +67,16 @@ class Session:
         number, self._next = self._next, self._next + 1
         key = replace(self.key, turn=number)
         sampled = await self._submit(SampleRequest(key, prefix, self.sampling, self.top))
-        if not isinstance(sampled, Failure):
-            whole = np.concatenate([prefix, sampled.token_ids])
-            self._turns[number] = _Turn(key, context.parent, len(prefix), whole, sampled)
+        if isinstance(sampled, Failure):
+            return sampled
+        sampled = replace(sampled, turn=number)
+        whole = np.concatenate([prefix, sampled.token_ids])
+        self._turns[number] = _Turn(key, context, len(prefix), whole, sampled)
         return sampled
 
     def episode(self, reward: float | None = None, turn_rewards: Sequence[float] = ()) -> Episode:
         """Every turn so far, each trained in exactly one rollout."""
-        parents = {turn.parent for turn in self._turns.values()}
+        parents = {turn.context.parent for turn in self._turns.values()}
         trained: set[int] = set()
         rollouts: list[Rollout] = []
         for leaf in sorted(turn for turn in self._turns if turn not in parents):
@@ -84,7 +86,7 @@ class Session:
     def _path(self, leaf: int) -> list[int]:
         """The turns that lead to `leaf`, the first one first."""
         path = [leaf]
-        while (parent := self._turns[path[0]].parent) is not None:
+        while (parent := self._turns[path[0]].context.parent) is not None:
             path.insert(0, parent)
         return path
 
@@ -98,7 +100,7 @@ class Session:
         for number in path:
             turn = self._turns[number]
             if turn.prefix > end:
-                turns.append(Turn(end, turn.prefix, "context"))
+                turns.append(Turn(end, turn.prefix, turn.context.role, text=turn.context.text))
             end = len(turn.token_ids)
             turns.append(Turn(turn.prefix, end, "student", turn.key, turn.sampled.finish))
             if number not in trained:
@@ -117,4 +119,5 @@ class Session:
             sampling=self.sampling,
             turns=tuple(turns),
             top_ids=np.concatenate(tops) if tops else None,
+            reason=self._turns[path[0]].context.reason,
         )

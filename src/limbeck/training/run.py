@@ -15,6 +15,7 @@ from typing import Any
 from limbeck.config.recipe import Recipe
 from limbeck.protocols import Engine, Environment, Learner, Observer, Task, Teacher, TeacherView, TokenNames
 from limbeck.records import Ints, Sampling, Scored, Support
+from limbeck.training.episodes import EpisodeLimits
 from limbeck.training.interruption import StopSignals, cancel_others
 from limbeck.training.peaks import Work
 from limbeck.training.run_folder import RunFolder
@@ -43,6 +44,7 @@ class Run:
     decode: Callable[[Ints], str]
     stop_ids: tuple[int, ...]
     folder: RunFolder
+    limits: EpisodeLimits = field(default_factory=EpisodeLimits)
     support: Support = "full"  # what teachers are asked for, where it is not the rollout's `top_ids`
     start: int = 0  # updates that had been made
     reference: Teacher | None = None
