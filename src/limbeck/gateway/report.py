@@ -1,0 +1,35 @@
+"""What happened in one session, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from limbeck.records import Failure
+
+
+@dataclass
+class SessionReport:
+    """Filled while the session runs. A counter's keys are short words, fit for names of metrics."""
+
+    requests: int = 0  # that asked for a turn
+    turns: int = 0  # that were sampled: n = 2 is two
+    spliced: int = 0  # put after the exact ids of an earlier turn
+    siblings: int = 0  # the same request once more
+    segments: Counter[str] = field(default_factory=Counter)  # that began afresh, by reason; "start" for the first
+    overridden: Counter[str] = field(default_factory=Counter)  # settings of the agent that the rollout's replaced
+    malformed: int = 0  # answers with something like a tool call that could not be read: they stay text
+    errors: Counter[str] = field(default_factory=Counter)  # requests that were refused, by OpenAI's code
+    failure: Failure | None = None  # the first of those that an agent cannot do anything about
+
+    def metrics(self) -> dict[str, float]:
+        """Counts under their names in `metrics.jsonl`; a step's are the sums over its sessions."""
+        counts: dict[str, float] = {
+            "env/requests": self.requests,
+            "env/spliced": self.spliced,
+            "env/siblings": self.siblings,
+            "env/segments": self.segments.total(),
+            "env/malformed_calls": self.malformed,
+        }
+        counts |= {f"env/segments/{reason}": count for reason, count in self.segments.items()}
+        return counts | {f"env/errors/{code}": count for code, count in self.errors.items()}
