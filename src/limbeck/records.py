@@ -328,6 +328,22 @@ Scores: TypeAlias = TokenScores | TopKScores | HiddenScores
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """Which scored tokens of a teacher say the text of which trained tokens of the student.
+
+    Worked example: the student says "4", "6", end, the teacher has one token for "46":
+
+        student [0, 0, 1]    teacher [0, 1]    teacher_ids ["46", its end]
+    """
+
+    student: Ints  # [S] the group of each trained token; -1: not compared, hence not trained
+    teacher: Ints  # [S'] the group of each scored token; -1: not compared
+    teacher_ids: Ints  # [S'] the scored tokens
+    text_bytes: int  # of the whole response
+    compared_bytes: int  # of what is in groups
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """How a teacher sees a rollout: its request, and which of its tokens belong to which of the student's.
 
@@ -338,6 +354,7 @@ class View:
     student_group: Ints  # [S] -1: not compared, and counted in `left_out`
     teacher_group: Ints  # [S'] of the request's scored tokens
     left_out: Mapping[str, int] = field(default_factory=dict)  # {"end_of_turn": 3}: why, and how many
+    groups: Groups | None = None  # where the request is in other tokens: its scores are of groups, not of tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +399,7 @@ class Scored:
     reward: float | None = None  # 1.0, as graded; None where there is no grader
     advantage: float = 0.0  # the reward, group-normalised; 0 where rewards are not trained on
     reference: HiddenScores | None = None  # the frozen reference policy, for a KL-to-reference term
+    groups: Groups | None = None  # of a teacher with other tokens; None: each score is of one trained token
 
 
 @dataclass(frozen=True, slots=True)
