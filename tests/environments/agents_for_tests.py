@@ -1,0 +1,91 @@
+"""Functions that well and badly behaved agents would have. Run in processes of their own, by name."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+
+
+def any_of_these(row):
+    """One process serves them all: `row["do"]` says which."""
+    return globals()[row["do"]](row)
+
+
+def reward(row):
+    return row["reward"]
+
+
+def asynchronous(row):
+    async def inner():
+        return 0.5
+
+    return inner()
+
+
+def variables(row):
+    return float(os.environ["OPENAI_BASE_URL"] == "http://here/v1")
+
+
+def hangs(row):
+    while True:
+        time.sleep(1)
+
+
+def hangs_with_children(row):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", row["mark"]])
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", row["mark"]], start_new_session=True)
+    if row.get("returns"):
+        return 1.0
+    return time.sleep(600)
+
+
+def exits(row):
+    sys.exit(3)
+
+
+def crashes(row):
+    os.abort()
+
+
+def leaves(row):
+    os._exit(7)
+
+
+def raises(row):
+    raise RuntimeError("no such tool")
+
+
+def prints(row):
+    for _ in range(160):
+        print("x" * 65536)
+    print("the end")
+    raise RuntimeError("after 10 MB")
+
+
+def takes_all_memory(row):
+    held = []
+    while True:
+        held.append(bytearray(2**24))
+
+
+def returns_a_list(row):
+    return [1.0]
+
+
+def not_finite(row):
+    return float("nan")
+
+
+def draws(row):
+    return random.random()
+
+
+def turn_rewards(row):
+    return {"reward": 1, "turn_rewards": [0, 1]}
+
+
+def answers(row):
+    return "46"

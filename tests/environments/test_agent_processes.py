@@ -1,0 +1,139 @@
+"""An agent's function in processes of their own: whatever one does costs that one alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import psutil
+import pytest
+
+from limbeck.environments.agent_processes import AgentProcesses
+from limbeck.environments.agent_worker import _arguments
+from limbeck.errors import RecipeError
+
+MODULE = "tests.environments.agents_for_tests"
+OFFERED = {"row": {}, "base_url": "http://here/v1", "api_key": "k", "model": "student", "sample": 0, "seed": 0}
+
+
+@asynccontextmanager
+async def processes_of(name: str, **more):
+    processes = AgentProcesses(f"{MODULE}:{name}", **more)
+    try:
+        await processes.start()
+        yield processes
+    finally:
+        await processes.close()
+
+
+ENDINGS = [
+    # what the function does, how that ends, and the value or words of the message
+    ({"do": "reward", "reward": 0.25}, "returned", {"reward": 0.25}),
+    ({"do": "reward", "reward": True}, "returned", {"reward": 1.0}),
+    ({"do": "reward", "reward": None}, "returned", {"reward": None}),
+    ({"do": "asynchronous"}, "returned", {"reward": 0.5}),
+    ({"do": "variables"}, "returned", {"reward": 1.0}),
+    ({"do": "turn_rewards"}, "returned", {"reward": 1.0, "turn_rewards": [0.0, 1.0]}),
+    ({"do": "answers"}, "returned", {"answer": "46"}),
+    ({"do": "exits"}, "exited", "exit(3)"),
+    ({"do": "crashes"}, "exited", "SIGABRT"),
+    ({"do": "leaves"}, "exited", "exit code 7"),
+    ({"do": "raises"}, "raised", "RuntimeError: no such tool (agents_for_tests.py line"),
+    ({"do": "prints"}, "raised", "after 10 MB"),
+    ({"do": "returns_a_list"}, "raised", "returned list; expected a number"),
+    ({"do": "takes_all_memory"}, "raised", "task.memory_mb"),
+]
+
+
+async def test_each_ending_is_told_and_costs_that_rollout_alone() -> None:
+    async with processes_of("any_of_these", memory_mb=512) as processes:
+        calls = [
+            processes.run({**OFFERED, "row": row}, {"OPENAI_BASE_URL": "http://here/v1"}, 0, 60) for row, *_ in ENDINGS
+        ]
+        for ended, (row, kind, expected) in zip(await asyncio.gather(*calls), ENDINGS, strict=True):
+            assert ended.kind == kind, (row, ended)
+            assert len(ended.message) < 4000
+            assert ended.value == expected if kind == "returned" else expected in ended.message, row
+            assert row["do"] != "prints" or ended.message.endswith("the end")
+
+
+async def test_two_rollouts_draw_other_numbers_and_the_same_rollout_the_same() -> None:
+    async with processes_of("draws") as processes:
+        first, second, again = [await processes.run(OFFERED, {}, seed, 60) for seed in (1, 2, 1)]
+    assert first.value == again.value != second.value
+
+
+def test_a_function_is_given_what_its_parameters_name() -> None:
+    offered = {**OFFERED, "row": {"question": "12+34", "answer": "46"}}
+    row = offered["row"]
+    assert _arguments(lambda row: 0, offered) == {"row": row}
+    assert _arguments(lambda problem: 0, offered) == {"problem": row}
+    assert _arguments(lambda question, model="x", other=1: 0, offered) == {"question": "12+34", "model": "student"}
+    assert _arguments(lambda task, *, base_url, **more: 0, offered) == {"task": row, "base_url": "http://here/v1"}
+    assert _arguments(lambda: 0, offered) == {}
+    for function in (lambda row, another: 0, lambda one, two: 0, lambda row, /: 0):
+        with pytest.raises(TypeError, match="the columns of the row: question, answer"):
+            _arguments(function, offered)
+
+
+async def test_the_time_limit_kills_the_process_and_all_that_it_started() -> None:
+    for returns in (False, True):
+        mark = uuid4().hex
+        async with processes_of("hangs_with_children") as processes:
+            ended = await processes.run({**OFFERED, "row": {"mark": mark, "returns": returns}}, {}, 0, 1)
+        assert ended.kind == ("returned" if returns else "killed")
+        assert not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
+
+
+async def test_one_that_hangs_does_not_hold_up_two_hundred_others() -> None:
+    async with processes_of("reward") as good, processes_of("hangs") as bad:
+        hanging = asyncio.create_task(bad.run(OFFERED, {}, 0, 600))
+        ended = await asyncio.gather(*(good.run({**OFFERED, "row": {"reward": i}}, {}, i, 60) for i in range(200)))
+        assert [each.value["reward"] for each in ended] == list(range(200))
+        hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+
+
+async def test_a_server_that_is_killed_costs_its_rollouts_and_the_next_one_is_started() -> None:
+    async with processes_of("hangs") as processes:
+        call = asyncio.create_task(processes.run(OFFERED, {}, 0, 600))
+        server = psutil.Process(processes._server.pid)
+        while not server.children():
+            await asyncio.sleep(0.01)
+        child = server.children()[0]
+        os.kill(server.pid, signal.SIGKILL)
+        ended = await call
+        assert ended.kind == "exited"
+        assert "SIGKILL" in ended.message or "-9" in ended.message
+        child.wait(10)
+        assert (await processes.run(OFFERED, {}, 0, 0.1)).kind == "killed"
+
+
+async def test_nothing_outlives_the_close() -> None:
+    async with processes_of("hangs") as processes:
+        call = asyncio.create_task(processes.run(OFFERED, {}, 0, 600))
+        server = psutil.Process(processes._server.pid)
+        while not server.children():
+            await asyncio.sleep(0.01)
+        child = server.children()[0]
+    assert (await call).kind == "exited"
+    child.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("function", "python", "words"),
+    [
+        ("no_such_module:run", None, "No module named 'no_such_module'"),
+        (f"{MODULE}:no_such_name", None, "has no 'no_such_name'"),
+        (f"{MODULE}:time", None, "expected a function"),
+        ("run", None, "package.module:name"),
+        (f"{MODULE}:reward", "/no/such/python", "task.python"),
+    ],
+)
+async def test_an_agent_that_cannot_be_found_is_named_before_anything_runs(function, python, words) -> None:
+    processes = AgentProcesses(function, **({"python": python} if python else {}))
+    with pytest.raises(RecipeError, match="(?s)" + words):
+        await processes.start()
