@@ -23,11 +23,11 @@ from typing import Any
 from limbeck.assemble.policies import policies_to_sample_from
 from limbeck.config.recipe import parse_recipe
 from limbeck.environments.single_turn import SingleTurn
+from limbeck.teacher_views.same import SameView
 from limbeck.testing import BigramEngine, BigramTeacher, CountingLearner, FakeTask, random_bigrams
 from limbeck.training.loop import train
 from limbeck.training.run import Run
 from limbeck.training.run_folder import RunFolder
-from limbeck.training.view import SameView
 
 SAMPLE, SCORE, UPDATE = 1.0, 0.5, 1.0  # seconds
 VOCABULARY, PROMPTS = 12, 4

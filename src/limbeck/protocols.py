@@ -111,7 +111,17 @@ class Environment(Protocol):
 class TeacherView(Protocol):
     """How a teacher sees a rollout."""
 
-    def see(self, rollout: Rollout, support: Support) -> View | Failure: ...
+    def prompt_ids(self, prompt: Prompt) -> Sequence[int]:
+        """What it sees before the student's first turn: the contract is proven on these."""
+        ...
+
+    def see(self, rollout: Rollout, support: Support) -> View | Failure:
+        """What the teacher is asked. `support` is in the student's ids, the request in the teacher's."""
+        ...
+
+    def read(self, rollout: Rollout, view: View, scores: Scores) -> Scores:
+        """The answer to the view's request, about the student's tokens: in its ids, one score a trained token [S]."""
+        ...
 
 
 class States(Protocol):

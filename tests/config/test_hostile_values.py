@@ -22,6 +22,7 @@ MINIMAL = {"student": {"model": "demo:student"}, "teacher": {"model": "demo:teac
 NEEDED = {  # a good value of every key that has no default
     "model": "a", "url": "http://host:1", "factory": "a:b", "function": "a:b", "pattern": "(a)", "path": "a.jsonl",
     "name": "a", "weight": 1.0, "teachers": {"a": {"kind": "local", "model": "a"}},
+    "prompt": "a", "completion": "b",
 }  # fmt: skip
 HOSTILE: dict[str, Any] = {
     "twenty digits": 10**20, "a thousand digits": 10**1000, "negative": -1, "64 bits": 2**63, "-64 bits": -(2**63),
@@ -64,7 +65,7 @@ def recipe_with(path: tuple[str, ...], section: type[Config], values: dict[str, 
     table |= values
     for place, key in reversed(list(enumerate(path))):
         above = next(cls for at, cls in TABLES if at == path[:place] and key in cls.model_fields)
-        many = {"trackers": [table], "teachers": {"a": table}}
+        many = {"trackers": [table], "teachers": {"a": table}, "few_shot": [table]}
         table = recipe_with((), above, {key: many.get(key, table)})
     return table
 

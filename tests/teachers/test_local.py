@@ -44,8 +44,8 @@ from limbeck.records import (
     single_turn,
 )
 from limbeck.reports import StepReport
+from limbeck.teacher_views.same import SameView
 from limbeck.teachers.local import LocalTeacher
-from limbeck.training.view import SameView
 from tests import tiny
 
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)

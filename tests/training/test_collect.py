@@ -17,13 +17,13 @@ from limbeck.errors import EngineError, LimbeckError, TeacherError
 from limbeck.protocols import Generate
 from limbeck.records import Context, Episode, Failure, Key, Prompt, Sampled, SampleRequest, ScoreRequest, Scores
 from limbeck.seeding import served_seed, uniforms
+from limbeck.teacher_views.same import SameView
 from limbeck.testing import BigramEngine, BigramTeacher, CountingLearner, FakeTask, Recorder, random_bigrams
 from limbeck.training.collect import collect
 from limbeck.training.evaluation import evaluate
 from limbeck.training.recording import record
 from limbeck.training.run import Run
 from limbeck.training.run_folder import RunFolder
-from limbeck.training.view import SameView
 
 V = 12
 TABLE = random_bigrams(V)

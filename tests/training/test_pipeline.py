@@ -21,12 +21,12 @@ from limbeck.errors import EngineError, LimbeckError
 from limbeck.protocols import Policy
 from limbeck.records import SampleRequest, Scored, ScoreRequest
 from limbeck.reports import StepReport
+from limbeck.teacher_views.same import SameView
 from limbeck.testing import BigramEngine, BigramTeacher, CountingLearner, FakeTask, Recorder, random_bigrams
 from limbeck.training import loop
 from limbeck.training.run import Run
 from limbeck.training.run_folder import RunFolder
 from limbeck.training.versions import version_of
-from limbeck.training.view import SameView
 
 V = 8
 TABLE = random_bigrams(V)

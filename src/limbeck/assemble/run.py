@@ -40,12 +40,12 @@ from limbeck.protocols import Learner, Objective, Task
 from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
 from limbeck.tasks.python import PythonTask
+from limbeck.teacher_views.same import SameView
 from limbeck.teachers.local import LocalTeacher
 from limbeck.training.interruption import cancel_others
 from limbeck.training.kept_prompts import keep_prompts
 from limbeck.training.run import Run
 from limbeck.training.run_folder import Checkpoint, RunFolder
-from limbeck.training.view import SameView
 
 if TYPE_CHECKING:
     from limbeck.cluster.teachers import TeacherPool

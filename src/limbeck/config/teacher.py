@@ -36,6 +36,7 @@ from limbeck.config.values import (
     Seconds,
     Urls,
 )
+from limbeck.config.view import SameViewConfig, ViewConfig
 
 REMOTE_KINDS = ("sglang", "vllm", "limbeck")
 REMOTE_SUPPORT = 20  # K where the recipe does not say
@@ -43,7 +44,13 @@ REMOTE_SUPPORT = 20  # K where the recipe does not say
 MethodChoice: TypeAlias = Literal["auto", "native", "baked", "rescale", "hidden"]
 
 
-class LocalTeacherConfig(ModelConfig):
+class SeeingConfig(Config):
+    """What every teacher has: a view of the rollouts that it scores."""
+
+    view: ViewConfig = SameViewConfig()
+
+
+class LocalTeacherConfig(SeeingConfig, ModelConfig):
     """A teacher in this process: exact at any temperature, on any support."""
 
     kind: Literal["local"] = "local"
@@ -55,7 +62,7 @@ class LocalTeacherConfig(ModelConfig):
     )
 
 
-class RemoteTeacherConfig(Config):
+class RemoteTeacherConfig(SeeingConfig):
     """A teacher behind one URL, or several replicas of one model."""
 
     url: Urls = Field(description="`http://host:port`, or a list of replicas of the same model")
@@ -153,7 +160,7 @@ class LimbeckTeacherConfig(StatesTeacherConfig):
     kind: Literal["limbeck"] = "limbeck"
 
 
-class PythonTeacherConfig(PythonPartConfig):
+class PythonTeacherConfig(SeeingConfig, PythonPartConfig):
     """A teacher of your own: the factory returns a `protocols.Teacher`. It is proven like any other."""
 
 

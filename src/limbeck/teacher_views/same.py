@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from limbeck.records import Rollout, ScoreRequest, Support, View
+from limbeck.records import Prompt, Rollout, ScoreRequest, Scores, Support, View
 
 
 class SameView:
     """Every trained token is a group of its own, on both sides."""
+
+    def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        return prompt.token_ids
 
     def see(self, rollout: Rollout, support: Support) -> View:
         key = rollout.key
@@ -18,3 +21,6 @@ class SameView:
         )
         each_S = np.arange(int(rollout.trained.sum()))
         return View(request, each_S, each_S)
+
+    def read(self, rollout: Rollout, view: View, scores: Scores) -> Scores:
+        return scores

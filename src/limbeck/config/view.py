@@ -1,0 +1,51 @@
+"""Recipe tables of what a teacher sees of a rollout: `view` in every table of a teacher.
+
+[teacher]
+kind = "local"
+model = "models/teacher"
+[teacher.view]
+kind = "prompted"
+system = "Answer like a pirate."
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from limbeck.config.base import Config
+from limbeck.config.values import Place, Text
+
+
+class SameViewConfig(Config):
+    """The teacher sees what the student saw: the same prompt and response, token by token."""
+
+    kind: Literal["same"] = "same"
+
+
+class ShotConfig(Config):
+    """One example that the teacher is shown before the prompt."""
+
+    prompt: Text = Field(description="what a user says")
+    completion: Text = Field(description="what the assistant answers")
+
+
+class PromptedViewConfig(Config):
+    """The teacher sees the same response after a prompt of its own."""
+
+    kind: Literal["prompted"] = "prompted"
+    system: Text | None = Field(None, description="system message that takes the place of the student's, if it has one")
+    context: Text | None = Field(
+        None,
+        description='appended to the last user message; columns of the row in braces: `"Answer: {answer}"`',
+    )
+    few_shot: tuple[ShotConfig, ...] = Field(
+        (), max_length=1000, description="examples before the first user message: `[{prompt, completion}]`"
+    )
+    template: Place | None = Field(
+        None, description="file of the teacher's chat template; absent: that of the teacher's tokenizer"
+    )
+
+
+ViewConfig: TypeAlias = Annotated[SameViewConfig | PromptedViewConfig, Field(discriminator="kind")]

@@ -1,0 +1,1 @@
+"""How a teacher sees a rollout: the same tokens, the same response after another prompt, or other tokens."""
