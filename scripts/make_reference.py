@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from limbeck.config.base import Config, configs_of
+from limbeck.config.base import Config, configs_of, fields_of
 from limbeck.config.recipe import Recipe
 
 TARGET = Path(__file__).parents[1] / "docs" / "reference" / "recipe.md"
@@ -49,14 +49,12 @@ def reference() -> str:
 def tables(section: type[Config], path: str) -> typing.Iterator[str]:
     """This section's own keys, then the sections below it, each under its dotted name."""
     title = f"`[{path}]`" if path else "Top level"
-    tag = next(
-        (get_args(f.annotation)[0] for n, f in section.model_fields.items() if n in ("kind", "divergence")), None
-    )
-    title += f' with `{"divergence" if "divergence" in section.model_fields else "kind"} = "{tag}"`' if tag else ""
-    rows = [row(name, info) for name, info in section.model_fields.items() if not configs_of(info.annotation)]
+    tags = {n: get_args(f.annotation)[0] for n, f in fields_of(section).items() if n in ("kind", "divergence", "from")}
+    title += f" with `{' and '.join(f'{name} = \"{tag}\"' for name, tag in list(tags.items())[-1:])}`" if tags else ""
+    rows = [row(name, info) for name, info in fields_of(section).items() if not configs_of(info.annotation)]
     table = "".join(["| key | type | default | |\n|---|---|---|---|\n", *rows]) if rows else ""
     yield f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n\n{table}"
-    for name, info in section.model_fields.items():
+    for name, info in fields_of(section).items():
         for below in configs_of(info.annotation):
             shown = f"[{name}]" if get_origin(info.annotation) is tuple else name  # `[[trackers]]`: one of several
             yield from tables(below, f"{path}.{shown}" if path else shown)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from limbeck.config.values import Place, fault_of
 from limbeck.formatting import shown
@@ -15,7 +16,7 @@ from limbeck.formatting import shown
 class Config(BaseModel):
     """A table of a recipe. Immutable, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), serialize_by_alias=True)
     root: ClassVar[type[BaseModel] | None] = None  # the table of all tables, where a misplaced key is looked for
 
     @model_validator(mode="before")
@@ -23,7 +24,7 @@ class Config(BaseModel):
     def _suggest_for_unknown_keys(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and cls.model_config.get("extra") == "forbid":
             for key in given:
-                if key not in cls.model_fields:
+                if key not in fields_of(cls):
                     raise ValueError(_unknown_key(str(key), cls))
         return given
 
@@ -32,7 +33,7 @@ class Config(BaseModel):
     def _refuse_booleans_as_numbers(cls, given: Any) -> Any:
         """Pydantic takes `true` for 1."""
         for key, value in given.items() if isinstance(given, Mapping) else ():
-            field = cls.model_fields.get(key)
+            field = fields_of(cls).get(key)
             values = value if isinstance(value, list | tuple) else [value]
             if field is not None and any(isinstance(item, bool) for item in values):
                 types = set(_plain_types(field.annotation))
@@ -59,9 +60,14 @@ class ModelConfig(Config):
     )
 
 
+def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a table by their keys in a recipe, such as `from`, which no attribute can be called."""
+    return {info.alias or name: info for name, info in section.model_fields.items()}
+
+
 def keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every dotted key below a table, tables included."""
-    for name, info in section.model_fields.items():
+    for name, info in fields_of(section).items():
         yield prefix + name
         for nested in configs_of(info.annotation):
             yield from keys_of(nested, f"{prefix}{name}.")
@@ -89,7 +95,7 @@ def _kinds_with(key: str, section: type[Config]) -> list[str]:
     for siblings in _unions(Config.root) if Config.root else ():
         for sibling in siblings if section in siblings else ():
             for tag in ("kind", "divergence"):
-                if key in sibling.model_fields and tag in sibling.model_fields:
+                if key in fields_of(sibling) and tag in sibling.model_fields:
                     kinds += [f"{tag} = {value!r}" for value in get_args(sibling.model_fields[tag].annotation)]
     return list(dict.fromkeys(kinds))
 
@@ -103,7 +109,7 @@ def _unions(section: type[BaseModel]) -> Iterator[list[type[Config]]]:
 
 
 def _unknown_key(key: str, section: type[Config]) -> str:
-    known = list(section.model_fields)
+    known = list(fields_of(section))
     near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6)
     everywhere = [] if Config.root is None else dict.fromkeys(keys_of(Config.root))
     elsewhere = [path for path in everywhere if path.rpartition(".")[2] == key]

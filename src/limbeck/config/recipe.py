@@ -22,6 +22,7 @@ from limbeck.config.engine import EngineConfig, HFEngineConfig, complete_engine
 from limbeck.config.environment import EnvironmentConfig, SingleTurnConfig
 from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
+from limbeck.config.sources import SOURCE_TAGS, SourceConfig, refuse_biased_sources
 from limbeck.config.student import StudentConfig
 from limbeck.config.task import GraderConfig, TaskConfig
 from limbeck.config.teacher import (
@@ -59,6 +60,9 @@ class RolloutConfig(Config):
     )
     lag: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="step n is sampled with the weights of update max(0, n - 1 - lag), while updates are made"
+    )
+    sources: tuple[SourceConfig, ...] = Field(
+        (), max_length=100, description="who writes what a step trains on; absent: the student everything"
     )
 
 
@@ -131,6 +135,7 @@ class Recipe(Config):
         if self.cluster is not None:
             refuse_with_cluster(self.cluster, self.learner, self.engine, self.device)
         _refuse_what_the_teacher_cannot_give(self)
+        refuse_biased_sources(self)
         for table, prompts, samples in (
             ("rollout", rollout.prompts_per_step, rollout.samples_per_prompt),
             ("eval", self.eval.prompts, self.eval.samples_per_prompt),
@@ -307,7 +312,7 @@ def _explain(error: ValidationError, source: str) -> str:
 
 
 def _line(item: Mapping[str, Any]) -> str:
-    tags = {"local", "hf", *_TAGS}
+    tags = {"local", "hf", *SOURCE_TAGS, *_TAGS}
     where = ".".join(str(part)[:100] for part in item["loc"] if part not in tags) or "recipe"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":

@@ -160,6 +160,12 @@ class LimbeckTeacherConfig(StatesTeacherConfig):
     kind: Literal["limbeck"] = "limbeck"
 
 
+class DatasetTeacherConfig(Config):
+    """The tokens of the data themselves, a point mass on each: supervised fine-tuning, as `limbeck sft` does it."""
+
+    kind: Literal["dataset"] = "dataset"
+
+
 class PythonTeacherConfig(SeeingConfig, PythonPartConfig):
     """A teacher of your own: the factory returns a `protocols.Teacher`. It is proven like any other."""
 
@@ -189,6 +195,7 @@ TeacherConfig: TypeAlias = Annotated[
     | SGLangTeacherConfig
     | VLLMTeacherConfig
     | LimbeckTeacherConfig
+    | DatasetTeacherConfig
     | PythonTeacherConfig
     | RoutedTeacherConfig,
     Field(discriminator="kind"),
@@ -208,6 +215,8 @@ def complete_teacher(given: Any) -> Any:
     teacher = given.get("teacher")
     if isinstance(teacher, Mapping) and "kind" not in teacher and "url" not in teacher:
         given = {**given, "teacher": {"kind": "local", **teacher}}
+    if _get(teacher, "kind") == "dataset" and "objective" not in given:
+        return {**given, "objective": {"divergence": "forward_kl", "support": 1}}
     objective = given.get("objective", {})
     if not isinstance(objective, Mapping) or "support" in objective:
         return given
