@@ -50,7 +50,7 @@ def tables(section: type[Config], path: str) -> typing.Iterator[str]:
     """This section's own keys, then the sections below it, each under its dotted name."""
     title = f"`[{path}]`" if path else "Top level"
     tags = {n: get_args(f.annotation)[0] for n, f in fields_of(section).items() if n in ("kind", "divergence", "from")}
-    title += f" with `{' and '.join(f'{name} = \"{tag}\"' for name, tag in list(tags.items())[-1:])}`" if tags else ""
+    title += "".join(f' with `{name} = "{tag}"`' for name, tag in list(tags.items())[-1:])
     rows = [row(name, info) for name, info in fields_of(section).items() if not configs_of(info.annotation)]
     table = "".join(["| key | type | default | |\n|---|---|---|---|\n", *rows]) if rows else ""
     yield f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n\n{table}"

@@ -77,7 +77,9 @@ class DatasetSourceConfig(_SourceConfig):
     config: Line | None = Field(None, description="configuration of `dataset`")
     split: Line | None = Field(None, description="of `dataset`; absent: `train`")
     columns: CompletionColumnsConfig = CompletionColumnsConfig()
-    chat: bool | None = Field(None, description="put `prompt` texts through the chat template; absent: as the task does")
+    chat: bool | None = Field(
+        None, description="put `prompt` texts through the chat template; absent: as the task does"
+    )
     system: Text | None = Field(None, description="system message put before each chat; absent: the task's")
     too_long: Literal["error", "drop"] = Field(
         "error", description="what to do with rows whose completion has more than max_tokens, or that leave the context"
