@@ -27,14 +27,21 @@ def chat_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message] | None = None
 ) -> list[int]:
     """The tokens of a chat, up to and including the header of the answer that is wanted. Raises `DataError`."""
-    return [int(token) for token in _apply(tokenizer, messages, tools, tokenize=True)]
+    return [int(token) for token in _apply(tokenizer, messages, tools, tokenize=True, add_generation_prompt=True)]
 
 
 def chat_text(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Message] | None = None,
+    options: Mapping[str, Any] | None = None,
+    generation_prompt: bool = True,
 ) -> str:
-    """The same as text. Raises `DataError`."""
-    return str(_apply(tokenizer, messages, tools, tokenize=False))
+    """The same as text; without a `generation_prompt` up to the last message's end. Raises `DataError`.
+
+    `options` go to the template, such as {"enable_thinking": False}.
+    """
+    return str(_apply(tokenizer, messages, tools, options, tokenize=False, add_generation_prompt=generation_prompt))
 
 
 def prove_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -60,18 +67,18 @@ def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message] | None, tokenize: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Message] | None,
+    options: Mapping[str, Any] | None = None,
+    **how: bool,
 ) -> Any:
     _check_choice(tokenizer, bool(tools))
     try:
         return _within(
             SECONDS,
             lambda: tokenizer.apply_chat_template(
-                list(messages),
-                tools=list(tools) if tools else None,
-                add_generation_prompt=True,
-                tokenize=tokenize,
-                return_dict=False,
+                list(messages), tools=list(tools) if tools else None, return_dict=False, **{**(options or {}), **how}
             ),
         )
     except TimeoutError:
