@@ -42,22 +42,30 @@ def main() -> None:
 
 
 def reference() -> str:
-    """The whole page; a section that several tables share stands there once."""
-    return HEAD + "".join(dict.fromkeys(tables(Recipe, "")))
+    """The whole page."""
+    return HEAD + "".join(tables(Recipe, "", {}))
 
 
-def tables(section: type[Config], path: str) -> typing.Iterator[str]:
-    """This section's own keys, then the sections below it, each under its dotted name."""
+def tables(section: type[Config], path: str, seen: dict[type[Config], str]) -> typing.Iterator[str]:
+    """This section's own keys, then the sections below it, each under its dotted name.
+
+    A section that several tables share stands there once, and is named at the others: `seen` says where it is.
+    """
     title = f"`[{path}]`" if path else "Top level"
     tags = {n: get_args(f.annotation)[0] for n, f in fields_of(section).items() if n in ("kind", "divergence", "from")}
     title += "".join(f' with `{name} = "{tag}"`' for name, tag in list(tags.items())[-1:])
+    if section in seen:
+        if seen[section] != title:
+            yield f"\n## {title}\n\nThe keys of {seen[section]}.\n"
+        return
+    seen[section] = title
     rows = [row(name, info) for name, info in fields_of(section).items() if not configs_of(info.annotation)]
     table = "".join(["| key | type | default | |\n|---|---|---|---|\n", *rows]) if rows else ""
     yield f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n\n{table}"
     for name, info in fields_of(section).items():
         for below in configs_of(info.annotation):
             shown = f"[{name}]" if get_origin(info.annotation) is tuple else name  # `[[trackers]]`: one of several
-            yield from tables(below, f"{path}.{shown}" if path else shown)
+            yield from tables(below, f"{path}.{shown}" if path else shown, seen)
 
 
 def row(name: str, info: FieldInfo) -> str:

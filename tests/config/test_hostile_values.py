@@ -23,6 +23,7 @@ NEEDED = {  # a good value of every key that has no default
     "model": "a", "url": "http://host:1", "factory": "a:b", "function": "a:b", "pattern": "(a)", "path": "a.jsonl",
     "name": "a", "weight": 1.0, "teachers": {"a": {"kind": "local", "model": "a"}},
     "prompt": "a", "completion": "b",
+    "tasks": {"a": {"kind": "arithmetic"}},
 }  # fmt: skip
 HOSTILE: dict[str, Any] = {
     "twenty digits": 10**20, "a thousand digits": 10**1000, "negative": -1, "64 bits": 2**63, "-64 bits": -(2**63),
@@ -47,8 +48,9 @@ def tables(
 
 
 TABLES = list(tables())
+FIRST = {cls: path for path, cls in reversed(TABLES)}  # of tables in several places
 LEAVES = [
-    (path, cls, key) for path, cls in TABLES for key, f in cls.model_fields.items() if not configs_of(f.annotation)
+    (path, cls, key) for cls, path in FIRST.items() for key, f in cls.model_fields.items() if not configs_of(f.annotation)
 ]
 
 
@@ -65,7 +67,8 @@ def recipe_with(path: tuple[str, ...], section: type[Config], values: dict[str, 
     table |= values
     for place, key in reversed(list(enumerate(path))):
         above = next(cls for at, cls in TABLES if at == path[:place] and key in cls.model_fields)
-        many = {"trackers": [table], "teachers": {"a": table}, "few_shot": [table]}
+        named = {name: {"a": table} for name in ("teachers", "tasks", "sets")}
+        many = {"trackers": [table], "few_shot": [table], **named}
         table = recipe_with((), above, {key: many.get(key, table)})
     return table
 
@@ -105,7 +108,7 @@ ALLOWED: dict[str, set[str]] = {
     "true": {key for _, cls, key in LEAVES if cls.model_fields[key].annotation is bool},
     **dict.fromkeys(("..", "../..", "a/b", "empty", "line break", "long", "null"), TEXTS),
     "empty list": {"stop_ids", "target_modules", "trackers"},
-    "a table": {"options"},
+    "a table": {"options", "template_options"},
     "null": {key for _, cls, key in LEAVES if "None" in str(cls.model_fields[key].annotation)},
     "ones": {"stop_ids"},
     "1e-320": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -66,11 +66,12 @@ def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key below a table, tables included."""
+    """Every dotted key below a table, tables included. `NAME` is a name that the recipe chooses."""
     for name, info in fields_of(section).items():
         yield prefix + name
+        below = f"{prefix}{name}.NAME." if get_origin(info.annotation) is dict else f"{prefix}{name}."
         for nested in configs_of(info.annotation):
-            yield from keys_of(nested, f"{prefix}{name}.")
+            yield from keys_of(nested, below)
 
 
 def configs_of(annotation: Any) -> list[type[Config]]:
@@ -112,7 +113,8 @@ def _unknown_key(key: str, section: type[Config]) -> str:
     known = list(fields_of(section))
     near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6)
     everywhere = [] if Config.root is None else dict.fromkeys(keys_of(Config.root))
-    elsewhere = [path for path in everywhere if path.rpartition(".")[2] == key]
+    found = [path for path in everywhere if path.rpartition(".")[2] == key]
+    elsewhere = [path for path in found if ".NAME." not in path] or found
     if near:
         hint = f"Did you mean {near[0]!r}?"
     elif kinds := _kinds_with(key, section):

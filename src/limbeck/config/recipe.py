@@ -20,6 +20,7 @@ from limbeck.config.base import Config, configs_of, keys_of
 from limbeck.config.cluster import ClusterConfig, refuse_with_cluster
 from limbeck.config.engine import EngineConfig, HFEngineConfig, complete_engine
 from limbeck.config.environment import EnvironmentConfig, SingleTurnConfig
+from limbeck.config.evaluation import EvalConfig
 from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
 from limbeck.config.sources import SOURCE_TAGS, SourceConfig, refuse_biased_sources
@@ -64,17 +65,6 @@ class RolloutConfig(Config):
     sources: tuple[SourceConfig, ...] = Field(
         (), max_length=100, description="who writes what a step trains on; absent: the student everything"
     )
-
-
-class EvalConfig(Config):
-    """Held-out accuracy and reverse KL on fresh student samples."""
-
-    every: Count = Field(0, description="steps between evaluations; 0: only before and after")
-    prompts: Annotated[int, Field(ge=1, le=10**6)] = Field(128, description="how many held-out prompts")
-    samples_per_prompt: Annotated[int, Field(ge=1, le=2**14)] = Field(
-        1, description="responses to each; several give pass@k"
-    )
-    greedy: bool = Field(False, description="accuracy of the most likely answer; the KL is always on samples")
 
 
 class CheckpointConfig(Config):

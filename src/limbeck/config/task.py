@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from limbeck.config.base import Config
 from limbeck.config.factory import PythonPartConfig
-from limbeck.config.values import Line, NonNegative, Pattern, Place, Text
+from limbeck.config.values import Line, Name, NonNegative, Pattern, Place, Positive, Text
 from limbeck.formatting import shown
 
 Prompts: TypeAlias = Annotated[int, Field(ge=1, le=10**6)]  # that are made, or held out, and kept in memory
+NOT_OPTIONS = {  # of `apply_chat_template`: what Limbeck decides itself, and where
+    "messages": "the row's messages",
+    "conversation": "the row's messages",
+    "tools": "task.columns.tools",
+    "chat_template": "the tokenizer's chat_template",
+    "continue_final_message": "task.continue_final_message",
+    "add_generation_prompt": "task.continue_final_message",
+    **dict.fromkeys(
+        ("tokenize", "return_dict", "return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs", "padding",
+         "truncation", "max_length"),
+        "what Limbeck needs: the ids of the whole prompt",
+    ),
+}  # fmt: skip
+
+
+def check_template_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Raises `ValueError` for an option that is not the template's own to read."""
+    if taken := next((name for name in options if name in NOT_OPTIONS), None):
+        raise ValueError(f"template_options.{taken} cannot be set: it follows from {NOT_OPTIONS[taken]}. Remove it.")
+    return options
+
+
+TemplateOptions: TypeAlias = Annotated[dict[str, Any], AfterValidator(check_template_options)]
 
 
 class ExactGraderConfig(Config):
@@ -77,10 +101,13 @@ class ArithmeticTaskConfig(Config):
 
 
 class ColumnsConfig(Config):
-    """Which columns of a data set mean what."""
+    """Which columns of a data set mean what. `reward_model.ground_truth` is in a table, or in JSON text; `a.0` in a list.
 
-    prompt: Line = Field("prompt", description="text to continue")
-    messages: Line = Field("messages", description="chat, through the model's chat template")
+    Where the data has none of a name that is not changed here, the layouts of TRL, verl and slime are tried.
+    """
+
+    prompt: Line = Field("prompt", description="text to continue, or a chat")
+    messages: Line = Field("messages", description="chat, through the model's chat template; JSON text too")
     tools: Line = Field(
         "tools", description="JSON schemas of tools, for the chat template: a list, or the same as text"
     )
@@ -89,15 +116,26 @@ class ColumnsConfig(Config):
     teacher: Line = Field("teacher", description="route, where there are several teachers")
 
 
-class _RowsConfig(Config):
+class _PromptsConfig(Config):
+    """How rows become prompts, and how responses are graded."""
+
     columns: ColumnsConfig = ColumnsConfig()
     chat: bool = Field(True, description="put `prompt` texts through the chat template, where there is one")
     system: Text | None = Field(None, description="system message put before each chat")
-    held_out: Prompts = Field(64, description="rows kept for evaluation, chosen by the seed")
+    template_options: TemplateOptions = Field(
+        default_factory=dict, description="variables of the chat template, such as `{enable_thinking = false}`"
+    )
+    continue_final_message: bool = Field(
+        False, description="messages that end with the assistant's are continued, not answered"
+    )
     too_long: Literal["error", "drop"] = Field(
         "error", description="what to do with prompts that leave no room for max_tokens; drops are counted"
     )
     grader: GraderConfig | None = Field(None, description="none: answers are not graded")
+
+
+class _RowsConfig(_PromptsConfig):
+    held_out: Prompts = Field(64, description="rows kept for evaluation, chosen by the seed")
 
 
 class FileTaskConfig(_RowsConfig):
@@ -120,6 +158,22 @@ class DatasetTaskConfig(_RowsConfig):
     held_out_split: Line | None = Field(None, description="a split of its own to evaluate on")
 
 
+class EvalFileConfig(_PromptsConfig):
+    """A JSONL or Parquet file, all rows of it, to evaluate on."""
+
+    kind: Literal["file"] = "file"
+    path: Place = Field(description="`*.jsonl` or `*.parquet`")
+
+
+class EvalDatasetConfig(_PromptsConfig):
+    """A split of a Hugging Face `datasets` data set (extra `data`), all rows of it, to evaluate on."""
+
+    kind: Literal["dataset"] = "dataset"
+    name: Place = Field(description="hub name, or a folder written by `save_to_disk`")
+    config: Line | None = Field(None, description="configuration of the data set, such as `main`")
+    split: Line = Field("test", description="the split to evaluate on")
+
+
 class ReasoningGymTaskConfig(Config):
     """A generated task of the `reasoning-gym` package (extra `gym`), graded by its own verifier."""
 
@@ -128,6 +182,9 @@ class ReasoningGymTaskConfig(Config):
     options: dict[str, Any] = Field(default_factory=dict, description="passed to its config")
     chat: bool = Field(True, description="put prompts through the chat template, where there is one")
     system: Text | None = Field(None, description="system message put before each chat")
+    template_options: TemplateOptions = Field(
+        default_factory=dict, description="variables of the chat template, such as `{enable_thinking = false}`"
+    )
     train: Prompts = Field(4096, description="prompts to train on")
     held_out: Prompts = Field(256, description="prompts to evaluate on; disjoint from `train`")
     too_long: Literal["error", "drop"] = Field(
@@ -139,7 +196,41 @@ class PythonTaskConfig(PythonPartConfig):
     """A task of your own: the factory returns an object with `train`, `held_out` and `grade` (`protocols.Task`)."""
 
 
-TaskConfig: TypeAlias = Annotated[
+OneTaskConfig: TypeAlias = Annotated[
     ArithmeticTaskConfig | FileTaskConfig | DatasetTaskConfig | ReasoningGymTaskConfig | PythonTaskConfig,
+    Field(discriminator="kind"),
+]
+
+
+class MixtureTaskConfig(Config):
+    """Several tasks by name. Each gives its share of the prompts, by a rule that follows from the step alone."""
+
+    kind: Literal["mixture"] = "mixture"
+    tasks: dict[Name, OneTaskConfig] = Field(min_length=1, max_length=1000)
+    weights: dict[Name, Positive] = Field(
+        default_factory=dict, description="`{math = 3, code = 1}`: shares of the prompts; absent: equal ones"
+    )
+
+    @model_validator(mode="after")
+    def _weights_are_of_tasks(self) -> Self:
+        if self.weights and set(self.weights) != set(self.tasks):
+            raise ValueError(
+                f"weights are of {', '.join(sorted(self.weights))}, but the tasks are {', '.join(sorted(self.tasks))}. "
+                "Give each task a weight, or remove weights for equal shares."
+            )
+        return self
+
+
+TaskConfig: TypeAlias = Annotated[
+    ArithmeticTaskConfig
+    | FileTaskConfig
+    | DatasetTaskConfig
+    | ReasoningGymTaskConfig
+    | PythonTaskConfig
+    | MixtureTaskConfig,
+    Field(discriminator="kind"),
+]
+EvalTaskConfig: TypeAlias = Annotated[
+    ArithmeticTaskConfig | EvalFileConfig | EvalDatasetConfig | ReasoningGymTaskConfig | PythonTaskConfig,
     Field(discriminator="kind"),
 ]
