@@ -50,7 +50,10 @@ def tables(
 TABLES = list(tables())
 FIRST = {cls: path for path, cls in reversed(TABLES)}  # of tables in several places
 LEAVES = [
-    (path, cls, key) for cls, path in FIRST.items() for key, f in cls.model_fields.items() if not configs_of(f.annotation)
+    (path, cls, key)
+    for cls, path in FIRST.items()
+    for key, f in cls.model_fields.items()
+    if not configs_of(f.annotation)
 ]
 
 
@@ -108,7 +111,7 @@ ALLOWED: dict[str, set[str]] = {
     "true": {key for _, cls, key in LEAVES if cls.model_fields[key].annotation is bool},
     **dict.fromkeys(("..", "../..", "a/b", "empty", "line break", "long", "null"), TEXTS),
     "empty list": {"stop_ids", "target_modules", "trackers"},
-    "a table": {"options", "template_options"},
+    "a table": {"options", "template_options", "weights"},
     "null": {key for _, cls, key in LEAVES if "None" in str(cls.model_fields[key].annotation)},
     "ones": {"stop_ids"},
     "1e-320": {
