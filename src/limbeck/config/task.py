@@ -101,7 +101,7 @@ class ArithmeticTaskConfig(Config):
 
 
 class ColumnsConfig(Config):
-    """Which columns of a data set mean what. `reward_model.ground_truth` is in a table, or in JSON text; `a.0` in a list.
+    """Which columns of a data set mean what. A dotted name, `reward_model.ground_truth`, is in a table or JSON text.
 
     Where the data has none of a name that is not changed here, the layouts of TRL, verl and slime are tried.
     """
