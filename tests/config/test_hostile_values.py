@@ -13,8 +13,10 @@ from typing import Any, get_args
 
 import pytest
 
-from limbeck.config.base import Config, configs_of
+from limbeck.config.base import Config, configs_of, fields_of
 from limbeck.config.recipe import MAX_BYTES, Recipe, checked_again, load_recipe, parse_recipe
+from limbeck.config.sources import DatasetSourceConfig
+from limbeck.config.teacher import DatasetTeacherConfig
 from limbeck.config.values import LONGEST_TEXT
 from limbeck.errors import RecipeError
 
@@ -42,7 +44,7 @@ def tables(
     section: type[Config] = Recipe, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], type[Config]]]:
     yield path, section
-    for key, info in section.model_fields.items():
+    for key, info in fields_of(section).items():
         for below in configs_of(info.annotation):
             yield from tables(below, (*path, key))
 
@@ -52,7 +54,7 @@ FIRST = {cls: path for path, cls in reversed(TABLES)}  # of tables in several pl
 LEAVES = [
     (path, cls, key)
     for cls, path in FIRST.items()
-    for key, f in cls.model_fields.items()
+    for key, f in fields_of(cls).items()
     if not configs_of(f.annotation)
 ]
 
@@ -62,27 +64,31 @@ def recipe_with(path: tuple[str, ...], section: type[Config], values: dict[str, 
     table: dict[str, Any] = {
         k: NEEDED[k] for k, info in section.model_fields.items() if info.is_required() and k in NEEDED
     }
-    for tag in ("kind", "divergence"):
-        if tag in section.model_fields:
-            table[tag] = get_args(section.model_fields[tag].annotation)[0]
+    for tag in ("kind", "divergence", "from"):
+        if tag in fields_of(section):
+            table[tag] = get_args(fields_of(section)[tag].annotation)[0]
+    if section is DatasetSourceConfig:
+        table["path"] = "a.jsonl"
     if section is Recipe:
         table |= MINIMAL
     table |= values
     for place, key in reversed(list(enumerate(path))):
-        above = next(cls for at, cls in TABLES if at == path[:place] and key in cls.model_fields)
+        above = next(cls for at, cls in TABLES if at == path[:place] and key in fields_of(cls))
         named = {name: {"a": table} for name in ("teachers", "tasks", "sets")}
-        many = {"trackers": [table], "few_shot": [table], **named}
+        many = {"trackers": [table], "few_shot": [table], "sources": [table], **named}
         table = recipe_with((), above, {key: many.get(key, table)})
     return table
 
 
 @pytest.mark.parametrize(("path", "section"), TABLES, ids=lambda x: ".".join(x) if isinstance(x, tuple) else x.__name__)
 def test_every_table_has_a_good_recipe_to_begin_with(path: tuple[str, ...], section: type[Config]) -> None:
-    parse_recipe(recipe_with(path, section, {}) | extra(path))
+    parse_recipe(recipe_with(path, section, {}) | extra(path, section))
 
 
-def extra(path: tuple[str, ...]) -> dict[str, Any]:
+def extra(path: tuple[str, ...], section: type[Config]) -> dict[str, Any]:
     """What a table asks of another one."""
+    if section is DatasetTeacherConfig:
+        return {"rollout": {"sources": [{"from": "dataset", "path": "a.jsonl"}]}}
     return {"rollout": {"samples_per_prompt": 2}} if "task_reward" in path else {}
 
 
@@ -90,7 +96,7 @@ def extra(path: tuple[str, ...]) -> dict[str, Any]:
 def test_every_key_takes_a_hostile_value_for_good_or_refuses_it_in_one_message(name: str) -> None:
     started, refused, problems = time.monotonic(), 0, []
     for path, section, key in LEAVES:
-        table = recipe_with(path, section, {key: HOSTILE[name]}) | extra(path)
+        table = recipe_with(path, section, {key: HOSTILE[name]}) | extra(path, section)
         try:
             recipe = parse_recipe(table)
         except RecipeError as error:
@@ -106,19 +112,19 @@ def test_every_key_takes_a_hostile_value_for_good_or_refuses_it_in_one_message(n
 
 
 # Values that are good for some keys: every other key must refuse them.
-TEXTS = {key for _, cls, key in LEAVES if "str" in str(cls.model_fields[key].annotation)}
+TEXTS = {key for _, cls, key in LEAVES if "str" in str(fields_of(cls)[key].annotation)}
 ALLOWED: dict[str, set[str]] = {
-    "true": {key for _, cls, key in LEAVES if cls.model_fields[key].annotation is bool},
+    "true": {key for _, cls, key in LEAVES if fields_of(cls)[key].annotation in (bool, bool | None)},
     **dict.fromkeys(("..", "../..", "a/b", "empty", "line break", "long", "null"), TEXTS),
-    "empty list": {"stop_ids", "target_modules", "trackers"},
+    "empty list": {"stop_ids", "target_modules", "trackers", "sources"},
     "a table": {"options", "template_options", "weights"},
-    "null": {key for _, cls, key in LEAVES if "None" in str(cls.model_fields[key].annotation)},
+    "null": {key for _, cls, key in LEAVES if "None" in str(fields_of(cls)[key].annotation)},
     "ones": {"stop_ids"},
     "1e-320": {
         "top_p",
         "min_p",
         "betas",
-        *(key for _, cls, key in LEAVES if cls.model_fields[key].annotation is float),
+        *(key for _, cls, key in LEAVES if fields_of(cls)[key].annotation is float),
     },
 }
 

@@ -36,7 +36,7 @@ def test_sources_are_written_and_read_again_as_they_are() -> None:
         ([STUDENT, STUDENT], {}, "two of rollout.sources are called 'student'"),
         ([DATA, DATA], {}, "two of rollout.sources are called 'rows'"),
         ([{"from": "dataset"}], {}, "needs its rows"),
-        ([{**DATA, "share": 1.0, "split": "x"}], {}, "config and split go with dataset"),
+        ([{**DATA, "share": 1.0, "split": "x"}], {}, "config and split go with hub"),
         ([{**DATA, "share": 1.0, "name": "teacher"}], {}, "cannot be called 'teacher'"),
         ([{"from": "nobody"}], {}, "rollout.sources.0: from is expected to be"),
         ([{"share": 1.0}], {}, "rollout.sources.0: from is expected to be"),

@@ -71,11 +71,11 @@ class DatasetSourceConfig(_SourceConfig):
     origin: Literal["dataset"] = Field("dataset", alias="from")
     name: Name | None = Field(None, description="in metrics: `source/NAME/...`; absent: that of the file or data set")
     path: Place | None = Field(None, description="`*.jsonl` or `*.parquet`")
-    dataset: Place | None = Field(
-        None, description="in place of `path`: a hub name, or a folder written by `save_to_disk` (extra `data`)"
+    hub: Place | None = Field(
+        None, description="in place of `path`: a name on the hub, or a folder written by `save_to_disk` (extra `data`)"
     )
-    config: Line | None = Field(None, description="configuration of `dataset`")
-    split: Line | None = Field(None, description="of `dataset`; absent: `train`")
+    config: Line | None = Field(None, description="configuration of `hub`")
+    split: Line | None = Field(None, description="of `hub`; absent: `train`")
     columns: CompletionColumnsConfig = CompletionColumnsConfig()
     chat: bool | None = Field(
         None, description="put `prompt` texts through the chat template; absent: as the task does"
@@ -87,10 +87,10 @@ class DatasetSourceConfig(_SourceConfig):
 
     @model_validator(mode="after")
     def _has_rows_and_a_name(self) -> Self:
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("from = 'dataset' needs its rows: give path (a file) or dataset (a name), one of the two")
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("from = 'dataset' needs its rows: give path (a file) or hub (a name), one of the two")
         if self.path is not None and (self.config is not None or self.split is not None):
-            raise ValueError(f"config and split go with dataset, but the rows are of path = {shown(self.path)}")
+            raise ValueError(f"config and split go with hub, but the rows are of path = {shown(self.path)}")
         if self.label in ("student", "teacher"):
             raise ValueError(f"a data set cannot be called {self.label!r} in metrics: give it a name of its own")
         return self
@@ -98,7 +98,7 @@ class DatasetSourceConfig(_SourceConfig):
     @property
     def label(self) -> str:
         """Its name in metrics: `source/NAME/...`."""
-        last = (self.path or self.dataset or "").rstrip("/").rpartition("/")[2]
+        last = (self.path or self.hub or "").rstrip("/").rpartition("/")[2]
         return self.name or re.sub(r"[^A-Za-z0-9._-]", "-", last.partition(".")[0]) or "dataset"
 
 
