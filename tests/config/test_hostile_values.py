@@ -52,10 +52,7 @@ def tables(
 TABLES = list(tables())
 FIRST = {cls: path for path, cls in reversed(TABLES)}  # of tables in several places
 LEAVES = [
-    (path, cls, key)
-    for cls, path in FIRST.items()
-    for key, f in fields_of(cls).items()
-    if not configs_of(f.annotation)
+    (path, cls, key) for cls, path in FIRST.items() for key, f in fields_of(cls).items() if not configs_of(f.annotation)
 ]
 
 
