@@ -19,6 +19,7 @@ from limbeck.assemble.fit import Sized as SizedRun
 from limbeck.assemble.model_size import model_size, size_of_config
 from limbeck.assemble.role_sizes import PROCESS, Models, Part
 from limbeck.assemble.sizing import Sizing, size_of, size_with
+from limbeck.cluster.connect import STORE
 from limbeck.config.base import ModelConfig
 from limbeck.config.learner import LoraConfig
 from limbeck.config.recipe import Recipe, load_recipe, parse_recipe
@@ -173,6 +174,34 @@ def test_what_does_not_fit_names_the_keys_to_change() -> None:
     assert "cluster.learners" in misfit.text
     with pytest.raises(RecipeError, match="too small for the recipe"):
         refuse(SizedRun(sizing, (misfit,)))
+
+
+def test_a_key_that_can_go_no_lower_is_not_named() -> None:
+    def keys(**changes: Any) -> set[str]:
+        sizing = eight(on_gpu=False, **changes)
+        found = [part for process in sizing.processes for role in process.roles for part in role.parts]
+        return {key for part in (*found, *sizing.disk) for key in part.keys}
+
+    more = {"rollout": {"lag": 1}, "cluster": {"samplers": 2}}
+    assert {"rollout.lag", "engine.max_rows", "cluster.state_mb", "cluster.learners"} <= keys(**more)
+    least = {
+        "rollout": {"lag": 0},
+        "cluster": {"state_mb": 1},
+        "engine": {"max_rows": 1},
+        "checkpoint": {"keep_last": 1},
+    }
+    named = keys(**least)
+    assert named.isdisjoint({"rollout.lag", "engine.max_rows", "cluster.state_mb", "checkpoint.keep_last"})
+    assert "cluster.learners" in named, "1 of them is the most that a process holds"
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_the_store_is_as_large_as_it_is_made(lag: int) -> None:
+    for lora, travels in ((False, 4 * PARAMETERS), (True, None)):
+        sizing = eight(lora=lora, cluster={}, rollout={"lag": lag})
+        student = size_of_config("8B", EIGHT, 4, LoraConfig() if lora else None)
+        expected = (3 + lag) * (travels or 4 * student.adapters)
+        assert parts(sizing, "driver")["object store"].bytes == STORE + expected
 
 
 def test_what_is_only_estimated_is_a_warning() -> None:

@@ -45,6 +45,12 @@ def test_addresses(address: str) -> None:
     assert (recipe.cluster.address, recipe.cluster.samplers, recipe.cluster.learners) == (address, 2, 1)
 
 
+@pytest.mark.parametrize("address", ["head", "head:0", "head:65536", "ray://head:99999", "http://head:1", "a b:1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(RecipeError, match=r"is no address of a Ray cluster, expected .* a port from 1 to 65535"):
+        parse_recipe({**TABLE, "cluster": {"address": address}})
+
+
 async def test_too_few_devices_are_told_with_the_key_to_lower() -> None:
     processes = {"cluster.learners": 1, "cluster.samplers": 3}
     with pytest.raises(RecipeError, match=r"needs 4 processors .*samplers = 3.* has 2\. Lower cluster\.samplers"):

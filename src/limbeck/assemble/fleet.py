@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("limbeck")
 
 ONLY, REFERENCE = "teacher", "reference"  # the names of a teacher that has none, and of the frozen policy
-VERSIONS = 3  # of the weights that the object store has room for: sampled from, published, on its way out
+VERSIONS = 3  # of the weights that the object store has room for without lag: sampled from, published, on its way out
 SEEN_WITHIN = 10.0  # seconds in which a new file must be seen from another node
 
 
@@ -161,12 +161,17 @@ async def open_fleet(
             f"[cluster] builds its parts in other processes, but an object was given for {', '.join(parts)}. Name a "
             "factory in the recipe (kind = 'python'), or remove [cluster] (cluster=...)."
         )
-    store_bytes = (VERSIONS + recipe.rollout.lag) * _travelling_bytes(recipe, student)
+    store_bytes = versions_in_store(recipe) * _travelling_bytes(recipe, student)
     there = resources.enter_context(connected(recipe.cluster.address, processes_of(recipe), store_bytes))
     on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and there().get("GPU", 0) > 0)
     await require(there, processes_of(recipe), gpus_of(recipe) if on_gpu else {}, recipe.cluster.address, patience)
     _warn_of_idle_samplers(recipe)
     return Fleet(recipe, recipe.threads or torch.get_num_threads(), int(on_gpu), resources)
+
+
+def versions_in_store(recipe: Recipe) -> int:
+    """How many versions of the weights Ray's object store has room for."""
+    return VERSIONS + recipe.rollout.lag
 
 
 def _travelling_bytes(recipe: Recipe, student: CausalLM) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal, TypeAlias
 
-from limbeck.assemble.fleet import VERSIONS
+from limbeck.assemble.fleet import versions_in_store
 from limbeck.assemble.model_size import ModelSize
 from limbeck.cluster.connect import STORE
 from limbeck.config.engine import HFEngineConfig
@@ -235,8 +235,7 @@ def teacher(work: Work, size: ModelSize, devices: int, keys: tuple[str, ...]) ->
 
 def store(work: Work) -> int:
     """Ray's object store on a node, as large as a local one is made (`assemble.fleet`)."""
-    student = work.models.student
-    return STORE + max(VERSIONS, 1 + work.ahead) * student.weights
+    return STORE + versions_in_store(work.recipe) * trained_bytes(work)
 
 
 def itself() -> Part:

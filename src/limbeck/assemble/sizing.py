@@ -27,6 +27,13 @@ from limbeck.config.teacher import LocalTeacherConfig, OneTeacherConfig, RoutedT
 from limbeck.engines.weights_folder import places_for
 
 PROMPT_TOKENS = 512
+LEAST: Mapping[str, object] = {
+    **dict.fromkeys((role.MICRO, role.STEP, "engine.max_rows", "learner.loss_chunk_mb", "checkpoint.keep_last"), 1),
+    **dict.fromkeys(("record.max_mb", "cluster.state_mb"), 1),
+    "rollout.lag": 0,
+    "student.dtype": "bfloat16",
+    "teacher.dtype": "bfloat16",
+}
 TOP_BYTES = 8  # of a token and its log-prob, as a served teacher answers
 OWN = "is a part of your own: what it takes is not known here"
 
@@ -115,8 +122,14 @@ def size_with(
     room = min(contexts, default=PROMPT_TOKENS + recipe.rollout.max_tokens) - recipe.rollout.max_tokens
     work = Work(recipe, models, on_gpu, prompt_tokens or max(1, min(PROMPT_TOKENS, room)))
     notes = list(_notes(work, given, prompt_tokens is None))
-    processes = [_placed(process, on_gpu) for process in _processes(work, given)]
-    return Sizing(on_gpu, tuple(processes), tuple(_disk(work, given)), tuple(_travels(work, given)), tuple(notes))
+    processes = [_placed(process, recipe, on_gpu) for process in _processes(work, given)]
+    return Sizing(
+        on_gpu,
+        tuple(processes),
+        tuple(_lowerable(part, recipe) for part in _disk(work, given)),
+        tuple(_travels(work, given)),
+        tuple(notes),
+    )
 
 
 def _teachers(recipe: Recipe) -> Mapping[str, OneTeacherConfig]:
@@ -164,12 +177,25 @@ def _frozen(work: Work) -> Iterator[tuple[Role, int]]:
         yield Role("reference", tuple(role.teacher(work, work.models.reference, 1, ("objective.reference",)))), 1
 
 
-def _placed(process: Process, on_gpu: bool) -> Process:
+def _placed(process: Process, recipe: Recipe, on_gpu: bool) -> Process:
     """Without a GPU everything is in the memory of the host."""
-    if on_gpu:
-        return process
-    roles = [replace(one, parts=tuple(replace(part, where="host") for part in one.parts)) for one in process.roles]
-    return replace(process, roles=tuple(roles))
+
+    def placed(part: Part) -> Part:
+        return replace(_lowerable(part, recipe), where=part.where if on_gpu else "host")
+
+    return replace(process, roles=tuple(replace(one, parts=tuple(map(placed, one.parts))) for one in process.roles))
+
+
+def _lowerable(part: Part, recipe: Recipe) -> Part:
+    """Without the keys that have the least value there is."""
+    return replace(part, keys=tuple(key for key in part.keys if not _at_least(recipe, key)))
+
+
+def _at_least(recipe: Recipe, key: str) -> bool:
+    found: object = recipe
+    for name in key.split("."):
+        found = getattr(found, name, None)
+    return key in LEAST and found == LEAST[key]
 
 
 def _disk(work: Work, given: Given) -> Iterator[Part]:

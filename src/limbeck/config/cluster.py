@@ -18,14 +18,16 @@ from limbeck.config.factory import PythonPartConfig
 from limbeck.config.values import Line, PositiveInt
 from limbeck.formatting import shown
 
-ADDRESS = re.compile(r"local|auto|(ray://)?[\w.-]+:\d{1,5}", re.ASCII)
+ADDRESS = re.compile(r"local|auto|(ray://)?[\w.-]+:(?P<port>\d{1,5})", re.ASCII)
+PORTS = range(1, 2**16)
 
 
 def _address(text: str) -> str:
-    if not ADDRESS.fullmatch(text):
+    found = ADDRESS.fullmatch(text)
+    if found is None or int(found["port"] or 1) not in PORTS:
         raise ValueError(
             f"{shown(text)} is no address of a Ray cluster, expected 'local' (one of the run's own), 'auto' (the one "
-            "this machine is a node of), 'HOST:PORT', or 'ray://HOST:PORT'"
+            "this machine is a node of), 'HOST:PORT', or 'ray://HOST:PORT', with a port from 1 to 65535"
         )
     return text
 
