@@ -333,14 +333,14 @@ class Groups:
 
     Worked example: the student says "4", "6", end, the teacher has one token for "46":
 
-        student [0, 0, 1]    teacher [0, 1]    teacher_ids ["46", its end]
+        student [0, 0, 1]    teacher [0, 1]    teacher_ids ["46", its end]    sizes [2, 0]
     """
 
     student: Ints  # [S] the group of each trained token; -1: not compared, hence not trained
     teacher: Ints  # [S'] the group of each scored token; -1: not compared
     teacher_ids: Ints  # [S'] the scored tokens
+    sizes: Ints  # [G] bytes of each group's text; 0 of a token that says none
     text_bytes: int  # of the whole response
-    compared_bytes: int  # of what is in groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,7 +220,7 @@ def test_heads_are_narrowed_to_the_students_vocabulary() -> None:
     assert found.maxima["grad_norm"] == pytest.approx(expected.maxima["grad_norm"], rel=1e-12)
     padded.vocabulary = lm.vocabulary - 2
     with pytest.raises(ContractError, match=r"has 25 tokens, but .* is compared over 27"):
-        learner_of(lm, padded)
+        asyncio.run(learner_of(lm, padded).update(random_samples(padded, LENGTHS)))
 
 
 def test_schedules() -> None:

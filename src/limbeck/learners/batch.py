@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import ContractError, EngineError
+from limbeck.learners.groups import check_groups, grouped_target
 from limbeck.learners.valid_mask import apply_valid_mask
-from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
 from limbeck.models.layout import Layout, TokenBatch, lay_out, split
 from limbeck.objectives import Dense, Sampled, Target, Tokens, TopK
 from limbeck.records import (
+    Groups,
     HiddenScores,
     Ints,
     Rollout,
@@ -90,7 +91,7 @@ def make_batch(
         _check_rollout(sample.rollout, vocabulary)
         for scores in (sample.scores, sample.reference):
             if scores is not None:
-                _check_scores(sample.rollout, scores, heads, vocabulary)
+                _check_scores(sample.rollout, scores, heads, vocabulary, sample.groups if scores is sample.scores else None)
     samples = [apply_valid_mask(sample) for sample in samples]
     temperatures = {sample.rollout.sampling.temperature for sample in samples}
     if len(temperatures) != 1:
@@ -101,7 +102,7 @@ def make_batch(
             kinds.setdefault(_kind(sample), []).append(index)
     requests = [request_for(sample.rollout) for sample in samples]
     parts = _parts(list(kinds.values()), requests, budget, layout, ranks)
-    micro = MicroBatches(parts, lambda members: _collate(members, samples, requests, layout, device, heads))
+    micro = MicroBatches(parts, lambda members: _collate(members, samples, requests, layout, device, heads, vocabulary))
     trained = sum(int(sample.rollout.trained.sum()) for sample in samples)
     return Batch(micro, trained, temperatures.pop())
 
@@ -156,6 +157,8 @@ def request_for(rollout: Rollout) -> ScoreRequest:
 def _kind(sample: Scored) -> object:
     """Samples of one micro-batch share a kind of score, and the heads that it takes."""
     scores, reference = sample.scores, None if sample.reference is None else sample.reference.head
+    if sample.groups is not None:
+        return "grouped", None, reference
     if isinstance(scores, HiddenScores):
         return "hidden", scores.head, reference
     if isinstance(scores, TopKScores):
@@ -173,22 +176,31 @@ def _check_rollout(rollout: Rollout, vocabulary: int | None) -> None:
         )
 
 
-def _check_scores(rollout: Rollout, scores: Scores, heads: Heads, vocabulary: int | None) -> None:
-    """Raises `ContractError` where a temperature, a head or a number of scores is not what the rollout takes."""
+def _check_scores(
+    rollout: Rollout, scores: Scores, heads: Heads, vocabulary: int | None, groups: Groups | None
+) -> None:
+    """Raises `ContractError` where a temperature, a head or a number of scores is not what the rollout takes.
+
+    Of groups the scores are of the teacher's tokens, and so is their vocabulary.
+    """
     where = f"scores of {scores.scorer!r} for prompt {rollout.prompt.id!r}"
     if isinstance(scores, HiddenScores):
-        _check_hidden(where, scores, heads)
+        _check_hidden(where, scores, heads, None if groups else vocabulary)
     elif scores.temperature != rollout.sampling.temperature:
         raise ContractError(
             f"{where} were computed at temperature {scores.temperature}, but the student sampled at "
             f"{rollout.sampling.temperature}. The two sides of the KL must be at one temperature."
         )
     given, trained = _count(scores), int(rollout.trained.sum())
-    if given != trained:
-        raise ContractError(f"{where}: {given} scores for {trained} sampled tokens")
+    asked, what = (trained, "sampled tokens") if groups is None else (len(groups.teacher), "of the teacher's tokens")
+    if given != asked:
+        raise ContractError(f"{where}: {given} scores for {asked} {what}")
     mask_S = scores.valid_mask
-    if mask_S is not None and mask_S.shape != (trained,):
-        raise ContractError(f"{where}: a valid_mask of shape {mask_S.shape} for {trained} sampled tokens")
+    if mask_S is not None and mask_S.shape != (asked,):
+        raise ContractError(f"{where}: a valid_mask of shape {mask_S.shape} for {asked} {what}")
+    if groups is not None:
+        check_groups(where, groups, trained)
+        return
     if isinstance(scores, TopKScores) and (outside := _outside(scores.ids, vocabulary)):
         raise ContractError(
             f"{where} name token {outside[0]} among the most likely, but student and teacher share ids 0 to "
@@ -196,7 +208,7 @@ def _check_scores(rollout: Rollout, scores: Scores, heads: Heads, vocabulary: in
         )
 
 
-def _check_hidden(where: str, scores: HiddenScores, heads: Heads) -> None:
+def _check_hidden(where: str, scores: HiddenScores, heads: Heads, vocabulary: int | None) -> None:
     if scores.natural_temperature != 1:
         raise ContractError(
             f"{where} are hidden states of a model with the natural temperature {scores.natural_temperature} (written "
@@ -207,6 +219,11 @@ def _check_hidden(where: str, scores: HiddenScores, heads: Heads) -> None:
         raise ContractError(
             f"{where} belong to an output head with fingerprint {scores.head}, which the learner does not have. It "
             f"has {', '.join(heads) or 'none'}. Set teacher.head to the model that the scorer holds."
+        )
+    if vocabulary is not None and heads[scores.head].vocabulary < vocabulary:
+        raise ContractError(
+            f"{where} belong to the output head {scores.head}, which has {heads[scores.head].vocabulary} tokens, but the "
+            f"student is compared over {vocabulary}. Student and teacher must share their vocabulary."
         )
     width = heads[scores.head].weight_Vd.shape[1]
     if scores.states.shape[1] != width:
@@ -237,6 +254,7 @@ def _collate(
     layout: Layout,
     device: torch.device,
     heads: Heads,
+    vocabulary: int | None,
 ) -> MicroBatch:
     chosen = [samples[i] for i in members]
     rollouts = [sample.rollout for sample in chosen]
@@ -254,17 +272,20 @@ def _collate(
     return MicroBatch(
         layout=lay_out([requests[i] for i in members], layout).to(device),
         tokens=tokens,
-        teacher=_target([sample.scores for sample in chosen], heads, device),
-        reference=_dense(references, heads, device) if references else None,
+        teacher=_target(chosen, heads, device, vocabulary),
+        reference=_dense(references, heads, device, vocabulary) if references else None,
         members=tuple(members),
     )
 
 
-def _target(scores: Sequence[Scores], heads: Heads, device: torch.device) -> Target:
+def _target(samples: Sequence[Scored], heads: Heads, device: torch.device, vocabulary: int | None) -> Target:
     """Scores of one kind (see `_kind`) end to end."""
+    if any(sample.groups is not None for sample in samples):
+        return grouped_target(samples, heads, device)
+    scores = [sample.scores for sample in samples]
     hidden = [item for item in scores if isinstance(item, HiddenScores)]
     if hidden:
-        return _dense(hidden, heads, device)
+        return _dense(hidden, heads, device, vocabulary)
     top = [item for item in scores if isinstance(item, TopKScores)]
     if top:
         return TopK(
@@ -275,20 +296,17 @@ def _target(scores: Sequence[Scores], heads: Heads, device: torch.device) -> Tar
     return Sampled(_stack([item.logprobs for item in scores if isinstance(item, TokenScores)], device))
 
 
-def _dense(scores: Sequence[HiddenScores], heads: Heads, device: torch.device) -> Dense:
-    return Dense(torch.cat([item.states.fetch().to(device) for item in scores]), heads[scores[0].head])
+def _dense(scores: Sequence[HiddenScores], heads: Heads, device: torch.device, vocabulary: int | None) -> Dense:
+    head = heads[scores[0].head]
+    if vocabulary is not None:
+        head = head.narrow(vocabulary)
+    return Dense(torch.cat([item.states.fetch().to(device) for item in scores]), head)
 
 
 def _stack(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays)).to(device)
 
 
-def narrowed_heads(heads: Heads, lm: CausalLM) -> Heads:
-    """Heads over the student's vocabulary. Raises `ContractError` for one that has not all of it."""
-    for fingerprint, head in heads.items():
-        if head.vocabulary < lm.vocabulary:
-            raise ContractError(
-                f"the output head {fingerprint} has {head.vocabulary} tokens, but {lm.name} is compared over "
-                f"{lm.vocabulary}. Student and teacher must share their vocabulary."
-            )
-    return {fingerprint: head.narrow(lm.vocabulary).to(lm.device) for fingerprint, head in heads.items()}
+def heads_on(heads: Heads, device: torch.device) -> Heads:
+    """All of their tokens: what is compared is chosen where they are used."""
+    return {fingerprint: head.to(device) for fingerprint, head in heads.items()}

@@ -28,7 +28,7 @@ from limbeck.errors import (
     place_of,
 )
 from limbeck.learners.adapters import LoraAdapters, add_adapters
-from limbeck.learners.batch import Batch, Heads, MicroBatch, check_given_ids, make_batch, narrowed_heads
+from limbeck.learners.batch import Batch, Heads, MicroBatch, check_given_ids, heads_on, make_batch
 from limbeck.learners.checkpoint import (
     ADAPTER_FOLDER,
     LEARNER_FILE,
@@ -37,6 +37,7 @@ from limbeck.learners.checkpoint import (
     save_state,
     weights_of,
 )
+from limbeck.learners.groups import compared_bytes
 from limbeck.learners.optimizer import make_optimizer
 from limbeck.learners.policy import WEIGHTS, Lease, LocalPolicy
 from limbeck.learners.process_group import Ranks, Sharding
@@ -81,7 +82,7 @@ class LocalLearner:
                 "where they compute. Set cluster.learners = 2 or more, or leave it out."
             )
         self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
-        self.heads = narrowed_heads(heads or {}, lm)
+        self.heads = heads_on(heads or {}, lm.device)
         self.version = 0
         narrow = torch.bfloat16 if config.precision == "bfloat16" else None
         self.autocast = narrow if self.ranks.count == 1 else None  # several gather their weights in it
@@ -230,8 +231,8 @@ class LocalLearner:
         return self._policy(version).read(folder)
 
     def know_heads(self, heads: Heads) -> None:
-        """Output heads, by fingerprint, of hidden states that will come. Raises `ContractError` for one too small."""
-        self.heads = narrowed_heads(heads, self.lm)
+        """Output heads, by fingerprint, of hidden states that will come."""
+        self.heads = heads_on(heads, self.lm.device)
 
     def policy_of(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> LocalPolicy:
         """The policy whose `trained` gave these tensors. They are read, never written."""
@@ -283,7 +284,8 @@ class LocalLearner:
 
     def _metrics(self, samples: Sequence[Scored]) -> TokenMetrics:
         truncated = any(sample.rollout.sampling.truncated for sample in samples)
-        return TokenMetrics([sample.rollout.prompt.id for sample in samples], self.lm.device, truncated)
+        prompt_ids = [sample.rollout.prompt.id for sample in samples]
+        return TokenMetrics(prompt_ids, self.lm.device, truncated, compared_bytes(samples))
 
     def _batch(self, samples: Sequence[Scored]) -> Batch:
         config, lm = self.config, self.lm

@@ -36,11 +36,19 @@ class TokenMetrics:
 
     `prompt_ids` [R] say which prompt each response is to: responses to one prompt are not independent, so
     standard errors are over prompts. Of `truncated` sampling there is no sampled KL: the mean of log p - log q over
-    what top_p and the like keep is no divergence of p, which is whole.
+    what top_p and the like keep is no divergence of p, which is whole. `sizes` [R] are the bytes that were compared, of
+    teachers with another tokenizer: a token of theirs is no measure.
     """
 
-    def __init__(self, prompt_ids: Sequence[str], device: torch.device, truncated: bool = False) -> None:
+    def __init__(
+        self,
+        prompt_ids: Sequence[str],
+        device: torch.device,
+        truncated: bool = False,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
         self.responses, self.device, self.truncated = len(prompt_ids), device, truncated
+        self.sizes_R = None if sizes is None else torch.tensor(sizes, dtype=torch.float64, device=device)
         places = {prompt_id: place for place, prompt_id in enumerate(dict.fromkeys(prompt_ids))}
         self.prompts = len(places)
         self.prompt_R = torch.tensor([places[one] for one in prompt_ids], dtype=torch.int64, device=device)
@@ -104,6 +112,9 @@ class TokenMetrics:
             else:
                 total, count = torch.stack([total_R.sum(), self.counts_R[name].sum()]).tolist()
                 means[name] = Mean(total, count)
+        if self.sizes_R is not None and "reverse_kl/sampled" in means:
+            total_R = torch.where(self.sizes_R > 0, self.totals_R["reverse_kl/sampled"], 0.0)
+            means["reverse_kl/byte"] = self._clustered(total_R, self.sizes_R)
         if "importance/square" in means:
             square = means.pop("importance/square")
             mean = means["importance/mean"]

@@ -8,34 +8,65 @@ what follows, but has no loss and does not count in the denominator.
 Worked example: a rollout "a b | c d e" whose teacher is unsure of d:
 
     trained  F F T T T      valid_mask  T F T       ->   trained  F F T F T,  scores of c and e
+
+Where a teacher's scores are of groups of tokens, its mask is over its own tokens: a group with one of which it is unsure
+leaves as a whole, like the tokens that are in no group.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.protocols import States
-from limbeck.records import HiddenScores, Mask, Rollout, Scored, Scores, TokenScores
+from limbeck.records import Groups, HiddenScores, Mask, Rollout, Scored, Scores, TokenScores
 
 
 def apply_valid_mask(sample: Scored) -> Scored:
     """The sample with only its valid positions trained; itself where all are valid.
 
-    Scores, sampler's log-probs and reference are cut to match, so nothing after this needs to know.
+    Scores, sampler's log-probs and reference are cut to match, so nothing after this needs to know. Groups that are left
+    are numbered anew, in order.
     """
+    if sample.groups is not None:
+        return _whole_groups(sample, sample.groups)
     scores, mask_S = sample.scores, sample.scores.valid_mask
     if mask_S is None or mask_S.all():
         return sample
+    return _masked(sample, mask_S, mask_S)
+
+
+def _masked(sample: Scored, mask_S: Mask, of_scores: Mask) -> Scored:
+    """With the trained tokens of `mask_S`, and the teacher's scores of its own mask."""
     reference = sample.reference
     return replace(
         sample,
         rollout=_mask_rollout(sample.rollout, mask_S),
-        scores=_mask_scores(scores, mask_S),
+        scores=_mask_scores(sample.scores, of_scores),
         reference=None if reference is None else replace(reference, states=_mask_states(reference, mask_S)),
     )
+
+
+def _whole_groups(sample: Scored, groups: Groups) -> Scored:
+    valid, student, teacher = sample.scores.valid_mask, groups.student, groups.teacher
+    kept_G = np.ones(len(groups.sizes), dtype=bool)
+    if valid is not None:
+        kept_G[teacher[~valid & (teacher >= 0)]] = False
+    mask_S, of_scores = (np.isin(side, np.flatnonzero(kept_G)) for side in (student, teacher))
+    if mask_S.all() and of_scores.all():
+        return sample
+    number_G = np.cumsum(kept_G) - 1
+    left = replace(
+        groups,
+        student=number_G[student[mask_S]],
+        teacher=number_G[teacher[of_scores]],
+        teacher_ids=groups.teacher_ids[of_scores],
+        sizes=groups.sizes[kept_G],
+    )
+    return replace(_masked(sample, mask_S, of_scores), groups=left)
 
 
 def _mask_rollout(rollout: Rollout, mask_S: Mask) -> Rollout:

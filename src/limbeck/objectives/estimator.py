@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from limbeck.objectives.divergences import DenseBlock, dense_function
+from limbeck.objectives.groups import GroupTerms
 from limbeck.objectives.logits import dot, log_softmax_, top
 from limbeck.objectives.loss import Loss
-from limbeck.objectives.targets import Dense, Measured, Target, Tokens, TopK
+from limbeck.objectives.targets import Dense, Grouped, Measured, Target, Tokens, TopK
 
 
 class Estimator:
@@ -45,6 +46,7 @@ class Estimator:
         self.loss, self.temperature, self.tokens, self.teacher = loss, temperature, tokens, teacher
         self.measured, self.wants_grad = measured, wants_grad
         self.dense = dense_function(loss.objective)
+        self.groups: GroupTerms | None = None  # of a teacher with other tokens, before the first block
         self.future = DiscountedFuture(loss.discount, tokens.sequence_N, measured.objective.dtype)
 
     def gradient_(self, c: slice, logits_CV: Tensor, teacher_CV: Tensor | None, reference_CV: Tensor | None) -> Tensor:
@@ -59,7 +61,9 @@ class Estimator:
         if teacher_CV is not None:
             logq_CV, q_CV = log_softmax_(teacher_CV.div_(self.temperature))
             self._measure_teacher(c, logp_CV, logq_CV, q_CV)
-        elif not isinstance(self.teacher, Dense):
+        elif self.groups is not None:
+            measured.teacher_logprob[c] = self.groups.teacher_logprob_N[c]
+        elif not isinstance(self.teacher, Dense | Grouped):
             measured.teacher_logprob[c] = self.teacher.logprobs_N[c]
 
         if self.loss.support == "full":
@@ -74,7 +78,11 @@ class Estimator:
         else:
             if logq_CV is not None:
                 self._measure_reverse_kl(c, p_CV, logp_CV - logq_CV)
-            sparse = self._partial_support(c, p_CV, logp_CV, logq_CV, to_reference_CV)
+            sparse = (
+                self._partial_support(c, p_CV, logp_CV, logq_CV, to_reference_CV)
+                if self.groups is None
+                else self._of_groups(c, self.groups, to_reference_CV)
+            )
             value_C = sparse.value_C
             coefficient_C = self._coefficient(c, value_C, sparse.gain_C)
             assert coefficient_C is not None
@@ -146,6 +154,15 @@ class Estimator:
             value_C=value_CK.sum(dim=1) + torch.where(inside_C, 0.0, tail_C),
         )
 
+    def _of_groups(self, c: slice, groups: GroupTerms, to_reference_CV: Tensor | None) -> _Sparse:
+        """No token exactly; what a group pulls is added in `_coefficient`, for its weight is that of the group."""
+        sampled_C1, gain_C, value_C = self.tokens.sampled_N[c, None], None, groups.value_N[c]
+        if to_reference_CV is not None:
+            gain_C = to_reference_CV.gather(1, sampled_C1)[:, 0]
+            value_C = value_C + self._importance(c) * gain_C
+        nothing_C0 = value_C[:, None][:, :0]
+        return _Sparse(sampled_C1[:, :0], nothing_C0, torch.zeros_like(value_C) if gain_C is None else gain_C, value_C)
+
     def _measure_support(self, c: slice, p_CK: Tensor, logq_CK: Tensor, inside_C: Tensor) -> None:
         measured = self.measured
         if measured.support_student is None or measured.support_teacher is None or measured.support_sampled is None:
@@ -175,7 +192,8 @@ class Estimator:
             terms.append(-self.tokens.advantage_N[c])
         if not terms:
             return None
-        return self._importance(c) * torch.stack(terms).sum(dim=0)
+        coefficient_C = self._importance(c) * torch.stack(terms).sum(dim=0)
+        return coefficient_C if self.groups is None else coefficient_C + self.groups.coefficient_N[c]
 
     def _importance(self, c: slice) -> Tensor:
         """[C] w = min(p(y_t) / mu(y_t), cap)."""

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from limbeck.models.head import Head, at_least_float32
+from limbeck.models.scoring import score_hidden
 from limbeck.objectives.estimator import Estimator
+from limbeck.objectives.groups import group_terms
 from limbeck.objectives.loss import Loss
-from limbeck.objectives.targets import Dense, Measured, Target, Tokens, check_target, empty_measurements
+from limbeck.objectives.targets import Dense, Grouped, Measured, Target, Tokens, check_target, empty_measurements
 
 LARGEST_CHUNK = 4096
 LARGEST_DISCOUNTED_CHUNK = 512  # a chunk's discounted sums take a [C, C] matrix
@@ -61,6 +63,9 @@ def distillation_loss(
         measured = empty_measurements(loss, hidden_Nd, teacher, reference)
         estimator = Estimator(loss, temperature, tokens, teacher, measured, wants_grad)
         gradients = _Gradients(student, head) if wants_grad else None
+        if isinstance(teacher, Grouped):
+            logp_N = score_hidden(student.head, student.hidden_Nd, tokens.sampled_N, temperature, chunk_bytes=chunk_bytes)
+            estimator.groups = group_terms(teacher, tokens, logp_N.logprobs_S, loss.importance_cap)
         policies = [_Logits(policy) for policy in (student, teacher, reference)]
         for c in _backwards(len(hidden_Nd), _chunk_length(loss, head.vocabulary, chunk_bytes)):
             logits_CV, teacher_CV, reference_CV = (policy.of(c) for policy in policies)

@@ -1,6 +1,6 @@
 """What the loss receives of the teacher and of the sampled tokens, and what it measures on the way.
 
-Shape legend: N tokens, K support size, d hidden width.
+Shape legend: N tokens, K support size, G groups of tokens, d hidden width.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.models.head import Head, at_least_float32
+from limbeck.objectives.divergences import ReverseKL
 from limbeck.objectives.loss import Loss
 
 
@@ -43,7 +44,15 @@ class Sampled:
     logprobs_N: Tensor
 
 
-Target: TypeAlias = Dense | TopK | Sampled
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """The teacher's log-prob of each group of sampled tokens: a text that it says in tokens of its own."""
+
+    logprobs_G: Tensor  # sums over the teacher's tokens of each group
+    group_N: Tensor  # int64, non-decreasing, from 0 and without gaps: which group a sampled token belongs to
+
+
+Target: TypeAlias = Dense | TopK | Sampled | Grouped
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +70,7 @@ class Measured:
     """Per-token numbers of one micro-batch, each [N], detached. None where the target does not carry it."""
 
     student_logprob: Tensor  # log p(y_t)
-    teacher_logprob: Tensor  # log q(y_t)
+    teacher_logprob: Tensor  # log q(y_t); of a group of tokens, an equal share of its log q
     student_entropy: Tensor
     objective: Tensor  # the estimate of the divergence that was minimised
     support_student: Tensor | None = None  # what of p is on the support: the rest is the sampled token's; K > 0 only
@@ -99,6 +108,8 @@ def empty_measurements(loss: Loss, hidden_Nd: Tensor, teacher: Target, reference
 def check_target(loss: Loss, vocabulary: int, teacher: Target, reference: Dense | None) -> None:
     """A target must carry at least what the loss's support asks for. Raises `ValueError`."""
     wanted, k = loss.support, loss.size
+    if isinstance(teacher, Grouped):
+        _check_grouped(loss, wanted)
     asked = f"objective.support = {wanted!r}" + (f" with k = {k}" if loss.k else "")
     if wanted == "full" and not isinstance(teacher, Dense):
         raise ValueError(
@@ -115,3 +126,17 @@ def check_target(loss: Loss, vocabulary: int, teacher: Target, reference: Dense 
         raise ValueError(f"{asked}, but the student has {vocabulary} tokens. Lower objective.k.")
     if (loss.reference_weight > 0) != (reference is not None):
         raise ValueError("objective.reference and the reference's hidden states must be given together")
+
+
+def _check_grouped(loss: Loss, wanted: object) -> None:
+    if not isinstance(loss.objective, ReverseKL):
+        raise ValueError(
+            f"{loss.name or type(loss.objective).__name__} is asked for of a teacher with another tokenizer, of which only "
+            "the log-ratio of a span of text is known. Set objective.divergence = 'reverse_kl'."
+        )
+    if wanted != "sampled":
+        raise ValueError(
+            f"objective.support = {wanted!r} of a teacher with another tokenizer: which tokens have one of the teacher's "
+            "opposite them follows from what was sampled, so any support but the sampled tokens would be biased. Set "
+            "objective.support = 'sampled'."
+        )
