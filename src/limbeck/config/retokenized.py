@@ -1,20 +1,49 @@
-"""The table of a teacher that reads the response in tokens of its own."""
+"""What cannot be had of a teacher that reads the response in tokens of its own."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
+from limbeck.config.objective import ReverseKLConfig
+from limbeck.config.teacher import RemoteTeacherConfig, RoutedTeacherConfig, SeeingConfig
+from limbeck.config.view import RetokenizedViewConfig
 
-from limbeck.config.base import Config
+if TYPE_CHECKING:
+    from limbeck.config.recipe import Recipe
 
 
-class RetokenizedViewConfig(Config):
-    """The same text in the teacher's own tokens: spans that begin and end on the same bytes are compared."""
-
-    kind: Literal["retokenized"] = "retokenized"
-    accept_temperature: bool = Field(
-        False,
-        description="train at another temperature than 1 all the same: tempered processes over different tokens are no "
-        "distributions over the same texts, so there is no divergence that this minimises",
-    )
+def refuse_with_retokenized(recipe: Recipe) -> None:
+    """Raises `ValueError` naming the first key that a view of kind `retokenized` cannot go with."""
+    objective, teacher = recipe.objective, recipe.teacher
+    members = dict(teacher.teachers) if isinstance(teacher, RoutedTeacherConfig) else {"teacher": teacher}
+    for name, section in members.items():
+        if not isinstance(section, SeeingConfig) or not isinstance(section.view, RetokenizedViewConfig):
+            continue
+        who = f"view.kind = 'retokenized' of {name}"
+        if not isinstance(objective, ReverseKLConfig):
+            raise ValueError(
+                f"objective.divergence = {objective.divergence!r}, but with {who} only the log-ratio of a span of text "
+                "is known. Set objective.divergence = 'reverse_kl'."
+            )
+        if objective.support != "sampled":
+            raise ValueError(
+                f"objective.support = {objective.support!r}, but with {who} which of the student's tokens has one of "
+                "the teacher's opposite it follows from what was sampled: any support but the sampled tokens would be "
+                "biased. Set objective.support = 'sampled', or leave it out."
+            )
+        if recipe.rollout.temperature != 1 and not section.view.accept_temperature:
+            raise ValueError(
+                f"rollout.temperature = {recipe.rollout.temperature}, but with {who} the two sides have different "
+                "tokens: dividing their logits gives no two distributions over the same texts. Set rollout.temperature "
+                "= 1, or view.accept_temperature = true to train at another one all the same."
+            )
+        if isinstance(section, RemoteTeacherConfig) and section.tokenizer is None:
+            raise ValueError(
+                f"{who} needs the teacher's tokenizer here. Set its `tokenizer` to the teacher's model folder or hub "
+                "name."
+            )
+        if any(source.origin == "teacher" for source in recipe.rollout.sources):
+            raise ValueError(
+                f"rollout.sources takes sequences from the teacher, but with {who} its tokens are not the student's. "
+                "Take 'student' alone."
+            )

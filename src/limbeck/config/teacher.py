@@ -208,7 +208,7 @@ def complete_teacher(given: Any) -> Any:
     Over the wire K tokens and the sampled one have together the expected gradient of the whole vocabulary. The
     student's own K leave less noise at equal bytes. They are the default where every server can be asked about them
     and the engine is known to report them; the teacher's K are elsewhere. A teacher of your own is asked for the least
-    that every teacher has, the sampled token.
+    that every teacher has, the sampled token, and so is one with other tokens.
     """
     if not isinstance(given, Mapping):
         return given
@@ -223,7 +223,8 @@ def complete_teacher(given: Any) -> Any:
     if objective.get("divergence", "reverse_kl") != "reverse_kl":
         return given
     given_by = {_most(member) for member in _members(teacher)}
-    if given_by == {"sampled"}:
+    retokenized = any(_get(_get(member, "view"), "kind") == "retokenized" for member in _members(teacher))
+    if retokenized or given_by == {"sampled"}:
         support: Mapping[str, Any] = {"support": "sampled"}
     elif not given_by & {"top", "ids"}:
         return given

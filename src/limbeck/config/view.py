@@ -31,10 +31,9 @@ class ShotConfig(Config):
     completion: Text = Field(description="what the assistant answers")
 
 
-class PromptedViewConfig(Config):
-    """The teacher sees the same response after a prompt of its own."""
+class _PromptConfig(Config):
+    """The teacher's own prompt."""
 
-    kind: Literal["prompted"] = "prompted"
     system: Text | None = Field(None, description="system message that takes the place of the student's, if it has one")
     context: Text | None = Field(
         None,
@@ -48,4 +47,23 @@ class PromptedViewConfig(Config):
     )
 
 
-ViewConfig: TypeAlias = Annotated[SameViewConfig | PromptedViewConfig, Field(discriminator="kind")]
+class PromptedViewConfig(_PromptConfig):
+    """The teacher sees the same response after a prompt of its own."""
+
+    kind: Literal["prompted"] = "prompted"
+
+
+class RetokenizedViewConfig(_PromptConfig):
+    """The teacher sees the same text in its own tokens: spans that begin and end on the same bytes are compared."""
+
+    kind: Literal["retokenized"] = "retokenized"
+    accept_temperature: bool = Field(
+        False,
+        description="train at another temperature than 1 all the same: tempered processes over different tokens are no "
+        "distributions over the same texts, so no divergence is minimised",
+    )
+
+
+ViewConfig: TypeAlias = Annotated[
+    SameViewConfig | PromptedViewConfig | RetokenizedViewConfig, Field(discriminator="kind")
+]

@@ -91,7 +91,9 @@ def make_batch(
         _check_rollout(sample.rollout, vocabulary)
         for scores in (sample.scores, sample.reference):
             if scores is not None:
-                _check_scores(sample.rollout, scores, heads, vocabulary, sample.groups if scores is sample.scores else None)
+                _check_scores(
+                    sample.rollout, scores, heads, vocabulary, sample.groups if scores is sample.scores else None
+                )
     samples = [apply_valid_mask(sample) for sample in samples]
     temperatures = {sample.rollout.sampling.temperature for sample in samples}
     if len(temperatures) != 1:
@@ -222,8 +224,8 @@ def _check_hidden(where: str, scores: HiddenScores, heads: Heads, vocabulary: in
         )
     if vocabulary is not None and heads[scores.head].vocabulary < vocabulary:
         raise ContractError(
-            f"{where} belong to the output head {scores.head}, which has {heads[scores.head].vocabulary} tokens, but the "
-            f"student is compared over {vocabulary}. Student and teacher must share their vocabulary."
+            f"{where} belong to the output head {scores.head}, which has {heads[scores.head].vocabulary} tokens, but "
+            f"the student is compared over {vocabulary}. Student and teacher must share their vocabulary."
         )
     width = heads[scores.head].weight_Vd.shape[1]
     if scores.states.shape[1] != width:

@@ -9,8 +9,8 @@ Worked example: a rollout "a b | c d e" whose teacher is unsure of d:
 
     trained  F F T T T      valid_mask  T F T       ->   trained  F F T F T,  scores of c and e
 
-Where a teacher's scores are of groups of tokens, its mask is over its own tokens: a group with one of which it is unsure
-leaves as a whole, like the tokens that are in no group.
+Where a teacher's scores are of groups of tokens, its mask is over its own tokens: a group with one of which it is
+unsure leaves as a whole, like the tokens that are in no group.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from limbeck.records import Groups, HiddenScores, Mask, Rollout, Scored, Scores,
 def apply_valid_mask(sample: Scored) -> Scored:
     """The sample with only its valid positions trained; itself where all are valid.
 
-    Scores, sampler's log-probs and reference are cut to match, so nothing after this needs to know. Groups that are left
-    are numbered anew, in order.
+    Scores, sampler's log-probs and reference are cut to match, so nothing after this needs to know. Groups that are
+    left are numbered anew, in order.
     """
     if sample.groups is not None:
         return _whole_groups(sample, sample.groups)
-    scores, mask_S = sample.scores, sample.scores.valid_mask
+    mask_S = sample.scores.valid_mask
     if mask_S is None or mask_S.all():
         return sample
     return _masked(sample, mask_S, mask_S)

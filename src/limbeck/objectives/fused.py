@@ -64,7 +64,9 @@ def distillation_loss(
         estimator = Estimator(loss, temperature, tokens, teacher, measured, wants_grad)
         gradients = _Gradients(student, head) if wants_grad else None
         if isinstance(teacher, Grouped):
-            logp_N = score_hidden(student.head, student.hidden_Nd, tokens.sampled_N, temperature, chunk_bytes=chunk_bytes)
+            logp_N = score_hidden(
+                student.head, student.hidden_Nd, tokens.sampled_N, temperature, chunk_bytes=chunk_bytes
+            )
             estimator.groups = group_terms(teacher, tokens, logp_N.logprobs_S, loss.importance_cap)
         policies = [_Logits(policy) for policy in (student, teacher, reference)]
         for c in _backwards(len(hidden_Nd), _chunk_length(loss, head.vocabulary, chunk_bytes)):

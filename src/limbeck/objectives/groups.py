@@ -4,8 +4,8 @@ A group g is a run of sampled tokens whose text the teacher says in tokens of it
 
     r_g = sum_{t in g} log p(y_t) - sum_{s in g} log q(x_s)        w_g = min(prod_{t in g} p(y_t) / mu(y_t), cap)
 
-every token of the group has the coefficient sg[w_g r_g]: a group is one action. So the sums over a whole group have to be
-known before the gradient of its last token is formed, and all sampled tokens go through the head once before.
+every token of the group has the coefficient sg[w_g r_g]: a group is one action. So the sums over a whole group have to
+be known before the gradient of its last token is formed, and all sampled tokens go through the head once before.
 
 The estimate of the divergence, w_g r_g, stands at a group's *first* token and 0 at its others. Then "what comes after a
 token", which a discount weighs, is what comes after its group.

@@ -131,12 +131,12 @@ def check_target(loss: Loss, vocabulary: int, teacher: Target, reference: Dense 
 def _check_grouped(loss: Loss, wanted: object) -> None:
     if not isinstance(loss.objective, ReverseKL):
         raise ValueError(
-            f"{loss.name or type(loss.objective).__name__} is asked for of a teacher with another tokenizer, of which only "
-            "the log-ratio of a span of text is known. Set objective.divergence = 'reverse_kl'."
+            f"{loss.name or type(loss.objective).__name__} is asked for of a teacher with another tokenizer, of which "
+            "only the log-ratio of a span of text is known. Set objective.divergence = 'reverse_kl'."
         )
     if wanted != "sampled":
         raise ValueError(
-            f"objective.support = {wanted!r} of a teacher with another tokenizer: which tokens have one of the teacher's "
-            "opposite them follows from what was sampled, so any support but the sampled tokens would be biased. Set "
-            "objective.support = 'sampled'."
+            f"objective.support = {wanted!r} of a teacher with another tokenizer: which tokens have one of the "
+            "teacher's opposite them follows from what was sampled, so any support but the sampled tokens would be "
+            "biased. Set objective.support = 'sampled'."
         )
