@@ -33,6 +33,16 @@ Support: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True)
+class Chat:
+    """What a prompt was rendered from by a chat template: a teacher may see it rendered otherwise."""
+
+    messages: tuple[Mapping[str, Any], ...]  # the system's message too, wherever it came from
+    tools: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the template: {"enable_thinking": False}
+    continued: bool = False  # the last message is the assistant's, and is continued
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One thing to answer.
 
@@ -46,6 +56,7 @@ class Prompt:
     answer: str | None = None  # "46"; None where nothing can be graded
     metadata: Mapping[str, Any] = field(default_factory=dict)
     teacher: str | None = None  # route: which of several teachers scores it
+    chat: Chat | None = None  # None: raw text
 
     def __post_init__(self) -> None:
         if not self.token_ids:

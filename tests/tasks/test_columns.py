@@ -247,3 +247,15 @@ def test_a_template_that_refuses_a_row_is_named_with_the_row(write):
     ):
         load(path, tokenizer)
     assert load(write(*sums(2)), tokenizer, system="S").train, "task.system gives one"
+
+
+def test_a_prompt_keeps_the_chat_that_it_was_rendered_from(write, with_tools):
+    """A teacher may see it rendered otherwise; an answer of another name can be shown by both names."""
+    path = write({"prompt": "1+1=", "solution": "2", "tools": [ADD]}, {"messages": USER, "solution": "2"})
+    prompts = everything(load(path, with_tools, system="Be brief.", columns={"answer": "solution"}))
+    for prompt, tools in zip(prompts, ((ADD,), ()), strict=True):
+        assert prompt.chat is not None
+        assert [message["content"] for message in prompt.chat.messages] == ["Be brief.", "1+1="]
+        assert prompt.chat.tools == tools
+        assert (prompt.answer, prompt.metadata["solution"]) == ("2", "2")
+    assert all(prompt.chat is None for prompt in everything(load(write(*sums(2)), with_tools, chat=False)))

@@ -76,12 +76,12 @@ def to_prompt(row: Row, task: str, columns: ColumnsConfig, encoder: Encoder) -> 
                 f"{columns.prompt!r} is {shortened(text)}; expected text. For a list of messages set "
                 f"task.columns.messages = {columns.prompt!r} and task.columns.prompt to another name."
             )
-        token_ids = encoder.text(text, tools)
+        token_ids, chat = encoder.text(text, tools), encoder.chat_of(text, tools)
     elif messages is not None:
         checked = _checked_messages(messages, columns.messages)
         if row.nulls_are_absent:
             checked = [{"content": None, **_without_nulls(message)} for message in checked]
-        token_ids = encoder.messages(checked, tools)
+        token_ids, chat = encoder.messages(checked, tools), encoder.chat_of(checked, tools)
         text = readable(checked)
     else:
         raise DataError(
@@ -94,7 +94,7 @@ def to_prompt(row: Row, task: str, columns: ColumnsConfig, encoder: Encoder) -> 
             "the prompt has no tokens; the first sampled token needs a prefix. Give it text, or a chat "
             "template that begins with a token."
         )
-    named = {columns.prompt, columns.messages, columns.answer, columns.id, columns.teacher}
+    named = {columns.prompt, columns.messages, columns.id, columns.teacher, "answer"}  # another answer has two names
     return Prompt(
         id=_id(values.get(columns.id), row.default_id, columns),
         token_ids=tuple(token_ids),
@@ -103,6 +103,7 @@ def to_prompt(row: Row, task: str, columns: ColumnsConfig, encoder: Encoder) -> 
         answer=_answer(row, columns),
         metadata={name: value for name, value in values.items() if name not in named},
         teacher=_teacher(values.get(columns.teacher), columns),
+        chat=chat,
     )
 
 

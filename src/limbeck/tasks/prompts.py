@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.errors import DataError
 from limbeck.models.chat import Message, chat_ids, name_of
-from limbeck.records import Prompt
+from limbeck.records import Chat, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +41,15 @@ class Encoder:
                 f"{name_of(tokenizer)} has none. Remove task.system, or take a model with a chat template."
             )
         check_unicode("task.system", system)
+
+    def chat_of(self, shown: str | Sequence[Message], tools: Sequence[Message] | None = None) -> Chat | None:
+        """What `text` or `messages` renders; None for raw text."""
+        if isinstance(shown, str):
+            if not self.chat:
+                return None
+            shown = [{"role": "user", "content": shown}]
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return Chat((*system, *shown), tuple(tools or ()))
 
     def text(self, text: str, tools: Sequence[Message] | None = None) -> list[int]:
         """One user message where chat is on and there is a template, else raw text."""

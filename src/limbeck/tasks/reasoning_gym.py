@@ -126,6 +126,7 @@ class ReasoningGym:
             text=entry["question"],
             answer=None if answer is None else str(answer),
             metadata=entry,
+            chat=encoder.chat_of(entry["question"]),
         )
 
 
