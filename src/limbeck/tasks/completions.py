@@ -1,0 +1,236 @@
+"""Prompts with the completions that somebody wrote: rows of `rollout.sources` with from = "dataset".
+
+    {"prompt": "12+34=", "completion": "46"}                                   raw text, or one user message
+    {"messages": [..., {"role": "assistant", "content": "46"}]}                a chat: its last message is the completion
+    {"prompt": [{"role": "user", ...}], "completion": [{"role": "assistant", ...}]}
+
+    for each row    Completion(prompt, token_ids)      what the student would have to say after the very prompt
+
+A completion's tokens follow the ids of the prompt as the student is given it, and end with a stop token, as a response
+that was sampled does. Only they are trained; earlier messages of the assistant are context.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from limbeck.config.sources import DatasetSourceConfig
+from limbeck.config.task import DatasetTaskConfig
+from limbeck.errors import DataError
+from limbeck.models.chat import Message, chat_text, name_of
+from limbeck.records import Prompt
+from limbeck.tasks.columns import to_prompt
+from limbeck.tasks.prompts import Encoder, check_unicode
+from limbeck.tasks.sources import Row, Source, check_size, file_rows, of_dataset, shortened
+
+logger = logging.getLogger("limbeck")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A prompt, and what is to be said after it."""
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]  # ends with a stop token
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a completion must keep to."""
+
+    stop_ids: tuple[int, ...]
+    vocabulary: int
+    max_tokens: int  # of the completion
+    context: int | None  # tokens of prompt and completion; None: no limit
+
+
+class CompletionEncoder(Encoder):
+    """An encoder that also continues the prompt it encoded last."""
+
+    shown: tuple[Sequence[Message], Sequence[Message] | None] | str = ""
+
+    def messages(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
+        ids = super().messages(messages, tools)
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        self.shown = [*system, *messages], tools
+        return ids
+
+    def text(self, text: str, tools: Sequence[Message] | None = None) -> list[int]:
+        self.shown = text
+        return super().text(text, tools)  # through `messages` where it is a chat
+
+    def completion(self, prompt_ids: Sequence[int], answer: Message, stop_ids: Sequence[int]) -> list[int]:
+        """What follows the ids of the prompt that was encoded last, its stop token included. Raises `DataError`."""
+        if isinstance(self.shown, str):
+            before, rest = self.shown, answer.get("content")
+            if not isinstance(rest, str):
+                raise DataError("the prompt is raw text, so the completion has to be text too, without calls of tools")
+        else:
+            messages, tools = self.shown
+            before = chat_text(self.tokenizer, messages, tools)
+            whole = chat_text(self.tokenizer, [*messages, answer], tools, generation_prompt=False)
+            if not whole.startswith(before):
+                raise DataError(
+                    f"the chat template of {name_of(self.tokenizer)} writes the conversation with its completion in "
+                    "another way than the prompt that asks for one, so nobody knows what the student would have to "
+                    "say. Give prompt and completion as text and set chat = false in the source"
+                )
+            rest = whole[len(before) :]
+        return self._ended(self._continuation(list(prompt_ids), before, rest), stop_ids)
+
+    def _continuation(self, prompt_ids: list[int], before: str, rest: str) -> list[int]:
+        """Tokens of `rest`, which begin where the prompt's end. Raises `DataError` where none say that text."""
+        chat = not isinstance(self.shown, str)
+
+        def encode(text: str, special: bool) -> list[int]:
+            return [int(id_) for id_ in self.tokenizer(text, add_special_tokens=special)["input_ids"]]
+
+        together = encode(before + rest, not chat)
+        if together[: len(prompt_ids)] == prompt_ids:
+            return together[len(prompt_ids) :]
+        alone = encode(rest, False)  # the two would share a token
+        said, expected = self._decode([*prompt_ids, *alone]), self._decode(prompt_ids) + rest
+        if said != expected:
+            raise DataError(
+                f"the completion begins in the middle of a token of {name_of(self.tokenizer)}: after the prompt it "
+                f"would read {said[-80:]!r} and not {expected[-80:]!r}. Begin the completion with what ends the prompt, "
+                "such as a blank"
+            )
+        return alone
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _ended(self, ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+        """Up to the first stop token, which is added where there is none. Raises `DataError` for text after it."""
+        stop = next((place for place, id_ in enumerate(ids) if id_ in stop_ids), None)
+        if stop is None:
+            own = self.tokenizer.eos_token_id
+            return [*ids, own if own in stop_ids else stop_ids[0]]
+        after = [id_ for id_ in ids[stop + 1 :] if id_ not in stop_ids]
+        if after and self._decode(after).strip():
+            raise DataError(
+                f"the completion goes on after the stop token {self._decode([ids[stop]])!r}: {self._decode(after)!r}. "
+                "The student would have stopped there. Take that token out of the text"
+            )
+        return ids[: stop + 1]
+
+
+def load_completions(section: DatasetSourceConfig, encoder: CompletionEncoder, limits: Limits) -> list[Completion]:
+    """All rows of a source, in order. Raises `DataError` for one that cannot be used, and where none is left."""
+    source = _rows_of(section)
+    found: list[Completion] = []
+    for row in source.rows:
+        try:
+            check_size(row)
+            found.append(_completion(row, section, encoder, limits))
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from error.__cause__
+    if not found:
+        raise DataError(f"{source.name} has no rows; expected at least one prompt and its completion")
+    return _fitting(found, section, limits, source.name)
+
+
+def _rows_of(section: DatasetSourceConfig) -> Source:
+    if section.path is not None:
+        path = Path(section.path)
+        return Source(str(path), section.label, file_rows(path, section.label, section.columns.answer))
+    assert section.hub is not None
+    task = DatasetTaskConfig(
+        name=section.hub, config=section.config, split=section.split or "train", columns=section.columns
+    )
+    return replace(of_dataset(task)[0], task=section.label)
+
+
+def _completion(row: Row, section: DatasetSourceConfig, encoder: CompletionEncoder, limits: Limits) -> Completion:
+    asked, answer = _split(row, section)
+    prompt = to_prompt(asked, section.label, section.columns, encoder)
+    ids = encoder.completion(prompt.token_ids, answer, limits.stop_ids)
+    if outside := [id_ for id_ in (*prompt.token_ids, *ids) if not 0 <= id_ < limits.vocabulary]:
+        raise DataError(
+            f"it has token {outside[0]}, but student and teacher share ids 0 to {limits.vocabulary - 1} only"
+        )
+    return Completion(prompt, tuple(ids))
+
+
+def _split(row: Row, section: DatasetSourceConfig) -> tuple[Row, Message]:
+    """The row without its completion, and the completion as a message of the assistant. Raises `DataError`."""
+    columns, values = section.columns, dict(row.values)
+    completion = values.pop(columns.completion, None)
+    check_unicode(columns.completion, completion)
+    prompt, messages = values.get(columns.prompt), values.get(columns.messages)
+    if isinstance(prompt, list) or isinstance(completion, list):
+        if not isinstance(prompt, list):
+            raise DataError(f"{columns.completion!r} is a list of messages, so {columns.prompt!r} has to be one too")
+        del values[columns.prompt]
+        completion = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+        messages, completion = [*prompt, *(completion or [])], None
+    if completion is None:
+        answer = messages[-1] if isinstance(messages, list) and messages else None
+        if not isinstance(answer, Mapping) or answer.get("role") != "assistant":
+            raise DataError(
+                f"there is no {columns.completion!r}, and no {columns.messages!r} that end with an assistant message; "
+                "the columns are " + ", ".join(map(repr, row.values)) + ". Point columns.completion or "
+                "columns.messages of the source at the right one"
+            )
+        values[columns.messages] = messages[:-1]
+        return replace(row, values=values), _checked(answer, row)
+    if not isinstance(completion, str):
+        raise DataError(f"{columns.completion!r} is {shortened(completion)}; expected text")
+    return replace(row, values=values), _checked({"role": "assistant", "content": completion}, row)
+
+
+def _checked(answer: Message, row: Row) -> Message:
+    content, calls = answer.get("content"), answer.get("tool_calls")
+    if not isinstance(content, str) and not (content is None and calls):
+        raise DataError(f"the assistant's last message says {shortened(content)}; expected text")
+    if not content and not calls:
+        raise DataError("the completion is empty: there is nothing to learn from it but to say nothing")
+    return _without_nulls(answer) if row.nulls_are_absent else answer
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every table the keys of all: what a table does not have is null there."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None or key == "content"}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def _fitting(found: list[Completion], section: DatasetSourceConfig, limits: Limits, name: str) -> list[Completion]:
+    """Those that are short enough. Raises `DataError` for others, unless they are to be dropped."""
+
+    def fits(one: Completion) -> bool:
+        whole = len(one.prompt.token_ids) + len(one.token_ids)
+        return len(one.token_ids) <= limits.max_tokens and (limits.context is None or whole <= limits.context)
+
+    kept = [one for one in found if fits(one)]
+    if len(kept) == len(found):
+        return kept
+    worst = next(one for one in found if not fits(one))
+    what = (
+        f"{name}: {len(found) - len(kept)} of {len(found)} rows are too long. The first, {worst.prompt.id!r}, has "
+        f"{len(worst.prompt.token_ids)} tokens and a completion of {len(worst.token_ids)}; a completion has at most "
+        f"rollout.max_tokens = {limits.max_tokens}"
+        + ("" if limits.context is None else f", and both fit into a context of {limits.context}")
+    )
+    if section.too_long == "error" or not kept:
+        remedy = "Raise rollout.max_tokens" + (', or set too_long = "drop" in the source' if kept else "")
+        raise DataError(f"{what}. {remedy}.")
+    logger.warning("%s. They are dropped.", what)
+    return kept
+
+
+def as_prompt(one: Completion) -> Prompt:
+    """Prompt and completion as one sequence, for the digest by which a resumed run knows its data."""
+    return replace(one.prompt, token_ids=(*one.prompt.token_ids, *one.token_ids))
+
+
+def unknown(count: int) -> np.ndarray:
+    """[S] log mu of tokens whose distribution nobody knows."""
+    return np.full(count, np.nan, dtype=np.float32)
