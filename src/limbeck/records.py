@@ -165,8 +165,8 @@ class Rollout:
     segment: int  # 0: which of its episode's sequences this is
     token_ids: Ints  # [L] the six of the prompt, then "4", "6", end
     trained: Mask  # [L] False * 6, True * 3. No sampled token is trained in two segments
-    logprobs: Floats  # [S] of the trained tokens, see `Sampled`
-    versions: Ints  # [S] how many updates the weights that sampled each had seen
+    logprobs: Floats  # [S] of the trained tokens, see `Sampled`; NaN where nobody knows log mu: of a data set
+    versions: Ints  # [S] how many updates the weights that sampled each had seen; -1: those of no student
     sampling: Sampling
     turns: tuple[Turn, ...] = ()
     top_ids: Ints | None = None  # [S, K] the student's own most likely ids, where they were asked for
@@ -192,6 +192,11 @@ class Rollout:
     def response_ids(self) -> Ints:
         """[S] the trained tokens, in order."""
         return self.token_ids[self.trained]
+
+    @property
+    def source_name(self) -> str:
+        """In metrics: "student", "teacher", or the name of the data set."""
+        return self.prompt.task if self.source == "dataset" else self.source
 
     @property
     def finish(self) -> Finish:

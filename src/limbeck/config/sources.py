@@ -139,6 +139,8 @@ def refuse_biased_sources(recipe: Recipe) -> None:
         )
     if any(source.origin == "teacher" for source in sources):
         _refuse_what_cannot_sample(recipe)
+    if any(source.origin == "dataset" for source in sources):
+        _refuse_groups(recipe)
     if not isinstance(teacher, DatasetTeacherConfig):
         for source in sources:
             if source.origin != "student":
@@ -213,10 +215,22 @@ def _refuse_what_is_of_the_student_alone(recipe: Recipe, sources: Sequence[Sourc
         )
 
 
-def _refuse_what_cannot_sample(recipe: Recipe) -> None:
+def _members(recipe: Recipe) -> dict[str, Any]:
     teacher = recipe.teacher
-    members = dict(teacher.teachers) if isinstance(teacher, RoutedTeacherConfig) else {"teacher": teacher}
-    for name, section in members.items():
+    return dict(teacher.teachers) if isinstance(teacher, RoutedTeacherConfig) else {"teacher": teacher}
+
+
+def _refuse_groups(recipe: Recipe) -> None:
+    for name, section in _members(recipe).items():
+        if getattr(getattr(section, "view", None), "kind", "same") == "retokenized":
+            raise ValueError(
+                f"{name} scores groups of sampled tokens (view.kind = 'retokenized'), which weigh how likely they were "
+                "when they were sampled, and of a data set nobody knows that. Remove the source, or the view"
+            )
+
+
+def _refuse_what_cannot_sample(recipe: Recipe) -> None:
+    for name, section in _members(recipe).items():
         if section.kind in ("limbeck", "dataset"):
             raise ValueError(
                 f"rollout.sources has from = 'teacher', but {name} (kind = {section.kind!r}) scores and does not "

@@ -285,7 +285,8 @@ class LocalLearner:
     def _metrics(self, samples: Sequence[Scored]) -> TokenMetrics:
         truncated = any(sample.rollout.sampling.truncated for sample in samples)
         prompt_ids = [sample.rollout.prompt.id for sample in samples]
-        return TokenMetrics(prompt_ids, self.lm.device, truncated, compared_bytes(samples))
+        sources = [sample.rollout.source_name for sample in samples]
+        return TokenMetrics(prompt_ids, self.lm.device, truncated, compared_bytes(samples), sources)
 
     def _batch(self, samples: Sequence[Scored]) -> Batch:
         config, lm = self.config, self.lm
@@ -354,7 +355,7 @@ def _before_the_step(error: Exception, update: int) -> str:
 
 
 def _means(metrics: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
-    return metrics.means() | metrics.by_teacher([sample.scores.scorer for sample in samples])
+    return metrics.means() | metrics.by_teacher([sample.scores.scorer for sample in samples]) | metrics.by_source()
 
 
 def _layout(lm: CausalLM, config: LocalLearnerConfig) -> Layout:

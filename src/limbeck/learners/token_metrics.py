@@ -29,6 +29,9 @@ BATCH_NAMES = {
 OWN_NAMES = ("reverse_kl/sampled", "importance/mean", "importance/square", "mismatch")
 NAMES = (*OWN_NAMES, *BATCH_NAMES)
 KL_NAMES = ("reverse_kl/sampled", "reverse_kl/exact")
+OF_OWN_SAMPLES = (*OWN_NAMES, "support/student", "support/teacher", "support/sampled")
+BY_SOURCE = (*KL_NAMES, "objective")
+STUDENT = "student"  # the source whose tokens the student sampled
 
 
 class TokenMetrics:
@@ -38,6 +41,9 @@ class TokenMetrics:
     standard errors are over prompts. Of `truncated` sampling there is no sampled KL: the mean of log p - log q over
     what top_p and the like keep is no divergence of p, which is whole. `sizes` [R] are the bytes that were compared, of
     teachers with another tokenizer: a token of theirs is no measure.
+
+    `sources` [R] say who wrote each response. What compares a sampler with the learner, or takes a token for a sample
+    of the student (`OF_OWN_SAMPLES`), is of the student's own alone: of other tokens it would be the mean of nothing.
     """
 
     def __init__(
@@ -46,9 +52,14 @@ class TokenMetrics:
         device: torch.device,
         truncated: bool = False,
         sizes: Sequence[int] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> None:
         self.responses, self.device, self.truncated = len(prompt_ids), device, truncated
         self.sizes_R = None if sizes is None else torch.tensor(sizes, dtype=torch.float64, device=device)
+        self.sources = [STUDENT] * self.responses if sources is None else list(sources)
+        self.own_R: Tensor | None = None  # None: all of them
+        if any(source != STUDENT for source in self.sources):
+            self.own_R = torch.tensor([source == STUDENT for source in self.sources], device=device)
         places = {prompt_id: place for place, prompt_id in enumerate(dict.fromkeys(prompt_ids))}
         self.prompts = len(places)
         self.prompt_R = torch.tensor([places[one] for one in prompt_ids], dtype=torch.int64, device=device)
@@ -62,6 +73,8 @@ class TokenMetrics:
         response_N = members[micro.tokens.sequence_N]
         log_weight_N = measured.student_logprob - micro.tokens.behaviour_N
         weight_N = log_weight_N.exp()
+        if self.own_R is not None:
+            weight_N = torch.where(self.own_R[response_N], weight_N, 0.0)
         self.importance_max_R.scatter_reduce_(0, response_N, weight_N.double(), "amax")
         if not self.truncated:
             self._sum("reverse_kl/sampled", response_N, measured.student_logprob - measured.teacher_logprob)
@@ -74,10 +87,11 @@ class TokenMetrics:
                 self._sum(name, response_N, values_N)
 
     def _sum(self, name: str, response_N: Tensor, values_N: Tensor) -> None:
-        for store, addend in (
-            (self.totals_R, values_N.double()),
-            (self.counts_R, torch.ones_like(values_N).double()),
-        ):
+        values_N, ones_N = values_N.double(), torch.ones_like(values_N).double()
+        if self.own_R is not None and name in OF_OWN_SAMPLES:
+            own_N = self.own_R[response_N]
+            values_N, ones_N = torch.where(own_N, values_N, 0.0), own_N.double()
+        for store, addend in ((self.totals_R, values_N), (self.counts_R, ones_N)):
             if name not in store:
                 store[name] = torch.zeros(self.responses, device=self.device, dtype=torch.float64)
             store[name].index_add_(0, response_N, addend)
@@ -104,7 +118,7 @@ class TokenMetrics:
         """Every mean of the step, with its spread over prompts where that says something."""
         means = {}
         for name in NAMES:
-            if name not in self.totals_R:
+            if name not in self.totals_R or (self.own_R is not None and not self.counts_R[name].any()):
                 continue
             total_R = self.totals_R[name]
             if name.startswith("reverse_kl"):
@@ -135,14 +149,21 @@ class TokenMetrics:
 
     def by_teacher(self, names: Sequence[str]) -> dict[str, Mean]:
         """`teacher/NAME/reverse_kl/...` where several teachers scored the step. `names` [R]: who scored each."""
+        return self._by("teacher", names, KL_NAMES)
+
+    def by_source(self) -> dict[str, Mean]:
+        """`source/NAME/...` where several wrote the step's responses, or another than the student."""
+        return self._by("source", self.sources, BY_SOURCE) if self.own_R is not None else {}
+
+    def _by(self, what: str, names: Sequence[str], keys: Sequence[str]) -> dict[str, Mean]:
         several = sorted(set(names))
         means = {}
-        for name in several if len(several) > 1 else ():
+        for name in several if len(several) > 1 or what == "source" else ():
             mine_R = torch.tensor([one == name for one in names], device=self.device)
-            for key in KL_NAMES:
-                if key in self.totals_R:
+            for key in keys:
+                if key in self.totals_R and (key not in OF_OWN_SAMPLES or what != "source" or name == STUDENT):
                     parts = (torch.where(mine_R, store[key], 0.0) for store in (self.totals_R, self.counts_R))
-                    means[f"teacher/{name}/{key}"] = self._clustered(*parts)
+                    means[f"{what}/{name}/{key}"] = self._clustered(*parts)
         return means
 
     def maxima(self) -> dict[str, float]:

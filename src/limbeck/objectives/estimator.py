@@ -192,7 +192,9 @@ class Estimator:
             terms.append(-self.tokens.advantage_N[c])
         if not terms:
             return None
-        coefficient_C = self._importance(c) * torch.stack(terms).sum(dim=0)
+        total_C = torch.stack(terms).sum(dim=0)
+        # Where nothing is left to the sampled token, its weight does not matter, and may be unknown: NaN.
+        coefficient_C = torch.where(total_C == 0, total_C, self._importance(c) * total_C)
         return coefficient_C if self.groups is None else coefficient_C + self.groups.coefficient_N[c]
 
     def _importance(self, c: slice) -> Tensor:

@@ -61,7 +61,7 @@ class Tokens:
 
     sampled_N: Tensor  # int64 ids
     sequence_N: Tensor  # int64, non-decreasing: which sequence a token belongs to
-    behaviour_N: Tensor  # log mu(y_t)
+    behaviour_N: Tensor  # log mu(y_t); NaN where nobody knows it: such tokens have a gradient on full support alone
     advantage_N: Tensor | None = None  # task reward, normalised; None: not trained on
 
 

@@ -1,7 +1,7 @@
 """Prompts with the completions that somebody wrote: rows of `rollout.sources` with from = "dataset".
 
     {"prompt": "12+34=", "completion": "46"}                                   raw text, or one user message
-    {"messages": [..., {"role": "assistant", "content": "46"}]}                a chat: its last message is the completion
+    {"messages": [..., {"role": "assistant", "content": "46"}]}                a chat: the last message is it
     {"prompt": [{"role": "user", ...}], "completion": [{"role": "assistant", ...}]}
 
     for each row    Completion(prompt, token_ids)      what the student would have to say after the very prompt
@@ -99,8 +99,8 @@ class CompletionEncoder(Encoder):
         if said != expected:
             raise DataError(
                 f"the completion begins in the middle of a token of {name_of(self.tokenizer)}: after the prompt it "
-                f"would read {said[-80:]!r} and not {expected[-80:]!r}. Begin the completion with what ends the prompt, "
-                "such as a blank"
+                f"would read {said[-80:]!r} and not {expected[-80:]!r}. Begin the completion with what "
+                "ends the prompt, such as a blank"
             )
         return alone
 
