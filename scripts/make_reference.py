@@ -6,6 +6,7 @@ python scripts/make_reference.py
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import types
 import typing
@@ -61,7 +62,7 @@ def tables(section: type[Config], path: str, seen: dict[type[Config], str]) -> t
     seen[section] = title
     rows = [row(name, info) for name, info in fields_of(section).items() if not configs_of(info.annotation)]
     table = "".join(["| key | type | default | |\n|---|---|---|---|\n", *rows]) if rows else ""
-    yield f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n\n{table}"
+    yield f"\n## {title}\n\n{inspect.cleandoc(section.__doc__ or '')}\n\n{table}"
     for name, info in fields_of(section).items():
         for below in configs_of(info.annotation):
             shown = f"[{name}]" if get_origin(info.annotation) is tuple else name  # `[[trackers]]`: one of several

@@ -14,8 +14,10 @@ from typing import Any, get_args
 import pytest
 
 from limbeck.config.base import Config, configs_of, fields_of
+from limbeck.config.environment import AgentEnvironmentConfig
 from limbeck.config.recipe import MAX_BYTES, Recipe, checked_again, load_recipe, parse_recipe
 from limbeck.config.sources import DatasetSourceConfig
+from limbeck.config.task import AgentTaskConfig
 from limbeck.config.teacher import DatasetTeacherConfig
 from limbeck.config.values import LONGEST_TEXT
 from limbeck.errors import RecipeError
@@ -64,7 +66,7 @@ def recipe_with(path: tuple[str, ...], section: type[Config], values: dict[str, 
     for tag in ("kind", "divergence", "from"):
         if tag in fields_of(section):
             table[tag] = get_args(fields_of(section)[tag].annotation)[0]
-    if section is DatasetSourceConfig:
+    if section in (DatasetSourceConfig, AgentTaskConfig):
         table["path"] = "a.jsonl"
     if section is Recipe:
         table |= MINIMAL
@@ -86,6 +88,8 @@ def extra(path: tuple[str, ...], section: type[Config]) -> dict[str, Any]:
     """What a table asks of another one."""
     if section is DatasetTeacherConfig:
         return {"rollout": {"sources": [{"from": "dataset", "path": "a.jsonl"}]}}
+    if section is AgentEnvironmentConfig:
+        return {"task": {"kind": "agent", "function": "a:b", "path": "a.jsonl"}}
     return {"rollout": {"samples_per_prompt": 2}} if "task_reward" in path else {}
 
 

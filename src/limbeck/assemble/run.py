@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.assemble.engines import make_engine
-from limbeck.assemble.environments import limits_of, make_environment
+from limbeck.assemble.environments import limits_of, open_environment
 from limbeck.assemble.fleet import REFERENCE, StudentPlan, open_fleet
 from limbeck.assemble.own import OwnLearner, checked_part
 from limbeck.assemble.policies import policies_to_sample_from
@@ -100,6 +100,7 @@ async def _assemble(
     vocabulary = _share_vocabulary(models, loss)
     task = _task(site, [*teachers.contexts, *(lm.context for lm in models)])
     keep_prompts(folder, task, recipe, checkpoint)
+    environment = await open_environment(site, task)
     if fleet is not None:
         plan = StudentPlan(recipe, source, vocabulary, folder.path, folder.path == run_path(recipe))
         await asyncio.gather(fleet.start(plan), teachers.start(site))
@@ -122,7 +123,7 @@ async def _assemble(
     run = Run(
         recipe=recipe,
         task=task,
-        environment=make_environment(site),
+        environment=environment,
         limits=limits_of(recipe.environment, given.environment),
         engine=engine,
         teacher=proven.teacher,

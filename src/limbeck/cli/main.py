@@ -14,13 +14,12 @@ from limbeck.cli.audit import audit
 from limbeck.cli.check import check
 from limbeck.cli.export import export
 from limbeck.cli.streams import LastingRaw, exit_status, lasting_streams
+from limbeck.cli.train import OVERRIDES, RECIPE, gateway, train
 from limbeck.cli.wire import bake, serve
 from limbeck.errors import LimbeckError
 from limbeck.sanitize import printable
 from limbeck.training.interruption import Interrupted, StopSignals
 
-RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
-OVERRIDES = click.argument("overrides", nargs=-1)
 PRINTED = ("eval", "check", "audit", "demo", "version")  # commands whose result is what they print
 
 
@@ -87,6 +86,7 @@ def main() -> None:
       limbeck check recipes/demo.toml
       limbeck check --teacher sglang=http://host:30000 --temperature 0.7
       limbeck train recipes/demo.toml rollout.temperature=0.7 steps=100
+      limbeck gateway RECIPE --port 8600
       limbeck eval recipes/demo.toml --model runs/demo/model
       limbeck view runs/demo
       limbeck serve MODEL
@@ -94,40 +94,6 @@ def main() -> None:
       limbeck export runs/demo OUT --dtype bfloat16
       limbeck audit rollouts.parquet --student DIR --teacher DIR --temperature 0.7
     """
-
-
-@main.command(short_help="Train the student of a recipe.")
-@RECIPE
-@OVERRIDES
-@click.option("--fresh", is_flag=True, help="Delete the run's folder first, instead of resuming.")
-@click.option(
-    "--from-checkpoint",
-    type=click.IntRange(min=1),
-    metavar="STEP",
-    help="Go on from the checkpoint of STEP instead of the newest; what came after it is removed and made again.",
-)
-@click.option("--quiet", is_flag=True, help="Print errors only.")
-@click.option("--json", "as_json", is_flag=True, help="Print the lines of metrics.jsonl, one JSON object each.")
-def train(
-    recipe: Path, overrides: tuple[str, ...], fresh: bool, from_checkpoint: int | None, quiet: bool, as_json: bool
-) -> None:
-    """Train the student of RECIPE, a TOML file.
-
-    OVERRIDES are key=value pairs such as rollout.temperature=0.7. A run that was stopped resumes from its newest
-    checkpoint when it is started again.
-    """
-    if fresh and from_checkpoint is not None:
-        raise click.UsageError("give --fresh or --from-checkpoint STEP, not both: each says where the run begins")
-    from limbeck.config.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides)  # a mistake in it is reported before anything heavy is imported
-    from limbeck import api
-    from limbeck.trackers.console import make_console
-
-    console = make_console(loaded.name, quiet, as_json)
-    result = api.train(loaded, fresh=fresh, from_checkpoint=from_checkpoint, observers=[console] if console else [])
-    if not quiet and not as_json:
-        click.echo(f"finished: {result.folder / 'model'}")
 
 
 @main.command("eval", short_help="Evaluate a model, without training.")
@@ -175,6 +141,8 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
     run_demo(overrides, as_json)
 
 
+main.add_command(train)
+main.add_command(gateway)
 main.add_command(check)
 main.add_command(serve)
 main.add_command(bake)

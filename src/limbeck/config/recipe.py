@@ -19,7 +19,12 @@ from pydantic import Field, ValidationError, model_validator
 from limbeck.config.base import Config, configs_of, keys_of
 from limbeck.config.cluster import ClusterConfig, refuse_with_cluster
 from limbeck.config.engine import EngineConfig, HFEngineConfig, complete_engine
-from limbeck.config.environment import EnvironmentConfig, SingleTurnConfig
+from limbeck.config.environment import (
+    EnvironmentConfig,
+    SingleTurnConfig,
+    complete_environment,
+    refuse_agent_without_gateway,
+)
 from limbeck.config.evaluation import EvalConfig
 from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
@@ -118,11 +123,12 @@ class Recipe(Config):
         """A divergence that is not named is the reverse KL, and a support the teacher can give."""
         if isinstance(given, Mapping) and isinstance(given.get("objective"), Mapping):
             given = {**given, "objective": {"divergence": "reverse_kl", **given["objective"]}}
-        return complete_teacher(complete_engine(complete_learner(given)))
+        return complete_teacher(complete_engine(complete_learner(complete_environment(given))))
 
     @model_validator(mode="after")
     def _combinations_that_cannot_work(self) -> Self:
         rollout, objective = self.rollout, self.objective
+        refuse_agent_without_gateway(self.task, self.environment)
         if self.cluster is not None:
             refuse_with_cluster(self.cluster, self.learner, self.engine, self.device)
         _refuse_what_the_teacher_cannot_give(self)

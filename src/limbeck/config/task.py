@@ -174,6 +174,43 @@ class EvalDatasetConfig(_PromptsConfig):
     split: Line = Field("test", description="the split to evaluate on")
 
 
+class AgentTaskConfig(_RowsConfig):
+    """Your own agent: a Python function that is called once for each rollout, in a process of its own.
+
+    Rows are those of kind `file` (`path`) or `dataset` (`name`); a row needs no prompt. What the function returns is
+    the reward, or a text for the grader.
+    """
+
+    kind: Literal["agent"] = "agent"
+    function: Line = Field(description="`package.module:name`, found from the working folder and PYTHONPATH")
+    interpreter: Place | None = Field(
+        None, description="Python that runs it, such as a virtual environment's; absent: Limbeck's own"
+    )
+    memory_mb: Annotated[int, Field(ge=64, le=2**24)] = Field(4096, description="the most that one rollout may have")
+    path: Place | None = Field(None, description="`*.jsonl` or `*.parquet` to train on")
+    held_out_path: Place | None = Field(None, description="a file of its own to evaluate on")
+    name: Place | None = Field(None, description="hub name, or a folder written by `save_to_disk`")
+    config: Line | None = Field(None, description="configuration of the data set, such as `main`")
+    split: Line | None = Field(None, description="the split of the data set to train on; absent: `train`")
+    held_out_split: Line | None = Field(None, description="a split of its own to evaluate on")
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Self:
+        if (self.path is None) == (self.name is None):
+            raise ValueError("give path, a file of rows, or name, a data set: one of the two")
+        given, others = ("path", ("config", "split", "held_out_split")) if self.path else ("name", ("held_out_path",))
+        if wrong := [key for key in others if getattr(self, key) is not None]:
+            raise ValueError(f"{wrong[0]} does not go with {given}. Remove it.")
+        return self
+
+    @property
+    def rows(self) -> FileTaskConfig | DatasetTaskConfig:
+        """The table that reads the same rows."""
+        kind = DatasetTaskConfig if self.path is None else FileTaskConfig
+        given = {key: getattr(self, key) for key in kind.model_fields if key != "kind"}
+        return kind.model_validate({key: value for key, value in given.items() if value is not None})
+
+
 class ReasoningGymTaskConfig(Config):
     """A generated task of the `reasoning-gym` package (extra `gym`), graded by its own verifier."""
 
@@ -225,6 +262,7 @@ TaskConfig: TypeAlias = Annotated[
     ArithmeticTaskConfig
     | FileTaskConfig
     | DatasetTaskConfig
+    | AgentTaskConfig
     | ReasoningGymTaskConfig
     | PythonTaskConfig
     | MixtureTaskConfig,

@@ -2,7 +2,7 @@
 
     processes = AgentProcesses("my_agent:run")
     await processes.start()                     the module is imported, once
-    ended = await processes.run({"row": row, "base_url": url}, environment, seed, timeout=60)
+    ended = await processes.run({"row": row, "base_url": url}, environment, seed)
     ended.kind, ended.value                     "returned", {"reward": 1.0}
 
 A function that hangs, crashes, exits, prints without end or takes all memory costs that one rollout. See
@@ -28,7 +28,7 @@ LONGEST_LINE = 2**24  # bytes of a reply
 START_WITHIN = 600.0  # seconds for the import of the agent's module
 SHOWN_OUTPUT = 600  # characters of what a rollout printed, for a message
 
-How = Literal["returned", "raised", "exited", "killed"]
+How = Literal["returned", "raised", "exited"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class AgentProcesses:
                 start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            raise RecipeError(f"task.python = {self.python!r} cannot be started: {error}") from error
+            raise RecipeError(f"task.interpreter = {self.python!r} cannot be started: {error}") from error
         self._server = server
         try:
             async with asyncio.timeout(START_WITHIN):
@@ -91,14 +91,12 @@ class AgentProcesses:
             why = first.get("error", "the process ended before it was ready; its error output says why")
             raise RecipeError(
                 f"{setting} cannot be used ({why}). It is imported by {self.python}, with {Path.cwd()} and PYTHONPATH "
-                "on the path; task.python names another interpreter, such as that of a virtual environment."
+                "on the path; task.interpreter names another interpreter, such as that of a virtual environment."
             )
         self._reader = asyncio.create_task(self._read(server))
 
-    async def run(
-        self, arguments: Mapping[str, Any], environment: Mapping[str, str], seed: int, timeout: float
-    ) -> Ended:
-        """Call the function in a new process, with these variables set, and kill it after `timeout` seconds.
+    async def run(self, arguments: Mapping[str, Any], environment: Mapping[str, str], seed: int) -> Ended:
+        """Call the function in a new process, with these variables set. Cancelled, it kills what the call started.
 
         Raises `RecipeError` where the agent's module can no longer be imported after a crash.
         """
@@ -106,16 +104,14 @@ class AgentProcesses:
         assert self._server is not None
         assert self._server.stdin is not None
         number = next(self._numbers)
-        ended = self._calls[number] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._calls[number] = ended
         request = {"id": number, "arguments": dict(arguments), "environment": dict(environment), "seed": seed}
         try:
             self._say(request)
-            done, _ = await asyncio.wait([ended], timeout=timeout)
-            if not done:
-                self._say({"kill": number, "why": f"it had not returned after {timeout:g} s and was killed"})
             return await ended
         except asyncio.CancelledError:
-            self._say({"kill": number, "why": "the run stopped"})
+            self._say({"kill": number})
             raise
         finally:
             self._calls.pop(number, None)
@@ -130,7 +126,7 @@ class AgentProcesses:
         """Answers until the process ends; what it had not answered then is answered here."""
         while reply := await _reply(server):
             call = self._calls.get(reply["id"])
-            kind: How = next(kind for kind in ("returned", "raised", "exited", "killed") if kind in reply)
+            kind: How = next(kind for kind in ("returned", "raised", "exited") if kind in reply)
             if call is not None and not call.done():
                 call.set_result(Ended(kind, reply[kind], reply["output"]))
         code = await server.wait()

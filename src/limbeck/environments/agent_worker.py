@@ -7,8 +7,8 @@ rollout does ends with its process. One JSON object a line, on standard input an
 
     <- {"ready": true}                                        or {"error": "cannot import 'my_agent' ..."}
     -> {"id": 7, "arguments": {"row": {...}, "base_url": "http://..."}, "environment": {...}, "seed": 1}
-    <- {"id": 7, "returned": {"reward": 1.0}, "output": ""}   or "raised", "exited" or "killed" with a text
-    -> {"kill": 7, "why": "..."}                              its processes end, and it is answered as killed
+    <- {"id": 7, "returned": {"reward": 1.0}, "output": ""}   or "raised" or "exited", with a text
+    -> {"kill": 7}                                            all that it started ends
 
 At the end of its input it kills what it started and ends.
 """
@@ -109,7 +109,6 @@ class _Child:
     output: int  # the pipe of what it prints
     returned: bytearray = field(default_factory=bytearray)
     printed: bytearray = field(default_factory=bytearray)  # the last of it
-    killed: str = ""  # why
 
 
 class _Server:
@@ -144,14 +143,13 @@ class _Server:
         for line in lines:
             request = json.loads(line)
             if "kill" in request:
-                self._kill(request["kill"], request["why"])
+                self._kill(request["kill"])
             else:
                 self._start(request)
 
-    def _kill(self, id: int, why: str) -> None:
+    def _kill(self, id: int) -> None:
         for child in self.children.values():
-            if child.id == id and not child.killed:
-                child.killed = why
+            if child.id == id:
                 _kill_tree(child.pid)
 
     def _start(self, request: dict[str, Any]) -> None:
@@ -234,13 +232,8 @@ class _Server:
             if pipe in self.selector.get_map():
                 self.selector.unregister(pipe)
             os.close(pipe)
-        reply: dict[str, Any]
-        if child.returned.endswith(b"\n"):
-            reply = json.loads(child.returned)
-        elif child.killed:
-            reply = {"killed": child.killed}
-        else:
-            reply = {"exited": _how(status)}
+        whole = child.returned.endswith(b"\n")
+        reply = json.loads(child.returned) if whole else {"exited": _how(status)}
         _send(self.replies, {"id": child.id, **reply, "output": child.printed.decode("utf-8", "replace")})
 
 

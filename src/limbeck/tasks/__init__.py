@@ -16,6 +16,7 @@ from typing import Any
 from limbeck import protocols
 from limbeck.config import task as config
 from limbeck.config.factory import Build, build_part
+from limbeck.tasks.agent import agent_rows
 from limbeck.tasks.arithmetic import Arithmetic
 from limbeck.tasks.digest import digest_of_prompts, digests_of_prompts, first_changed_prompt
 from limbeck.tasks.files import Rows
@@ -55,6 +56,15 @@ def _dataset(section: config.DatasetTaskConfig, build: Build, longest_prompt: in
     return Rows(section, *of_dataset(section), encoder, load_grader(section.grader), build.seed, longest_prompt)
 
 
+def _agent(section: config.AgentTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
+    rows = section.rows
+    encoder = Encoder(build.tokenizer, section.chat, section.system)
+    sources = of_file(rows) if isinstance(rows, config.FileTaskConfig) else of_dataset(rows)
+    train, held_out = (None if source is None else agent_rows(source, rows.columns) for source in sources)
+    assert train is not None
+    return Rows(rows, train, held_out, encoder, load_grader(section.grader), build.seed, longest_prompt)
+
+
 def _reasoning_gym(section: config.ReasoningGymTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
     encoder = Encoder(build.tokenizer, section.chat, section.system)
     return ReasoningGym(section, encoder, build.seed, longest_prompt)
@@ -69,6 +79,7 @@ LOADERS: dict[type, Callable[[Any, Build, int | None], protocols.Task]] = {
     config.ArithmeticTaskConfig: _arithmetic,
     config.FileTaskConfig: _file,
     config.DatasetTaskConfig: _dataset,
+    config.AgentTaskConfig: _agent,
     config.ReasoningGymTaskConfig: _reasoning_gym,
     config.PythonTaskConfig: _python,
 }
