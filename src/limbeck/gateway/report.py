@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 from limbeck.records import Failure
 
@@ -21,6 +22,14 @@ class SessionReport:
     malformed: int = 0  # answers with something like a tool call that could not be read: they stay text
     errors: Counter[str] = field(default_factory=Counter)  # requests that were refused, by OpenAI's code
     failure: Failure | None = None  # the first of those that an agent cannot do anything about
+    raised: Exception | None = None  # by `generate`: trouble of the run, not of the agent. Raise it again
+
+    def count(self, kind: Literal["spliced", "sibling", "segment"], reason: str, turns: int) -> None:
+        """Notes how the turns of one request go on: all but the first are siblings of it."""
+        self.siblings += turns - (kind != "sibling")
+        self.spliced += kind == "spliced"
+        if kind == "segment":
+            self.segments[reason.replace(" ", "_") or "start"] += 1
 
     def metrics(self) -> dict[str, float]:
         """Counts under their names in `metrics.jsonl`; a step's are the sums over its sessions."""

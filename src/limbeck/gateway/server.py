@@ -1,17 +1,39 @@
-"""One HTTP server for all sessions of a run, in the run's own event loop."""
+"""One HTTP server for all sessions of a run, in the run's own event loop.
+
+    POST /v1/chat/completions        OpenAI's schema
+    POST /inference/v1/generate      token ids in and out, as the train client of `verifiers` asks
+    GET  /v1/models                  the student's name, and `max_model_len`
+
+All of them also stand under /sessions/ID, which is the base URL of one session. Elsewhere the bearer token says whose
+request it is.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import secrets
+import socket
+from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from limbeck.errors import RecipeError
+from limbeck.gateway.api_errors import ApiError
+from limbeck.gateway.rendering import Renderer
 from limbeck.gateway.report import SessionReport
+from limbeck.gateway.session import Desk, GatewaySession
+from limbeck.gateway.tool_calls import check_format, detect
 from limbeck.protocols import Generate
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
     from transformers import PreTrainedTokenizerBase
+
+GRACE = 1  # seconds that answers under way have at the end: their sessions have ended before
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +52,8 @@ class Gateway:
     `tool_format`: how the student writes tool calls, "auto" to see it from the chat template.
     `keep_thinking`: go on after the exact ids also where the chat template leaves out earlier thinking.
     `template_options`: go to the chat template, such as {"enable_thinking": False}.
+
+    Raises `RecipeError` for a tool format that is not known, and where the extra is not installed.
     """
 
     app: FastAPI  # more routes may be added before it is entered
@@ -45,27 +69,107 @@ class Gateway:
         template_options: Mapping[str, Any] | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
-    ) -> None: ...
+    ) -> None:
+        try:
+            from limbeck.gateway.routes import make_app
+        except ImportError as error:
+            raise RecipeError(f"agents need {error.name}: pip install 'limbeck[gateway]'") from None
+        own = copy.deepcopy(tokenizer)  # the run uses its own meanwhile
+        fmt = detect(own.chat_template) if tool_format == "auto" else check_format(tool_format)
+        self._thread = ThreadPoolExecutor(1, "limbeck-gateway")
+        self._desk = Desk(Renderer(own, context, template_options), self._thread, model, fmt, keep_thinking)
+        self._sessions: dict[str, GatewaySession] = {}
+        self._keys: dict[str, str] = {}  # of all sessions, ended ones too: their names
+        self._host, self._port = host, port
+        self._server: uvicorn.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self.strangers: Counter[str] = Counter()  # errors of requests that belong to no session
+        self.app = make_app(self)
 
     @property
     def url(self) -> str:
         """ "http://127.0.0.1:41234" """
-        raise NotImplementedError
+        name = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{name}:{self._port}"
 
     async def __aenter__(self) -> Gateway:
         """Raises `RecipeError` for an address that cannot be listened at."""
-        raise NotImplementedError
+        from limbeck.gateway.routes import make_server
+
+        listener = _listen(self._host, self._port)
+        self._port = listener.getsockname()[1]
+        self._server = make_server(self.app, GRACE)
+        self._serving = asyncio.create_task(self._server.serve([listener]))
+        while not self._server.started:
+            if self._serving.done():
+                await self._serving
+                raise RecipeError(f"the gateway at {self.url} ended before it began")
+            await asyncio.sleep(0.01)
+        return self
 
     async def __aexit__(self, *error: object) -> None:
-        raise NotImplementedError
+        for id_ in list(self._sessions):
+            self.close(id_)
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await self._serving
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def open(self, generate: Generate, name: str = "") -> Address:
         """A session of its own. `name` is the prompt's id, for messages."""
-        raise NotImplementedError
+        id_, key = secrets.token_hex(8), f"limbeck-{secrets.token_hex(16)}"
+        self._sessions[id_] = GatewaySession(id_, key, name or id_, generate, self._desk)
+        self._keys[key] = id_
+        return Address(id_, f"{self.url}/sessions/{id_}/v1", key)
 
     def close(self, id: str) -> SessionReport:
         """Ends a session: requests under way are answered 410, later ones too, and `generate` is asked no more.
 
         Raises `KeyError` for one that is not open.
         """
-        raise NotImplementedError
+        session = self._sessions.pop(id)
+        session.close()
+        return session.report
+
+    def find(self, id: str | None, authorization: str | None) -> GatewaySession:
+        """Whose request it is. Raises `ApiError`, counted with the session that its address names."""
+        key = (authorization or "").removeprefix("Bearer ").strip()
+        owner = self._keys.get(key)
+        session = self._sessions.get(id if id is not None else owner or "")
+        error: ApiError | None = None
+        if session is None:
+            known = (id if id is not None else owner) in self._keys.values()
+            error = (
+                ApiError(410, "session_ended", f"session {id or owner} has ended: nothing is sampled for it any more")
+                if known
+                else ApiError(401, "invalid_api_key", "no session has this address or key: each rollout has its own")
+            )
+            self.strangers[error.code] += 1
+        elif key and key != session.key:
+            error = ApiError(
+                401, "invalid_api_key", "the key is not that of the session in the address: send its own, or none"
+            )
+            session.refuse(error)
+        if error is not None or session is None:
+            assert error is not None
+            raise error
+        return session
+
+    def model_card(self) -> dict[str, Any]:
+        card = {"id": self._desk.model, "object": "model", "created": 0, "owned_by": "limbeck"}
+        return card | {"max_model_len": self._desk.renderer.context}
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise RecipeError(
+            f"cannot listen at {host} port {port}: {error}. Choose another port (0 takes a free one), or stop what is "
+            "there."
+        ) from None
+    return listener
