@@ -1,0 +1,72 @@
+"""Histories that go on keep the very tokens that were sampled; others begin a segment and say why."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gateway.students import (
+    TEMPLATES,
+    TOOL,
+    as_the_template_wants,
+    call_text,
+    check_exact,
+    split_at_random,
+    talk,
+    tool_result,
+    user,
+)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+async def test_a_history_that_goes_on_is_what_the_template_alone_would_write(template: str) -> None:
+    """With answers in the tokenizer's own tokens the two must agree to the token: nothing doubled, nothing missing."""
+    said = ["Hello there.", "Fine, thanks.", "Good bye."]
+    blank = " " if template == "mistral" else ""  # which its template puts before an answer
+    t = talk(template, lambda turn: blank + said[turn])
+    messages = [user("Hi")]
+    for turn in range(3):
+        messages.append(await t.say(messages))
+        messages.append(user(f"And {turn}?"))
+    ends = [] if template != "plain" else [t.student.stop]
+    for turn in range(3):
+        expected = t.rendered(messages[: 2 * turn + 1])
+        found = [i for i in t.student.requests[turn].token_ids.tolist() if i not in ends]
+        assert found == expected, t.prompt_text(turn)
+    report = t.gateway.close(t.address.id)
+    assert (report.spliced, dict(report.segments)) == (2, {"start": 1})
+    episode = t.generate.episode()
+    assert len(episode.rollouts) == 1
+    check_exact(t.student, episode)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+async def test_a_tool_loop_goes_on_after_the_exact_tokens_of_a_call(template: str) -> None:
+    t = talk(template, lambda turn: call_text(template, turn) if turn < 2 else "Done.")
+    messages = [user("Add.")]
+    for _ in range(2):
+        answer = await t.say(messages, tools=[TOOL])
+        messages += [answer, *tool_result(answer, "3")]
+    assert (await t.say(messages, tools=[TOOL]))["content"] == "Done."
+    ends = [] if template != "plain" else [t.student.stop]
+    found = [i for i in t.student.requests[-1].token_ids.tolist() if i not in ends]
+    parsed = as_the_template_wants(messages)
+    assert t.student.tokenizer.decode(found) == t.student.tokenizer.decode(t.rendered(parsed, tools=[TOOL]))
+    report = t.gateway.close(t.address.id)
+    assert (report.spliced, dict(report.segments)) == (2, {"start": 1})
+    check_exact(t.student, t.generate.episode())
+
+
+async def test_tokens_that_no_tokenizer_would_choose_are_kept() -> None:
+    import random
+
+    t = talk(
+        "chatml",
+        lambda turn: split_at_random(t.student.tokenizer, "the answer is what the tool said", random.Random(turn)),
+    )
+    messages = [user("the question was another one")]
+    messages.append(await t.say(messages))
+    await t.say([*messages, user("the question")])
+    first, second = t.student.requests
+    exact = [*first.token_ids.tolist(), *[i for i, _ in t.student.sampled[: -len(t.student.sampled) // 2]]]
+    assert second.token_ids.tolist()[: len(exact)] == exact
+    check_exact(t.student, t.generate.episode())
