@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from limbeck.config.sources import DatasetSourceConfig
 from limbeck.errors import DataError
+from limbeck.records import Prompt
 from limbeck.tasks.completions import Completion, CompletionEncoder, Limits, load_completions
 from tests import tiny
 
@@ -135,6 +136,7 @@ MERGING = merging()
 def test_prompt_and_completion_say_what_they_say_whatever_would_merge(prompt: str, completion: str) -> None:
     encoder = CompletionEncoder(MERGING, chat=False)
     ids = encoder.text(prompt)
-    found = encoder.completion(ids, {"role": "assistant", "content": completion}, (EOS,))
+    asked = Prompt("a", tuple(ids), text=prompt)
+    found = encoder.completion(asked, {"role": "assistant", "content": completion}, (EOS,))
     assert found[-1] == EOS
     assert MERGING.decode([*ids, *found[:-1]]) == prompt + completion

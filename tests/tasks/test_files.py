@@ -54,7 +54,7 @@ def test_columns_can_have_other_names(write, chat):
     row = {"question": "a", "solution": "s", "name": 7, "who": "t", "id": "kept"}
     prompt = everything(load(write(row, {"question": "b"}), chat, columns=columns))[0]
     assert (prompt.text, prompt.answer, prompt.id, prompt.teacher) == ("a", "s", "7", "t")
-    assert prompt.metadata == {"id": "kept"}
+    assert prompt.metadata == {"solution": "s", "id": "kept"}, "a teacher's prompt may quote the solution"
 
 
 @pytest.mark.parametrize(("value", "text"), [(7, "7"), (0, "0"), (-1.5, "-1.5"), ("07", "07"), (None, None)])
@@ -89,16 +89,26 @@ def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path, chat):
         ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, r"expected one of the two"),
         ({"question": "a"}, r"neither a 'prompt' nor a 'messages'; the columns are 'question'"),
         ({}, r"the columns are none"),
-        ({"prompt": 7}, r"'prompt' is 7 \(int\); expected text"),
-        ({"prompt": [{"role": "user", "content": "b"}]}, r"set task\.columns\.messages = 'prompt'"),
-        ({"messages": "hello"}, r"'messages' is 'hello' \(str\); expected a list"),
+        ({"prompt": 7}, r"'prompt' is 7 \(int\); expected text, or a list"),
+        (
+            {"prompt": '[{"role": "user", "content": "b"}]'},
+            r"reads as a list of messages in JSON.*set task",
+        ),
+        ({"messages": "hello"}, r"'messages' is text that is not JSON"),
+        ({"messages": '{"role": "user"}'}, r"'messages' is .* \(dict\); expected a list"),
         ({"messages": []}, r"expected a list of one message or more"),
         ({"messages": ["hello"]}, r"messages\[0\] is 'hello'"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]\.content is None"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"messages\[0\]\.content is \["),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            r"content\[0\] is of type 'image'; prompts",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, r"content\[0\] is of type 'text'"),
+        ({"messages": [{"role": "user", "content": []}]}, r"messages\[0\]\.content is \[\]"),
+        ({"prompt": "a", "images": ["a.png"]}, r"it has 'images', and prompts are text alone"),
         ({"messages": [{"content": "a"}]}, r"messages\[0\]\.role is None"),
         (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
             r"ends with an assistant message",
         ),
         ({"messages": [{"role": "pope", "content": "a"}]}, r"refuses these messages.*unknown role pope"),

@@ -103,7 +103,7 @@ class ArithmeticTaskConfig(Config):
 class ColumnsConfig(Config):
     """Which columns of a data set mean what. A dotted name, `reward_model.ground_truth`, is in a table or JSON text.
 
-    Where the data has none of a name that is not changed here, the layouts of TRL, verl and slime are tried.
+    The layouts of TRL, verl and slime are recognised: see docs/guides/data.md.
     """
 
     prompt: Line = Field("prompt", description="text to continue, or a chat")
@@ -111,8 +111,17 @@ class ColumnsConfig(Config):
     tools: Line = Field(
         "tools", description="JSON schemas of tools, for the chat template: a list, or the same as text"
     )
-    answer: Line = Field("answer", description="what graders compare with; numbers keep the text of a JSON file")
-    id: Line = Field("id", description="unique name; the row number where absent")
+    template_options: Line = Field(
+        "chat_template_kwargs", description="a table of options of the chat template, over `task.template_options`"
+    )
+    answer: Line | None = Field(
+        None,
+        description="what graders compare with; numbers keep the text of a JSON file; absent: `answer`, or as verl and "
+        "slime have it",
+    )
+    id: Line | None = Field(
+        None, description="unique name; absent: `id`, or as verl has it; the row number where there is none"
+    )
     teacher: Line = Field("teacher", description="route, where there are several teachers")
 
 

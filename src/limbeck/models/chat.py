@@ -8,6 +8,7 @@ messages; both name the tokenizer.
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,14 +21,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "12+34="}
+MOST_SAID = 500  # characters of a template's own message
 SECONDS = 10.0  # that one chat may take, from messages to tokens
 
 
 def chat_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Message] | None = None,
+    options: Mapping[str, Any] | None = None,
+    continued: bool = False,
 ) -> list[int]:
-    """The tokens of a chat, up to and including the header of the answer that is wanted. Raises `DataError`."""
-    return [int(token) for token in _apply(tokenizer, messages, tools, tokenize=True, add_generation_prompt=True)]
+    """The tokens of a chat, up to and including the header of the answer that is wanted. Raises `DataError`.
+
+    Where the last message is to be `continued`, up to the end of what it says.
+    """
+    end = {"continue_final_message" if continued else "add_generation_prompt": True}
+    return [int(token) for token in _apply(tokenizer, messages, tools, options, tokenize=True, **end)]
 
 
 def chat_text(
@@ -59,6 +69,23 @@ def prove_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if any(texts):
         with suppress(DataError):
             chat_text(tokenizer, [{"role": "user", "content": "a"}])
+
+
+def check_options(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any], key: str) -> None:
+    """Raises `DataError` for an option that the chat template does not read: it would change nothing."""
+    templates = tokenizer.chat_template
+    texts = list(templates.values()) if isinstance(templates, Mapping) else [templates or ""]
+    if options and not any(texts):
+        raise DataError(
+            f"{key} needs a chat template, and the tokenizer {name_of(tokenizer)} has none. Remove it, or take a model "
+            "with a chat template."
+        )
+    for name in options:
+        if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts):
+            raise DataError(
+                f"{key} has {name!r}, which the chat template of {name_of(tokenizer)} does not read: it would change "
+                "nothing. Correct the name, or remove it."
+            )
 
 
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -99,8 +126,8 @@ def _apply(
             "" if "system" in roles else " If it asks for a system message, set task.system, or give one in the row."
         )
         raise DataError(
-            f"the chat template of {name_of(tokenizer)} refuses these messages ({type(error).__name__}: {error}). "
-            f"Their roles are {roles}.{system}"
+            f"the chat template of {name_of(tokenizer)} refuses these messages ({type(error).__name__}: "
+            f"{str(error)[:MOST_SAID]}). Their roles are {roles}.{system}"
         ) from error
 
 

@@ -19,18 +19,21 @@ from limbeck.config.factory import Build, build_part
 from limbeck.tasks.agent import agent_rows
 from limbeck.tasks.arithmetic import Arithmetic
 from limbeck.tasks.digest import digest_of_prompts, digests_of_prompts, first_changed_prompt
-from limbeck.tasks.files import Rows
+from limbeck.tasks.files import EvaluationRows, Rows
 from limbeck.tasks.graders import Exact, Grader, Numeric, PythonFunction, Regex
 from limbeck.tasks.math_verify import MathVerify
-from limbeck.tasks.prompts import Encoder, fit
+from limbeck.tasks.mixture import Mixture
+from limbeck.tasks.prompts import Encoder, encoder_of, fit
 from limbeck.tasks.python import PythonTask
 from limbeck.tasks.reasoning_gym import ReasoningGym
-from limbeck.tasks.sources import of_dataset, of_file
+from limbeck.tasks.sources import all_of_dataset, all_of_file, of_dataset, of_file
 
 __all__ = ["PythonTask", "digest_of_prompts", "digests_of_prompts", "first_changed_prompt", "load_task"]
 
 
-def load_task(section: config.TaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
+def load_task(
+    section: config.TaskConfig | config.EvalTaskConfig, build: Build, longest_prompt: int | None
+) -> protocols.Task:
     """The task a recipe's `[task]` table asks for.
 
     `longest_prompt` is in tokens: the context length minus `rollout.max_tokens`, or None for no
@@ -47,12 +50,12 @@ def _arithmetic(section: config.ArithmeticTaskConfig, build: Build, longest_prom
 
 
 def _file(section: config.FileTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
-    encoder = Encoder(build.tokenizer, section.chat, section.system)
+    encoder = encoder_of(section, build.tokenizer)
     return Rows(section, *of_file(section), encoder, load_grader(section.grader), build.seed, longest_prompt)
 
 
 def _dataset(section: config.DatasetTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
-    encoder = Encoder(build.tokenizer, section.chat, section.system)
+    encoder = encoder_of(section, build.tokenizer)
     return Rows(section, *of_dataset(section), encoder, load_grader(section.grader), build.seed, longest_prompt)
 
 
@@ -66,8 +69,23 @@ def _agent(section: config.AgentTaskConfig, build: Build, longest_prompt: int | 
 
 
 def _reasoning_gym(section: config.ReasoningGymTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
-    encoder = Encoder(build.tokenizer, section.chat, section.system)
+    encoder = Encoder(build.tokenizer, section.chat, section.system, section.template_options)
     return ReasoningGym(section, encoder, build.seed, longest_prompt)
+
+
+def _evaluation_file(section: config.EvalFileConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
+    encoder, source = encoder_of(section, build.tokenizer), all_of_file(section.path)
+    return EvaluationRows(section, source, encoder, load_grader(section.grader), longest_prompt)
+
+
+def _evaluation_dataset(section: config.EvalDatasetConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
+    encoder, source = encoder_of(section, build.tokenizer), all_of_dataset(section)
+    return EvaluationRows(section, source, encoder, load_grader(section.grader), longest_prompt)
+
+
+def _mixture(section: config.MixtureTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
+    tasks = {name: load_task(one, build, longest_prompt) for name, one in section.tasks.items()}
+    return Mixture(tasks, section.weights or dict.fromkeys(tasks, 1.0))
 
 
 def _python(section: config.PythonTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
@@ -82,6 +100,9 @@ LOADERS: dict[type, Callable[[Any, Build, int | None], protocols.Task]] = {
     config.AgentTaskConfig: _agent,
     config.ReasoningGymTaskConfig: _reasoning_gym,
     config.PythonTaskConfig: _python,
+    config.EvalFileConfig: _evaluation_file,
+    config.EvalDatasetConfig: _evaluation_dataset,
+    config.MixtureTaskConfig: _mixture,
 }
 
 

@@ -16,7 +16,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,8 @@ from limbeck.errors import DataError
 from limbeck.models.chat import Message, chat_text, name_of
 from limbeck.records import Prompt
 from limbeck.tasks.columns import to_prompt
+from limbeck.tasks.messages import joined, without_nulls
+from limbeck.tasks.paths import value_at
 from limbeck.tasks.prompts import Encoder, check_unicode
 from limbeck.tasks.sources import Row, Source, check_size, file_rows, of_dataset, shortened
 
@@ -51,30 +52,19 @@ class Limits:
 
 
 class CompletionEncoder(Encoder):
-    """An encoder that also continues the prompt it encoded last."""
+    """An encoder that also goes on with a prompt."""
 
-    shown: tuple[Sequence[Message], Sequence[Message] | None] | str = ""
-
-    def messages(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
-        ids = super().messages(messages, tools)
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        self.shown = [*system, *messages], tools
-        return ids
-
-    def text(self, text: str, tools: Sequence[Message] | None = None) -> list[int]:
-        self.shown = text
-        return super().text(text, tools)  # through `messages` where it is a chat
-
-    def completion(self, prompt_ids: Sequence[int], answer: Message, stop_ids: Sequence[int]) -> list[int]:
-        """What follows the ids of the prompt that was encoded last, its stop token included. Raises `DataError`."""
-        if isinstance(self.shown, str):
-            before, rest = self.shown, answer.get("content")
+    def completion(self, prompt: Prompt, answer: Message, stop_ids: Sequence[int]) -> list[int]:
+        """What follows the ids of a prompt that was encoded here, its stop token included. Raises `DataError`."""
+        chat = prompt.chat
+        if chat is None:
+            before, rest = prompt.text, answer.get("content")
             if not isinstance(rest, str):
                 raise DataError("the prompt is raw text, so the completion has to be text too, without calls of tools")
         else:
-            messages, tools = self.shown
-            before = chat_text(self.tokenizer, messages, tools)
-            whole = chat_text(self.tokenizer, [*messages, answer], tools, generation_prompt=False)
+            asked, whole_chat = self.fitted(chat), self.fitted(chat, answer)
+            before = chat_text(self.tokenizer, asked, chat.tools, chat.options)
+            whole = chat_text(self.tokenizer, whole_chat, chat.tools, chat.options, generation_prompt=False)
             if not whole.startswith(before):
                 raise DataError(
                     f"the chat template of {name_of(self.tokenizer)} writes the conversation with its completion in "
@@ -82,11 +72,10 @@ class CompletionEncoder(Encoder):
                     "say. Give prompt and completion as text and set chat = false in the source"
                 )
             rest = whole[len(before) :]
-        return self._ended(self._continuation(list(prompt_ids), before, rest), stop_ids)
+        return self._ended(self._continuation(list(prompt.token_ids), before, rest, chat is not None), stop_ids)
 
-    def _continuation(self, prompt_ids: list[int], before: str, rest: str) -> list[int]:
+    def _continuation(self, prompt_ids: list[int], before: str, rest: str, chat: bool) -> list[int]:
         """Tokens of `rest`, which begin where the prompt's end. Raises `DataError` where none say that text."""
-        chat = not isinstance(self.shown, str)
 
         def encode(text: str, special: bool) -> list[int]:
             return [int(id_) for id_ in self.tokenizer(text, add_special_tokens=special)["input_ids"]]
@@ -140,7 +129,7 @@ def load_completions(section: DatasetSourceConfig, encoder: CompletionEncoder, l
 def _rows_of(section: DatasetSourceConfig) -> Source:
     if section.path is not None:
         path = Path(section.path)
-        return Source(str(path), section.label, file_rows(path, section.label, section.columns.answer))
+        return Source(str(path), section.label, file_rows(path, section.label))
     assert section.hub is not None
     task = DatasetTaskConfig(
         name=section.hub, config=section.config, split=section.split or "train", columns=section.columns
@@ -151,7 +140,7 @@ def _rows_of(section: DatasetSourceConfig) -> Source:
 def _completion(row: Row, section: DatasetSourceConfig, encoder: CompletionEncoder, limits: Limits) -> Completion:
     asked, answer = _split(row, section)
     prompt = to_prompt(asked, section.label, section.columns, encoder)
-    ids = encoder.completion(prompt.token_ids, answer, limits.stop_ids)
+    ids = encoder.completion(prompt, answer, limits.stop_ids)
     if outside := [id_ for id_ in (*prompt.token_ids, *ids) if not 0 <= id_ < limits.vocabulary]:
         raise DataError(
             f"it has token {outside[0]}, but student and teacher share ids 0 to {limits.vocabulary - 1} only"
@@ -164,7 +153,7 @@ def _split(row: Row, section: DatasetSourceConfig) -> tuple[Row, Message]:
     columns, values = section.columns, dict(row.values)
     completion = values.pop(columns.completion, None)
     check_unicode(columns.completion, completion)
-    prompt, messages = values.get(columns.prompt), values.get(columns.messages)
+    prompt, messages = value_at(values, columns.prompt), value_at(values, columns.messages)
     if isinstance(prompt, list) or isinstance(completion, list):
         if not isinstance(prompt, list):
             raise DataError(f"{columns.completion!r} is a list of messages, so {columns.prompt!r} has to be one too")
@@ -188,18 +177,14 @@ def _split(row: Row, section: DatasetSourceConfig) -> tuple[Row, Message]:
 
 def _checked(answer: Message, row: Row) -> Message:
     content, calls = answer.get("content"), answer.get("tool_calls")
+    if isinstance(content, list) and content:
+        content = joined(content, "the completion's content")
     if not isinstance(content, str) and not (content is None and calls):
         raise DataError(f"the assistant's last message says {shortened(content)}; expected text")
     if not content and not calls:
         raise DataError("the completion is empty: there is nothing to learn from it but to say nothing")
-    return _without_nulls(answer) if row.nulls_are_absent else answer
-
-
-def _without_nulls(value: Any) -> Any:
-    """Arrow gives every table the keys of all: what a table does not have is null there."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None or key == "content"}
-    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+    answer = {**answer, "content": content}
+    return {"content": None, **without_nulls(answer)} if row.nulls_are_absent else answer
 
 
 def _fitting(found: list[Completion], section: DatasetSourceConfig, limits: Limits, name: str) -> list[Completion]:

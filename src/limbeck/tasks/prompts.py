@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from limbeck.errors import DataError
-from limbeck.models.chat import Message, chat_ids, name_of
+from limbeck.models.chat import Message, chat_ids, check_options, name_of
+from limbeck.models.contents import ShownContents
 from limbeck.records import Chat, Prompt
 
 if TYPE_CHECKING:
@@ -26,71 +27,113 @@ logger = logging.getLogger("limbeck")
 class Encoder:
     """Turns what a row says into token ids.
 
-    Raises `DataError` where a system message is asked for and there is no chat template to put it in.
+    `options` go to the chat template. `continued`: messages that end with the assistant's are gone on with.
+
+    Raises `DataError` where a system message or options are asked for and there is no chat template to take them.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: bool, system: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat: bool,
+        system: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        continued: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
         self.has_template = bool(tokenizer.chat_template)
         self.chat = chat and self.has_template
-        self.system = system
-        self._shows_tools: bool | None = None  # unknown until the first prompt with tools
+        self.system, self.options, self.continued = system, dict(options or {}), continued
+        self._shown = ShownContents(tokenizer)
         if system is not None and not self.has_template:
             raise DataError(
                 f"task.system = {system!r} needs a chat template, and the tokenizer "
                 f"{name_of(tokenizer)} has none. Remove task.system, or take a model with a chat template."
             )
         check_unicode("task.system", system)
+        check_options(tokenizer, self.options, "task.template_options")
 
-    def chat_of(self, shown: str | Sequence[Message], tools: Sequence[Message] | None = None) -> Chat | None:
+    def chat_of(
+        self,
+        shown: str | Sequence[Message],
+        tools: Sequence[Message] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Chat | None:
         """What `text` or `messages` renders; None for raw text."""
         if isinstance(shown, str):
             if not self.chat:
                 return None
             shown = [{"role": "user", "content": shown}]
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return Chat((*system, *shown), tuple(tools or ()))
+        continued = self.continued and shown[-1]["role"] == "assistant"
+        return Chat((*system, *shown), tuple(tools or ()), {**self.options, **(options or {})}, continued)
 
-    def text(self, text: str, tools: Sequence[Message] | None = None) -> list[int]:
+    def text(
+        self, text: str, tools: Sequence[Message] | None = None, options: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """One user message where chat is on and there is a template, else raw text."""
         if self.chat:
-            return self.messages([{"role": "user", "content": text}], tools)
+            return self.messages([{"role": "user", "content": text}], tools, options)
         if self.system is not None:
             raise DataError(
                 f"task.system = {self.system!r} needs a chat to stand in, but task.chat = false. "
                 "Set task.chat = true, or remove task.system."
             )
-        if tools:
-            raise DataError(
-                "the row has tools, which a chat template writes into the prompt, but this prompt is raw text. Give "
-                "messages, take a model with a chat template and task.chat = true, or point task.columns.tools at a "
-                "column that is not there."
-            )
+        for what, given, column in (
+            ("tools", tools, "tools"), ("template_options", {**self.options, **(options or {})}, "template_options"),
+        ):  # fmt: skip
+            if given:
+                raise DataError(
+                    f"the row has {what}, which a chat template writes into the prompt, but this prompt is raw text. "
+                    "Give messages, take a model with a chat template and task.chat = true, or point "
+                    f"task.columns.{column} at a column that is not there."
+                )
         return [int(token) for token in self.tokenizer(text)["input_ids"]]
 
-    def messages(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> list[int]:
-        """A chat, up to and including the header of the answer that is wanted."""
+    def messages(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """A chat, up to and including the header of the answer that is wanted, or the end of what is continued."""
         if not self.has_template:
             raise DataError(
                 f"messages need a chat template, and the tokenizer {name_of(self.tokenizer)} has none. "
                 "Give a `prompt` column of plain text, or take a model with a chat template."
             )
-        if self.system is not None:
-            if messages[0]["role"] == "system":
-                raise DataError(
-                    "the messages already begin with a system message, and task.system = "
-                    f"{self.system!r} would put a second one before it. Remove one of the two."
-                )
-            messages = [{"role": "system", "content": self.system}, *messages]
-        ids = chat_ids(self.tokenizer, messages, tools)
-        if tools and self._shows_tools is None:
-            self._shows_tools = ids != chat_ids(self.tokenizer, messages)
-        if tools and not self._shows_tools:
+        if self.system is not None and messages[0]["role"] == "system":
             raise DataError(
-                f"the row has tools, but the chat template of {name_of(self.tokenizer)} does not show them to the "
-                "model. Take a model whose template does, or point task.columns.tools at a column that is not there."
+                "the messages already begin with a system message, and task.system = "
+                f"{self.system!r} would put a second one before it. Remove one of the two."
             )
-        return ids
+        if options:
+            check_options(self.tokenizer, options, "task.columns.template_options")
+        chat = self.chat_of(messages, tools, options)
+        assert chat is not None
+        return chat_ids(self.tokenizer, self.fitted(chat), chat.tools, chat.options, chat.continued)
+
+    def fitted(self, chat: Chat, *more: Message) -> list[Message]:
+        """The messages of a chat as the template takes their contents, and `more` after them. Raises `DataError`."""
+        return self._shown.fitted(chat, *more)
+
+
+class ChatSettings(Protocol):
+    """What the tables of tasks whose rows become prompts have in common."""
+
+    @property
+    def chat(self) -> bool: ...
+    @property
+    def system(self) -> str | None: ...
+    @property
+    def template_options(self) -> Mapping[str, Any]: ...
+    @property
+    def continue_final_message(self) -> bool: ...
+
+
+def encoder_of(section: ChatSettings, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """The encoder that a task's table asks for. Raises `DataError`."""
+    return Encoder(tokenizer, section.chat, section.system, section.template_options, section.continue_final_message)
 
 
 def check_unicode(name: str, value: Any) -> None:

@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.config.task import DatasetTaskConfig, FileTaskConfig
+from limbeck.config.task import DatasetTaskConfig, EvalDatasetConfig, FileTaskConfig
 from limbeck.errors import DataError
 from limbeck.formatting import shown
 from limbeck.tasks import optional
+from limbeck.tasks.paths import column_of, steps_of, value_at
 
 MAX_ROW = 8 * 2**20  # bytes of a row, or characters: more than any context holds
 TOO_LARGE = "No prompt is that long: repair the file, or take such columns out."
@@ -41,7 +42,7 @@ class Row:
     where: str  # "sums.jsonl line 17"
     default_id: str  # "sums-000017": where the row has no id of its own
     values: Mapping[str, Any]  # {"prompt": "12+34=", "answer": 46}
-    spell: Callable[[str], str]  # the text of the number in a column: spell("answer") is "46"
+    spell: Callable[[str], str]  # the text of the number at a path: spell("answer") is "46"
     nulls_are_absent: bool = False  # Arrow's tables inside a row have the keys of every row
 
 
@@ -62,8 +63,7 @@ def shortened(value: Any) -> str:
 def of_file(section: FileTaskConfig) -> tuple[Source, Source | None]:
     """`path` and, where there is one, `held_out_path`."""
     path, held_out_path = Path(section.path), section.held_out_path
-    answer = section.columns.answer
-    source = Source(str(path), path.stem, file_rows(path, path.stem, answer))
+    source = all_of_file(section.path)
     if held_out_path is None:
         return source, None
     if Path(held_out_path).resolve() == path.resolve():
@@ -71,21 +71,27 @@ def of_file(section: FileTaskConfig) -> tuple[Source, Source | None]:
             f"task.path and task.held_out_path are both {section.path!r}. Remove task.held_out_path to hold "
             "out rows of it."
         )
-    held_out = file_rows(Path(held_out_path), f"{path.stem}-held-out", answer)
+    held_out = file_rows(Path(held_out_path), f"{path.stem}-held-out")
     return source, Source(held_out_path, path.stem, held_out)
 
 
-def file_rows(path: Path, prefix: str, answer: str) -> Iterator[Row]:
+def all_of_file(place: str) -> Source:
+    """All rows of a file."""
+    path = Path(place)
+    return Source(str(path), path.stem, file_rows(path, path.stem))
+
+
+def file_rows(path: Path, prefix: str) -> Iterator[Row]:
     """The rows of a JSONL file, numbered by line from 1, or a Parquet file, numbered from 0."""
     readers = {".jsonl": _jsonl, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise DataError(f"cannot read {path}: expected a file named *.jsonl or *.parquet")
     if not path.is_file():
         raise DataError(f"there is no file {path} (task.path and task.held_out_path start at {Path.cwd()})")
-    return readers[path.suffix.lower()](path, prefix, answer)
+    return readers[path.suffix.lower()](path, prefix)
 
 
-def _jsonl(path: Path, prefix: str, _answer: str) -> Iterator[Row]:
+def _jsonl(path: Path, prefix: str) -> Iterator[Row]:
     # Bytes, so that a line ends at "\n" only (text may hold U+2028) and a wrong byte has a line number.
     try:
         with path.open("rb") as file:
@@ -114,22 +120,20 @@ def _table(where: str, line: bytes, encoding: str) -> tuple[str, Mapping[str, An
     return text, values
 
 
-def _as_json_spells_it(line: str, column: str) -> str:
-    return str(json.loads(line, parse_int=str, parse_float=str)[column])
+def _as_json_spells_it(line: str, path: str) -> str:
+    return str(value_at(json.loads(line, parse_int=str, parse_float=str), path, spelled=True))
 
 
-def _parquet(path: Path, prefix: str, answer: str) -> Iterator[Row]:
+def _parquet(path: Path, prefix: str) -> Iterator[Row]:
     parquet = optional.load("pyarrow.parquet", "data")
     try:
         with parquet.ParquetFile(path) as file:
-            floats = answer in file.schema_arrow.names and str(file.schema_arrow.field(answer).type) in FLOATS
-            column = file.read(columns=[answer]).column(answer) if floats else None
-            spelling = Spelling() if column is None else Spelling.of(FLOATS[str(column.type)], column.to_pylist())
+            spellings = Spellings(file.schema_arrow, lambda name: file.read(columns=[name]).column(name).to_pylist())
             # Few at a time: a value that many rows share is stored once, and unpacked for each of them.
             rows = (values for batch in file.iter_batches(BATCH) for values in _rows_of(batch))
             for number, values in enumerate(rows):
                 where = f"{path} row {number}"
-                yield Row(where, f"{prefix}-{number:06d}", values, partial(spelling.of_column, values), True)
+                yield Row(where, f"{prefix}-{number:06d}", values, partial(spellings.of, values), True)
     except DataError:
         raise
     except Exception as error:  # ArrowException, OSError, UnicodeDecodeError: whatever damage leads to
@@ -162,31 +166,43 @@ def check_size(row: Row) -> None:
             raise DataError(f"it is nested more than {DEEPEST} deep. Repair the row, or take such columns out.")
 
 
-FLOATS: dict[str, type[np.floating[Any]]] = {  # Arrow's names and those of `datasets`
-    **dict.fromkeys(("halffloat", "float16"), np.float16),
-    **dict.fromkeys(("float", "float32"), np.float32),
-    **dict.fromkeys(("double", "float64"), np.float64),
-}
+FLOATS: dict[str, type[np.floating[Any]]] = {"halffloat": np.float16, "float": np.float32, "double": np.float64}
 
 
-@dataclass(frozen=True)
-class Spelling:
-    """How the numbers of one column of binary numbers become text."""
+class Spellings:
+    """How the binary numbers of each column become text. A column is read the first time that one of it is asked for.
 
-    kind: type[np.floating[Any]] = np.float64
-    whole: bool = False  # no number of the column has a fraction: 72.0 is an integer beside nulls
+    `schema` is Arrow's, `read` gives all values of a column.
+    """
 
-    @classmethod
-    def of(cls, kind: type[np.floating[Any]], values: Iterable[Any]) -> Spelling:
-        return cls(kind, all(value is None or not math.isfinite(value) or value == int(value) for value in values))
+    def __init__(self, schema: Any, read: Callable[[str], Iterable[Any]]) -> None:
+        self.schema, self.read = schema, read
+        self._known: dict[str, tuple[type[np.floating[Any]], bool]] = {}
 
-    def of_column(self, values: Mapping[str, Any], column: str) -> str:
-        value = values[column]
-        if isinstance(value, int):
+    def of(self, values: Mapping[str, Any], path: str) -> str:
+        """The text of the number at `path` of a row."""
+        value = value_at(values, path, spelled=True)
+        if isinstance(value, str | int):  # text: of a number in JSON text
             return str(value)
         if isinstance(value, Decimal):
             return format(value, "f")
-        return np.format_float_positional(self.kind(value), unique=True, trim="-" if self.whole else "0")
+        if path not in self._known:
+            self._known[path] = self._examine(values, path)
+        kind, whole = self._known[path]
+        return np.format_float_positional(kind(value), unique=True, trim="-" if whole else "0")
+
+    def _examine(self, values: Mapping[str, Any], path: str) -> tuple[type[np.floating[Any]], bool]:
+        """How wide its numbers are, and whether none of the column has a fraction: 72.0 is an integer beside nulls."""
+        column = column_of(values, path)
+        found = [value_at({column: value}, path) for value in self.read(column)]
+        numbers = [value for value in found if isinstance(value, int | float | np.floating)]
+        return self._kind(column, path), all(not math.isfinite(value) or value == int(value) for value in numbers)
+
+    def _kind(self, column: str, path: str) -> type[np.floating[Any]]:
+        kind = self.schema.field(column).type
+        for step in [] if path == column else steps_of(path)[1:]:
+            kind = getattr(kind, "value_type", None) or kind.field(step).type  # of a list, or of a table
+        return FLOATS[str(kind)]
 
 
 def of_dataset(section: DatasetTaskConfig) -> tuple[Source, Source | None]:
@@ -203,27 +219,32 @@ def of_dataset(section: DatasetTaskConfig) -> tuple[Source, Source | None]:
     return source, _split(section, section.held_out_split, task, prefix=f"{task}-held-out")
 
 
-def _split(section: DatasetTaskConfig, split: str, task: str, prefix: str) -> Source:
+def all_of_dataset(section: EvalDatasetConfig) -> Source:
+    """All rows of a split."""
+    task = section.name.rstrip("/").rpartition("/")[2]
+    return _split(section, section.split, task, prefix=task)
+
+
+def _split(section: DatasetTaskConfig | EvalDatasetConfig, split: str, task: str, prefix: str) -> Source:
     """One split, its rows numbered from 0."""
     data = _saved(section, split) if Path(section.name).is_dir() else _from_hub(section, split)
     name = f"{section.name}[{split}]"
-    return Source(name, task, _dataset_rows(data, name, prefix, section.columns.answer))
+    return Source(name, task, _dataset_rows(data, name, prefix))
 
 
-def _dataset_rows(data: Any, name: str, prefix: str, answer: str) -> Iterator[Row]:
-    kind = getattr(data.features.get(answer), "dtype", None)  # only a plain column has one
+def _dataset_rows(data: Any, name: str, prefix: str) -> Iterator[Row]:
     try:
-        spelling = Spelling.of(FLOATS[kind], data[answer]) if kind in FLOATS else Spelling()
+        spellings = Spellings(data.features.arrow_schema, lambda column: data[column])
         for number, values in enumerate(data):
             where, default_id = f"{name} row {number}", f"{prefix}-{number:06d}"
-            yield Row(where, default_id, values, partial(spelling.of_column, values), nulls_are_absent=True)
+            yield Row(where, default_id, values, partial(spellings.of, values), nulls_are_absent=True)
     except DataError:
         raise
     except Exception as error:  # a damaged file shows when it is read
         raise DataError(f"{name} cannot be read ({type(error).__name__}: {error}). Save it again.") from error
 
 
-def _saved(section: DatasetTaskConfig, split: str) -> Any:
+def _saved(section: DatasetTaskConfig | EvalDatasetConfig, split: str) -> Any:
     datasets = optional.load("datasets", "data")
     if section.config is not None:
         raise DataError(
@@ -238,9 +259,10 @@ def _saved(section: DatasetTaskConfig, split: str) -> Any:
             f'{error}). For JSONL or Parquet files take task.kind = "file".'
         ) from error
     splits = list(data) if isinstance(data, datasets.DatasetDict) else []
+    held_out = isinstance(section, DatasetTaskConfig) and section.held_out_split is not None
     if split in splits:
         data = data[split]
-    elif splits or section.held_out_split is not None or split != "train":
+    elif splits or held_out or split != type(section).model_fields["split"].default:
         raise DataError(
             f"{section.name} has no split {split!r}; it has {', '.join(map(repr, splits)) or 'no splits'}. "
             "Correct task.split and task.held_out_split, or remove them."
@@ -248,7 +270,7 @@ def _saved(section: DatasetTaskConfig, split: str) -> Any:
     return data
 
 
-def _from_hub(section: DatasetTaskConfig, split: str) -> Any:
+def _from_hub(section: DatasetTaskConfig | EvalDatasetConfig, split: str) -> Any:
     datasets = optional.load("datasets", "data")
     try:
         return datasets.load_dataset(section.name, section.config, split=split)

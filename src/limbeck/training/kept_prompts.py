@@ -14,6 +14,7 @@ from limbeck.config.recipe import Recipe
 from limbeck.errors import RunError
 from limbeck.protocols import Task
 from limbeck.tasks.digest import digests_of_prompts, first_changed_prompt
+from limbeck.training.prompt_order import is_between_epochs
 from limbeck.training.run_folder import Checkpoint, RunFolder
 
 FILE = "prompts.json"
@@ -40,7 +41,7 @@ def _compare(before: dict[str, Any], task: Task, seen: int, folder: RunFolder) -
             f"the {name.replace('_', '-')} prompts are not those this run began with: {change}. The data changed, or "
             "its chat template writes something new, such as a date"
         )
-        if name == "train" and seen % len(prompts):
+        if name == "train" and not is_between_epochs(task, seen):
             raise RunError(
                 f"{folder.path}: {what}. The run stopped in the middle of an epoch, after {seen} prompts, and would "
                 "see some of them twice. Restore the data, give the run another name=..., or start over with --fresh."

@@ -22,7 +22,7 @@ from limbeck.training.collect import Collected, note_computing
 from limbeck.training.interruption import in_thread
 from limbeck.training.metrics import describe, describe_episodes, describe_lag, describe_scores, speeds, utilisation
 from limbeck.training.pipeline import Pipeline
-from limbeck.training.prompt_order import PromptOrder
+from limbeck.training.prompt_order import order_of
 from limbeck.training.recording import record
 from limbeck.training.run import Run
 
@@ -61,7 +61,7 @@ def keep(run: Run, error: BaseException) -> None:
 
 async def _train(run: Run) -> None:
     recipe, checkpoint = run.recipe, run.recipe.checkpoint
-    order = PromptOrder(run.task.train, recipe.rollout.prompts_per_step, recipe.seed)
+    order = order_of(run.task, recipe.rollout.prompts_per_step, recipe.seed)
     lines = run.folder.lines()
     alarms = Alarms(run.same_weights, (line for line in lines if line["kind"] == "train"))
     before = {line["step"] for line in lines if line["kind"] == "eval"}  # one that a stop cut off is not among them

@@ -16,23 +16,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from limbeck.records import Prompt, Scored
+from limbeck.records import Scored
 from limbeck.seeding import derive_seed
 from limbeck.training.collect import Collected, collect
 from limbeck.training.evaluation import Evaluation, evaluate
+from limbeck.training.prompt_order import Order
 from limbeck.training.recording import is_recorded, sample_watched
 from limbeck.training.run import Run
 from limbeck.training.versions import version_of, versions_kept
 
 Kind: TypeAlias = Literal["rollouts", "watched", "evaluation"]
-
-
-class Order(Protocol):
-    """The prompts of each step, counted from 0: `PromptOrder`."""
-
-    def at(self, step: int) -> Sequence[Prompt]: ...
 
 
 class Pipeline:
