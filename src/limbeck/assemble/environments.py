@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from limbeck.assemble.own import checked_part
@@ -43,15 +43,11 @@ async def open_environment(site: Site, task: Task) -> Environment:
     return started
 
 
-def limits_of(section: object, given: Environment | None, contexts: Sequence[int | None]) -> EpisodeLimits:
-    """Of the table; an environment that the caller gave for a recipe that names none has those of `EpisodesConfig`.
-
-    `contexts` are those of student and teachers: a sequence has to fit into each.
-    """
-    context = min((context for context in contexts if context is not None), default=None)
+def limits_of(section: object, given: Environment | None) -> EpisodeLimits:
+    """Of the table; an environment that the caller gave for a recipe that names none has those of `EpisodesConfig`."""
     if not isinstance(section, EpisodesConfig):
         if given is None:
-            return EpisodeLimits(context=context)
+            return EpisodeLimits()
         section = EpisodesConfig()
     return EpisodeLimits(
         None if isinstance(section, GatewayEnvironmentConfig) else section.timeout,  # it keeps its own
@@ -59,7 +55,6 @@ def limits_of(section: object, given: Environment | None, contexts: Sequence[int
         section.concurrency,
         section.min_completed_fraction,
         at_once=isinstance(section, ServedStudentConfig),
-        context=context,
     )
 
 

@@ -25,6 +25,7 @@ from limbeck.config.factory import Build, PythonPartConfig, build_part
 from limbeck.config.recipe import Recipe
 from limbeck.config.student import StudentConfig
 from limbeck.config.teacher import LocalTeacherConfig
+from limbeck.config.view import SameViewConfig
 from limbeck.contract.tokenizers import check_same_tokenizer
 from limbeck.engines.served import ServedEngine
 from limbeck.engines.several import ServedEngines
@@ -40,7 +41,6 @@ from limbeck.protocols import Learner, Objective, Task
 from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
 from limbeck.tasks.python import PythonTask
-from limbeck.teacher_views.same import SameView
 from limbeck.teachers.local import LocalTeacher
 from limbeck.training.interruption import cancel_others
 from limbeck.training.kept_prompts import keep_prompts
@@ -98,8 +98,7 @@ async def _assemble(
     teachers, reference_model = open_teachers(site, loss), _reference(site)
     models = [student, *teachers.models, *([] if reference_model is None else [reference_model])]
     vocabulary = _share_vocabulary(models, loss)
-    contexts = [*teachers.contexts, *(lm.context for lm in models)]
-    task = _task(site, contexts)
+    task = _task(site, [*teachers.contexts, *(lm.context for lm in models)])
     keep_prompts(folder, task, recipe, checkpoint)
     environment = await open_environment(site, task)
     if fleet is not None:
@@ -125,10 +124,10 @@ async def _assemble(
         recipe=recipe,
         task=task,
         environment=environment,
-        limits=limits_of(recipe.environment, given.environment, contexts),
+        limits=limits_of(recipe.environment, given.environment),
         engine=engine,
         teacher=proven.teacher,
-        view=SameView(),
+        view=proven.view,
         learner=learner if fleet is not None or isinstance(learner, LocalLearner) else OwnLearner(learner),
         decode=Decoder(student.tokenizer),
         names=Names(student.tokenizer),
@@ -293,6 +292,8 @@ def _reference_source(recipe: Recipe) -> StudentConfig:
 def _is_self_taught(recipe: Recipe) -> bool:
     student, teacher = recipe.student, recipe.teacher
     if not isinstance(teacher, LocalTeacherConfig) or student.dtype != teacher.dtype:
+        return False
+    if not isinstance(teacher.view, SameViewConfig):
         return False
     return resolve(student.model) == resolve(teacher.model)
 

@@ -17,6 +17,7 @@ from limbeck.assemble.fleet import ONLY
 from limbeck.assemble.own import OwnTeacher
 from limbeck.assemble.same_as_before import keep_answer, same_model_as_before
 from limbeck.assemble.site import Site
+from limbeck.assemble.views import example_of, heads_as_seen, open_view, texts_of
 from limbeck.config.base import ModelConfig
 from limbeck.config.factory import build_part
 from limbeck.config.teacher import (
@@ -25,14 +26,16 @@ from limbeck.config.teacher import (
     PythonTeacherConfig,
     RemoteTeacherConfig,
     RoutedTeacherConfig,
+    SeeingConfig,
     SGLangTeacherConfig,
     StatesTeacherConfig,
     VLLMTeacherConfig,
 )
+from limbeck.config.view import PromptConfig, SameViewConfig
 from limbeck.contract.given_ids import probe_ids
 from limbeck.contract.natural import refuse_baked
 from limbeck.contract.order import prove_order
-from limbeck.contract.probes import continuations, prove, same_weights
+from limbeck.contract.probes import Text, continuations, prove, same_weights
 from limbeck.contract.remote import prove_remote
 from limbeck.contract.tokenizers import check_same_tokenizer, check_tokenizers
 from limbeck.learners.policy import LocalPolicy
@@ -40,8 +43,9 @@ from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_outline, load_tokenizer, resolve
 from limbeck.objectives import Loss
-from limbeck.protocols import HoldsHeads, Task, Teacher
-from limbeck.records import ProbeResult, Support
+from limbeck.protocols import HoldsHeads, Task, Teacher, TeacherView
+from limbeck.records import ProbeResult, Prompt, Support
+from limbeck.teacher_views.routed import RoutedViews
 from limbeck.teachers.connect import connect
 from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.remote import RemoteTeacher
@@ -59,7 +63,8 @@ class Proven:
     """Teachers that may be trained on."""
 
     teacher: Teacher
-    heads: Mapping[str, Head]  # by fingerprint, of those that answer with hidden states
+    view: TeacherView
+    heads: Mapping[str, Head]  # by fingerprint, over the student's ids, of those that answer with hidden states
     results: tuple[ProbeResult, ...]
     seconds: Callable[[], Mapping[str, float]]  # of the last scoring, by teacher where there are several
     asks_about_ids: bool  # whether one of them has to be told which tokens are on the student's support
@@ -72,9 +77,10 @@ class Opened(Protocol):
     context: int | None
     results: list[ProbeResult]
     heads: Mapping[str, Head]  # by fingerprint, once it is proven: of hidden states
+    view: TeacherView
 
-    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
-        """Adds to `results`. Raises `ContractError`."""
+    async def prove(self, site: Site, texts: Sequence[Text], support: Support) -> Teacher:
+        """Adds to `results`. `texts` are all prompts as it sees them. Raises `ContractError`."""
         ...
 
     def is_student(self, site: Site) -> bool:
@@ -111,20 +117,29 @@ class OpenTeachers:
         results: list[ProbeResult] = []
         support = self._support(site)
         for name, member in self.members.items():
-            teacher = teachers[name] = await member.prove(site, task, support)
-            heads |= member.heads
-            found = list(member.results)
+            prompts = self._prompts_of(name, task)
+            texts = texts_of(member.view, prompts, member.context, site)
+            teacher = teachers[name] = await member.prove(site, texts, support)
+            heads |= heads_as_seen(member.view, member.heads)
+            found = [*member.results, *example_of(member.view, prompts, texts[0], site)]
             if not site.resumed and member.is_student(site):
-                found.append(await _same_weights(teacher, member, site, task, support))
+                found.append(await _same_weights(teacher, member, site, texts, support))
             results += [replace(r, probe=f"{name}: {r.probe}") for r in found] if len(self.members) > 1 else found
         ids = isinstance(support, np.ndarray) and not all(
             isinstance(self.members[name], _Local) or _sends_states(teacher) for name, teacher in teachers.items()
         )
         if not self.routed:
-            return Proven(teachers[ONLY], heads, tuple(results), dict, ids)
+            return Proven(teachers[ONLY], self.members[ONLY].view, heads, tuple(results), dict, ids)
         router = RoutedTeacher(teachers, self.default)
         router.check_routes([*task.train, *task.held_out])
-        return Proven(router, heads, tuple(results), lambda: router.seconds, ids)
+        views = RoutedViews({name: member.view for name, member in self.members.items()}, self.default)
+        return Proven(router, views, heads, tuple(results), lambda: router.seconds, ids)
+
+    def _prompts_of(self, name: str, task: Task) -> Sequence[Prompt]:
+        """Those that the teacher scores; of a teacher that scores none, all, which it can be proven on as well."""
+        prompts = [*task.train, *task.held_out]
+        own = [prompt for prompt in prompts if (prompt.teacher or self.default) == name] if self.routed else prompts
+        return own or prompts
 
     def _support(self, site: Site) -> Support:
         """As in training, but that no student has chosen the ids yet."""
@@ -133,8 +148,10 @@ class OpenTeachers:
         return self.loss.support
 
 
-async def _same_weights(teacher: Teacher, member: Opened, site: Site, task: Task, support: Support) -> ProbeResult:
-    texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
+async def _same_weights(
+    teacher: Teacher, member: Opened, site: Site, texts: Sequence[Text], support: Support
+) -> ProbeResult:
+    texts = texts[:PROBE_PROMPTS]
     temperature = site.recipe.rollout.temperature
     fleet = site.fleet
     policy = LocalPolicy(site.student) if fleet is None or fleet.learner is None else await fleet.learner.publish()
@@ -150,7 +167,9 @@ def open_teachers(site: Site, loss: Loss) -> OpenTeachers:
     """Load or connect every teacher, and compare tokenizers where there are two to compare."""
     section = site.recipe.teacher
     if site.given.teacher is not None:
-        return OpenTeachers({ONLY: _Own(site.given.teacher)}, None, routed=False, min_scored_fraction=1.0, loss=loss)
+        view = section.view if isinstance(section, SeeingConfig) else SameViewConfig()
+        own = _Own(site.given.teacher, open_view(view, site, None))
+        return OpenTeachers({ONLY: own}, None, routed=False, min_scored_fraction=1.0, loss=loss)
     routed = isinstance(section, RoutedTeacherConfig)
     sections = dict(section.teachers) if isinstance(section, RoutedTeacherConfig) else {ONLY: section}
     members = {name: KINDS[type(member)](name, member, site) for name, member in sections.items()}
@@ -164,6 +183,10 @@ def _key(name: str, key: str) -> str:
     return f"teacher.{key}" if name == ONLY else f"teacher.teachers.{name}.{key}"
 
 
+def _has_own_prompt(section: SeeingConfig) -> bool:
+    return isinstance(section.view, PromptConfig)
+
+
 class _Local:
     """A model of this process, or of processes of the fleet: then it is known here by its outline."""
 
@@ -171,7 +194,10 @@ class _Local:
         self.name, self.section = name, section
         self.lm = load_model(section, site.device, section.devices) if site.fleet is None else load_outline(section)
         refuse_baked(_key(name, "model"), section.model, self.lm.natural_temperature)
-        self.results = [check_tokenizers(site.student, self.lm, section.same_chat_template)]
+        self.view = open_view(section.view, site, self.lm.tokenizer)
+        self.results = [
+            check_tokenizers(site.student, self.lm, section.same_chat_template, own_prompt=_has_own_prompt(section))
+        ]
         self.models: Sequence[CausalLM] = (self.lm,)
         self.context = self.lm.context
         self.heads: Mapping[str, Head] = {}
@@ -181,11 +207,11 @@ class _Local:
         if site.fleet is not None:
             self.pool = await site.fleet.start_teacher(self.name, self.section, self.lm)
 
-    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
+    async def prove(self, site: Site, texts: Sequence[Text], support: Support) -> Teacher:
         teacher = self.pool or LocalTeacher(self.name, self.lm)
         self.heads = teacher.heads
         await same_model_as_before(f"teacher {self.name}", teacher, site)
-        self.results += await _prove(teacher, site, task, support)
+        self.results += await _prove(teacher, site, texts, support)
         return teacher
 
     def is_student(self, site: Site) -> bool:
@@ -197,35 +223,41 @@ class _Local:
 class _Own:
     """A teacher of the user's own, made already."""
 
-    def __init__(self, teacher: Teacher) -> None:
-        self.teacher = OwnTeacher(teacher)
+    def __init__(self, teacher: Teacher, view: TeacherView) -> None:
+        self.teacher, self.view = OwnTeacher(teacher), view
         self.models: Sequence[CausalLM] = ()
         self.context = self.teacher.info.context
         self.results: list[ProbeResult] = []
         self.heads: Mapping[str, Head] = self.teacher.heads
 
-    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
-        self.results += await _prove(self.teacher, site, task, support, served=True)
-        texts = [prompt.token_ids for prompt in task.train[: 2 * PROBE_PROMPTS]]
-        temperature = site.recipe.rollout.temperature
-        self.results.append(await prove_order(self.teacher, texts, temperature, self.heads, support))
+    async def prove(self, site: Site, texts: Sequence[Text], support: Support) -> Teacher:
+        self.results += await _prove(self.teacher, site, texts, support, served=True)
+        temperature, some = site.recipe.rollout.temperature, texts[: 2 * PROBE_PROMPTS]
+        self.results.append(await prove_order(self.teacher, some, temperature, self.heads, support))
         return self.teacher
 
     def is_student(self, site: Site) -> bool:
         return False
 
 
-async def _prove(teacher: Teacher, site: Site, task: Task, support: Support, served: bool = False) -> list[ProbeResult]:
+async def _prove(
+    teacher: Teacher, site: Site, texts: Sequence[Text], support: Support, served: bool = False
+) -> list[ProbeResult]:
     """The probes that need only scores."""
     heads = teacher.heads if isinstance(teacher, HoldsHeads) else {}
-    texts = [prompt.token_ids for prompt in task.train[: 2 * PROBE_PROMPTS]]
     return await prove(
-        teacher, texts, site.recipe.rollout.temperature, site.student.vocabulary, heads, support, served=served
+        teacher,
+        texts[: 2 * PROBE_PROMPTS],
+        site.recipe.rollout.temperature,
+        site.student.vocabulary,
+        heads,
+        support,
+        served=served,
     )
 
 
 def _own(name: str, section: PythonTeacherConfig, site: Site) -> Opened:
-    return _Own(build_part(section, "teacher", site.build))
+    return _Own(build_part(section, "teacher", site.build), open_view(section.view, site, None))
 
 
 @dataclass
@@ -241,28 +273,33 @@ class _Remote:
     heads: Mapping[str, Head] = field(default_factory=dict)
     identities: Mapping[str, str] = field(default_factory=dict)
     head_model: CausalLM | None = None
+    view: TeacherView = field(init=False)
 
     def __post_init__(self) -> None:
         section, student = self.section, self.site.student
-        if section.tokenizer is not None:
-            theirs = load_tokenizer(section.tokenizer)
-            check_same_tokenizer(student.name, student.tokenizer, section.tokenizer, theirs, section.same_chat_template)
+        theirs = None if section.tokenizer is None else load_tokenizer(section.tokenizer)
+        self.view = open_view(section.view, self.site, theirs)
+        if theirs is not None and section.tokenizer is not None:
+            check_same_tokenizer(
+                student.name, student.tokenizer, section.tokenizer, theirs, section.same_chat_template,
+                own_prompt=_has_own_prompt(section),
+            )  # fmt: skip
             self.results.append(ProbeResult("tokenizer", f"{section.tokenizer}: {len(theirs)} tokens", "the student's"))
         if isinstance(section, StatesTeacherConfig) and section.head is not None:
             lm = load_model(ModelConfig(model=section.head), self.site.device)
             refuse_baked(_key(self.name, "head"), section.head, lm.natural_temperature)
-            check_tokenizers(student, lm, section.same_chat_template)
+            check_tokenizers(student, lm, section.same_chat_template, own_prompt=_has_own_prompt(section))
             self.head_model, self.models = lm, (lm,)
 
-    async def prove(self, site: Site, task: Task, support: Support) -> Teacher:
+    async def prove(self, site: Site, texts: Sequence[Text], support: Support) -> Teacher:
         section, student = self.section, site.student
         vocabulary = section.vocabulary or -(-student.head_rows // PADDING) * PADDING + PADDING
         client = connect(self.name, section, vocabulary, student.vocabulary)
         site.resources.push_async_callback(client.close)
-        texts = [prompt.token_ids for prompt in task.train[:PROBE_PROMPTS]]
+        longest = max(map(len, texts)) + site.recipe.rollout.max_tokens
+        texts = texts[:PROBE_PROMPTS]
         ids = continuations(max(texts, key=len), student.vocabulary)
         temperature, tokenizer = site.recipe.rollout.temperature, student.tokenizer
-        longest = max(len(prompt.token_ids) for prompt in task.train) + site.recipe.rollout.max_tokens
         proof = await prove_remote(client, texts, ids, temperature, tokenizer, self._head(), support, longest)
         teacher = RemoteTeacher(client, proof)
         self.heads = teacher.heads

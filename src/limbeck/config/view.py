@@ -10,12 +10,28 @@ system = "Answer like a pirate."
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from limbeck.config.base import Config
 from limbeck.config.values import Place, Text
+from limbeck.formatting import shown
+
+
+def _columns(text: str) -> str:
+    """Raises `ValueError` for braces without the name of a column in them."""
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{shown(text)} has a brace too many or too few ({error}); write {{{{ for a brace") from None
+    if any(not name or name.isdecimal() for name in names):
+        raise ValueError(f"{shown(text)} has braces without a column's name; write {{answer}}, or {{{{}}}} for braces")
+    return text
+
+
+Columns: TypeAlias = Annotated[Text, AfterValidator(_columns)]  # a text with names of columns in braces
 
 
 class SameViewConfig(Config):
@@ -31,11 +47,11 @@ class ShotConfig(Config):
     completion: Text = Field(description="what the assistant answers")
 
 
-class _PromptConfig(Config):
+class PromptConfig(Config):
     """The teacher's own prompt."""
 
     system: Text | None = Field(None, description="system message that takes the place of the student's, if it has one")
-    context: Text | None = Field(
+    context: Columns | None = Field(
         None,
         description='appended to the last user message; columns of the row in braces: `"Answer: {answer}"`',
     )
@@ -47,13 +63,13 @@ class _PromptConfig(Config):
     )
 
 
-class PromptedViewConfig(_PromptConfig):
+class PromptedViewConfig(PromptConfig):
     """The teacher sees the same response after a prompt of its own."""
 
     kind: Literal["prompted"] = "prompted"
 
 
-class RetokenizedViewConfig(_PromptConfig):
+class RetokenizedViewConfig(PromptConfig):
     """The teacher sees the same text in its own tokens: spans that begin and end on the same bytes are compared."""
 
     kind: Literal["retokenized"] = "retokenized"

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from limbeck.models.causal_lm import CausalLM
 
-PROBE_TEXTS = (
+PLAIN_TEXTS = (
     "Hello, world! 12+34=46",
     "  leading spaces,\ttabs\nand lines",
     "naïve café — 東京 🙂",
-    "<|im_end|></s>",
 )
+PROBE_TEXTS = (*PLAIN_TEXTS, "<|im_end|></s>")
 CHAT = ({"role": "user", "content": "Hi"},)
 WITH_SYSTEM = ({"role": "system", "content": "Be brief."}, *CHAT)  # for templates that raise without one
 TURNS = (*CHAT, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "And now?"})
@@ -36,13 +36,15 @@ def check_tokenizers(
     same_chat_template: bool = True,
     role: str = "teacher",
     accept: str = ACCEPT,
+    own_prompt: bool = False,
 ) -> ProbeResult:
     """Compare the tokenizers and heads of two loaded models; see `check_same_tokenizer`.
 
     Embedding tables padded to different sizes over one tokenizer are fine: both distributions are taken over the
     smaller table.
     """
-    check_same_tokenizer(student.name, student.tokenizer, other.name, other.tokenizer, same_chat_template, role, accept)
+    ours, theirs = student.tokenizer, other.tokenizer
+    check_same_tokenizer(student.name, ours, other.name, theirs, same_chat_template, role, accept, own_prompt)
     vocab = student.tokenizer.get_vocab()
     shared, needed = min(student.vocabulary, other.vocabulary), max(vocab.values()) + 1
     if shared < needed:
@@ -64,14 +66,25 @@ def check_same_tokenizer(
     same_chat_template: bool = True,
     role: str = "teacher",
     accept: str = ACCEPT,
+    own_prompt: bool = False,
 ) -> ProbeResult:
     """Map, splitting, end and, unless the user decided otherwise, chat template.
 
     `role` is what `other` is for, such as "reference", and `accept` the setting with which a user accepts another
-    chat template; empty where there is none. Raises `ContractError`.
+    chat template; empty where there is none. With `own_prompt` the other has its own chat template and
+    special tokens, whose counterparts `teacher_views.relabelling` finds: only plain text must be alike. Raises
+    `ContractError`.
     """
     pair = f"student {student} and {role} {other}"
     ours_map, theirs_map = ours.get_vocab(), theirs.get_vocab()
+    if own_prompt:
+        special = {
+            *ours.get_added_vocab(),
+            *theirs.get_added_vocab(),
+            *ours.all_special_tokens,
+            *theirs.all_special_tokens,
+        }
+        ours_map, theirs_map = ({t: i for t, i in ids.items() if t not in special} for ids in (ours_map, theirs_map))
     if ours_map != theirs_map:
         differing = sorted(t for t in {*ours_map, *theirs_map} if ours_map.get(t) != theirs_map.get(t))
         token = differing[0]
@@ -82,7 +95,7 @@ def check_same_tokenizer(
             f"{len(differing)} tokens differ",
             "one map of tokens to ids",
         )
-    for text in PROBE_TEXTS:
+    for text in PLAIN_TEXTS if own_prompt else PROBE_TEXTS:
         if ours(text).input_ids != theirs(text).input_ids:
             raise _refusal(
                 f"{pair} share a vocabulary but split {text!r} differently: {ours(text).input_ids[:12]} against "
@@ -91,6 +104,8 @@ def check_same_tokenizer(
                 f"{text!r} is split differently",
                 "one splitting",
             )
+    if own_prompt:
+        return ProbeResult("tokenizer", f"{other}: {len(theirs_map)} tokens of plain text", "the student's")
     if ours.eos_token_id != theirs.eos_token_id:
         raise _refusal(
             f"the student ends with token {ours.eos_token!r} ({ours.eos_token_id}), the {role} with "

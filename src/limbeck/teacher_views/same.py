@@ -14,13 +14,22 @@ class SameView:
         return prompt.token_ids
 
     def see(self, rollout: Rollout, support: Support) -> View:
-        key = rollout.key
-        name = f"{key.prompt_id}/{key.occurrence}/{key.sample}/{rollout.segment}"
         request = ScoreRequest(
-            name, rollout.token_ids, rollout.trained, rollout.sampling.temperature, support, rollout.prompt.teacher
+            name_of(rollout),
+            rollout.token_ids,
+            rollout.trained,
+            rollout.sampling.temperature,
+            support,
+            rollout.prompt.teacher,
         )
         each_S = np.arange(int(rollout.trained.sum()))
         return View(request, each_S, each_S)
 
     def read(self, rollout: Rollout, view: View, scores: Scores) -> Scores:
         return scores
+
+
+def name_of(rollout: Rollout) -> str:
+    """Of the request about it."""
+    key = rollout.key
+    return f"{key.prompt_id}/{key.occurrence}/{key.sample}/{rollout.segment}"

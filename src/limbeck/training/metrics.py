@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from limbeck.records import Failure, Floats, Ints, Mask, Rollout, Scored
+from limbeck.records import Floats, Ints, Mask, Rollout, Scored, View
 from limbeck.training.peaks import Work
 
 REPEATED_GRAM = 4
@@ -27,25 +28,6 @@ def describe(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> di
         "tokens/sampled": float(sum(lengths)),
     }
     return {**numbers, "reward": statistics.fmean(graded)} if graded else numbers
-
-
-def describe_episodes(
-    rollouts: Sequence[Rollout], episodes: Sequence[int], failures: Sequence[Failure]
-) -> dict[str, float]:
-    """Turns of the student and segments of an episode, and how many failed of what. `episodes`: whose each rollout is.
-
-    Empty where every episode was one turn and none failed.
-    """
-    numbers: dict[str, float] = {}
-    turns = {(e, turn.key.turn) for e, r in zip(episodes, rollouts, strict=True) for turn in r.turns if turn.key}
-    count = len(set(episodes))
-    if len(turns) > count or failures:
-        numbers["env/turns"] = len(turns) / count
-        numbers["env/segments"] = len(rollouts) / count
-        numbers["env/context_tokens"] = sum(len(r.token_ids) - len(r.response_ids) for r in rollouts) / count
-    for kind in sorted({failure.kind for failure in failures}):
-        numbers[f"env/failed/{kind}"] = float(sum(failure.kind == kind for failure in failures))
-    return numbers
 
 
 def describe_scores(samples: Sequence[Scored], asked: int) -> dict[str, float]:
@@ -68,6 +50,19 @@ def describe_scores(samples: Sequence[Scored], asked: int) -> dict[str, float]:
         if mine := [s for s in certified if s.scores.scorer == name]:
             numbers[f"teacher/{name}/left_out"] = float((~_certificates(mine)[1]).mean())
     return numbers
+
+
+def describe_views(seen: Sequence[tuple[Rollout, View]]) -> dict[str, float]:
+    """What teachers saw otherwise than the student, of rollouts and their views. Empty where they saw the same.
+
+    `view/mapped`: tokens that another one of the teacher's stands for; `view/masked/<why>`: those left out of the loss.
+    """
+    mapped = sum(
+        int((view.request.scored_ids != rollout.response_ids).sum()) for rollout, view in seen if view.groups is None
+    )
+    masked: Counter[str] = sum((Counter(view.left_out) for _, view in seen), Counter())
+    counts = {f"view/masked/{why}": float(count) for why, count in sorted(masked.items())}
+    return {**({"view/mapped": float(mapped)} if mapped else {}), **counts}
 
 
 def _certificates(samples: Sequence[Scored]) -> tuple[Floats, Mask]:

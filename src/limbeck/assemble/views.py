@@ -1,0 +1,105 @@
+"""From a recipe's view of a teacher to the view, and what a person should know of it: one entry in `VIEWS` a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from limbeck.assemble.site import Site
+from limbeck.config.view import PromptedViewConfig, SameViewConfig, ViewConfig
+from limbeck.errors import DataError, RecipeError
+from limbeck.models.chat import name_of
+from limbeck.models.head import Head
+from limbeck.models.text import Names
+from limbeck.protocols import TeacherView
+from limbeck.records import ProbeResult, Prompt
+from limbeck.teacher_views.prompted import PromptedView
+from limbeck.teacher_views.prompts import TeacherPrompts
+from limbeck.teacher_views.relabelling import relabelling_of
+from limbeck.teacher_views.same import SameView
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN = 4000  # characters of what a teacher sees
+
+
+def open_view(section: ViewConfig, site: Site, theirs: PreTrainedTokenizerBase | None) -> TeacherView:
+    """`theirs` is the teacher's tokenizer; None where nobody gave it, and then it is the student's.
+
+    Raises `RecipeError`, `ModelError`.
+    """
+    return VIEWS[type(section)](section, site, theirs or site.student.tokenizer)
+
+
+def heads_as_seen(view: TeacherView, heads: Mapping[str, Head]) -> Mapping[str, Head]:
+    """The teacher's output heads over the student's ids, by fingerprint."""
+    return view.heads(heads) if isinstance(view, PromptedView) else heads
+
+
+def texts_of(view: TeacherView, prompts: Sequence[Prompt], context: int | None, site: Site) -> list[Sequence[int]]:
+    """What the teacher sees of each prompt. Raises `DataError` where one cannot be rendered, or leaves no room."""
+    texts = [view.prompt_ids(prompt) for prompt in prompts]
+    longest = site.recipe.rollout.max_tokens
+    for prompt, text in zip(prompts, texts, strict=True):
+        if not text:
+            raise DataError(f"prompt {prompt.id!r} has no tokens as the teacher sees it: give teacher.view a text.")
+        if context is not None and len(text) + longest > context:
+            raise DataError(
+                f"prompt {prompt.id!r} has {len(text)} tokens as the teacher sees it, which with rollout.max_tokens = "
+                f"{longest} are more than its context of {context}. Shorten teacher.view, drop the row, or lower "
+                "rollout.max_tokens."
+            )
+    return texts
+
+
+def example_of(view: TeacherView, prompts: Sequence[Prompt], text: Sequence[int], site: Site) -> list[ProbeResult]:
+    """What the teacher sees of the first prompt, for a person to read; nothing where it sees what the student does."""
+    if not isinstance(view, PromptedView):
+        return []
+    names = Names(view.prompts.tokenizer)
+    seen = "".join(names(list(text)))
+    shown = seen if len(seen) <= SHOWN else f"{seen[: SHOWN // 2]} ... {seen[-SHOWN // 2 :]}"
+    results = [ProbeResult("teacher sees", f"of prompt {prompts[0].id!r}: {shown}", "its own prompt")]
+    ours = Names(site.student.tokenizer)
+    pairs = [f"{ours([a])[0]} is the teacher's {names([b])[0]}" for a, b in view.relabelling.pairs.items()]
+    masked = [f"{ours([id_])[0]} is masked ({why})" for id_, why in view.relabelling.masked.items()]
+    if pairs or masked:
+        results.append(ProbeResult("special tokens of templates", "; ".join([*pairs, *masked]), "mapped, or masked"))
+    return results
+
+
+def _same(section: SameViewConfig, site: Site, theirs: PreTrainedTokenizerBase) -> TeacherView:
+    return SameView()
+
+
+def _prompted(section: PromptedViewConfig, site: Site, theirs: PreTrainedTokenizerBase) -> TeacherView:
+    prompts = TeacherPrompts(section, site.student.tokenizer, theirs)
+    view = PromptedView(prompts, relabelling_of(site.student.tokenizer, prompts.tokenizer))
+    objective, relabelling = site.recipe.objective, view.relabelling
+    if not relabelling.masks_what_is_said:
+        return view
+    names = Names(site.student.tokenizer)
+    tokens = ", ".join(repr(names([id_])[0]) for id_ in relabelling.masked)
+    what = (
+        f"the chat template of the teacher ({name_of(prompts.tokenizer)}) has no token for {tokens} of the student's, "
+        "so positions at which the student says one are left out of the loss"
+    )
+    if objective.support not in ("sampled", "full"):
+        raise RecipeError(
+            f"{what}, but objective.support = {objective.support!r} would then be biased: whether a position counts "
+            "would depend on its sampled token. Set objective.support = 'sampled' or 'full', or teacher.view.template "
+            "to one that has such tokens."
+        )
+    if objective.discount > 0:
+        raise RecipeError(
+            f"{what}, but objective.discount = {objective.discount} sums the divergences of later tokens. Set "
+            "objective.discount = 0, or teacher.view.template to one that has such tokens."
+        )
+    return view
+
+
+VIEWS: Mapping[type, Callable[[Any, Site, Any], TeacherView]] = {
+    SameViewConfig: _same,
+    PromptedViewConfig: _prompted,
+}
