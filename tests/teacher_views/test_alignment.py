@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -16,7 +17,7 @@ said = st.one_of(st.binary(max_size=24), st.text(max_size=12).map(str.encode))
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     """`data` in pieces, some of which may be empty."""
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 cuts = st.lists(st.integers(0, 100), max_size=8)
@@ -70,8 +71,10 @@ def test_what_cannot_be_read_is_in_no_group_and_the_rest_may_be(
     first = cut(before.encode(), ours)
     shown = readable([*first, *[b"\xff"] * bad, *cut(after.encode(), ours)])
     ends = np.cumsum([len(piece) for piece in cut(shown.text.encode(), theirs)]).tolist()
-    found = align(shown.ends, ends, shown.unreadable)
+    found = align(shown.ends, ends, {"unreadable": shown.unreadable})
     assert (found.student[len(first) : len(first) + bad] == -1).all()
+    assert sum(found.left_out.values()) == (found.student == -1).sum()
+    assert bad <= found.left_out["unreadable"]
     assert not any(start < b and a < end for start, end in found.spans for a, b in shown.unreadable)
     for side in (found.student, found.teacher):
         assert set(side.tolist()) - {-1} == set(range(len(found.spans)))

@@ -3,9 +3,9 @@
     token_bytes = TokenBytes(tokenizer)
     token_bytes.of([15339, 0])       [b"hello", None]: a special token says nothing
 
-A token's bytes are those it adds in the middle of a text, so `▁word` is " word" wherever it stands. They are found from the
-tokenizer's decoder: byte-level BPE, SentencePiece (with and without byte fallback), and decoders that join tokens as
-they are.
+A token's bytes are those it adds in the middle of a text, so `▁word` is " word" wherever it stands. They are found from
+the tokenizer's decoder: byte-level BPE, SentencePiece (with and without byte fallback), and decoders that join tokens
+as they are.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ JOINS = ("Fuse", "Strip", "ByteFallback", "Replace", "Metaspace")  # decoders th
 
 
 class TokenBytes:
-    """Raises `ModelError` for a tokenizer whose tokens have no bytes of their own (WordPiece), or other ones than it says."""
+    """Raises `ModelError` for a tokenizer whose tokens have no bytes of their own (WordPiece), or not what it reads."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._says = _rule(tokenizer)
-        self._added = {
-            id_: None if token.special else token.content.encode() for id_, token in tokenizer.added_tokens_decoder.items()
-        }
+        added = tokenizer.added_tokens_decoder.items()
+        self._added = {id_: None if token.special else token.content.encode() for id_, token in added}
         self._known: dict[int, bytes | None] = {}
         for text in PROBES:
             self._prove(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -63,12 +62,14 @@ class TokenBytes:
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if said not in (text, f" {text}"):  # decoders of SentencePiece drop a first blank
             raise ModelError(
-                f"the tokens of {name_of(self.tokenizer)} say {said!r}, but the tokenizer reads {text!r}: its decoder is "
-                f"not understood. {SUPPORTED}"
+                f"the tokens of {name_of(self.tokenizer)} say {said!r}, but the tokenizer reads {text!r}: its decoder "
+                f"is not understood. {SUPPORTED}"
             )
 
 
-SUPPORTED = "A view of kind 'retokenized' takes byte-level BPE, SentencePiece, and tokenizers that join their tokens as they are."
+SUPPORTED = (
+    "A view of kind 'retokenized' takes byte-level BPE, SentencePiece, and tokenizers that join tokens as they are."
+)
 
 
 def _rule(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
@@ -82,8 +83,8 @@ def _rule(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
         return _of_byte_level
     if not kinds or not set(kinds) <= set(JOINS):
         raise ModelError(
-            f"the tokenizer {name_of(tokenizer)} has the decoder {', '.join(kinds) or 'none'}, whose tokens have no bytes of "
-            f"their own. {SUPPORTED}"
+            f"the tokenizer {name_of(tokenizer)} has the decoder {', '.join(kinds) or 'none'}, whose tokens have no "
+            f"bytes of their own. {SUPPORTED}"
         )
     return lambda token: _of_pieces(token, steps)
 

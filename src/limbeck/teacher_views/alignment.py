@@ -4,8 +4,8 @@
     teacher   hello |  w | orld              ends  5 7 10       (the blank is the "w"'s)
     groups    ---0--- | ----1-----           ends  5 10
 
-Pure: bytes and offsets, no tokenizer. Offsets are of the text's UTF-8. A token of no bytes belongs to the group that ends
-where it stands, or to the first.
+Pure: bytes and offsets, no tokenizer. Offsets are of the text's UTF-8. A token of no bytes belongs to the group that
+ends where it stands, or to the first.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import codecs
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from limbeck.records import Ints
 
 NOWHERE = -1  # the end of a token that ends inside what cannot be read
 REPLACEMENT = "\ufffd"
+Spans: TypeAlias = Sequence[tuple[int, int]]
+EMPTY: Mapping[str, Spans] = {}
 UNREADABLE = re.compile("[\udc80-\udcff]+")  # bytes that are no UTF-8, as `surrogateescape` has them
 
 
@@ -79,15 +83,14 @@ class Aligned:
     student: Ints  # [n]
     teacher: Ints  # [m]
     spans: tuple[tuple[int, int], ...]  # [G] of each group, in the text's UTF-8
+    left_out: Mapping[str, int] = field(default_factory=dict)  # tokens of the student that are in none, by reason
 
 
-def align(
-    student_ends: Sequence[int], teacher_ends: Sequence[int], apart: Sequence[tuple[int, int]] = ()
-) -> Aligned:
+def align(student_ends: Sequence[int], teacher_ends: Sequence[int], apart: Mapping[str, Spans] = EMPTY) -> Aligned:
     """Groups of tokens between the offsets at which a token of either side ends.
 
-    Ends are in order, but for NOWHERE. What overlaps a span of `apart`, and what comes after the last common end, is in no
-    group.
+    Ends are in order, but for NOWHERE. What overlaps a span that is kept `apart`, for a reason, and what comes after
+    the last common end, is in no group.
 
     >>> aligned = align([2, 5, 9, 10], [5, 7, 10])
     >>> aligned.student.tolist(), aligned.teacher.tolist(), aligned.spans
@@ -95,14 +98,18 @@ def align(
     """
     common = sorted(set(student_ends) & set(teacher_ends) - {NOWHERE, 0})
     spans = list(zip([0, *common], common, strict=False))
-    kept = [not any(start < span[1] and span[0] < end for start, end in apart) for span in spans]
-    number = np.where(kept, np.cumsum(kept) - 1, -1)
-    number = np.append(number, -1)  # after the last common end
-    return Aligned(
-        number[_places(student_ends, common)],
-        number[_places(teacher_ends, common)],
-        tuple(span for span, keep in zip(spans, kept, strict=True) if keep),
-    )
+    reasons = [next((why for why, where in apart.items() if _overlap(span, where)), "") for span in spans]
+    kept = [not why for why in reasons]
+    number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1).astype(np.int64)
+    student, teacher = _places(student_ends, common), _places(teacher_ends, common)
+    why_not = Counter([*reasons, "broken_off"][place] for place in student.tolist())
+    del why_not[""]
+    groups = tuple(span for span, keep in zip(spans, kept, strict=True) if keep)
+    return Aligned(number[student], number[teacher], groups, dict(why_not))
+
+
+def _overlap(span: tuple[int, int], others: Spans) -> bool:
+    return any(start < span[1] and span[0] < end for start, end in others)
 
 
 def _places(ends: Sequence[int], common: Sequence[int]) -> Ints:

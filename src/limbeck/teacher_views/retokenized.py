@@ -1,0 +1,169 @@
+"""The same text in a teacher's own tokens: `retokenized`.
+
+What the student said between two special tokens is read as text and encoded by the teacher's tokenizer, apart from what
+is around it: a group of tokens (`alignment.py`) never reaches over a turn's edge. Special tokens are one token on both
+sides, or in no group. What is in no group is not trained on and counted, by reason:
+
+    special         a special token that the teacher has none for; it does not see it
+    unreadable      bytes that are no UTF-8: the teacher sees U+FFFD
+    altered         text that the teacher's tokenizer changes (normalises) or has no token for
+    broken_off      a character, or what else has no end on both sides, at the end of a text
+    open            the last group of a response that was cut off, where the teacher's tokens say more than was said
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from limbeck.records import Failure, Groups, Ints, Prompt, Rollout, ScoreRequest, Scores, Support, View
+from limbeck.teacher_views.alignment import Aligned, align, readable
+from limbeck.teacher_views.spelling import Speller, continuations
+
+ONE_TO_ONE = Aligned(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), ((0, 0),))  # a special token each
+
+
+class RetokenizedView:
+    """See `protocols.TeacherView`. `student` and `teacher` say which text their tokens are."""
+
+    def __init__(self, student: Speller, teacher: Speller, prompts: Callable[[Prompt], Sequence[int]]) -> None:
+        self.student, self.teacher, self.prompts = student, teacher, prompts
+        self._goes_on = continuations(teacher.token_bytes, student.token_bytes)
+
+    def prompt_ids(self, prompt: Prompt) -> Sequence[int]:
+        return self.prompts(prompt)
+
+    def read(self, rollout: Rollout, view: View, scores: Scores) -> Scores:
+        """As they are: what they are of is in `View.groups`."""
+        return scores
+
+    def see(self, rollout: Rollout, support: Support) -> View | Failure:
+        key, prompt = rollout.key, rollout.prompt
+        name = f"{key.prompt_id}/{key.occurrence}/{key.sample}/{rollout.segment}"
+        start = int(np.argmax(rollout.trained)) if rollout.trained.any() else len(rollout.token_ids)
+        if tuple(rollout.token_ids[:start].tolist()) != tuple(prompt.token_ids):
+            return Failure(
+                name, "score", "prefix",
+                f"the student saw other tokens before its first turn than its prompt's {len(prompt.token_ids)}, and "
+                "which text they are is not known: a view of kind 'retokenized' needs rollouts that begin with their "
+                "prompt.",
+            )  # fmt: skip
+        sides = _Sides(list(self.prompts(prompt)))
+        may_lead = prompt.chat is not None and not prompt.chat.continued
+        for stretch in _stretches(rollout, start, self.student):
+            if not stretch.special:
+                self._add_text(sides, stretch, may_lead and stretch.first)
+            elif (theirs := self.student.counterpart(int(stretch.ids[0]), self.teacher)) is not None:
+                sides.add([theirs], ONE_TO_ONE if stretch.trained else None)
+            elif stretch.trained:
+                sides.leave_out("special")
+            else:
+                special = self.student.special[int(stretch.ids[0])]
+                return Failure(
+                    name, "score", "special",
+                    f"what the student was shown between its turns has the special token {special!r}, for which "
+                    f"{self.teacher.name} has none. Take chat templates with the same special tokens.",
+                )  # fmt: skip
+        return sides.view(name, rollout)
+
+    def _add_text(self, sides: _Sides, stretch: _Stretch, may_lead: bool) -> None:
+        pieces = [piece or b"" for piece in self.student.token_bytes.of(stretch.ids)]
+        lead = self.student.lead.encode() if may_lead else b""
+        leads = may_lead and b"".join(pieces).startswith(lead)
+        shown = readable(_without_start(pieces, len(lead)) if leads else pieces)
+        theirs = self.teacher.encode(shown.text, self.teacher.lead if leads else "")
+        if not stretch.trained:
+            sides.add(theirs.ids)
+            return
+        apart = {"unreadable": shown.unreadable, "altered": theirs.altered}
+        found = align(shown.ends, theirs.ends, apart)
+        if stretch.cut and not self._is_closed(found, theirs.ids):
+            found = align(shown.ends, theirs.ends, {**apart, "open": found.spans[-1:]})
+        sides.text_bytes += sum(map(len, pieces))
+        sides.add(theirs.ids, found)
+
+    def _is_closed(self, found: Aligned, theirs: Sequence[int]) -> bool:
+        """Whether the last group is the same event on both sides, though nobody knows what would have come after it.
+
+        One token each, and the teacher has no longer token with that beginning which the student could not have said as
+        one token too.
+        """
+        last = len(found.spans) - 1
+        ours, other = np.flatnonzero(found.student == last), np.flatnonzero(found.teacher == last)
+        return last < 0 or (len(ours) == len(other) == 1 and theirs[int(other[0])] not in self._goes_on)
+
+
+@dataclass
+class _Sides:
+    """What has been put on both sides so far."""
+
+    ids: list[int]  # the teacher's tokens
+    scored: list[bool] = field(default_factory=list)  # of those after its prompt
+    student: list[int] = field(default_factory=list)  # groups
+    teacher: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    text_bytes: int = 0
+
+    def add(self, ids: Sequence[int], aligned: Aligned | None = None) -> None:
+        """Tokens of the teacher. `aligned` where the student said them."""
+        self.ids += ids
+        self.scored += [aligned is not None] * len(ids)
+        if aligned is not None:
+            before = len(self.sizes)
+            for side, groups in ((self.student, aligned.student), (self.teacher, aligned.teacher)):
+                side += np.where(groups < 0, -1, groups + before).tolist()
+            self.sizes += [end - start for start, end in aligned.spans]
+            self.left_out.update(aligned.left_out)
+
+    def leave_out(self, why: str) -> None:
+        """A token that the teacher does not see."""
+        self.student.append(-1)
+        self.left_out[why] += 1
+
+    def view(self, name: str, rollout: Rollout) -> View:
+        scored = np.zeros(len(self.ids), dtype=bool)
+        scored[len(self.ids) - len(self.scored) :] = self.scored
+        ids, temperature = np.asarray(self.ids, dtype=np.int64), rollout.sampling.temperature
+        request = ScoreRequest(name, ids, scored, temperature, "sampled", rollout.prompt.teacher)
+        student, teacher, sizes = (
+            np.asarray(numbers, dtype=np.int64) for numbers in (self.student, self.teacher, self.sizes)
+        )
+        groups = Groups(student, teacher, request.scored_ids, sizes, self.text_bytes)
+        return View(request, student, teacher, dict(self.left_out), groups)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Tokens in a row that are text, or one special token, of one turn."""
+
+    ids: Ints
+    special: bool
+    trained: bool
+    first: bool  # it begins what the student said
+    cut: bool  # it ends with a turn that was cut off at its length
+
+
+def _stretches(rollout: Rollout, start: int, student: Speller) -> Iterator[_Stretch]:
+    ids, trained = rollout.token_ids, rollout.trained
+    special = np.isin(ids, list(student.special))
+    cuts = {turn.end for turn in rollout.turns if turn.finish == "length"}
+    edges = cuts | {edge for turn in rollout.turns for edge in (turn.start, turn.end)}
+    begin = start
+    for end in range(start + 1, len(ids) + 1):
+        here = slice(begin, end)
+        if end == len(ids) or special[begin] or special[end] or trained[end] != trained[begin] or end in edges:
+            yield _Stretch(ids[here], bool(special[begin]), bool(trained[begin]), begin == start, end in cuts)
+            begin = end
+
+
+def _without_start(pieces: Sequence[bytes], length: int) -> list[bytes]:
+    """Pieces without their first `length` bytes."""
+    left = []
+    for piece in pieces:
+        left.append(piece[length:])
+        length = max(0, length - len(piece))
+    return left

@@ -1,0 +1,136 @@
+"""How a tokenizer spells: text into tokens with the bytes they end on, and what stands for its special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from limbeck.errors import ModelError
+from limbeck.models.chat import Message, name_of
+from limbeck.models.token_bytes import TokenBytes
+from limbeck.teacher_views.alignment import NOWHERE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BEFORE = ("\x00", "\n", "=", ".")  # texts before a text, of which one will not be joined with it
+QUESTION, ANSWER = "Xq", "Yz"  # a chat of which one sees what a template puts around an answer
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A text in tokens."""
+
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]  # of each, in the text's UTF-8
+    altered: tuple[tuple[int, int], ...]  # spans of it that the tokens do not say as they are
+
+
+class Speller:
+    """A tokenizer, as one who reads and writes bytes. `stop_ids`: what a turn of its model may end with.
+
+    Raises `ModelError` for a tokenizer whose tokens have no bytes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] = ()) -> None:
+        self.tokenizer, self.stop_ids, self.name = tokenizer, frozenset(stop_ids), name_of(tokenizer)
+        self.token_bytes = TokenBytes(tokenizer)
+        self.special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._by_name = {content: id_ for id_, content in self.special.items()}
+        self.lead, self.end = self._around_an_answer()
+        said = self.token_bytes.of(self._encode("a").ids)
+        self._prepends = b"".join(piece or b"" for piece in said) == b" a"
+
+    def counterpart(self, id_: int, other: Speller) -> int | None:
+        """Of a special token, the other's: the end of a turn is the end of a turn, and others go by their names."""
+        if id_ == self.end or (id_ in self.stop_ids and self.special[id_] not in other._by_name):
+            return other.end
+        return other._by_name.get(self.special[id_])
+
+    def encode(self, text: str, lead: str = "") -> Spelled:
+        """`text` in the middle of a text, after `lead`, whose bytes do not count.
+
+        A tokenizer that puts a blank before every text puts it before something else.
+        """
+        if not text:
+            return Spelled((), (), ())
+        if not self._prepends:
+            return self._after(self._encode(lead + text), 0, len(lead.encode()))
+        for before in BEFORE:
+            spelled = self._encode(before + lead + text)
+            length = len(before.encode())
+            if length in spelled.ends:
+                return self._after(spelled, spelled.ends.index(length) + 1, length + len(lead.encode()))
+        raise ModelError(f"{self.name} has no text that it does not join with what follows: {BEFORE} were tried.")
+
+    def _after(self, spelled: Spelled, tokens: int, length: int) -> Spelled:
+        ends = tuple(end if end == NOWHERE else max(0, end - length) for end in spelled.ends[tokens:])
+        altered = tuple((a - length, b - length) for a, b in spelled.altered if b > length)
+        return Spelled(spelled.ids[tokens:], ends, altered)
+
+    def _encode(self, text: str) -> Spelled:
+        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        ids = tuple(int(id_) for id_ in found["input_ids"])
+        pieces = self.token_bytes.of(ids)
+        said, wanted = b"".join(piece or b"" for piece in pieces), text.encode()
+        if said in (wanted, b" " + wanted) and None not in pieces:
+            ends = np.cumsum([len(piece or b"") for piece in pieces], dtype=np.int64) - (len(said) - len(wanted))
+            return Spelled(ids, tuple(ends.tolist()), ())
+        return _by_characters(ids, pieces, found["offset_mapping"], text)
+
+    def _around_an_answer(self) -> tuple[str, int | None]:
+        """What the chat template puts before an answer, if that is blank, and the special token it ends one with.
+
+        Without a template, or where it refuses the chat: nothing, and the end of a sequence.
+        """
+        tokenizer = self.tokenizer
+        question: list[Message] = [{"role": "user", "content": QUESTION}]
+        try:
+            before = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+            chat = [*question, {"role": "assistant", "content": ANSWER}]
+            after = str(tokenizer.apply_chat_template(chat, tokenize=False)).removeprefix(before)
+        except Exception:  # a template is a program, and may raise anything; one that refuses real chats is named later
+            return "", tokenizer.eos_token_id
+        lead, answer, rest = after.rpartition(ANSWER)
+        special = [id_ for id_ in tokenizer(rest, add_special_tokens=False)["input_ids"] if id_ in self.special]
+        end = special[0] if answer and special else tokenizer.eos_token_id
+        return (lead if answer and not lead.strip() else ""), end
+
+
+def _by_characters(
+    ids: Sequence[int], pieces: Sequence[bytes | None], offsets: Sequence[tuple[int, int]], text: str
+) -> Spelled:
+    """Where the tokens' bytes are not those of the text: by which of its characters the tokenizer says they are of."""
+    place = np.cumsum([0, *(len(character.encode()) for character in text)]).tolist()
+    wanted, ends, altered, before, index = text.encode(), [], [], 0, 0
+    while index < len(ids):
+        until = index + 1
+        while until < len(ids) and tuple(offsets[until]) == tuple(offsets[index]):  # of one character
+            until += 1
+        end = max(before, place[offsets[until - 1][1]])
+        if b"".join(piece or b"" for piece in pieces[index:until]) != wanted[before:end]:
+            altered.append((before, end))
+        ends += [NOWHERE] * (until - index - 1) + [end]
+        before, index = end, until
+    if before < len(wanted):
+        altered.append((before, len(wanted)))
+        ends[-1:] = [len(wanted)]
+    return Spelled(tuple(ids), tuple(ends), tuple(altered))
+
+
+def continuations(ours: TokenBytes, theirs: TokenBytes) -> frozenset[int]:
+    """Our tokens that begin one of ours which the others cannot say as one token."""
+    said = ours.all()
+    known = set(theirs.all().values())
+    begins: set[bytes] = set()
+    prefixes: list[bytes] = []
+    for text in sorted(set(said.values())):
+        while prefixes and not text.startswith(prefixes[-1]):
+            prefixes.pop()
+        if text not in known:
+            begins.update(prefixes)
+        prefixes.append(text)
+    return frozenset(id_ for id_, text in said.items() if text in begins)

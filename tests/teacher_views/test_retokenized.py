@@ -1,0 +1,174 @@
+"""What a teacher with another tokenizer is asked, and which of its tokens are compared with which of the student's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from limbeck.errors import ModelError
+from limbeck.models.token_bytes import TokenBytes
+from limbeck.records import Failure, Groups, Key, Prompt, Rollout, Sampled, Sampling, View, single_turn
+from limbeck.teacher_views.retokenized import RetokenizedView
+from limbeck.teacher_views.spelling import Speller
+
+from .tokenizers import byte_level, characters, sentence_piece, word_piece
+
+KINDS = {
+    "bytes-400": lambda: byte_level(400, template=None),
+    "bytes-270": lambda: byte_level(270, template=None),
+    "bytes-nfc": lambda: byte_level(350, template=None, nfc=True),
+    "sentence-piece": lambda: sentence_piece(200, None),
+    "characters": characters,
+}
+kinds = st.sampled_from(sorted(KINDS))
+VIEWS: dict[tuple[str, str], RetokenizedView] = {}
+
+
+def view_of(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> RetokenizedView:
+    def prompts(prompt: Prompt) -> Sequence[int]:
+        ids: list[int] = teacher(prompt.text)["input_ids"]
+        return ids
+
+    return RetokenizedView(Speller(student, [student.eos_token_id]), Speller(teacher), prompts)
+
+
+def view_between(student: str, teacher: str) -> RetokenizedView:
+    if (student, teacher) not in VIEWS:
+        VIEWS[student, teacher] = view_of(KINDS[student](), KINDS[teacher]())
+    return VIEWS[student, teacher]
+
+
+def rollout_of(student: PreTrainedTokenizerFast, response: Sequence[int], finish: str = "stop") -> Rollout:
+    prompt = Prompt("p", tuple(student("12+34=")["input_ids"]), text="12+34=")
+    ids = np.array(response, dtype=np.int64)
+    sampled = Sampled(ids, np.zeros(len(ids), np.float32), finish, 0)  # type: ignore[arg-type]
+    return single_turn(prompt, Key("p"), sampled, Sampling(1.0, 100))
+
+
+def seen(view: RetokenizedView, rollout: Rollout) -> tuple[View, Groups]:
+    found = view.see(rollout, "sampled")
+    assert isinstance(found, View)
+    assert found.groups is not None
+    return found, found.groups
+
+
+def check(view: RetokenizedView, rollout: Rollout, found: View, groups: Groups) -> None:
+    """Each group says the same bytes on both sides, and what is in none is counted."""
+    ours = view.student.token_bytes.of(rollout.response_ids)
+    theirs = view.teacher.token_bytes.of(found.request.scored_ids)
+    assert len(groups.student) == len(ours) == rollout.trained.sum()
+    assert len(groups.teacher) == len(theirs) == found.request.scored.sum()
+    assert sum(found.left_out.values()) == (groups.student == -1).sum()
+    for side in (groups.student, groups.teacher):
+        assert set(side.tolist()) - {-1} == set(range(len(groups.sizes)))
+        assert (np.diff(side[side >= 0]) >= 0).all()
+    for g, size in enumerate(groups.sizes.tolist()):
+        said = [
+            b"".join(piece or b"" for piece, of in zip(pieces, side, strict=True) if of == g)
+            for pieces, side in ((ours, groups.student), (theirs, groups.teacher))
+        ]
+        assert said[0] == said[1]
+        assert len(said[0]) == size
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(student=kinds, teacher=kinds, data=st.data())
+def test_whatever_a_student_samples_groups_say_the_same_bytes(student: str, teacher: str, data: st.DataObject) -> None:
+    """Any ids at all, special ones too: broken UTF-8, characters in pieces, splits that nobody would write."""
+    view = view_between(student, teacher)
+    ids = data.draw(st.lists(st.integers(0, len(view.student.tokenizer) - 1), max_size=12))
+    finish = data.draw(st.sampled_from(["stop", "length"]))
+    rollout = rollout_of(view.student.tokenizer, ids, finish)
+    check(view, rollout, *seen(view, rollout))
+
+
+texts = st.text(max_size=10) | st.lists(
+    st.sampled_from(["hello", " world", "é", "e\u0301", "🙂", "👩‍👩‍👧", "東京", "\n", "  ", "12", "<|im_end|>", "\u202e", "ß"])
+).map("".join)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(student=kinds, teacher=kinds, text=texts)
+def test_text_that_both_can_write_is_compared_whole(student: str, teacher: str, text: str) -> None:
+    """Byte-level BPE and SentencePiece have tokens for all text: only what a tokenizer changes is left out."""
+    view = view_between(student, teacher)
+    ids = view.student.encode(text).ids
+    rollout = rollout_of(view.student.tokenizer, [*ids, view.student.tokenizer.eos_token_id])
+    found, groups = seen(view, rollout)
+    check(view, rollout, found, groups)
+    if "characters" not in (student, teacher) and teacher != "bytes-nfc":
+        assert found.left_out == {}
+        assert groups.sizes.sum() == groups.text_bytes
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(kind=kinds, text=texts, finish=st.sampled_from(["stop", "length"]))
+def test_one_tokenizer_on_both_sides_is_the_same_view(kind: str, text: str, finish: str) -> None:
+    """Each token is a group of its own, with itself, wherever the response is cut."""
+    view = view_between(kind, kind)
+    ids = [id_ for id_ in view.student.encode(text).ids if id_ not in view.student.special]
+    rollout = rollout_of(view.student.tokenizer, [*view.student.encode(view.student.tokenizer.decode(ids)).ids], finish)
+    found, groups = seen(view, rollout)
+    if found.left_out == {} or kind.startswith("bytes-4"):
+        assert found.request.scored_ids.tolist() == rollout.response_ids.tolist()
+        assert groups.student.tolist() == groups.teacher.tolist() == list(range(len(groups.student)))
+
+
+def test_the_end_of_a_turn_is_the_end_of_a_turn_and_others_go_by_name() -> None:
+    """ChatML's <|im_end|> for Mistral's </s>; what neither has is not seen, and counted."""
+    chatml, inst = byte_level(), sentence_piece()
+    ours, theirs = Speller(chatml, [chatml.eos_token_id]), Speller(inst)
+    assert ours.counterpart(chatml.convert_tokens_to_ids("<|im_end|>"), theirs) == inst.eos_token_id
+    assert ours.counterpart(chatml.eos_token_id, theirs) == inst.eos_token_id
+    assert ours.counterpart(chatml.convert_tokens_to_ids("<|im_start|>"), theirs) is None
+    assert theirs.counterpart(inst.eos_token_id, ours) == chatml.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_the_blank_that_a_template_puts_before_an_answer_is_that_templates() -> None:
+    """Mistral's answers begin with a blank that is the template's, ChatML's do not."""
+    chatml, inst = byte_level(), sentence_piece()
+    assert (Speller(chatml).lead, Speller(inst).lead) == ("", " ")
+    pieces, bytes_ = Speller(inst), Speller(chatml)
+    assert pieces.tokenizer.convert_ids_to_tokens(list(pieces.encode("hello", " ").ids))[0].startswith("▁")
+    assert not pieces.tokenizer.convert_ids_to_tokens(list(pieces.encode("hello").ids))[0].startswith("▁")
+    assert b"".join(bytes_.token_bytes.of(bytes_.encode("hello").ids)) == b"hello"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("bytes-270", "bytes-400"), ("characters", "bytes-400")])
+def test_the_open_end_of_a_response_that_was_cut_off_is_not_compared(student: str, teacher: str) -> None:
+    """The teacher would have gone on within its token: "hel" is not what it says when it says "hello"."""
+    view = view_between(student, teacher)
+    ids = view.student.encode("the hel").ids
+    found, groups = seen(view, rollout_of(view.student.tokenizer, ids, "length"))
+    assert found.left_out.keys() == {"open"}
+    assert groups.student[-1] == -1
+    whole, _ = seen(view, rollout_of(view.student.tokenizer, ids, "stop"))
+    assert whole.left_out == {}
+
+
+def test_what_the_teacher_has_no_token_for_is_counted() -> None:
+    view = view_between("bytes-400", "characters")
+    ids = view.student.encode("1é2").ids
+    found, groups = seen(view, rollout_of(view.student.tokenizer, ids))
+    assert found.left_out.keys() == {"altered"}
+    assert groups.sizes.tolist() == [1, 1]
+    assert groups.text_bytes == 4
+
+
+def test_a_rollout_with_another_prefix_is_a_failure() -> None:
+    view = view_between("bytes-400", "characters")
+    rollout = rollout_of(view.student.tokenizer, [70])
+    found = view.see(replace(rollout, prompt=Prompt("p", (1, 2), text="12+34=")), "sampled")
+    assert isinstance(found, Failure)
+    assert "begin with their prompt" in found.message
+
+
+def test_tokens_without_bytes_are_refused() -> None:
+    with pytest.raises(ModelError, match="has the decoder WordPiece, whose tokens have no bytes of their own"):
+        TokenBytes(word_piece())
