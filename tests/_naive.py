@@ -77,9 +77,66 @@ def naive_loss(
             surrogate = surrogate + divergence
         estimates.append(estimate)
 
-    for t in range(count):  # what a token does to the divergences after it, and its reward
+    return _with_what_comes_after(objective, logp_NV, tokens, denominator, estimates, surrogate)
+
+
+def naive_groups(
+    objective: ObjectiveConfig,
+    temperature: float,
+    logits_NV: Tensor,
+    groups: list[list[int]],
+    logq_G: Tensor,
+    tokens: Tokens,
+    denominator: float,
+    logref_NV: Tensor | None = None,
+) -> Naive:
+    """The same where a teacher has other tokens: `groups` are the places of each group's tokens, in order.
+
+    A group is one action: the sampled log-ratio of all of it is the coefficient of each of its tokens. With a discount it
+    is that of the token after it too, which decides that the group ends there.
+    """
+    logp_NV = torch.log_softmax(logits_NV / temperature, dim=-1)
+    estimates = [torch.zeros((), dtype=logits_NV.dtype) for _ in range(logits_NV.shape[0])]
+    surrogate = logits_NV.sum() * 0.0
+    before: dict[int, Tensor] = {}
+    for g, places in enumerate(groups):
+        sampled = [logp_NV[t, int(tokens.sampled_N[t])] for t in places]
+        logp = torch.stack(sampled).sum().detach()
+        logmu = torch.stack([tokens.behaviour_N[t] for t in places]).sum()
+        weight = (logp - logmu).exp().clamp(max=objective.importance_cap)
+        estimates[places[0]] = weight * (logp - logq_G[g])
+        after = places[-1] + 1
+        if after < len(estimates) and tokens.sequence_N[after] == tokens.sequence_N[places[-1]]:
+            before[after] = weight * (logp - logq_G[g])
+        for one in sampled:
+            surrogate = surrogate + weight * (logp - logq_G[g]) * one
+    if objective.reference is not None:
+        assert logref_NV is not None
+        for t in range(logits_NV.shape[0]):
+            y = int(tokens.sampled_N[t])
+            pull = objective.reference.weight * (logp_NV[t, y] - logref_NV[t, y]).detach()
+            weight = importance(objective, tokens, logp_NV[t], t)
+            estimates[t] = estimates[t] + weight * pull
+            surrogate = surrogate + weight * pull * logp_NV[t, y]
+    return _with_what_comes_after(objective, logp_NV, tokens, denominator, estimates, surrogate, before)
+
+
+def _with_what_comes_after(
+    objective: ObjectiveConfig,
+    logp_NV: Tensor,
+    tokens: Tokens,
+    denominator: float,
+    estimates: list[Tensor],
+    surrogate: Tensor,
+    before: dict[int, Tensor] | None = None,
+) -> Naive:
+    """What a token does to the divergences after it, to that `before` it which it closes, and its reward."""
+    count = len(estimates)
+    for t in range(count):
         y = int(tokens.sampled_N[t])
-        cost = torch.zeros((), dtype=logits_NV.dtype)
+        cost = torch.zeros((), dtype=logp_NV.dtype)
+        if before and t in before:
+            cost = cost + objective.discount * before[t]
         for u in range(t + 1, count):
             if tokens.sequence_N[u] == tokens.sequence_N[t]:
                 cost = cost + objective.discount ** (u - t) * estimates[u]
@@ -88,7 +145,7 @@ def naive_loss(
         weight = importance(objective, tokens, logp_NV[t], t)
         surrogate = surrogate + weight * cost * logp_NV[t, y]
 
-    estimate_N = torch.stack(estimates) if estimates else logits_NV.new_zeros(0)
+    estimate_N = torch.stack(estimates) if estimates else logp_NV.new_zeros(0)
     return Naive(estimate_N.sum() / denominator, surrogate / denominator, estimate_N.detach())
 
 

@@ -89,7 +89,9 @@ def test_whatever_a_student_samples_groups_say_the_same_bytes(student: str, teac
 
 
 texts = st.text(max_size=10) | st.lists(
-    st.sampled_from(["hello", " world", "é", "e\u0301", "🙂", "👩‍👩‍👧", "東京", "\n", "  ", "12", "<|im_end|>", "\u202e", "ß"])
+    st.sampled_from(
+        ["hello", " world", "é", "e\u0301", "🙂", "👩‍👩‍👧", "東京", "\n", "  ", "12", "<|im_end|>", "\u202e", "ß"]
+    )
 ).map("".join)
 
 

@@ -43,7 +43,9 @@ def byte_level(size: int = 400, *, template: str | None = CHATML, nfc: bool = Fa
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
+    backend.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    )
     return _wrap(backend, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|endoftext|>", template)
 
 

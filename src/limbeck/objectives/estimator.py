@@ -187,7 +187,8 @@ class Estimator:
         """What multiplies log p(y_t): the sampled tail, the discounted future, minus the advantage."""
         terms = [] if gain_C is None else [gain_C]
         if self.loss.discount > 0:
-            terms.append(self.loss.discount * self.future.after(c, value_C))
+            after_C = self.future.after(c, value_C)
+            terms.append(self.loss.discount * (after_C if self.groups is None else after_C + self.groups.before_N[c]))
         if self.tokens.advantage_N is not None:
             terms.append(-self.tokens.advantage_N[c])
         if not terms:

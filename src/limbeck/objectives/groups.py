@@ -8,7 +8,9 @@ every token of the group has the coefficient sg[w_g r_g]: a group is one action.
 be known before the gradient of its last token is formed, and all sampled tokens go through the head once before.
 
 The estimate of the divergence, w_g r_g, stands at a group's *first* token and 0 at its others. Then "what comes after a
-token", which a discount weighs, is what comes after its group.
+token", which a discount weighs, is what comes after its group. And so is the group that ends just before a token: that it
+does end there follows from the token too, where the teacher might have said both in one ("hel" before "p" is a group,
+before "lo" it is none). What a token decides in this way is weighed by the discount, once.
 
 Shape legend: N tokens, C tokens of one chunk, G groups, V vocabulary.
 """
@@ -30,6 +32,7 @@ class GroupTerms:
 
     coefficient_N: Tensor  # w_g r_g
     value_N: Tensor  # the same at the first token of a group, 0 at its others
+    before_N: Tensor  # that of the group before, at the first token of a group; 0 at its others
     teacher_logprob_N: Tensor  # an equal share of the group's log q: the sum over a group is right
 
 
@@ -45,5 +48,8 @@ def group_terms(target: Grouped, tokens: Tokens, logp_N: Tensor, cap: float) -> 
     coefficient_N = (weight_G * (logp_G - logq_G))[group_N]
     first_N = torch.ones_like(group_N, dtype=torch.bool)
     first_N[1:] = group_N[1:] != group_N[:-1]
+    before_N = torch.zeros_like(coefficient_N)
+    closes_N = first_N[1:] & (tokens.sequence_N[1:] == tokens.sequence_N[:-1])
+    before_N[1:] = torch.where(closes_N, coefficient_N[:-1], 0.0)
     share_G = logq_G / total_of(torch.ones_like(logp_N))
-    return GroupTerms(coefficient_N, torch.where(first_N, coefficient_N, 0.0), share_G[group_N])
+    return GroupTerms(coefficient_N, torch.where(first_N, coefficient_N, 0.0), before_N, share_G[group_N])
