@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from limbeck.records import (
     Adapter,
@@ -88,17 +88,33 @@ class MovesWeights(Protocol):
     def transfer(self) -> WeightTransfer: ...
 
 
+@runtime_checkable
+class BatchesTurns(Protocol):
+    """An engine that batches by itself, such as a server: turns are given to it as they come, not in waves."""
+
+    batches_turns: Literal[True]
+
+
 class Generate(Protocol):
     """What an environment asks for the student's turns."""
 
     sampling: Sampling
 
     async def __call__(self, context: Context) -> Sampled | Failure:
-        """The student's next turn after `context`."""
+        """The student's next turn after `context`; its `turn` is what a later context names as its parent.
+
+        A `Failure` where it cannot be sampled, no token is left in the context, or there were too many turns already.
+        What was sampled before is still there: return the failure, and the episode is counted as failed and not
+        trained on; or return `episode()`, and it ends there.
+        """
         ...
 
     def episode(self, reward: float | None = None, turn_rewards: Sequence[float] = ()) -> Episode:
-        """Everything that was sampled so far, as rollouts."""
+        """Everything that was sampled so far, as rollouts.
+
+        `reward` None: the task's grader decides. `turn_rewards`: one for each turn that was sampled, in the order in
+        which they were asked for; without `reward` their sum is the episode's. Raises `ValueError` for another number.
+        """
         ...
 
 

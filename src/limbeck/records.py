@@ -199,6 +199,12 @@ class Rollout:
         return self.prompt.task if self.source == "dataset" else self.source
 
     @property
+    def last_turn(self) -> Ints:
+        """[n] the tokens of the student's last turn; all trained ones where turns are not known."""
+        ends = next((turn for turn in reversed(self.turns) if turn.role == "student"), None)
+        return self.response_ids if ends is None else self.token_ids[ends.start : ends.end]
+
+    @property
     def finish(self) -> Finish:
         """How the student's last turn ended."""
         return next((turn.finish for turn in reversed(self.turns) if turn.finish is not None), "stop")
@@ -413,7 +419,7 @@ class Scored:
     rollout: Rollout
     scores: Scores
     reward: float | None = None  # 1.0, as graded; None where there is no grader
-    advantage: float = 0.0  # the reward, group-normalised; 0 where rewards are not trained on
+    advantage: float | Floats = 0.0  # the reward, group-normalised; [S] where turns are rewarded; 0: not trained on
     reference: HiddenScores | None = None  # the frozen reference policy, for a KL-to-reference term
     groups: Groups | None = None  # of a teacher with other tokens; None: each score is of one trained token
 

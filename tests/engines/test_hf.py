@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -414,3 +415,22 @@ async def test_weights_of_another_shape_or_name_are_refused() -> None:
     engine = InProcessEngine(tiny.fresh(), HFEngineConfig(), shared=False)
     with pytest.raises(EngineError, match="has a weight"):
         await engine.load(LocalPolicy(tiny.lm_of("gpt2")))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+async def test_a_shorter_turn_is_the_beginning_of_the_longer_one_whatever_is_in_its_unit(family: str) -> None:
+    """gpt2 has no positions beyond its context: a row that ends there leaves, though others go on."""
+    lm, key, long = tiny.fresh(family), Key("p"), Sampling(1.0, 12, seed=3)
+    full = np.arange(5, 5 + tiny.CONTEXT - 4, dtype=np.int64) % tiny.VOCABULARY
+    requests = [
+        SampleRequest(key, np.array([9, 8, 7]), long),
+        SampleRequest(key, np.array([9, 8, 7]), replace(long, max_tokens=5)),
+        SampleRequest(key, full, replace(long, max_tokens=4)),
+    ]
+    engine = InProcessEngine(lm, HFEngineConfig())
+    await engine.load(LocalPolicy(lm))
+    whole, short, last = await engine.sample(requests)
+    (alone,) = await engine.sample(requests[2:])
+    assert (len(whole.token_ids), len(short.token_ids), len(last.token_ids)) == (12, 5, 4)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(short.token_ids, whole.token_ids[:5])  # type: ignore[union-attr]
+    np.testing.assert_array_equal(last.token_ids, alone.token_ids)  # type: ignore[union-attr]

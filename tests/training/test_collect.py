@@ -207,7 +207,7 @@ async def of_another(prompt: Prompt, key: Key, generate: Generate) -> Episode | 
 )
 async def test_an_environment_that_does_wrong_is_named(tmp_path: Path, play: Any, message: str) -> None:
     run = run_of(tmp_path, environment=Script(play))
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(LimbeckError, match=message):
         await soon(collect(run, run.task.train, run.sampling(3)))
     assert len(asyncio.all_tasks()) == 1, "nothing goes on sampling"
 

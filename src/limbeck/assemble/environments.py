@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from limbeck.assemble.own import checked_part
@@ -43,11 +43,15 @@ async def open_environment(site: Site, task: Task) -> Environment:
     return started
 
 
-def limits_of(section: object, given: Environment | None) -> EpisodeLimits:
-    """Of the table; an environment that the caller gave for a recipe that names none has those of `EpisodesConfig`."""
+def limits_of(section: object, given: Environment | None, contexts: Sequence[int | None]) -> EpisodeLimits:
+    """Of the table; an environment that the caller gave for a recipe that names none has those of `EpisodesConfig`.
+
+    `contexts` are those of student and teachers: a sequence has to fit into each.
+    """
+    context = min((context for context in contexts if context is not None), default=None)
     if not isinstance(section, EpisodesConfig):
         if given is None:
-            return EpisodeLimits()
+            return EpisodeLimits(context=context)
         section = EpisodesConfig()
     return EpisodeLimits(
         None if isinstance(section, GatewayEnvironmentConfig) else section.timeout,  # it keeps its own
@@ -55,6 +59,7 @@ def limits_of(section: object, given: Environment | None) -> EpisodeLimits:
         section.concurrency,
         section.min_completed_fraction,
         at_once=isinstance(section, ServedStudentConfig),
+        context=context,
     )
 
 

@@ -98,7 +98,8 @@ async def _assemble(
     teachers, reference_model = open_teachers(site, loss), _reference(site)
     models = [student, *teachers.models, *([] if reference_model is None else [reference_model])]
     vocabulary = _share_vocabulary(models, loss)
-    task = _task(site, [*teachers.contexts, *(lm.context for lm in models)])
+    contexts = [*teachers.contexts, *(lm.context for lm in models)]
+    task = _task(site, contexts)
     keep_prompts(folder, task, recipe, checkpoint)
     environment = await open_environment(site, task)
     if fleet is not None:
@@ -124,7 +125,7 @@ async def _assemble(
         recipe=recipe,
         task=task,
         environment=environment,
-        limits=limits_of(recipe.environment, given.environment),
+        limits=limits_of(recipe.environment, given.environment, contexts),
         engine=engine,
         teacher=proven.teacher,
         view=proven.view,

@@ -25,6 +25,11 @@ class TaskRewardConfig(Config):
     normalise: Literal["mean_std", "mean"] = Field(
         "mean_std", description="subtract the group's mean; `mean_std` also divides by its deviation"
     )
+    of: Literal["episode", "turn"] = Field(
+        "episode",
+        description="whose reward: one for all tokens of an episode, or for each turn the sum of its reward and those "
+        "of later turns",
+    )
 
 
 class _ObjectiveConfig(Config):

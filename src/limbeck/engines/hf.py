@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class InProcessEngine:
             raise EngineError(f"engine hf: the policy has no weight {missing[0]!r}, and {len(missing) - 1} more")
 
     async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
-        """See `protocols.Engine`; the requests of a unit share their sampling.
+        """See `protocols.Engine`; the requests of a unit share their sampling but for `max_tokens`.
 
         Raises `EngineError` where the model's logits are not finite.
         """
@@ -99,7 +99,8 @@ class InProcessEngine:
 def _sampled(
     request: SampleRequest, tokens: np.ndarray, logprobs: np.ndarray, top_ids: np.ndarray | None, version: int
 ) -> Sampled:
-    """Cut a row after its first stop token. Raises `EngineError` for a log-prob that is not finite."""
+    """Cut a row at its limit and after its first stop token. Raises `EngineError` for a log-prob that is not finite."""
+    tokens = tokens[: request.sampling.max_tokens]
     stops = np.flatnonzero(np.isin(tokens, request.sampling.stop_ids))
     length = int(stops[0]) + 1 if len(stops) else len(tokens)
     logprobs = logprobs[:length]
@@ -141,6 +142,10 @@ class _Decoding:
         logprobs_BT = torch.zeros(rows, sampling.max_tokens, device=device)
         top_BTK = torch.zeros(rows, sampling.max_tokens, top, dtype=torch.int64, device=device)
         row_B = torch.arange(rows, device=device)
+        limit_B = torch.tensor([request.sampling.max_tokens for request in self.unit], device=device)
+        ends = {
+            request.sampling.max_tokens for request in self.unit
+        }  # rows leave there: a longer one may not be possible
         finished_B = torch.zeros(rows, dtype=torch.bool, device=device)
         for step in range(sampling.max_tokens):
             with torch.autocast(device.type, enabled=False):  # in what the learner computes them in
@@ -150,15 +155,18 @@ class _Decoding:
             token_B, logprob_B = draw(logits_BV, sampling, uniform_BT[row_B, step])
             tokens_BT[row_B, step], logprobs_BT[row_B, step] = token_B, logprob_B.float()
             finished_B |= torch.isin(token_B, stop_ids)
+            if step + 1 in ends:
+                finished_B |= limit_B == step + 1
             if step + 1 == sampling.max_tokens:
                 break
-            if step % sync_every == 0:
+            if step % sync_every == 0 or step + 1 in ends:
                 running = torch.nonzero(~finished_B)[:, 0]
                 if len(running) == 0:
                     tokens_BT, logprobs_BT = tokens_BT[:, : step + 1], logprobs_BT[:, : step + 1]
                     break
-                if len(running) <= (1 - LEAVE_SHARE) * len(row_B):
+                if len(running) <= (1 - LEAVE_SHARE) * len(row_B) or step + 1 in ends:
                     row_B, token_B, finished_B = row_B[running], token_B[running], finished_B[running]
+                    limit_B = limit_B[running]
                     responses.keep(running)
             hidden_Bd = responses.forward(token_B)
         tokens, logprobs, tops = tokens_BT.cpu().numpy(), logprobs_BT.cpu().numpy(), top_BTK.cpu().numpy()
@@ -168,8 +176,10 @@ class _Decoding:
         ]
 
     def _sampling(self) -> Sampling:
-        sampling = self.unit[0].sampling
-        if any(request.sampling != sampling for request in self.unit):
+        """What all share, with the longest turn's `max_tokens`."""
+        most = max(request.sampling.max_tokens for request in self.unit)
+        sampling, *others = {replace(request.sampling, max_tokens=most) for request in self.unit}
+        if others:
             raise ValueError("the requests of a unit have different sampling settings; give each its own unit")
         return sampling
 

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -78,6 +78,8 @@ class ServedEngine:
     Raises `EngineError` where the server cannot be had or does not hold what it was given (`ServerAwayError` where it
     does not answer), and `RecipeError` for stop ids that are not in the vocabulary.
     """
+
+    batches_turns: Literal[True] = True
 
     def __init__(
         self, server: Server, pool: Pool, weights: WeightsFolder, text: Sequence[int], sampling: Sampling,

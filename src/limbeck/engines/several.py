@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from limbeck.engines.served import ServedEngine, ServerAwayError
 from limbeck.protocols import Policy
@@ -54,6 +54,8 @@ class ServedEngines:
 
     Raises `EngineError` as `ServedEngine` does, and where every server is away for longer than `patience`.
     """
+
+    batches_turns: Literal[True] = True
 
     def __init__(self, engines: Sequence[ServedEngine], rows: int, patience: float) -> None:
         self.members = [_Member(engine) for engine in engines]

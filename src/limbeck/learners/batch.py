@@ -261,15 +261,16 @@ def _collate(
     chosen = [samples[i] for i in members]
     rollouts = [sample.rollout for sample in chosen]
     counts = [int(rollout.trained.sum()) for rollout in rollouts]
-    advantages = [sample.advantage for sample in chosen]
+    advantages = [
+        np.broadcast_to(np.asarray(sample.advantage, dtype=np.float32), (count,))
+        for sample, count in zip(chosen, counts, strict=True)
+    ]
     references = [sample.reference for sample in chosen if sample.reference is not None]
     tokens = Tokens(
         sampled_N=_stack([rollout.response_ids for rollout in rollouts], device),
         sequence_N=_stack([np.repeat(np.arange(len(counts)), counts)], device),
         behaviour_N=_stack([rollout.logprobs for rollout in rollouts], device),
-        advantage_N=_stack([np.repeat(np.asarray(advantages, dtype=np.float32), counts)], device)
-        if any(advantages)
-        else None,
+        advantage_N=_stack(advantages, device) if any(advantage_S.any() for advantage_S in advantages) else None,
     )
     return MicroBatch(
         layout=lay_out([requests[i] for i in members], layout).to(device),

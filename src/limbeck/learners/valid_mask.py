@@ -46,6 +46,7 @@ def _masked(sample: Scored, mask_S: Mask, of_scores: Mask) -> Scored:
         sample,
         rollout=_mask_rollout(sample.rollout, mask_S),
         scores=_mask_scores(sample.scores, of_scores),
+        advantage=sample.advantage[mask_S] if isinstance(sample.advantage, np.ndarray) else sample.advantage,
         reference=None if reference is None else replace(reference, states=_mask_states(reference, mask_S)),
     )
 

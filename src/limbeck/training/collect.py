@@ -3,31 +3,28 @@
     collected = await collect(run, prompts, run.sampling(seed), samples_per_prompt=4)
     collected.samples      what the learner is given
 
-The loop, evaluation and recording use it and nothing else. Environments of all keys run at once; a wave is decoded
-once every one of them waits for a turn, so what is decoded together follows from the requests, never from timing.
+The loop, evaluation and recording use it and nothing else. What failed in the environment is a value, counted and left
+out: of the loss, and of the group that a reward is compared with.
 """
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import math
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
-from limbeck.environments.session import Session
 from limbeck.errors import DataError, EngineError, LimbeckError, TeacherError
-from limbeck.protocols import Engine
 from limbeck.records import (
     Episode,
     Failure,
+    Floats,
     HiddenScores,
     Key,
     Prompt,
     Rollout,
-    Sampled,
-    SampleRequest,
     Sampling,
     Scored,
     ScoreRequest,
@@ -35,12 +32,13 @@ from limbeck.records import (
     Support,
 )
 from limbeck.teacher_views.same import SameView
-from limbeck.training.advantage import group_advantages
+from limbeck.training.advantage import group_advantages, turn_advantages
+from limbeck.training.episodes import require_completed_fraction, run_episodes, say_failures
 from limbeck.training.metrics import describe_views
 from limbeck.training.run import Run
-from limbeck.training.units import plan_units
 
-Turn: TypeAlias = tuple[SampleRequest, "asyncio.Future[Sampled | Failure]"]  # asked, and its answer
+logger = logging.getLogger("limbeck")
+
 T = TypeVar("T")
 SAME = SameView()  # of the reference policy, which is the student's own
 
@@ -54,6 +52,8 @@ class Collected:
     rewards: list[float | None]
     episodes: list[int]  # which episode each is a segment of: a reward is of an episode
     samples: list[Scored]  # of the rollouts that could be scored; none where nothing was to be
+    failures: list[Failure] = field(default_factory=list)  # of the episodes that were not completed
+    asked: int = 0  # episodes, failed ones too: `episodes` are numbers among them
     views: Mapping[str, float] = field(default_factory=dict)  # metrics of what the teacher saw in another way
 
 
@@ -73,9 +73,13 @@ async def collect(
 async def sample(run: Run, prompts: Sequence[Prompt], sampling: Sampling, samples_per_prompt: int = 1) -> Collected:
     """The first half, for whoever has the turn to sample."""
     with run.phase("sample"):
-        episodes = unwrap_failures(await sample_episodes(run, prompts, sampling, samples_per_prompt))
+        answers = await sample_episodes(run, prompts, sampling, samples_per_prompt)
+    require_completed_fraction(answers, run.limits.min_completed_fraction)
     with run.phase("grade"):
-        return _grade(run, episodes)
+        graded = _grade(run, answers)
+    if graded.failures:
+        logger.warning("step %d: %s", run.step, say_failures(graded.failures, graded.asked))
+    return graded
 
 
 async def score(run: Run, graded: Collected) -> Collected:
@@ -96,124 +100,7 @@ async def sample_episodes(
     for prompt in prompts:
         keyed += [(prompt, Key(prompt.id, seen[prompt.id], sample)) for sample in range(samples_per_prompt)]
         seen[prompt.id] += 1
-    waves = _Waves(run.engine, len(keyed))
-
-    async def one(number: int, prompt: Prompt, key: Key) -> Episode | Failure:
-        async def submit(request: SampleRequest) -> Sampled | Failure:
-            return await waves.submit(number, request)
-
-        session = Session(prompt, key, sampling, submit, run.student_top)
-        try:
-            return _checked(run, key, await run.environment.run(prompt, key, session))
-        except LimbeckError:
-            raise
-        except Exception as error:
-            if error is waves.failed:  # the engine's, not the environment's
-                raise
-            raise EngineError(
-                f"environment {type(run.environment).__name__} raised {type(error).__name__} on prompt {prompt.id!r}: "
-                f"{error}. Return a Failure where a prompt cannot be run."
-            ) from error
-        finally:
-            waves.ended(number)
-
-    return await _all_or_none(waves, (one(number, *item) for number, item in enumerate(keyed)))
-
-
-async def _all_or_none(waves: _Waves, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """What they return. The first that raises stops the others: none goes on sampling behind the caller's back."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        under_way = [*tasks, *waves.decoding]
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-
-
-def _checked(run: Run, key: Key, episode: object) -> Episode | Failure:
-    """Raises `EngineError` for what is no episode of this key, or none that can be graded."""
-    who = f"environment {type(run.environment).__name__}, prompt {key.prompt_id!r}"
-    if isinstance(episode, Failure):
-        return episode
-    if not isinstance(episode, Episode):
-        raise EngineError(f"{who}: run returned {type(episode).__name__}, expected generate.episode() or a Failure")
-    if not episode.rollouts:
-        raise EngineError(
-            f"{who}: the episode has no rollouts. Call `generate` at least once before generate.episode(), or return a "
-            "Failure."
-        )
-    if any(rollout.key != key for rollout in episode.rollouts):
-        raise EngineError(f"{who}: the episode has rollouts of another key. Return what generate.episode() gives.")
-    for reward in (episode.reward, *episode.turn_rewards):
-        if reward is not None and not math.isfinite(reward):
-            raise EngineError(f"{who}: the reward is {reward}, expected a finite number, or None for the task's grader")
-    return episode
-
-
-def _number(turn: Turn) -> int:
-    return turn[0].key.turn
-
-
-class _Waves:
-    """Turns of many sessions, decoded together once every session that still runs waits for one."""
-
-    def __init__(self, engine: Engine, sessions: int) -> None:
-        self.engine, self.running = engine, set(range(sessions))
-        self.waiting: dict[int, list[Turn]] = {}  # by session, of those that are running
-        self.decoding: set[asyncio.Task[None]] = set()
-        self.failed: Exception | None = None
-
-    async def submit(self, session: int, request: SampleRequest) -> Sampled | Failure:
-        future: asyncio.Future[Sampled | Failure] = asyncio.get_running_loop().create_future()
-        if session in self.running:
-            self.waiting.setdefault(session, []).append((request, future))
-            self._decode_if_all_wait()
-        else:  # a task that its session left behind
-            future.cancel()
-        return await future
-
-    def ended(self, session: int) -> None:
-        """It asks no more; a turn that it did not wait for is dropped, or the others would wait for it forever."""
-        self.running.discard(session)
-        for _, future in self.waiting.pop(session, []):
-            future.cancel()
-        self._decode_if_all_wait()
-
-    def _decode_if_all_wait(self) -> None:
-        if self.waiting and len(self.waiting) == len(self.running):
-            waiting, self.waiting = self.waiting, {}
-            wave = [turn for session in sorted(waiting) for turn in sorted(waiting[session], key=_number)]
-            task = asyncio.create_task(self._decode(wave))
-            self.decoding.add(task)  # the loop itself keeps only a weak reference
-            task.add_done_callback(self.decoding.discard)
-
-    async def _decode(self, wave: list[Turn]) -> None:
-        requests = [request for request, _ in wave]
-        units = plan_units(requests, self.engine.max_rows)
-        try:
-            answers = await asyncio.gather(*(self._sample([requests[i] for i in unit]) for unit in units))
-        except Exception as error:
-            self.failed = error
-            for _, future in wave:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for unit, part in zip(units, answers, strict=True):
-            for index, answer in zip(unit, part, strict=True):
-                future = wave[index][1]
-                if not future.done():  # a session that was cancelled asks no more
-                    future.set_result(answer)
-
-    async def _sample(self, unit: list[SampleRequest]) -> list[Sampled | Failure]:
-        answers = await self.engine.sample(unit)
-        if len(answers) != len(unit):
-            raise EngineError(
-                f"engine {type(self.engine).__name__} gave {len(answers)} answers to {len(unit)} requests: it must "
-                "give one each, in order"
-            )
-        return answers
+    return await run_episodes(run.environment, run.engine, keyed, sampling, run.limits, run.student_top)
 
 
 async def note_computing(run: Run, samples: Sequence[Scored]) -> None:
@@ -225,14 +112,17 @@ async def note_computing(run: Run, samples: Sequence[Scored]) -> None:
     run.seconds |= {f"score/{name}": seconds for name, seconds in found.items() if f"score/{name}" in run.seconds}
 
 
-def _grade(run: Run, episodes: Sequence[Episode]) -> Collected:
-    """Rollouts, their texts and rewards; the segments of an episode share its reward."""
-    graded = Collected([], [], [], [], [])
-    for number, episode in enumerate(episodes):
+def _grade(run: Run, answers: Sequence[Episode | Failure]) -> Collected:
+    """Rollouts, their texts and rewards; the segments of an episode share its reward. Graders see its last turn."""
+    graded = Collected([], [], [], [], [], [answer for answer in answers if isinstance(answer, Failure)], len(answers))
+    for number, episode in enumerate(answers):
+        if isinstance(episode, Failure):
+            continue
         texts = [run.decode(rollout.response_ids) for rollout in episode.rollouts]
         reward = episode.reward
         if reward is None:
-            reward = run.task.grade(episode.rollouts[-1].prompt, texts[-1])
+            last = episode.rollouts[-1]
+            reward = run.task.grade(last.prompt, run.decode(last.last_turn))
         graded.rollouts.extend(episode.rollouts)
         graded.texts.extend(texts)
         graded.rewards.extend([reward] * len(texts))
@@ -289,11 +179,13 @@ def _check_count(name: str, answers: Sequence[object], requests: Sequence[ScoreR
         )
 
 
-def _advantages(run: Run, graded: Collected) -> list[float]:
-    """One a rollout. The group of a prompt are its episodes, however many segments each has."""
+def _advantages(run: Run, graded: Collected) -> Sequence[float | Floats]:
+    """One a rollout, or [S] where turns are rewarded. The group of a prompt are its episodes."""
     section = run.recipe.objective.task_reward
     if section is None:
         return [0.0] * len(graded.rollouts)
+    if section.of == "turn":
+        return turn_advantages(graded.rollouts, graded.episodes, section)
     rewards: list[float] = []
     groups: list[str] = []
     missing = 0
@@ -307,7 +199,8 @@ def _advantages(run: Run, graded: Collected) -> list[float]:
             "graded. Give the task a grader and every prompt an answer."
         )
     advantages = group_advantages(rewards, groups, section)
-    return [advantages[episode] for episode in graded.episodes]
+    by_episode = dict(zip(dict.fromkeys(graded.episodes), advantages, strict=True))
+    return [by_episode[episode] for episode in graded.episodes]
 
 
 def first_segments(episodes: Sequence[int], values: Iterable[T]) -> list[T]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from limbeck.records import Rollout
 from limbeck.reports import Mean
 from limbeck.seeding import derive_seed
-from limbeck.training.collect import first_segments, sample, score
+from limbeck.training.collect import Collected, sample, score
 from limbeck.training.finite import require_finite
 from limbeck.training.intervals import RewardSummary, summarise_rewards
-from limbeck.training.metrics import describe_scores
+from limbeck.training.metrics import describe_episodes, describe_scores
 from limbeck.training.run import Run
 
 
@@ -75,9 +75,12 @@ async def evaluate(run: Run) -> Evaluation:
             graded = await sample(run, prompts, run.sampling(sampling.seed, greedy=True))
     samples = (await score(run, sampled)).samples
     means = dict((await run.learner.measure(samples)).means)
-    scores = describe_scores(samples, len(sampled.rollouts))
+    scores = {
+        **describe_scores(samples, len(sampled.rollouts)),
+        **describe_episodes(graded.rollouts, graded.episodes, graded.failures),
+    }
     answers = tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards))
-    rewards = first_segments(graded.episodes, graded.rewards)
+    rewards = _of_all(graded)
     summary = _summarise(rewards, len(prompts))
     samples_per_prompt = len(rewards) // len(prompts)
     seconds = time.perf_counter() - start
@@ -89,6 +92,14 @@ async def evaluate(run: Run) -> Evaluation:
 def _answer(rollout: Rollout, text: str, reward: float | None) -> Answer:
     prompt = rollout.prompt
     return Answer(prompt.id, prompt.text, text, reward, len(rollout.response_ids), rollout.finish)
+
+
+def _of_all(graded: Collected) -> list[float | None]:
+    """A reward for each episode that was asked for. One that failed earned nothing: it counts as 0."""
+    rewards: list[float | None] = [0.0] * graded.asked
+    for episode, reward in zip(graded.episodes, graded.rewards, strict=True):
+        rewards[episode] = reward
+    return rewards
 
 
 def _summarise(rewards: Sequence[float | None], prompts: int) -> RewardSummary | None:

@@ -20,7 +20,7 @@ from limbeck.reports import StepReport
 from limbeck.training.alarms import Alarms
 from limbeck.training.collect import Collected, note_computing
 from limbeck.training.interruption import in_thread
-from limbeck.training.metrics import describe, describe_lag, describe_scores, speeds, utilisation
+from limbeck.training.metrics import describe, describe_episodes, describe_lag, describe_scores, speeds, utilisation
 from limbeck.training.pipeline import Pipeline
 from limbeck.training.prompt_order import order_of
 from limbeck.training.recording import record
@@ -136,6 +136,7 @@ def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[st
     seconds, rollouts, lag = {**report.seconds, **phases}, collected.rollouts, run.recipe.rollout.lag
     counted = {
         **describe(rollouts, collected.rewards),
+        **describe_episodes(rollouts, collected.episodes, collected.failures),
         **describe_lag(rollouts, run.step, lag),
         **describe_scores(collected.samples, len(rollouts)),
         **collected.views,

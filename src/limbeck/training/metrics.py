@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from limbeck.records import Floats, Ints, Mask, Rollout, Scored, View
+from limbeck.records import Failure, Floats, Ints, Mask, Rollout, Scored, View
 from limbeck.training.peaks import Work
 
 REPEATED_GRAM = 4
@@ -28,6 +28,25 @@ def describe(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> di
         "tokens/sampled": float(sum(lengths)),
     }
     return {**numbers, "reward": statistics.fmean(graded)} if graded else numbers
+
+
+def describe_episodes(
+    rollouts: Sequence[Rollout], episodes: Sequence[int], failures: Sequence[Failure]
+) -> dict[str, float]:
+    """Turns of the student and segments of an episode, and how many failed of what. `episodes`: whose each rollout is.
+
+    Empty where every episode was one turn and none failed.
+    """
+    numbers: dict[str, float] = {}
+    turns = {(e, turn.key.turn) for e, r in zip(episodes, rollouts, strict=True) for turn in r.turns if turn.key}
+    count = len(set(episodes))
+    if len(turns) > count or failures:
+        numbers["env/turns"] = len(turns) / count
+        numbers["env/segments"] = len(rollouts) / count
+        numbers["env/context_tokens"] = sum(len(r.token_ids) - len(r.response_ids) for r in rollouts) / count
+    for kind in sorted({failure.kind for failure in failures}):
+        numbers[f"env/failed/{kind}"] = float(sum(failure.kind == kind for failure in failures))
+    return numbers
 
 
 def describe_scores(samples: Sequence[Scored], asked: int) -> dict[str, float]:

@@ -160,7 +160,7 @@ def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> d
         "response_text": run.decode(sample.rollout.response_ids),
         "finish": rollout.finish,
         "reward": sample.reward,
-        "advantage": sample.advantage,
+        "advantage": float(np.mean(sample.advantage)),
         "sampled_tokens": int(rollout.trained.sum()),
         "log_ratio_mean": float(log_ratio.mean()),
         "reverse_kl_mean": None if trace.reverse_kl is None else float(trace.reverse_kl.mean()),
