@@ -92,8 +92,8 @@ def naive_groups(
 ) -> Naive:
     """The same where a teacher has other tokens: `groups` are the places of each group's tokens, in order.
 
-    A group is one action: the sampled log-ratio of all of it is the coefficient of each of its tokens. With a discount it
-    is that of the token after it too, which decides that the group ends there.
+    A group is one action: the sampled log-ratio of all of it is the coefficient of each of its tokens. With a discount
+    it is that of the token after it too, which decides that the group ends there.
     """
     logp_NV = torch.log_softmax(logits_NV / temperature, dim=-1)
     estimates = [torch.zeros((), dtype=logits_NV.dtype) for _ in range(logits_NV.shape[0])]

@@ -5,6 +5,8 @@ Shape legend: N tokens, G groups, V vocabulary.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +23,7 @@ from .helpers import alone, at, close, dense, distillation_loss, gradient_of, lo
 def groups_of(sizes: list[int]) -> list[list[int]]:
     """[[0, 1], [2]] for [2, 1]."""
     starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
-    return [list(range(a, b)) for a, b in zip(starts, starts[1:], strict=False)]
+    return [list(range(a, b)) for a, b in pairwise(starts)]
 
 
 def numbers(groups: list[list[int]]) -> Tensor:

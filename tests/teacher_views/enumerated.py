@@ -1,12 +1,13 @@
 """All responses of a tiny student to one prompt, seen by a tiny teacher with another tokenizer.
 
 The student is a table of logits, one row a prefix of its tokens, and ends after some tokens at most; the teacher is a
-table too, made row by row as it is asked. Each response goes the way of a real one, view, batch and loss, and its gradient
-is weighted by its probability, so every expectation is exact.
+table too, made row by row as it is asked. Each response goes the way of a real one, view, batch and loss, and its
+gradient is weighted by its probability, so every expectation is exact.
 
 Shape legend: P prefixes, B responses, N tokens of all of them, G groups, V the student's vocabulary.
 """
 
+# ruff: noqa: N802 (shape suffixes of properties)
 from __future__ import annotations
 
 import itertools

@@ -114,7 +114,7 @@ def test_text_that_both_can_write_is_compared_whole(student: str, teacher: str, 
 def test_one_tokenizer_on_both_sides_is_the_same_view(kind: str, text: str, finish: str) -> None:
     """Each token is a group of its own, with itself, wherever the response is cut."""
     view = view_between(kind, kind)
-    ids = [id_ for id_ in view.student.encode(text).ids if id_ not in view.student.special]
+    ids = [id_ for id_ in view.student.encode(text).ids if id_ not in view.student.atoms]
     rollout = rollout_of(view.student.tokenizer, [*view.student.encode(view.student.tokenizer.decode(ids)).ids], finish)
     found, groups = seen(view, rollout)
     if found.left_out == {} or kind.startswith("bytes-4"):
@@ -168,7 +168,7 @@ def test_a_rollout_with_another_prefix_is_a_failure() -> None:
     rollout = rollout_of(view.student.tokenizer, [70])
     found = view.see(replace(rollout, prompt=Prompt("p", (1, 2), text="12+34=")), "sampled")
     assert isinstance(found, Failure)
-    assert "begin with their prompt" in found.message
+    assert "does not begin with the tokens of its prompt" in found.message
 
 
 def test_tokens_without_bytes_are_refused() -> None:

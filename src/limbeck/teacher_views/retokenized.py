@@ -4,7 +4,7 @@ What the student said between two special tokens is read as text and encoded by 
 is around it: a group of tokens (`alignment.py`) never reaches over a turn's edge. Special tokens are one token on both
 sides, or in no group. What is in no group is not trained on and counted, by reason:
 
-    special         a special token that the teacher has none for; it does not see it
+    special_token   a special token that the teacher has none for; it does not see it
     unreadable      bytes that are no UTF-8: the teacher sees U+FFFD
     altered         text that the teacher's tokenizer changes (normalises) or has no token for
     broken_off      a character, or what else has no end on both sides, at the end of a text
@@ -21,6 +21,7 @@ import numpy as np
 
 from limbeck.records import Failure, Groups, Ints, Prompt, Rollout, ScoreRequest, Scores, Support, View
 from limbeck.teacher_views.alignment import Aligned, align, readable
+from limbeck.teacher_views.same import name_of
 from limbeck.teacher_views.spelling import Speller, continuations
 
 ONE_TO_ONE = Aligned(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), ((0, 0),))  # a special token each
@@ -32,6 +33,8 @@ class RetokenizedView:
     def __init__(self, student: Speller, teacher: Speller, prompts: Callable[[Prompt], Sequence[int]]) -> None:
         self.student, self.teacher, self.prompts = student, teacher, prompts
         self._goes_on = continuations(teacher.token_bytes, student.token_bytes)
+        atoms = zip(student.atoms, student.token_bytes.of(student.atoms), strict=True)
+        self._apart = [id_ for id_, said in atoms if said is None or student.counterpart(id_, teacher) is not None]
 
     def prompt_ids(self, prompt: Prompt) -> Sequence[int]:
         return self.prompts(prompt)
@@ -41,29 +44,27 @@ class RetokenizedView:
         return scores
 
     def see(self, rollout: Rollout, support: Support) -> View | Failure:
-        key, prompt = rollout.key, rollout.prompt
-        name = f"{key.prompt_id}/{key.occurrence}/{key.sample}/{rollout.segment}"
-        start = int(np.argmax(rollout.trained)) if rollout.trained.any() else len(rollout.token_ids)
+        prompt, name = rollout.prompt, name_of(rollout)
+        start = len(prompt.token_ids)
         if tuple(rollout.token_ids[:start].tolist()) != tuple(prompt.token_ids):
             return Failure(
-                name, "score", "prefix",
-                f"the student saw other tokens before its first turn than its prompt's {len(prompt.token_ids)}, and "
-                "which text they are is not known: a view of kind 'retokenized' needs rollouts that begin with their "
-                "prompt.",
+                name, "score", "other_prompt",
+                "the rollout does not begin with the tokens of its prompt, so the teacher's prompt can take the place of "
+                "nothing. A teacher with another tokenizer needs rollouts that begin with their prompt.",
             )  # fmt: skip
         sides = _Sides(list(self.prompts(prompt)))
         may_lead = prompt.chat is not None and not prompt.chat.continued
-        for stretch in _stretches(rollout, start, self.student):
+        for stretch in _stretches(rollout, start, self._apart):
             if not stretch.special:
-                self._add_text(sides, stretch, may_lead and stretch.first)
+                self._add_text(sides, stretch, may_lead and stretch.first and stretch.trained)
             elif (theirs := self.student.counterpart(int(stretch.ids[0]), self.teacher)) is not None:
                 sides.add([theirs], ONE_TO_ONE if stretch.trained else None)
             elif stretch.trained:
-                sides.leave_out("special")
+                sides.leave_out("special_token")
             else:
-                special = self.student.special[int(stretch.ids[0])]
+                special = self.student.atoms[int(stretch.ids[0])]
                 return Failure(
-                    name, "score", "special",
+                    name, "score", "special_token",
                     f"what the student was shown between its turns has the special token {special!r}, for which "
                     f"{self.teacher.name} has none. Take chat templates with the same special tokens.",
                 )  # fmt: skip
@@ -143,13 +144,14 @@ class _Stretch:
     ids: Ints
     special: bool
     trained: bool
-    first: bool  # it begins what the student said
+    first: bool  # it comes right after the prompt
     cut: bool  # it ends with a turn that was cut off at its length
 
 
-def _stretches(rollout: Rollout, start: int, student: Speller) -> Iterator[_Stretch]:
+def _stretches(rollout: Rollout, start: int, apart: Sequence[int]) -> Iterator[_Stretch]:
+    """What follows the prompt. `apart` are the tokens that stand for themselves."""
     ids, trained = rollout.token_ids, rollout.trained
-    special = np.isin(ids, list(student.special))
+    special = np.isin(ids, apart)
     cuts = {turn.end for turn in rollout.turns if turn.finish == "length"}
     edges = cuts | {edge for turn in rollout.turns for edge in (turn.start, turn.end)}
     begin = start

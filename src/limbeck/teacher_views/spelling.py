@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.errors import ModelError
-from limbeck.models.chat import Message, name_of
+from limbeck.errors import DataError, ModelError
+from limbeck.models.chat import chat_text, name_of
 from limbeck.models.token_bytes import TokenBytes
 from limbeck.teacher_views.alignment import NOWHERE
+from limbeck.teacher_views.marks import ANSWER, NEXT, Marks, marks_of, tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BEFORE = ("\x00", "\n", "=", ".")  # texts before a text, of which one will not be joined with it
-QUESTION, ANSWER = "Xq", "Yz"  # a chat of which one sees what a template puts around an answer
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,20 @@ class Speller:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] = ()) -> None:
         self.tokenizer, self.stop_ids, self.name = tokenizer, frozenset(stop_ids), name_of(tokenizer)
         self.token_bytes = TokenBytes(tokenizer)
-        self.special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._by_name = {content: id_ for id_, content in self.special.items()}
-        self.lead, self.end = self._around_an_answer()
+        self.marks: Marks = marks_of(tokenizer)
+        self._by_name = tokens_of(tokenizer)
+        self.atoms = {id_: content for content, id_ in self._by_name.items()}  # tokens that are no pieces of plain text
+        self.lead = _lead(tokenizer)
         said = self.token_bytes.of(self._encode("a").ids)
         self._prepends = b"".join(piece or b"" for piece in said) == b" a"
 
     def counterpart(self, id_: int, other: Speller) -> int | None:
-        """Of a special token, the other's: the end of a turn is the end of a turn, and others go by their names."""
-        if id_ == self.end or (id_ in self.stop_ids and self.special[id_] not in other._by_name):
-            return other.end
-        return other._by_name.get(self.special[id_])
+        """Of an atom, the other's: by what templates use it for, else by its name; of another stop token, its end."""
+        for mine, theirs in zip(astuple(self.marks), astuple(other.marks), strict=True):
+            if id_ == mine and theirs is not None:
+                return int(theirs)
+        same = other._by_name.get(self.atoms[id_])
+        return other.marks.end_of_turn if same is None and id_ in self.stop_ids else same
 
     def encode(self, text: str, lead: str = "") -> Spelled:
         """`text` in the middle of a text, after `lead`, whose bytes do not count.
@@ -81,23 +84,19 @@ class Speller:
             return Spelled(ids, tuple(ends.tolist()), ())
         return _by_characters(ids, pieces, found["offset_mapping"], text)
 
-    def _around_an_answer(self) -> tuple[str, int | None]:
-        """What the chat template puts before an answer, if that is blank, and the special token it ends one with.
 
-        Without a template, or where it refuses the chat: nothing, and the end of a sequence.
-        """
-        tokenizer = self.tokenizer
-        question: list[Message] = [{"role": "user", "content": QUESTION}]
-        try:
-            before = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
-            chat = [*question, {"role": "assistant", "content": ANSWER}]
-            after = str(tokenizer.apply_chat_template(chat, tokenize=False)).removeprefix(before)
-        except Exception:  # a template is a program, and may raise anything; one that refuses real chats is named later
-            return "", tokenizer.eos_token_id
-        lead, answer, rest = after.rpartition(ANSWER)
-        special = [id_ for id_ in tokenizer(rest, add_special_tokens=False)["input_ids"] if id_ in self.special]
-        end = special[0] if answer and special else tokenizer.eos_token_id
-        return (lead if answer and not lead.strip() else ""), end
+def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The blank that the chat template puts before an answer, if it puts one there and nothing else."""
+    question = {"role": "user", "content": NEXT}
+    if not tokenizer.chat_template:
+        return ""
+    try:
+        before = chat_text(tokenizer, [question])
+        whole = chat_text(tokenizer, [question, {"role": "assistant", "content": ANSWER}], generation_prompt=False)
+    except DataError:  # it refuses such a chat
+        return ""
+    lead, answer, _ = whole.removeprefix(before).rpartition(ANSWER)
+    return lead if answer and not lead.strip() else ""
 
 
 def _by_characters(

@@ -2,7 +2,7 @@
 
 With J = E log P(y) - log Q(the teacher's tokens of y's text), the sum of the groups' log-ratios:
 
-    discount = 1     E[fused gradient] = grad J, where one more token of the student decides how the teacher ends a token
+    discount = 1     E[fused gradient] = grad J, where one more token of the student decides how a group ends
     discount = 0     E[fused gradient] = E sum of grad D of the groups, a group one action, where none does
     otherwise        an approximation, of which the size is held here
 
@@ -82,7 +82,7 @@ def frozen_divergence(w: World, visited_PV: Tensor) -> Callable[[Tensor], Tensor
 
 
 def test_gradient_at_discount_zero_is_that_of_the_groups_divergences() -> None:
-    """A student whose tokens are made of the teacher's: fresh, and sampled by another policy with the groups' weights."""
+    """A student whose tokens are made of the teacher's: fresh, and sampled by another policy."""
     w = world("coarse")
     z_PV, other_PV = w.table(3), w.table(4)
     close(w.expected_gradient(z_PV, 0.0), gradient(frozen_divergence(w, z_PV), z_PV), 1e-10)
