@@ -15,7 +15,7 @@ SPECIAL = (
     "<|im_start|>", "<|im_end|>", "<|header|>", "<|eot|>", "<s>", "</s>", "[INST]", "[/INST]", "<think>", "</think>",
     "[THINK]", "[/THINK]",
 )  # fmt: skip
-LETTERS = (*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+=:.,;?!#<|>/[]_ \n",)
+LETTERS = (*'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+=:.,;?!#{}"<|>/[]_ \n',)
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

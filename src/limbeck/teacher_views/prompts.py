@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.config.view import PromptConfig
 from limbeck.errors import DataError, RecipeError
 from limbeck.models.chat import chat_ids, name_of, prove_template
+from limbeck.models.contents import ShownContents
 from limbeck.records import Chat, Prompt
 from limbeck.teacher_views.columns import fill
 
@@ -37,6 +38,7 @@ class TeacherPrompts:
     ) -> None:
         self.section, self.student = section, student
         self.tokenizer = teacher if section.template is None else with_template(teacher, Path(section.template))
+        self._shown = ShownContents(self.tokenizer)
         self._known: dict[tuple[str, str, tuple[int, ...]], tuple[int, ...]] = {}
 
     def __call__(self, prompt: Prompt) -> tuple[int, ...]:
@@ -65,7 +67,8 @@ class TeacherPrompts:
                 f"it is a chat, and the tokenizer {name_of(self.tokenizer)} has no chat template. Set "
                 "teacher.view.template to a file that has one."
             )
-        return chat_ids(self.tokenizer, chat.messages, chat.tools or None, chat.options, chat.continued)
+        messages = self._shown.fitted(chat)
+        return chat_ids(self.tokenizer, messages, chat.tools or None, chat.options, chat.continued)
 
     def _messages(self, prompt: Prompt, chat: Chat) -> list[dict[str, Any]]:
         messages = [dict(message) for message in chat.messages]
