@@ -1,4 +1,4 @@
-"""Chat templates of the kinds that models come with, a small byte-level tokenizer, and a student that says what a test wants.
+"""Chat templates of the kinds that models come with, a small tokenizer, and a student that says what a test wants.
 
 Every token that it samples has a log-prob of its own, by which a test finds it again among what is trained.
 """
@@ -44,9 +44,11 @@ QWEN3 = (  # thinking is left out before the last question; an answer at the end
     "{% set thought = '' %}{% if '</think>' in content %}"
     "{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
     "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}<|im_start|>assistant\n"
-    "{% if loop.index0 > ns.last and (loop.last or thought) %}<think>\n{{ thought }}\n</think>\n\n{% endif %}{{ content }}"
+    "{% if loop.index0 > ns.last and (loop.last or thought) %}<think>\n{{ thought }}\n</think>\n\n{% endif %}"
+    "{{ content }}"
     + HERMES_CALLS
-    + "<|im_end|>\n{% elif m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response><|im_end|>\n"
+    + "<|im_end|>\n{% elif m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}"
+    "\n</tool_response><|im_end|>\n"
     "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -57,7 +59,8 @@ LLAMA3 = (  # a call is an answer of its own, without the text before it
     "{% elif m.tool_calls %}{% if m.tool_calls | length != 1 %}{{ raise_exception('one call at a time') }}{% endif %}"
     '<|start_header_id|>assistant<|end_header_id|>\n\n{"name": "{{ m.tool_calls[0].function.name }}", '
     '"parameters": {{ m.tool_calls[0].function.arguments | tojson }}}<|eot_id|>'
-    "{% else %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endif %}{% endfor %}"
+    "{% else %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endif %}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 MISTRAL = (  # tools stand before the last question; ids of calls are nine letters and digits, or it raises
@@ -65,7 +68,8 @@ MISTRAL = (  # tools stand before the last question; ids of calls are nine lette
     "{% endif %}{% endfor %}<s>{% for m in messages %}{% if m.role == 'user' %}"
     "{% if tools and loop.index0 == ns.last %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
     "[INST] {{ m.content }}[/INST]{% elif m.role == 'system' %}[INST] {{ m.content }}[/INST]"
-    '{% elif m.role == \'tool\' %}[TOOL_RESULTS] {"content": {{ m.content | tojson }}, "call_id": "{{ m.tool_call_id }}"}'
+    "{% elif m.role == 'tool' %}[TOOL_RESULTS] {\"content\": {{ m.content | tojson }}, "
+    '"call_id": "{{ m.tool_call_id }}"}'
     "[/TOOL_RESULTS]{% elif m.tool_calls %}[TOOL_CALLS] [{% for c in m.tool_calls %}"
     "{% if c.id | length != 9 %}{{ raise_exception('ids of calls have nine characters') }}{% endif %}"
     "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
@@ -261,3 +265,23 @@ def as_the_template_wants(messages: Sequence[dict[str, Any]]) -> list[dict[str, 
         ]
         found.append(message | {"content": message["content"] or ""} | ({"tool_calls": calls} if calls else {}))
     return found
+
+
+def read_stream(text: str) -> list[dict[str, Any]]:
+    """The choices of a stream, put together as a client does it."""
+    *events, done = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert done == "[DONE]"
+    found: dict[int, dict[str, Any]] = {}
+    for event in map(json.loads, events):
+        for choice in event["choices"]:
+            message = found.setdefault(choice["index"], {"role": "assistant", "content": None})
+            delta = choice["delta"]
+            if delta.get("content") is not None:
+                message["content"] = (message["content"] or "") + delta["content"]
+            for call in delta.get("tool_calls", []):
+                calls = message.setdefault("tool_calls", [])
+                if call["index"] == len(calls):
+                    calls.append(call | {"function": dict(call["function"])})
+                else:
+                    calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+    return [found[index] for index in sorted(found)]

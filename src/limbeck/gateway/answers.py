@@ -34,15 +34,15 @@ class Choice:
 
 
 def read_choice(
-    renderer: Renderer, request: ChatRequest, sampled: Sampled, stop_ids: Sequence[int], fmt: str
+    renderer: Renderer, request: ChatRequest, thinking: bool, sampled: Sampled, stop_ids: Sequence[int], fmt: str
 ) -> Choice:
-    """`fmt`: how the student writes tool calls."""
+    """`fmt`: how the student writes tool calls; `thinking`: the prompt ends within its thinking."""
     ids = sampled.token_ids.tolist()
     stop = ended_by(sampled, stop_ids)
     text = renderer.decode(ids if stop is None else ids[:-1])
     places = [place for one in request.wanted.stop if (place := text.find(one)) >= 0]
     shown = text[: min(places)] if places else text
-    parsed = parse(fmt, shown, request.chat.tools) if request.parse_calls else Parsed(shown)
+    parsed = parse(fmt, shown, request.chat.tools, thinking) if request.parse_calls else Parsed(shown)
     calls = parsed.calls if request.parallel else parsed.calls[:1]
     message: Message = {"role": "assistant", "content": renderer.without_special(parsed.content)}
     if calls:

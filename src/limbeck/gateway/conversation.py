@@ -57,6 +57,7 @@ class Plan:
     reason: str = ""  # of a segment after the first
     shown: Sequence[Message] = ()  # the messages that are new
     prompt: tuple[Print, Print] | None = None
+    thinking: bool = False  # the template has begun the student's thinking
 
     @property
     def length(self) -> int:
@@ -111,7 +112,7 @@ class Conversation:
                 break
         self.renderer.check_room(text, 0)
         ids = np.array(self.renderer.encode_whole(text), dtype=np.int64)
-        return Plan("segment", ids, None, reason, chat.messages, _prints(text))
+        return Plan("segment", ids, None, reason, chat.messages, _prints(text), _thinks(text))
 
     def _splice(self, chat: Chat, count: int, said: Said, text: str) -> Plan | str:
         """The plan that goes on after `said`, which is message `count - 1`; or why there is none."""
@@ -132,7 +133,7 @@ class Conversation:
             return "template rewrote"
         self.renderer.check_room(after, said.length)
         ids = np.array(self.renderer.encode(after, said.stop), dtype=np.int64)
-        return Plan("spliced", ids, said, "", chat.messages[count:], (_print(text), _print(bare)))
+        return Plan("spliced", ids, said, "", chat.messages[count:], (_print(text), _print(bare)), _thinks(text))
 
     def _why_afresh(self, chat: Chat, histories: Sequence[bytes]) -> str:
         """In words, for a chat that goes on from no answer under the same tools."""
@@ -204,12 +205,16 @@ def _continues(text: str, prompt: Print, content: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    """A rendered chat without its thinking, nor a beginning of it at the end."""
-    return _THOUGHT.sub("", text)
+    """A rendered chat without its thinking, nor a beginning of it at the end, and without blanks."""
+    return "".join(_THOUGHT.sub("", text).split())
 
 
 def _prints(text: str) -> tuple[Print, Print]:
     return _print(text), _print(_bare(text))
+
+
+def _thinks(text: str) -> bool:
+    return text.rstrip().endswith("<think>")
 
 
 def _print(text: str) -> Print:

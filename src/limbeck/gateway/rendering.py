@@ -61,6 +61,12 @@ class Renderer:
                 "ids to /inference/v1/generate, or distil a model with a template",
                 "messages",
             )
+        if not self._shows_text:
+            raise unsupported(
+                f"the chat template of {name_of(self.tokenizer)} does not show the text of a message: it wants "
+                "contents in parts, and the student reads text alone. Distil a model whose template takes text",
+                "messages",
+            )
         if chat.tools and not self._shows_tools:
             raise unsupported(
                 f"the chat template of {name_of(self.tokenizer)} does not show tools to the model: describe them in a "
@@ -88,6 +94,10 @@ class Renderer:
             return chat_text(self.tokenizer, messages, chat.tools, options, generation_prompt)
         except DataError as error:
             raise invalid(str(error), "messages") from None
+
+    @cached_property
+    def _shows_text(self) -> bool:
+        return MARK in self._written(Chat([{"role": "user", "content": MARK}]), True)
 
     @cached_property
     def _shows_tools(self) -> bool:

@@ -156,7 +156,9 @@ class GatewaySession:
         return choice
 
     def _read_choice(self, request: ChatRequest, plan: Plan, sampled: Sampled) -> Choice:
-        choice = read_choice(self._desk.renderer, request, sampled, self._stop_ids, self._desk.tool_format or "hermes")
+        choice = read_choice(
+            self._desk.renderer, request, plan.thinking, sampled, self._stop_ids, self._desk.tool_format or "hermes"
+        )
         chat = replace(request.chat, messages=[*request.chat.messages, choice.message])
         self._conversation.add(plan, sampled, choice.stop, chat, choice.cut)
         return choice

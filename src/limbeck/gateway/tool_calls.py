@@ -41,10 +41,13 @@ class Parsed:
     malformed: bool = False
 
 
-def parse(tool_format: str, text: str, tools: Sequence[Tool]) -> Parsed:
-    """The calls of one answer, special tokens still in it. Thinking is never searched for calls."""
+def parse(tool_format: str, text: str, tools: Sequence[Tool], thinking: bool = False) -> Parsed:
+    """The calls of one answer, special tokens still in it.
+
+    Thinking is never searched for calls; `thinking`: the prompt ends within it.
+    """
     thought, end, said = text.rpartition("</think>")
-    if not end and "<think>" in text:
+    if not end and (thinking or "<think>" in text):
         return Parsed(text)
     marker, read = FORMATS[tool_format]
     start = marker(said)
@@ -62,6 +65,8 @@ def parse(tool_format: str, text: str, tools: Sequence[Tool]) -> Parsed:
 def detect(template: object) -> str | None:
     """The format that a chat template shows its model. None where it shows none of those known here."""
     text = "\n".join(map(str, template.values())) if isinstance(template, Mapping) else str(template or "")
+    if "<arg_key>" in text:  # GLM's, which is not read here
+        return None
     if "<tool_call>" in text:
         return "qwen3_coder" if "<function=" in text else "hermes"
     if "[TOOL_CALLS]" in text:
