@@ -112,7 +112,12 @@ def _is_reward(value: Any) -> bool:
 def episode_of(
     prompt: Prompt, generate: Generate, report: SessionReport, value: Mapping[str, Any], kind: str, message: str
 ) -> Episode | Failure:
-    """What came of a session: what was sampled with its reward, or the first thing that went wrong."""
+    """What came of a session: what was sampled with its reward, or the first thing that went wrong.
+
+    Raises what sampling raised: that is the run's own trouble and not the agent's.
+    """
+    if report.raised is not None:
+        raise report.raised
     if report.failure is not None:
         return report.failure
     if kind:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 500: "server_error"}
-RECOVERABLE = frozenset({"context_length_exceeded"})  # an agent shortens its history and goes on
 
 
 class ApiError(Exception):
-    """`code` is a short word that clients can compare with, and the one under which the error is counted."""
+    """`code` is a short word that clients can compare with, and the one under which the error is counted.
 
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+    `limit`: the agent reached one, and may go on within it; other errors are the end of its rollout.
+    """
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None, limit: bool = False) -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
+        self.status, self.code, self.message, self.param, self.limit = status, code, message, param, limit
 
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status, "invalid_request_error")

@@ -218,6 +218,7 @@ class Renderer:
             f"This model's maximum context length is {self.context} tokens. However, your messages resulted in "
             f"{found}. Please reduce the length of the messages.",
             "messages",
+            limit=True,
         )
 
     @cached_property

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from limbeck.formatting import shown
 from limbeck.gateway.answers import Choice, completion, ended_by, events, read_choice, token_answer
-from limbeck.gateway.api_errors import RECOVERABLE, ApiError, invalid, unsupported
+from limbeck.gateway.api_errors import ApiError, invalid, unsupported
 from limbeck.gateway.conversation import Conversation, Plan
 from limbeck.gateway.messages import spoken_by
 from limbeck.gateway.rendering import Renderer
@@ -91,7 +91,7 @@ class GatewaySession:
     def refuse(self, error: ApiError) -> None:
         """Counts a request that was refused."""
         self.report.errors[error.code] += 1
-        if self.report.failure is None and error.code not in RECOVERABLE:
+        if self.report.failure is None and not error.limit:
             self.report.failure = Failure(self.name, "run", error.code, error.message)
 
     async def chat(self, body: bytes) -> dict[str, Any] | Iterator[bytes]:
@@ -117,13 +117,14 @@ class GatewaySession:
 
     def _read_chat(self, body: bytes) -> tuple[ChatRequest, Plan]:
         request = read_chat(_json(body), [self._desk.model], self._generate.sampling)
+        plan = self._fitting(self._conversation.plan(request.chat))
         if request.parse_calls and self._desk.tool_format is None:
             raise unsupported(
                 "how the student writes tool calls cannot be seen from its chat template: name the format in the "
                 "recipe (tool_format), or send tool_choice = 'none'",
                 "tools",
             )
-        return request, self._fitting(self._conversation.plan(request.chat))
+        return request, plan
 
     def _read_tokens(self, body: bytes) -> tuple[Wanted, Plan]:
         ids, wanted = read_tokens(_json(body), [self._desk.model], self._generate.sampling)
@@ -184,8 +185,11 @@ class GatewaySession:
         return sampled
 
     def _not_sampled(self, failure: Failure) -> ApiError:
-        if "context" in failure.kind:
-            return ApiError(400, "context_length_exceeded", f"This model's maximum context length: {failure.message}")
+        if failure.kind == "context_length":
+            message = f"This model's maximum context length is reached: {failure.message}"
+            return ApiError(400, "context_length_exceeded", message, limit=True)
+        if failure.stage == "run":  # another limit of the episode
+            return ApiError(400, failure.kind, failure.message, limit=True)
         self.report.failure = self.report.failure or failure
         return ApiError(500, failure.kind, failure.message)
 
