@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from limbeck.training.metrics import describe_episodes
 from tests.gateway.students import TOOL, call_text, check_exact, read_stream, talk, tool_result, user
 
 THOUGHT = "<think>\nwhat is it\n</think>\n\nthe answer"
@@ -113,6 +114,22 @@ async def test_an_end_that_the_template_does_not_write_stays_and_the_template_ad
     check_exact(t.student, t.generate.episode())
 
 
+async def test_metrics_say_how_turns_went_on() -> None:
+    t = talk("chatml", lambda turn: f"answer {turn}")
+    messages = [user("the question")]
+    messages.append(await t.say(messages))
+    for _ in range(2):
+        await t.say([*messages, user("And?")])
+    await t.ask([user("A summary")], n=2)
+    episode = t.generate.episode()
+    numbers = describe_episodes(episode.rollouts, [0] * len(episode.rollouts), [])
+    assert {name: numbers[name] for name in numbers if "s/" in name or "spliced" in name} == {
+        "env/spliced": 2 / 5,
+        "env/segments/branched": 2,
+        "env/segments/new_conversation": 1,
+    }
+
+
 async def test_the_same_request_is_a_sibling_and_so_are_several_choices() -> None:
     t = talk("chatml", lambda turn: f"answer {turn}")
     messages = [user("the question")]
@@ -124,7 +141,7 @@ async def test_the_same_request_is_a_sibling_and_so_are_several_choices() -> Non
     report = t.gateway.close(t.address.id)
     assert (report.siblings, report.spliced, dict(report.segments)) == (2, 1, {"start": 1})
     episode = t.generate.episode()
-    assert [len(r.response_ids) for r in episode.rollouts][2] > len(episode.rollouts[0].response_ids)
+    assert [rollout.reason for rollout in episode.rollouts] == ["", "branched", "branched"]
     check_exact(t.student, episode)
 
 

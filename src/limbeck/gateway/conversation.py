@@ -67,7 +67,7 @@ class Plan:
     @property
     def why(self) -> str:
         """In words, for whoever looks at the segment that begins here."""
-        return self.reason or ("same request again" if self.kind == "sibling" else "")
+        return "branched" if self.kind == "sibling" else self.reason
 
     def whole_ids(self) -> Ints:
         """All tokens before the next turn."""

@@ -97,7 +97,7 @@ class GatewaySession:
     async def chat(self, body: bytes) -> dict[str, Any] | Iterator[bytes]:
         """`/v1/chat/completions`: an object, or the events of a stream."""
         request, plan = await self._planned(self._read_chat, body)
-        choices = await self._all(plan, request.wanted, lambda: self._choice(request, plan))
+        choices = await self._all(plan, request.wanted, lambda one: self._choice(request, one))
         name = f"chatcmpl-{self.id}-{choices[0].sampled.turn}"
         write = events if request.stream else completion
         return write(name, self._desk.model, request, plan.whole_ids(), choices)
@@ -105,7 +105,7 @@ class GatewaySession:
     async def tokens(self, body: bytes) -> dict[str, Any]:
         """`/inference/v1/generate`: token ids in and out."""
         wanted, plan = await self._planned(self._read_tokens, body)
-        choices = await self._all(plan, wanted, lambda: self._turn(plan, wanted))
+        choices = await self._all(plan, wanted, lambda one: self._turn(one, wanted))
         for sampled in choices:
             await self._desk.work(self._conversation.add, plan, sampled, ended_by(sampled, self._stop_ids))
         return token_answer(f"{self.id}-{choices[0].turn}", choices)
@@ -143,12 +143,13 @@ class GatewaySession:
             raise self._desk.renderer.too_long(f"{plan.length} tokens")
         return plan
 
-    async def _all(self, plan: Plan, wanted: Wanted, one: Callable[[], Awaitable[T]]) -> list[T]:
-        """The turns of one request, sampled at the same time."""
+    async def _all(self, plan: Plan, wanted: Wanted, one: Callable[[Plan], Awaitable[T]]) -> list[T]:
+        """The turns of one request, sampled at the same time. All but the first are siblings of it."""
         self.report.overridden.update(wanted.overridden.keys())
         self._desk.report_overrides(wanted.overridden)
         self.report.count(plan.kind, plan.reason, wanted.n)
-        return list(await asyncio.gather(*(one() for _ in range(wanted.n))))
+        plans = [plan, *[replace(plan, kind="sibling")] * (wanted.n - 1)]
+        return list(await asyncio.gather(*map(one, plans)))
 
     async def _choice(self, request: ChatRequest, plan: Plan) -> Choice:
         sampled = await self._turn(plan, request.wanted)

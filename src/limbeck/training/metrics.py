@@ -35,18 +35,34 @@ def describe_episodes(
 ) -> dict[str, float]:
     """Turns of the student and segments of an episode, and how many failed of what. `episodes`: whose each rollout is.
 
-    Empty where every episode was one turn and none failed.
+    `spliced` is the share of turns that went on after the exact tokens of an earlier one. Other turns began a segment,
+    for the reason that it has, or branched off: another answer to the same. Empty where every episode was one turn and
+    none failed.
     """
     numbers: dict[str, float] = {}
-    turns = {(e, turn.key.turn) for e, r in zip(episodes, rollouts, strict=True) for turn in r.turns if turn.key}
+    turns: set[tuple[int, int]] = set()
+    going_on: set[tuple[int, int]] = set()
+    for episode, rollout in zip(episodes, rollouts, strict=True):
+        said = [(episode, turn.key.turn) for turn in rollout.turns if turn.key]
+        turns |= set(said)
+        going_on |= set(said[1:])
     count = len(set(episodes))
     if len(turns) > count or failures:
         numbers["env/turns"] = len(turns) / count
+        numbers["env/spliced"] = len(going_on) / len(turns)
         numbers["env/segments"] = len(rollouts) / count
+        reasons = Counter(_why_it_began(rollout) for rollout in rollouts if rollout.segment)
+        numbers |= {f"env/segments/{reason.replace(' ', '_')}": n / count for reason, n in sorted(reasons.items())}
         numbers["env/context_tokens"] = sum(len(r.token_ids) - len(r.response_ids) for r in rollouts) / count
     for kind in sorted({failure.kind for failure in failures}):
         numbers[f"env/failed/{kind}"] = float(sum(failure.kind == kind for failure in failures))
     return numbers
+
+
+def _why_it_began(rollout: Rollout) -> str:
+    """A segment whose first turn is trained in another one shares it: it branched off."""
+    first = next(turn for turn in rollout.turns if turn.key)
+    return (rollout.reason if rollout.trained[first.start] else "") or "branched"
 
 
 def describe_scores(samples: Sequence[Scored], asked: int) -> dict[str, float]:
