@@ -29,6 +29,7 @@ from limbeck.config.view import SameViewConfig
 from limbeck.contract.tokenizers import check_same_tokenizer
 from limbeck.engines.served import ServedEngine
 from limbeck.engines.several import ServedEngines
+from limbeck.environments.single_turn import SingleTurn
 from limbeck.errors import ModelError, RecipeError, RunError
 from limbeck.learners.checkpoint import MODEL_FOLDER
 from limbeck.learners.local import LocalLearner
@@ -37,12 +38,13 @@ from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_outline, resolve
 from limbeck.models.text import Decoder, Names, vocabulary_note
 from limbeck.objectives import Loss, loss_of
-from limbeck.protocols import Learner, Objective, Task
+from limbeck.protocols import BatchesTurns, Engine, Environment, Learner, Objective, Task
 from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
 from limbeck.tasks.python import PythonTask
 from limbeck.teachers.local import LocalTeacher
 from limbeck.training.interruption import cancel_others
+from limbeck.training.journal import Journal
 from limbeck.training.kept_prompts import keep_prompts
 from limbeck.training.run import Run
 from limbeck.training.run_folder import Checkpoint, RunFolder
@@ -125,6 +127,7 @@ async def _assemble(
         recipe=recipe,
         task=task,
         environment=environment,
+        journal=_journal(folder, environment, engine),
         limits=limits_of(recipe.environment, given.environment, contexts),
         engine=engine,
         teacher=proven.teacher,
@@ -147,6 +150,12 @@ async def _assemble(
     )
     run.versions.begin(policies)
     return Assembled(run, results)
+
+
+def _journal(folder: RunFolder, environment: Environment, engine: Engine) -> Journal | None:
+    """Of what does not follow from the seed: what an environment may do, and what a server samples."""
+    fixed = isinstance(environment, SingleTurn) and not isinstance(engine, BatchesTurns)
+    return None if fixed else Journal(folder)
 
 
 async def _open_site(

@@ -34,6 +34,7 @@ from limbeck.records import (
 from limbeck.teacher_views.same import SameView
 from limbeck.training.advantage import group_advantages, turn_advantages
 from limbeck.training.episodes import require_completed_fraction, run_episodes, say_failures
+from limbeck.training.journal import Journal
 from limbeck.training.metrics import describe_views
 from limbeck.training.run import Run
 
@@ -58,25 +59,41 @@ class Collected:
 
 
 async def collect(
-    run: Run, prompts: Sequence[Prompt], sampling: Sampling, samples_per_prompt: int = 1, scored: bool = True
+    run: Run,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    samples_per_prompt: int = 1,
+    scored: bool = True,
+    journal: Journal | None = None,
 ) -> Collected:
-    """Fresh samples of `prompts`, graded and scored.
+    """Fresh samples of `prompts`, graded and scored; with a `journal` those that it has of the step, if it has.
 
     Raises `LimbeckError` where one cannot be sampled, and `TeacherError` where fewer can be scored than the recipe
     asks for.
     """
     async with run.turn_to_sample():
-        graded = await sample(run, prompts, sampling, samples_per_prompt)
+        graded = await sample(run, prompts, sampling, samples_per_prompt, journal)
     return await score(run, graded) if scored else graded
 
 
-async def sample(run: Run, prompts: Sequence[Prompt], sampling: Sampling, samples_per_prompt: int = 1) -> Collected:
+async def sample(
+    run: Run,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    samples_per_prompt: int = 1,
+    journal: Journal | None = None,
+) -> Collected:
     """The first half, for whoever has the turn to sample."""
+    keyed = _keyed(prompts, samples_per_prompt)
     with run.phase("sample"):
-        answers = await sample_episodes(run, prompts, sampling, samples_per_prompt)
+        known = None if journal is None else journal.read(run.step, keyed)
+        answers = known or await run_episodes(run.environment, run.engine, keyed, sampling, run.limits, run.student_top)
     require_completed_fraction(answers, run.limits.min_completed_fraction)
     with run.phase("grade"):
-        graded = _grade(run, answers)
+        answers = [_rewarded(run, answer) for answer in answers]
+        graded = _collected(run, answers)
+        if journal is not None and known is None:
+            journal.write(run.step, keyed, answers)
     if graded.failures:
         logger.warning("step %d: %s", run.step, say_failures(graded.failures, graded.asked))
     return graded
@@ -91,16 +108,14 @@ async def score(run: Run, graded: Collected) -> Collected:
     return replace(graded, samples=samples, views=views)
 
 
-async def sample_episodes(
-    run: Run, prompts: Sequence[Prompt], sampling: Sampling, samples_per_prompt: int
-) -> list[Episode | Failure]:
-    """One episode for each sample of each prompt. A prompt that comes twice is another occurrence of it."""
+def _keyed(prompts: Sequence[Prompt], samples_per_prompt: int) -> list[tuple[Prompt, Key]]:
+    """A key for each sample of each prompt. A prompt that comes twice is another occurrence of it."""
     seen: Counter[str] = Counter()
     keyed: list[tuple[Prompt, Key]] = []
     for prompt in prompts:
         keyed += [(prompt, Key(prompt.id, seen[prompt.id], sample)) for sample in range(samples_per_prompt)]
         seen[prompt.id] += 1
-    return await run_episodes(run.environment, run.engine, keyed, sampling, run.limits, run.student_top)
+    return keyed
 
 
 async def note_computing(run: Run, samples: Sequence[Scored]) -> None:
@@ -112,21 +127,24 @@ async def note_computing(run: Run, samples: Sequence[Scored]) -> None:
     run.seconds |= {f"score/{name}": seconds for name, seconds in found.items() if f"score/{name}" in run.seconds}
 
 
-def _grade(run: Run, answers: Sequence[Episode | Failure]) -> Collected:
-    """Rollouts, their texts and rewards; the segments of an episode share its reward. Graders see its last turn."""
+def _rewarded(run: Run, answer: Episode | Failure) -> Episode | Failure:
+    """With the grader's reward where the environment gave none. Graders see the last turn of the episode."""
+    if isinstance(answer, Failure) or answer.reward is not None:
+        return answer
+    last = answer.rollouts[-1]
+    return replace(answer, reward=run.task.grade(last.prompt, run.decode(last.last_turn)))
+
+
+def _collected(run: Run, answers: Sequence[Episode | Failure]) -> Collected:
+    """Rollouts, their texts and rewards; the segments of an episode share its reward."""
     graded = Collected([], [], [], [], [], [answer for answer in answers if isinstance(answer, Failure)], len(answers))
     for number, episode in enumerate(answers):
-        if isinstance(episode, Failure):
-            continue
-        texts = [run.decode(rollout.response_ids) for rollout in episode.rollouts]
-        reward = episode.reward
-        if reward is None:
-            last = episode.rollouts[-1]
-            reward = run.task.grade(last.prompt, run.decode(last.last_turn))
-        graded.rollouts.extend(episode.rollouts)
-        graded.texts.extend(texts)
-        graded.rewards.extend([reward] * len(texts))
-        graded.episodes.extend([number] * len(texts))
+        if isinstance(episode, Episode):
+            count = len(episode.rollouts)
+            graded.rollouts.extend(episode.rollouts)
+            graded.texts.extend(run.decode(rollout.response_ids) for rollout in episode.rollouts)
+            graded.rewards.extend([episode.reward] * count)
+            graded.episodes.extend([number] * count)
     return graded
 
 

@@ -106,17 +106,17 @@ async def _play(
             f"environment {type(environment).__name__} raised {type(error).__name__} on prompt {prompt.id!r}: {error} "
             f"({place_of(error)})",
         )
-    return _checked(environment, key, episode)
+    return _checked(environment, prompt, key, episode)
 
 
-def _checked(environment: Environment, key: Key, episode: object) -> Episode | Failure:
+def _checked(environment: Environment, prompt: Prompt, key: Key, episode: object) -> Episode | Failure:
     """Raises `EngineError` for what is no episode of this key; one that cannot be trained on is a failure."""
     who = f"environment {type(environment).__name__}, prompt {key.prompt_id!r}"
     if isinstance(episode, Failure):
         return episode
     if not isinstance(episode, Episode):
         raise EngineError(f"{who}: run returned {type(episode).__name__}, expected generate.episode() or a Failure")
-    if any(rollout.key != key for rollout in episode.rollouts):
+    if any(rollout.key != key or rollout.prompt is not prompt for rollout in episode.rollouts):
         raise EngineError(f"{who}: the episode has rollouts of another key. Return what generate.episode() gives.")
     if not episode.rollouts:
         why = (

@@ -125,7 +125,8 @@ class Pipeline:
     async def _collect(self, step: int) -> Collected:
         view, rollout = self.at(step), self.run.recipe.rollout
         sampling = view.sampling(derive_seed(view.recipe.seed, "step", step))
-        return await collect(view, self.order.at(step - 1), sampling, rollout.samples_per_prompt)
+        prompts = self.order.at(step - 1)
+        return await collect(view, prompts, sampling, rollout.samples_per_prompt, journal=view.journal)
 
     async def _evaluate(self, step: int) -> Evaluation:
         view = self.run.at(step, step if self.lag else None)

@@ -23,7 +23,8 @@ ROUNDING_KEYS = ("device", "threads")
 FREE_TO_CHANGE = (
     "steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record", "cluster",
 )  # fmt: skip
-FREE_KEYS = ("engine.url", "engine.weights_folder", "learner.cpu_offload")  # where it is done, not what
+# Where it is done and how long it may take, not what.
+FREE_KEYS = ("engine.url", "engine.weights_folder", "learner.cpu_offload", "environment.timeout")
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:

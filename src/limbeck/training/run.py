@@ -17,6 +17,7 @@ from limbeck.protocols import Engine, Environment, Learner, Observer, Task, Teac
 from limbeck.records import Ints, Sampling, Scored, Support
 from limbeck.training.episodes import EpisodeLimits
 from limbeck.training.interruption import StopSignals, cancel_others
+from limbeck.training.journal import Journal
 from limbeck.training.peaks import Work
 from limbeck.training.run_folder import RunFolder
 from limbeck.training.versions import Turns, Versions
@@ -44,6 +45,7 @@ class Run:
     decode: Callable[[Ints], str]
     stop_ids: tuple[int, ...]
     folder: RunFolder
+    journal: Journal | None = None  # None: what is sampled follows from the seed, and is sampled again on resume
     limits: EpisodeLimits = field(default_factory=EpisodeLimits)
     support: Support = "full"  # what teachers are asked for, where it is not the rollout's `top_ids`
     start: int = 0  # updates that had been made

@@ -7,6 +7,7 @@
       metrics.jsonl          one line a step or evaluation
       evaluations/           the answers of each evaluation
       rollouts/              recorded rollouts, one Parquet file a recorded step
+      journal/               episodes since the last checkpoint that cannot be made again, one file a step
       checkpoints/step-000050/
         model/               an ordinary Hugging Face folder; with LoRA adapter/ in its place
         learner.safetensors  optimizer state
@@ -86,6 +87,7 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.rollouts = path / "rollouts"
         self.evaluations = path / "evaluations"
+        self.journal = path / "journal"
         self._lock = FolderLock(path)
         self._recipe: Mapping[str, Any] = {}
 
@@ -194,6 +196,10 @@ class RunFolder:
         with self._writing(f"cannot remove old checkpoints in {self.checkpoints}"):
             for _, old in numbered(self.checkpoints)[: 0 if keep_last is None else -keep_last]:
                 take_away(old, self._hidden(old, REMOVED))
+        with self._writing(f"cannot remove what checkpoint {final} covers in {self.journal}"):
+            for covered, path in numbered(self.journal, ".jsonl"):
+                if covered <= step:
+                    remove(path)
 
     def write_file(self, name: str, write: Callable[[Path], None]) -> Path:
         """A file `name` in this folder by `write`, complete or not at all."""
@@ -302,10 +308,22 @@ class RunFolder:
                     remove(path)
             for path in hidden_of_steps(folder, suffix, (HALF, REMOVED)):
                 remove(path)
+        self._remove_journal_but_after(step)
         for name in FINISHED:
             for ending in (HALF, REMOVED):
                 remove(self._hidden(self.path / name, ending))
         self._remove_finished_after(step)
+
+    def _remove_journal_but_after(self, step: int) -> None:
+        """Steps that follow `step` without a gap are made again from it; others are of weights that are gone."""
+        following = step + 1
+        for journalled, path in numbered(self.journal, ".jsonl"):
+            if journalled == following:
+                following += 1
+            else:
+                remove(path)
+        for path in hidden_of_steps(self.journal, ".jsonl", (HALF,)):
+            remove(path)
 
     def _remove_finished_after(self, step: int) -> None:
         """A finished model of a later step than the run goes on from."""
