@@ -149,7 +149,7 @@ class AgentProcesses:
                 server.kill()
             await server.wait()
         if self._reader is not None:
-            await self._reader
+            await asyncio.gather(self._reader, return_exceptions=True)  # a run that ends has cancelled it already
             self._reader = None
 
 

@@ -83,6 +83,7 @@ class Gateway:
         self._host, self._port = host, port
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._listening: list[socket.socket] = []
         self.strangers: Counter[str] = Counter()  # errors of requests that belong to no session
         self.app = make_app(self)
 
@@ -96,10 +97,10 @@ class Gateway:
         """Raises `RecipeError` for an address that cannot be listened at."""
         from limbeck.gateway.routes import make_server
 
-        listener = _listen(self._host, self._port)
-        self._port = listener.getsockname()[1]
+        self._listening = [_listen(self._host, self._port)]
+        self._port = self._listening[0].getsockname()[1]
         self._server = make_server(self.app, GRACE)
-        self._serving = asyncio.create_task(self._server.serve([listener]))
+        self._serving = asyncio.create_task(self._server.serve(self._listening))
         while not self._server.started:
             if self._serving.done():
                 await self._serving
@@ -112,7 +113,9 @@ class Gateway:
             self.close(id_)
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
-            await self._serving
+            await asyncio.gather(self._serving, return_exceptions=True)
+            if self._serving.cancelled():  # as a run that ends does with all of its tasks: nothing is closed by then
+                await self._server.shutdown(self._listening)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def open(self, generate: Generate, name: str = "") -> Address:
