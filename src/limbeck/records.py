@@ -238,6 +238,7 @@ class Episode:
     rollouts: tuple[Rollout, ...]
     reward: float | None = None  # None: the task's grader decides
     turn_rewards: tuple[float, ...] = ()  # one for each turn that was sampled, in the order of asking; () for none
+    counts: Mapping[str, float] = field(default_factory=dict)  # {"env/spliced": 3}: a step's metric is the sum
 
 
 @dataclass(frozen=True, slots=True)

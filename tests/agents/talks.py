@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import openai
 
-client = None
-
 
 def two_turns(row):
     """Asks, answers whatever comes, and asks again."""
@@ -16,7 +14,4 @@ def two_turns(row):
     for _ in range(2):
         answer = client.chat.completions.create(model="student", messages=messages).choices[0].message
         messages += [answer, {"role": "user", "content": "1+1"}]
-    if row["misbehaves"] == "hangs":
-        while True:
-            pass
     return float(len(answer.content))

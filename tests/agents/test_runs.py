@@ -27,9 +27,15 @@ def recipe_of(folder: Path, rows: list[dict], **changes):
 
 
 def test_an_agent_with_the_openai_package_is_trained_on_and_what_misbehaves_is_left_out(tmp_path) -> None:
-    rows = [{"question": f"{i}+{i}="} for i in range(8)]
+    rows = [{"question": f"{i}+{i}="} for i in range(7)]
     rows[3]["misbehaves"] = "exits"
     result = limbeck.train(recipe_of(tmp_path, rows))
-    for line in result.steps:
-        print(line)
     assert len(result.steps) == 2
+    failed = [line.get("env/failed/agent_exited", 0) for line in result.steps]
+    for line, lost in zip(result.steps, failed, strict=True):
+        assert line["responses"] == 4 - lost
+        assert line["env/turns"] == 2
+        assert line["env/requests"] == 2 * (4 - lost)
+        assert line["env/spliced"] == 0.5  # the second turn follows the first's ids
+        assert line["reward"] > 0
+    assert sum(failed) == 1

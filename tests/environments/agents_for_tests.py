@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 
 def any_of_these(row):
@@ -30,6 +31,8 @@ def variables(row):
 
 
 def hangs(row):
+    print("waiting for the tool", flush=True)
+    Path(row.get("touch", os.devnull)).touch()
     while True:
         time.sleep(1)
 

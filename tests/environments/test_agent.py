@@ -83,11 +83,14 @@ async def test_an_agent_that_asks_nothing_and_one_whose_session_failed_are_failu
         assert await environment.run(prompt(do="reward", reward=1), KEY, await session()) == report.failure
 
 
-async def test_cancelled_at_its_time_limit_it_closes_the_session_and_kills_the_process() -> None:
+async def test_cancelled_at_its_time_limit_it_closes_the_session_and_says_what_it_printed_last(tmp_path) -> None:
     gateway = FakeGateway()
     async with environment_of(gateway) as environment:
-        call = asyncio.create_task(environment.run(prompt(do="hangs"), KEY, await session()))
-        await until(lambda: gateway.open_now)
+        row = prompt(do="hangs", touch=str(tmp_path / "printed"))
+        call = asyncio.create_task(environment.run(row, KEY, await session()))
+        await until((tmp_path / "printed").exists)
+        assert gateway.open_now
         call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
+        with pytest.raises(asyncio.CancelledError, match="waiting for the tool"):
+            await call
         assert not gateway.open_now

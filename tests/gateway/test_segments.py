@@ -122,7 +122,7 @@ async def test_metrics_say_how_turns_went_on() -> None:
         await t.say([*messages, user("And?")])
     await t.ask([user("A summary")], n=2)
     episode = t.generate.episode()
-    numbers = describe_episodes(episode.rollouts, [0] * len(episode.rollouts), [])
+    numbers = describe_episodes(episode.rollouts, [0] * len(episode.rollouts), [], {})
     assert {name: numbers[name] for name in numbers if "s/" in name or "spliced" in name} == {
         "env/spliced": 2 / 5,
         "env/segments/branched": 2,

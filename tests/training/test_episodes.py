@@ -126,7 +126,7 @@ async def test_what_goes_wrong_in_an_episode_costs_that_episode_alone(
     assert found.episodes == [0, 1, 3, 4]
     (failure,) = found.failures
     assert (failure.id, failure.stage, failure.kind) == ("p3", "run", kind)
-    numbers = describe_episodes(found.rollouts, found.episodes, found.failures)
+    numbers = describe_episodes(found.rollouts, found.episodes, found.failures, found.counts)
     assert numbers[f"env/failed/{kind}"] == 1
     assert numbers["env/turns"] == 2
     assert "1 of 5 episodes failed" in caplog.text

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from limbeck.environments.agent_processes import AgentProcesses, Ended
@@ -134,4 +135,4 @@ def episode_of(
             prompt.id, "run", "bad_reward",
             f"there are {len(turn_rewards)} turn_rewards, expected one for each of the {report.turns} turns",
         )  # fmt: skip
-    return generate.episode(value.get("reward"), turn_rewards)
+    return replace(generate.episode(value.get("reward"), turn_rewards), counts=report.metrics())

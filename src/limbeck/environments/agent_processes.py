@@ -26,6 +26,7 @@ from limbeck.errors import RecipeError
 WORKER = Path(__file__).with_name("agent_worker.py")
 LONGEST_LINE = 2**24  # bytes of a reply
 START_WITHIN = 600.0  # seconds for the import of the agent's module
+KILL_WITHIN = 0.5  # seconds that a killed call has to be reported
 SHOWN_OUTPUT = 600  # characters of what a rollout printed, for a message
 
 How = Literal["returned", "raised", "exited"]
@@ -42,8 +43,12 @@ class Ended:
     @property
     def message(self) -> str:
         """What happened and the end of what was printed."""
+        return f"{self.value}. {self.last_words}"
+
+    @property
+    def last_words(self) -> str:
         printed = self.output.strip()[-SHOWN_OUTPUT:]
-        return f"{self.value}. It printed nothing." if not printed else f"{self.value}. The last it printed: {printed}"
+        return f"The last it printed: {printed}" if printed else "It printed nothing."
 
 
 class AgentProcesses:
@@ -112,9 +117,15 @@ class AgentProcesses:
             return await ended
         except asyncio.CancelledError:
             self._say({"kill": number})
-            raise
+            killed = await self._ended_within(number, KILL_WITHIN)
+            raise asyncio.CancelledError(killed.last_words if killed is not None else "") from None
         finally:
             self._calls.pop(number, None)
+
+    async def _ended_within(self, number: int, seconds: float) -> Ended | None:
+        ended = self._calls[number] = asyncio.get_running_loop().create_future()  # the other one was cancelled
+        await asyncio.wait([ended], timeout=seconds)
+        return ended.result() if ended.done() else None
 
     def _say(self, request: Mapping[str, Any]) -> None:
         assert self._server is not None

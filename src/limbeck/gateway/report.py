@@ -32,13 +32,6 @@ class SessionReport:
             self.segments[reason.replace(" ", "_") or "start"] += 1
 
     def metrics(self) -> dict[str, float]:
-        """Counts under their names in `metrics.jsonl`; a step's are the sums over its sessions."""
-        counts: dict[str, float] = {
-            "env/requests": self.requests,
-            "env/spliced": self.spliced,
-            "env/siblings": self.siblings,
-            "env/segments": self.segments.total(),
-            "env/malformed_calls": self.malformed,
-        }
-        counts |= {f"env/segments/{reason}": count for reason, count in self.segments.items()}
+        """Counts under their names in `metrics.jsonl`; how turns went on is seen from the rollouts."""
+        counts: dict[str, float] = {"env/requests": self.requests, "env/malformed_calls": self.malformed}
         return counts | {f"env/errors/{code}": count for code, count in self.errors.items()}

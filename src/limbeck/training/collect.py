@@ -55,6 +55,7 @@ class Collected:
     samples: list[Scored]  # of the rollouts that could be scored; none where nothing was to be
     failures: list[Failure] = field(default_factory=list)  # of the episodes that were not completed
     asked: int = 0  # episodes, failed ones too: `episodes` are numbers among them
+    counts: Counter[str] = field(default_factory=Counter)  # of the environment's own, summed over episodes
     views: Mapping[str, float] = field(default_factory=dict)  # metrics of what the teacher saw in another way
 
 
@@ -141,6 +142,7 @@ def _collected(run: Run, answers: Sequence[Episode | Failure]) -> Collected:
     for number, episode in enumerate(answers):
         if isinstance(episode, Episode):
             count = len(episode.rollouts)
+            graded.counts.update(episode.counts)
             graded.rollouts.extend(episode.rollouts)
             graded.texts.extend(run.decode(rollout.response_ids) for rollout in episode.rollouts)
             graded.rewards.extend([episode.reward] * count)

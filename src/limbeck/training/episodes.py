@@ -161,11 +161,10 @@ class _Clock:
         except TimeoutError:
             why = f"the episode took more than {self.seconds:g} seconds beside its turns"
             remedy = "Look at what it waits for, or raise environment.timeout."
-            return Failure(prompt.id, "run", "timeout", f"{why}. {remedy}")
+            last_words = await _cancelled(task)
+            return Failure(prompt.id, "run", "timeout", " ".join(filter(None, (f"{why}.", last_words, remedy))))
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task}, timeout=GRACE)
+            await _cancelled(task)
         if task.cancelled():
             return Failure(prompt.id, "run", "cancelled", "the environment cancelled its own task")
         return task.result()
@@ -184,6 +183,17 @@ class _Clock:
             self._pauses -= 1
             if timer is not None and self._pauses == 0 and not timer.expired() and self.left is not None:
                 timer.reschedule(now() + self.left)
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> str:
+    """What a task says as it is cancelled, in its `CancelledError`."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=GRACE)
+    try:
+        return str(task.exception() or "") if task.done() else ""
+    except asyncio.CancelledError as cancelled:
+        return str(cancelled)
 
 
 def require_completed_fraction(answers: Sequence[Episode | Failure], least: float) -> list[Episode]:

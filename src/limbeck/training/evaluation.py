@@ -77,7 +77,7 @@ async def evaluate(run: Run) -> Evaluation:
     means = dict((await run.learner.measure(samples)).means)
     scores = {
         **describe_scores(samples, len(sampled.rollouts)),
-        **describe_episodes(graded.rollouts, graded.episodes, graded.failures),
+        **describe_episodes(graded.rollouts, graded.episodes, graded.failures, graded.counts),
     }
     answers = tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards))
     rewards = _of_all(graded)

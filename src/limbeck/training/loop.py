@@ -136,7 +136,7 @@ def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[st
     seconds, rollouts, lag = {**report.seconds, **phases}, collected.rollouts, run.recipe.rollout.lag
     counted = {
         **describe(rollouts, collected.rewards),
-        **describe_episodes(rollouts, collected.episodes, collected.failures),
+        **describe_episodes(rollouts, collected.episodes, collected.failures, collected.counts),
         **describe_lag(rollouts, run.step, lag),
         **describe_scores(collected.samples, len(rollouts)),
         **collected.views,

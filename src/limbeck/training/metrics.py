@@ -31,15 +31,15 @@ def describe(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> di
 
 
 def describe_episodes(
-    rollouts: Sequence[Rollout], episodes: Sequence[int], failures: Sequence[Failure]
+    rollouts: Sequence[Rollout], episodes: Sequence[int], failures: Sequence[Failure], counts: Mapping[str, float]
 ) -> dict[str, float]:
     """Turns of the student and segments of an episode, and how many failed of what. `episodes`: whose each rollout is.
 
     `spliced` is the share of turns that went on after the exact tokens of an earlier one. Other turns began a segment,
-    for the reason that it has, or branched off: another answer to the same. Empty where every episode was one turn and
-    none failed.
+    for the reason that it has, or branched off: another answer to the same. `counts` are the environment's own. Else
+    empty where every episode was one turn and none failed.
     """
-    numbers: dict[str, float] = {}
+    numbers: dict[str, float] = {name: float(count) for name, count in sorted(counts.items())}
     turns: set[tuple[int, int]] = set()
     going_on: set[tuple[int, int]] = set()
     for episode, rollout in zip(episodes, rollouts, strict=True):
