@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from limbeck.api import Evaluation, TrainResult, evaluate, train
+    from limbeck.api import Evaluation, TrainResult, evaluate, sft, train
 
-__all__ = ["Evaluation", "TrainResult", "__version__", "evaluate", "train"]
+__all__ = ["Evaluation", "TrainResult", "__version__", "evaluate", "sft", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,8 @@ from limbeck.assemble.fit import Misfit, Sized, refuse, sized_here
 from limbeck.assemble.own import checked_part
 from limbeck.assemble.run import assemble, run_path, teacher_as_student
 from limbeck.assemble.site import Given
-from limbeck.config.recipe import Recipe, checked_again, load_recipe
+from limbeck.config.recipe import Recipe, checked_again, load_recipe, parse_recipe
+from limbeck.config.sft import refuse_overrides, sft_table
 from limbeck.errors import LostLearnerError, ModelError
 from limbeck.protocols import Engine, Environment, Learner, Objective, Observer, Task, Teacher
 from limbeck.records import ProbeResult
@@ -33,7 +34,7 @@ from limbeck.training.resume import resume_notes
 from limbeck.training.run import Run
 from limbeck.training.run_folder import Checkpoint, RunFolder
 
-__all__ = ["Evaluation", "Interrupted", "ProbeResult", "TrainResult", "check", "evaluate", "size", "train"]
+__all__ = ["Evaluation", "Interrupted", "ProbeResult", "TrainResult", "check", "evaluate", "sft", "size", "train"]
 
 T = TypeVar("T")
 
@@ -97,6 +98,29 @@ def train(
     recipe = _recipe(recipe, overrides)
     given = Given(teacher, task, engine, objective, learner, environment)
     return _outside_loops(lambda stop: _train(recipe, Beginning(fresh, from_checkpoint), given, observers, stop))
+
+
+def sft(
+    recipe: Recipe | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    fresh: bool = False,
+    from_checkpoint: int | None = None,
+    task: Task | None = None,
+    learner: Learner | None = None,
+    observers: Sequence[Observer] = (),
+) -> TrainResult:
+    """Train the student of a recipe on the data sets of its `rollout.sources`: the forward KL to their tokens.
+
+    The run is called as the recipe, and `-sft`. No teacher is loaded, and the recipe's objective is not used. Otherwise
+    as `train`.
+    """
+    if isinstance(recipe, Recipe):
+        recipe = parse_recipe(_recipe(recipe, overrides).model_dump(mode="json", exclude_none=True), change=sft_table)
+    else:
+        refuse_overrides(overrides)
+        recipe = load_recipe(recipe, overrides, sft_table)
+    return train(recipe, fresh=fresh, from_checkpoint=from_checkpoint, task=task, learner=learner, observers=observers)
 
 
 def evaluate(

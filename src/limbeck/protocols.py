@@ -63,6 +63,17 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Samples(Protocol):
+    """Whoever answers prompts, one unit a call: an `Engine`, or a teacher."""
+
+    max_rows: int | None  # requests in a unit; None: all of a step at once
+
+    async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+        """A turn for each request."""
+        ...
+
+
 class Engine(Protocol):
     """Samples from the student, one unit a call: the same batch whoever decodes it."""
 

@@ -30,6 +30,7 @@ Role: TypeAlias = Literal["student", "context", "system", "user", "tool"]  # con
 Support: TypeAlias = (
     Literal["sampled", "full"] | int | Ints
 )  # K: the scorer's own top; [S, K] given ids, no function of y_t
+NO_VERSION = -1  # of tokens that no policy of the run sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ class Rollout:
     token_ids: Ints  # [L] the six of the prompt, then "4", "6", end
     trained: Mask  # [L] False * 6, True * 3. No sampled token is trained in two segments
     logprobs: Floats  # [S] of the trained tokens, see `Sampled`; NaN where nobody knows log mu: of a data set
-    versions: Ints  # [S] how many updates the weights that sampled each had seen; -1: those of no student
+    versions: Ints  # [S] how many updates the weights that sampled each had seen, or NO_VERSION
     sampling: Sampling
     turns: tuple[Turn, ...] = ()
     top_ids: Ints | None = None  # [S, K] the student's own most likely ids, where they were asked for

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -88,6 +88,7 @@ def test_of_a_chat_only_the_last_message_is_the_completion(tmp_path: Path) -> No
         ({"messages": [{"role": "user", "content": "a"}]}, {}, "there is no 'completion'"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, {}, "expected a list of one message or more"),
         ({"prompt": "a", "completion": 7}, {}, "'completion' is 7"),
+        ({"prompt": [], "completion": 7}, {}, "'completion' is 7"),
         ({"prompt": "a", "completion": ""}, {}, "the completion is empty"),
         ({"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}, {}, "has to be one too"),
         ({"prompt": "a", "completion": "\ud800"}, {}, "lone surrogate"),
@@ -132,6 +133,7 @@ def merging() -> PreTrainedTokenizerFast:
 MERGING = merging()
 
 
+@settings(deadline=None)
 @given(st.text("ab é", min_size=1, max_size=8), st.text("ab é\n", min_size=1, max_size=8))
 def test_prompt_and_completion_say_what_they_say_whatever_would_merge(prompt: str, completion: str) -> None:
     encoder = CompletionEncoder(MERGING, chat=False)

@@ -23,9 +23,10 @@ from limbeck.engines.vllm import VLLMServer
 from limbeck.engines.weights_folder import WeightsFolder, places_for
 from limbeck.errors import EngineError
 from limbeck.learners.local import LocalLearner
+from limbeck.models.causal_lm import CausalLM
 from limbeck.models.loading import load_model
 from limbeck.protocols import Engine, Learner, Policy, Task
-from limbeck.records import Failure, Sampled, SampleRequest, Sampling
+from limbeck.records import NO_VERSION, Failure, Sampled, SampleRequest, Sampling
 from limbeck.wire.http import Pool, PoolSettings
 
 FIXED_TEXT = 64  # tokens of the task's prompts by which a served engine's weights are compared
@@ -61,6 +62,13 @@ def _hf(section: HFEngineConfig, site: Site, learner: Learner, task: Task, stop_
     lm = load_model(site.recipe.student, site.device)  # it gets its weights from the policy
     lm.vocabulary = site.student.vocabulary
     return CopyEngine(LocalLearner(lm, learner.config, learner.loss, learner.steps, learner.seed), section)
+
+
+def sampler_of(lm: CausalLM, section: object) -> InProcessEngine:
+    """Decodes a frozen model, as the student is decoded where `section` says how."""
+    engine = InProcessEngine(lm, section if isinstance(section, HFEngineConfig) else HFEngineConfig())
+    engine.version = NO_VERSION
+    return engine
 
 
 @runtime_checkable

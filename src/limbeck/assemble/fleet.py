@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from limbeck.assemble.engines import CopyEngine
+from limbeck.assemble.engines import CopyEngine, sampler_of
 from limbeck.assemble.site import Given, pick_device
 from limbeck.config.base import ModelConfig
 from limbeck.config.engine import HFEngineConfig
@@ -104,7 +104,9 @@ class Fleet:
         build = partial(build_teacher, self.recipe, name, section, lm.vocabulary)
         what = name if name in (ONLY, REFERENCE) else f"teacher {name}"
         count, gpus = self.recipe.cluster.teachers, self.gpus * _devices_of(section)
-        pool = TeacherPool(name, lm, [self.worker(f"{what} {i + 1}", build, gpus) for i in range(count)])
+        rows = self.recipe.engine if isinstance(self.recipe.engine, HFEngineConfig) else HFEngineConfig()
+        workers = [self.worker(f"{what} {i + 1}", build, gpus) for i in range(count)]
+        pool = TeacherPool(name, lm, workers, rows.max_rows)
         await pool.start()
         self.teachers.append(pool)
         return pool
@@ -267,7 +269,8 @@ def build_teacher(recipe: Recipe, name: str, section: ModelConfig, vocabulary: i
     assert recipe.cluster is not None
     lm = load_model(section, pick_device(recipe.device), _devices_of(section))
     lm.vocabulary = vocabulary
-    return TeacherPart(LocalTeacher(name, lm), recipe.cluster.state_mb * 2**20)
+    sampler = partial(sampler_of, lm, recipe.engine)
+    return TeacherPart(LocalTeacher(name, lm), recipe.cluster.state_mb * 2**20, sampler)
 
 
 def _require_shared(mark: Path, rank: int) -> None:

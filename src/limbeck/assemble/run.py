@@ -18,6 +18,7 @@ from limbeck.assemble.own import OwnLearner, checked_part
 from limbeck.assemble.policies import policies_to_sample_from
 from limbeck.assemble.same_as_before import same_base_as_before, same_model_as_before
 from limbeck.assemble.site import Given, Site, pick_device
+from limbeck.assemble.sources import load_rows, make_sources
 from limbeck.assemble.teachers import open_teachers
 from limbeck.assemble.work import work_of
 from limbeck.config.engine import HFEngineConfig
@@ -38,7 +39,7 @@ from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_outline, resolve
 from limbeck.models.text import Decoder, Names, vocabulary_note
 from limbeck.objectives import Loss, loss_of
-from limbeck.protocols import BatchesTurns, Engine, Environment, Learner, Objective, Task
+from limbeck.protocols import BatchesTurns, Environment, Learner, Objective, Samples, Task
 from limbeck.records import ProbeResult
 from limbeck.tasks import load_task
 from limbeck.tasks.python import PythonTask
@@ -101,8 +102,9 @@ async def _assemble(
     models = [student, *teachers.models, *([] if reference_model is None else [reference_model])]
     vocabulary = _share_vocabulary(models, loss)
     contexts = [*teachers.contexts, *(lm.context for lm in models)]
-    task = _task(site, contexts)
-    keep_prompts(folder, task, recipe, checkpoint)
+    task, stop_ids = _task(site, contexts), stop_ids_of(student, recipe.rollout.stop_ids)
+    rows = load_rows(site, stop_ids, contexts)
+    keep_prompts(folder, task, recipe, checkpoint, rows)
     environment = await open_environment(site, task)
     if fleet is not None:
         plan = StudentPlan(recipe, source, vocabulary, folder.path, folder.path == run_path(recipe))
@@ -115,7 +117,6 @@ async def _assemble(
     learner = await _learner(site, loss, {**proven.heads, **({} if reference is None else reference.heads)})
     if checkpoint:
         await _restore(learner, checkpoint)
-    stop_ids = stop_ids_of(student, recipe.rollout.stop_ids)
     student_top = loss.size if proven.asks_about_ids else 0
     engine = make_engine(site, learner, task, stop_ids, student_top)
     policies = await policies_to_sample_from(learner, recipe.rollout.lag, checkpoint)
@@ -123,11 +124,13 @@ async def _assemble(
     of_engine = engine.results if isinstance(engine, ServedEngine | ServedEngines) else ()
     results = (*_notes(student), *proven.results, *of_engine)
     folder.write_lines("contract.jsonl", [asdict(result) for result in results])
+    sources = make_sources(site, rows, proven.teacher)
+    samplers = () if sources is None else sources.samplers.values()
     run = Run(
         recipe=recipe,
         task=task,
         environment=environment,
-        journal=_journal(folder, environment, engine),
+        journal=_journal(folder, environment, [engine, *samplers]),
         limits=limits_of(recipe.environment, given.environment, contexts),
         engine=engine,
         teacher=proven.teacher,
@@ -138,6 +141,7 @@ async def _assemble(
         stop_ids=stop_ids,
         folder=folder,
         support="full" if loss.support == "student_top" else loss.support,
+        sources=sources,
         student_top=student_top,
         start=checkpoint.step if checkpoint else 0,
         reference=reference,
@@ -152,9 +156,9 @@ async def _assemble(
     return Assembled(run, results)
 
 
-def _journal(folder: RunFolder, environment: Environment, engine: Engine) -> Journal | None:
+def _journal(folder: RunFolder, environment: Environment, engines: Sequence[Samples]) -> Journal | None:
     """Of what does not follow from the seed: what an environment may do, and what a server samples."""
-    fixed = isinstance(environment, SingleTurn) and not isinstance(engine, BatchesTurns)
+    fixed = isinstance(environment, SingleTurn) and not any(isinstance(engine, BatchesTurns) for engine in engines)
     return None if fixed else Journal(folder)
 
 

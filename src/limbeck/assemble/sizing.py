@@ -23,7 +23,13 @@ from limbeck.config.base import ModelConfig
 from limbeck.config.engine import HFEngineConfig, ServedEngineConfig, SGLangEngineConfig
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.recipe import Recipe
-from limbeck.config.teacher import LocalTeacherConfig, OneTeacherConfig, RoutedTeacherConfig, StatesTeacherConfig
+from limbeck.config.teacher import (
+    DatasetTeacherConfig,
+    LocalTeacherConfig,
+    OneTeacherConfig,
+    RoutedTeacherConfig,
+    StatesTeacherConfig,
+)
 from limbeck.engines.weights_folder import places_for
 
 PROMPT_TOKENS = 512
@@ -132,7 +138,7 @@ def size_with(
     )
 
 
-def _teachers(recipe: Recipe) -> Mapping[str, OneTeacherConfig]:
+def _teachers(recipe: Recipe) -> Mapping[str, OneTeacherConfig | DatasetTeacherConfig]:
     section = recipe.teacher
     return dict(section.teachers) if isinstance(section, RoutedTeacherConfig) else {"teacher": section}
 

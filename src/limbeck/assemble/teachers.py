@@ -17,10 +17,12 @@ from limbeck.assemble.fleet import ONLY
 from limbeck.assemble.own import OwnTeacher
 from limbeck.assemble.same_as_before import keep_answer, same_model_as_before
 from limbeck.assemble.site import Site
+from limbeck.assemble.sources import OpenedData
 from limbeck.assemble.views import example_of, heads_as_seen, open_view, texts_of
 from limbeck.config.base import ModelConfig
 from limbeck.config.factory import build_part
 from limbeck.config.teacher import (
+    DatasetTeacherConfig,
     LimbeckTeacherConfig,
     LocalTeacherConfig,
     PythonTeacherConfig,
@@ -346,5 +348,6 @@ KINDS: Mapping[type, Callable[[str, Any, Site], Opened]] = {
     SGLangTeacherConfig: _Remote,
     VLLMTeacherConfig: _Remote,
     LimbeckTeacherConfig: _Remote,
+    DatasetTeacherConfig: OpenedData,
     PythonTeacherConfig: _own,
 }

@@ -14,7 +14,7 @@ from limbeck.cli.audit import audit
 from limbeck.cli.check import check
 from limbeck.cli.export import export
 from limbeck.cli.streams import LastingRaw, exit_status, lasting_streams
-from limbeck.cli.train import OVERRIDES, RECIPE, gateway, train
+from limbeck.cli.train import OVERRIDES, RECIPE, gateway, sft, train
 from limbeck.cli.wire import bake, serve
 from limbeck.errors import LimbeckError
 from limbeck.sanitize import printable
@@ -86,6 +86,7 @@ def main() -> None:
       limbeck check recipes/demo.toml
       limbeck check --teacher sglang=http://host:30000 --temperature 0.7
       limbeck train recipes/demo.toml rollout.temperature=0.7 steps=100
+      limbeck sft RECIPE
       limbeck gateway RECIPE --port 8600
       limbeck eval recipes/demo.toml --model runs/demo/model
       limbeck view runs/demo
@@ -142,6 +143,7 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 main.add_command(train)
+main.add_command(sft)
 main.add_command(gateway)
 main.add_command(check)
 main.add_command(serve)

@@ -48,10 +48,15 @@ def runs_a_recipe(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
-def train_to_end(recipe: Path, overrides: Sequence[str], how: HowToRun) -> None:
+def train_to_end(recipe: Path, overrides: Sequence[str], how: HowToRun, supervised: bool = False) -> None:
     from limbeck.config.recipe import load_recipe
+    from limbeck.config.sft import refuse_overrides, sft_table
 
-    loaded = load_recipe(recipe, overrides)  # a mistake in it is reported before anything heavy is imported
+    if supervised:
+        refuse_overrides(overrides)
+    loaded = load_recipe(
+        recipe, overrides, sft_table if supervised else None
+    )  # a mistake in it is reported before anything heavy is imported
     from limbeck import api
     from limbeck.trackers.console import make_console
 
@@ -71,6 +76,21 @@ def train(recipe: Path, overrides: tuple[str, ...], how: HowToRun) -> None:
     checkpoint when it is started again.
     """
     train_to_end(recipe, overrides, how)
+
+
+@click.command(short_help="Fine-tune the student on data sets.")
+@runs_a_recipe
+def sft(recipe: Path, overrides: tuple[str, ...], how: HowToRun) -> None:
+    """Fine-tune the student of RECIPE, a TOML file, on the data sets of its rollout.sources.
+
+    The loss is the forward KL to the tokens of the completions. No teacher is loaded. The run is called as the recipe,
+    and -sft. To distil what came of it:
+
+    \b
+      limbeck sft RECIPE
+      limbeck train RECIPE student.model=runs/NAME-sft/model
+    """
+    train_to_end(recipe, overrides, how, supervised=True)
 
 
 @click.command(short_help="Train with agents that run elsewhere.")

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import uuid
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +34,8 @@ from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
 from limbeck.models.layout import Layout, split
 from limbeck.models.scoring import refusal
-from limbeck.records import Failure, HiddenScores, ModelInfo, ScoreRequest, Scores
+from limbeck.protocols import Samples
+from limbeck.records import Failure, HiddenScores, ModelInfo, Sampled, SampleRequest, ScoreRequest, Scores
 from limbeck.teachers.local import LocalTeacher
 
 
@@ -52,8 +54,10 @@ class Facts:
 class TeacherPart:
     """In its process: a local teacher, whose states are computed ahead in `cap` bytes."""
 
-    def __init__(self, teacher: LocalTeacher, cap: int) -> None:
-        self.teacher = teacher
+    def __init__(self, teacher: LocalTeacher, cap: int, sampler: Callable[[], Samples] | None = None) -> None:
+        self.teacher, self._make_sampler = teacher, sampler
+        self._sampler: Samples | None = None
+        self._model = threading.Lock()  # states are computed in a thread of their own
         self.ahead = StatesAhead(f"teacher {teacher.name}", self._compute, cap)
 
     def facts(self) -> Facts:
@@ -69,13 +73,23 @@ class TeacherPart:
         states_Sd = await self.ahead.fetch(unit_id, row, unit)
         return None if states_Sd is None else states_Sd.view(AS_INTEGERS.get(states_Sd.dtype, states_Sd.dtype)).numpy()
 
+    async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+        """What the teacher itself answers: see `protocols.Samples`."""
+        with self._model:
+            if self._sampler is None:
+                assert self._make_sampler is not None
+                self._sampler = self._make_sampler()
+            return await self._sampler.sample(unit)
+
     def seconds(self, unit_ids: Sequence[str]) -> float:
         """That computing these took."""
         return sum(self.ahead.seconds.get(unit_id, 0.0) for unit_id in unit_ids)
 
     def _compute(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         states = []
-        for answer in asyncio.run(self.teacher.score(requests)):
+        with self._model:
+            answers = asyncio.run(self.teacher.score(requests))
+        for answer in answers:
             if not isinstance(answer, HiddenScores):
                 raise TeacherError(f"teacher {self.teacher.name}: {answer}")
             states.append(answer.states.fetch().cpu())
@@ -109,8 +123,9 @@ class TeacherPool:
     Raises what the processes raise where they are built, and `LostWorkerError`.
     """
 
-    def __init__(self, name: str, lm: CausalLM, workers: Sequence[Worker]) -> None:
-        self.name, self.lm, self.workers = name, lm, workers
+    def __init__(self, name: str, lm: CausalLM, workers: Sequence[Worker], max_rows: int | None = None) -> None:
+        self.name, self.lm, self.workers, self.max_rows = name, lm, workers, max_rows
+        self._next = itertools.cycle(workers)
         self._id, self._count = uuid.uuid4().hex[:8], itertools.count()
         self._dropped: dict[Worker, list[str]] = {worker: [] for worker in workers}  # units that nobody has any more
 
@@ -147,6 +162,11 @@ class TeacherPool:
                 answers[i] = HiddenScores(self.name, states, self.facts.fingerprint, self.info.natural_temperature)
         await asyncio.gather(*(self._plan(worker, units) for worker, units in plans.items()))
         return [answer for answer in answers if answer is not None]
+
+    async def sample(self, unit: Sequence[SampleRequest]) -> list[Sampled | Failure]:
+        """See `protocols.Samples`: the same bits whichever process answers. Raises `LostWorkerError`."""
+        answers: list[Sampled | Failure] = await next(self._next).call("sample", unit)
+        return answers
 
     async def seconds_of(self, states: Sequence[Any]) -> float:
         """That the busiest process computed for those of `states` that are of this teacher."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, TypeAlias, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -45,6 +45,7 @@ from limbeck.config.values import DEEPEST, Count, Line, Name, Place, PositiveInt
 from limbeck.errors import RecipeError
 from limbeck.formatting import shown
 
+Change: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
 MAX_BYTES = 2**20  # of a recipe's file
 SHOWN_MISTAKES = 10
 MOST_RESPONSES = 2**20  # of one step or evaluation: they are in memory together
@@ -213,8 +214,8 @@ def _refuse_given_ids(who: str, section: RemoteTeacherConfig) -> None:
         )
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a TOML recipe and apply dotted `key=value` overrides, in order.
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), change: Change | None = None) -> Recipe:
+    """Read a TOML recipe and apply dotted `key=value` overrides, in order. `change` as in `parse_recipe`.
 
     Raises `RecipeError` for a missing file, a TOML mistake, an unknown key or a wrong value.
     """
@@ -240,11 +241,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"cannot read the recipe {path}: it is not in UTF-8 ({error})") from None
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deep; ValueError: a number too long too
         raise RecipeError(f"{path} is not TOML: {error}") from None
-    return parse_recipe(table, overrides, source=str(path))
+    return parse_recipe(table, overrides, str(path), change)
 
 
-def parse_recipe(table: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+def parse_recipe(
+    table: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe", change: Change | None = None
+) -> Recipe:
     """Validate a nested mapping as a recipe, after dotted `key=value` overrides.
+
+    `change` makes another recipe of it first, such as `sft_table`.
 
     Raises `RecipeError` for an unknown key or a wrong value.
     """
@@ -253,7 +258,7 @@ def parse_recipe(table: Mapping[str, Any], overrides: Sequence[str] = (), source
     merged = json.loads(json.dumps(table, default=str))  # a deep copy of plain TOML values, which are small by now
     for override in overrides:
         _apply_override(merged, override)
-    return _validated(merged, source)
+    return _validated(merged if change is None else change(merged), source)
 
 
 def checked_again(recipe: Recipe) -> Recipe:

@@ -231,7 +231,7 @@ def _refuse_groups(recipe: Recipe) -> None:
 
 def _refuse_what_cannot_sample(recipe: Recipe) -> None:
     for name, section in _members(recipe).items():
-        if section.kind in ("limbeck", "dataset"):
+        if section.kind not in ("local", "sglang", "vllm"):
             raise ValueError(
                 f"rollout.sources has from = 'teacher', but {name} (kind = {section.kind!r}) scores and does not "
                 "sample. Take kind = 'local', 'sglang' or 'vllm', or remove the source"

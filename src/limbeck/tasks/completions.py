@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from limbeck.config.sources import DatasetSourceConfig
 from limbeck.config.task import DatasetTaskConfig
 from limbeck.errors import DataError
@@ -158,10 +156,13 @@ def _split(row: Row, section: DatasetSourceConfig) -> tuple[Row, Message]:
         if not isinstance(prompt, list):
             raise DataError(f"{columns.completion!r} is a list of messages, so {columns.prompt!r} has to be one too")
         del values[columns.prompt]
-        completion = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        messages, completion = [*prompt, *(completion or [])], None
+        said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion or []
+        if not isinstance(said, list):
+            raise DataError(f"{columns.completion!r} is {shortened(completion)}; expected text or a list of messages")
+        messages, completion = [*prompt, *said], None
     if completion is None:
-        answer = messages[-1] if isinstance(messages, list) and messages else None
+        messages = messages if isinstance(messages, list) else []
+        answer = messages[-1] if messages else None
         if not isinstance(answer, Mapping) or answer.get("role") != "assistant":
             raise DataError(
                 f"there is no {columns.completion!r}, and no {columns.messages!r} that end with an assistant message; "
@@ -214,8 +215,3 @@ def _fitting(found: list[Completion], section: DatasetSourceConfig, limits: Limi
 def as_prompt(one: Completion) -> Prompt:
     """Prompt and completion as one sequence, for the digest by which a resumed run knows its data."""
     return replace(one.prompt, token_ids=(*one.prompt.token_ids, *one.token_ids))
-
-
-def unknown(count: int) -> np.ndarray:
-    """[S] log mu of tokens whose distribution nobody knows."""
-    return np.full(count, np.nan, dtype=np.float32)

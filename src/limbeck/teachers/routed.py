@@ -44,10 +44,14 @@ class RoutedTeacher:
         """The name of the request's teacher. Raises `DataError` for one that is not there."""
         return self._find(request.teacher, f"request {request.id!r}")
 
+    def route_of(self, prompt: Prompt) -> str:
+        """The same of a prompt."""
+        return self._find(prompt.teacher, f"prompt {prompt.id!r}")
+
     def check_routes(self, prompts: Iterable[Prompt]) -> None:
         """Raises `DataError` for the first prompt whose teacher is not there: at the start, not at step 900."""
         for prompt in prompts:
-            self._find(prompt.teacher, f"prompt {prompt.id!r}")
+            self.route_of(prompt)
 
     def _find(self, teacher: str | None, whose: str) -> str:
         name = teacher or self.default

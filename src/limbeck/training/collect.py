@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from limbeck.errors import DataError, EngineError, LimbeckError, TeacherError
 from limbeck.records import (
@@ -34,13 +34,14 @@ from limbeck.records import (
 from limbeck.teacher_views.same import SameView
 from limbeck.training.advantage import group_advantages, turn_advantages
 from limbeck.training.episodes import require_completed_fraction, run_episodes, say_failures
-from limbeck.training.journal import Journal
+from limbeck.training.journal import Answers, Journal, Keyed
 from limbeck.training.metrics import describe_views
 from limbeck.training.run import Run
 
 logger = logging.getLogger("limbeck")
 
 T = TypeVar("T")
+Play: TypeAlias = Callable[[Keyed], Awaitable[Answers]]
 SAME = SameView()  # of the reference policy, which is the student's own
 
 
@@ -83,12 +84,17 @@ async def sample(
     sampling: Sampling,
     samples_per_prompt: int = 1,
     journal: Journal | None = None,
+    play: Play | None = None,
 ) -> Collected:
-    """The first half, for whoever has the turn to sample."""
+    """The first half, for whoever has the turn to sample. `play` makes the episodes where not all are the student's."""
+
+    async def students(keyed: Keyed) -> Answers:
+        return await run_episodes(run.environment, run.engine, keyed, sampling, run.limits, run.student_top)
+
     keyed = _keyed(prompts, samples_per_prompt)
     with run.phase("sample"):
         known = None if journal is None else journal.read(run.step, keyed)
-        answers = known or await run_episodes(run.environment, run.engine, keyed, sampling, run.limits, run.student_top)
+        answers = known or await (play or students)(keyed)
     require_completed_fraction(answers, run.limits.min_completed_fraction)
     with run.phase("grade"):
         answers = [_rewarded(run, answer) for answer in answers]
@@ -200,7 +206,16 @@ def _check_count(name: str, answers: Sequence[object], requests: Sequence[ScoreR
 
 
 def _advantages(run: Run, graded: Collected) -> Sequence[float | Floats]:
-    """One a rollout, or [S] where turns are rewarded. The group of a prompt are its episodes."""
+    """One a rollout, or [S] where turns are rewarded. The group of a prompt are its episodes.
+
+    What the student did not sample, it is not rewarded for: such rollouts come last, and have none.
+    """
+    own, count = sum(rollout.source == "student" for rollout in graded.rollouts), len(graded.rollouts)
+    if own < count:
+        first = replace(
+            graded, rollouts=graded.rollouts[:own], rewards=graded.rewards[:own], episodes=graded.episodes[:own]
+        )
+        return [*_advantages(run, first), *[0.0] * (count - own)]
     section = run.recipe.objective.task_reward
     if section is None:
         return [0.0] * len(graded.rollouts)

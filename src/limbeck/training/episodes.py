@@ -19,7 +19,7 @@ import numpy as np
 
 from limbeck.environments.session import Session
 from limbeck.errors import EngineError, LimbeckError, place_of
-from limbeck.protocols import BatchesTurns, Engine, Environment
+from limbeck.protocols import BatchesTurns, Environment, Samples
 from limbeck.records import Episode, Failure, Key, Prompt, Sampled, SampleRequest, Sampling
 from limbeck.training.units import plan_units
 from limbeck.training.waves import Waves
@@ -43,7 +43,7 @@ class EpisodeLimits:
 
 async def run_episodes(
     environment: Environment,
-    engine: Engine,
+    engine: Samples,
     keyed: Sequence[tuple[Prompt, Key]],
     sampling: Sampling,
     limits: EpisodeLimits,
@@ -80,7 +80,7 @@ async def run_episodes(
 
 
 def _groups(
-    engine: Engine, keyed: Sequence[tuple[Prompt, Key]], sampling: Sampling, concurrency: int | None
+    engine: Samples, keyed: Sequence[tuple[Prompt, Key]], sampling: Sampling, concurrency: int | None
 ) -> list[list[int]]:
     """Sessions that take their turns together: those whose first turns would be one unit."""
     most = min((size for size in (engine.max_rows, concurrency) if size is not None), default=None)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from limbeck.records import Rollout
+from limbeck.records import Rollout, Scored
 from limbeck.reports import Mean
 from limbeck.seeding import derive_seed
 from limbeck.training.collect import Collected, sample, score
@@ -73,12 +73,13 @@ async def evaluate(run: Run) -> Evaluation:
         graded = sampled = await sample(run, prompts, sampling, section.samples_per_prompt)
         if section.greedy:  # the KL is on samples all the same
             graded = await sample(run, prompts, run.sampling(sampling.seed, greedy=True))
-    samples = (await score(run, sampled)).samples
-    means = dict((await run.learner.measure(samples)).means)
-    scores = {
-        **describe_scores(samples, len(sampled.rollouts)),
-        **describe_episodes(graded.rollouts, graded.episodes, graded.failures, graded.counts),
-    }
+    samples: list[Scored] = []
+    means: dict[str, Mean] = {}
+    scores = describe_episodes(graded.rollouts, graded.episodes, graded.failures, graded.counts)
+    if run.scores_samples:
+        samples = (await score(run, sampled)).samples
+        means = dict((await run.learner.measure(samples)).means)
+        scores = {**describe_scores(samples, len(sampled.rollouts)), **scores}
     answers = tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards))
     rewards = _of_all(graded)
     summary = _summarise(rewards, len(prompts))

@@ -113,6 +113,7 @@ def _rollout_table(rollout: Rollout) -> dict[str, Any]:
         "sampling": asdict(rollout.sampling),
         "turns": [{**asdict(turn), "key": None if turn.key is None else turn.key.turn} for turn in rollout.turns],
         "reason": rollout.reason,
+        "source": rollout.source,
     }
 
 
@@ -145,6 +146,7 @@ def _rollout_of(table: Mapping[str, Any], prompt: Prompt, key: Key) -> Rollout:
         sampling=Sampling(**sampling),
         turns=tuple(Turn(**turn) for turn in turns),
         reason=table["reason"],
+        source=table.get("source", "student"),
         **arrays,
     )
 

@@ -20,11 +20,20 @@ from limbeck.reports import StepReport
 from limbeck.training.alarms import Alarms
 from limbeck.training.collect import Collected, note_computing
 from limbeck.training.interruption import in_thread
-from limbeck.training.metrics import describe, describe_episodes, describe_lag, describe_scores, speeds, utilisation
+from limbeck.training.metrics import (
+    describe,
+    describe_episodes,
+    describe_lag,
+    describe_scores,
+    describe_sources,
+    speeds,
+    utilisation,
+)
 from limbeck.training.pipeline import Pipeline
 from limbeck.training.prompt_order import order_of
 from limbeck.training.recording import record
 from limbeck.training.run import Run
+from limbeck.training.shares import shares_of
 
 
 async def train(run: Run) -> None:
@@ -61,7 +70,8 @@ def keep(run: Run, error: BaseException) -> None:
 
 async def _train(run: Run) -> None:
     recipe, checkpoint = run.recipe, run.recipe.checkpoint
-    order = order_of(run.task, recipe.rollout.prompts_per_step, recipe.seed)
+    shares = shares_of(recipe)
+    order = order_of(run.task, recipe.rollout.prompts_per_step, recipe.seed, shares.of_task_before)
     lines = run.folder.lines()
     alarms = Alarms(run.same_weights, (line for line in lines if line["kind"] == "train"))
     before = {line["step"] for line in lines if line["kind"] == "eval"}  # one that a stop cut off is not among them
@@ -137,6 +147,7 @@ def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[st
     counted = {
         **describe(rollouts, collected.rewards),
         **describe_episodes(rollouts, collected.episodes, collected.failures, collected.counts),
+        **describe_sources(rollouts, collected.rewards),
         **describe_lag(rollouts, run.step, lag),
         **describe_scores(collected.samples, len(rollouts)),
         **collected.views,

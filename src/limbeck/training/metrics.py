@@ -16,7 +16,12 @@ LOOPING_SHARE = 0.5  # of a response's 4-grams seen before: text repeats itself 
 
 
 def describe(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> dict[str, float]:
-    """Lengths, truncation, repetition and reward of a step's rollouts."""
+    """Lengths, truncation, repetition and reward of what the student sampled in a step."""
+    responses = float(len(rollouts))
+    own = [i for i, rollout in enumerate(rollouts) if rollout.source == "student"]
+    rollouts, rewards = [rollouts[i] for i in own], [rewards[i] for i in own]
+    if not rollouts:
+        return {"responses": responses, "tokens/sampled": 0.0}
     lengths = [len(rollout.response_ids) for rollout in rollouts]
     graded = [reward for reward in rewards if reward is not None]
     numbers = {
@@ -24,7 +29,7 @@ def describe(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> di
         "response_length/max": float(max(lengths)),
         "truncated": statistics.fmean(rollout.finish == "length" for rollout in rollouts),
         "repetition": statistics.fmean(repeated_share(rollout.response_ids) > LOOPING_SHARE for rollout in rollouts),
-        "responses": float(len(rollouts)),
+        "responses": responses,
         "tokens/sampled": float(sum(lengths)),
     }
     return {**numbers, "reward": statistics.fmean(graded)} if graded else numbers
@@ -63,6 +68,21 @@ def _why_it_began(rollout: Rollout) -> str:
     """A segment whose first turn is trained in another one shares it: it branched off."""
     first = next(turn for turn in rollout.turns if turn.key)
     return (rollout.reason if rollout.trained[first.start] else "") or "branched"
+
+
+def describe_sources(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> dict[str, float]:
+    """`source/NAME/...`: how many sequences and tokens each source gave. Empty where the student sampled everything."""
+    numbers: dict[str, float] = {}
+    names = [rollout.source_name for rollout in rollouts]
+    if all(rollout.source == "student" for rollout in rollouts):
+        return numbers
+    for name in sorted(set(names)):
+        lengths = [len(r.response_ids) for r, mine in zip(rollouts, names, strict=True) if mine == name]
+        graded = [r for r, mine in zip(rewards, names, strict=True) if mine == name and r is not None]
+        numbers[f"source/{name}/responses"] = float(len(lengths))
+        numbers[f"source/{name}/tokens"] = float(sum(lengths))
+        numbers |= {f"source/{name}/reward": statistics.fmean(graded)} if graded else {}
+    return numbers
 
 
 def describe_scores(samples: Sequence[Scored], asked: int) -> dict[str, float]:
@@ -122,7 +142,10 @@ def describe_lag(rollouts: Sequence[Rollout], step: int, lag: int) -> dict[str, 
 
     Empty where nothing is behind and nothing was to be.
     """
-    behind = step - 1 - np.concatenate([rollout.versions for rollout in rollouts])
+    versions = [rollout.versions for rollout in rollouts if rollout.source == "student"]
+    if not versions:
+        return {}
+    behind = step - 1 - np.concatenate(versions)
     return {"lag": float(behind.mean())} if lag or behind.any() else {}
 
 
@@ -152,5 +175,5 @@ def utilisation(
 
 def tokens_of(rollouts: Sequence[Rollout]) -> tuple[int, int]:
     """Tokens that were sampled, and those of the whole sequences."""
-    sampled = sum(len(rollout.response_ids) for rollout in rollouts)
+    sampled = sum(len(rollout.response_ids) for rollout in rollouts if rollout.source != "dataset")
     return sampled, sum(len(rollout.token_ids) for rollout in rollouts)

@@ -25,6 +25,7 @@ from limbeck.training.evaluation import Evaluation, evaluate
 from limbeck.training.prompt_order import Order
 from limbeck.training.recording import is_recorded, sample_watched
 from limbeck.training.run import Run
+from limbeck.training.sources import collect_mixed
 from limbeck.training.versions import version_of, versions_kept
 
 Kind: TypeAlias = Literal["rollouts", "watched", "evaluation"]
@@ -126,6 +127,8 @@ class Pipeline:
         view, rollout = self.at(step), self.run.recipe.rollout
         sampling = view.sampling(derive_seed(view.recipe.seed, "step", step))
         prompts = self.order.at(step - 1)
+        if view.sources is not None:
+            return await collect_mixed(view, prompts, sampling, rollout.samples_per_prompt)
         return await collect(view, prompts, sampling, rollout.samples_per_prompt, journal=view.journal)
 
     async def _evaluate(self, step: int) -> Evaluation:

@@ -78,7 +78,7 @@ async def _record(run: Run, step: int, samples: Sequence[Scored], watched: Seque
 async def sample_watched(run: Run) -> list[Scored]:
     """The same held-out prompts with the same randomness at every recorded step."""
     prompts = run.task.held_out[: run.recipe.record.watch]
-    if not prompts:
+    if not prompts or not run.scores_samples:
         return []
     sampling = run.sampling(derive_seed(run.recipe.seed, "watch"))
     try:
@@ -139,7 +139,7 @@ def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> d
     numbers = {
         "student_logprob": trace.student_logprobs,
         "teacher_logprob": trace.teacher_logprobs,
-        "behaviour_logprob": rollout.logprobs,
+        "behaviour_logprob": None if np.isnan(rollout.logprobs).any() else rollout.logprobs,
         "reverse_kl": trace.reverse_kl,
         "student_entropy": trace.student_entropy,
         "teacher_entropy": trace.teacher_entropy,

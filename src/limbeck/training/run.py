@@ -20,6 +20,7 @@ from limbeck.training.interruption import StopSignals, cancel_others
 from limbeck.training.journal import Journal
 from limbeck.training.peaks import Work
 from limbeck.training.run_folder import RunFolder
+from limbeck.training.shares import Sources
 from limbeck.training.versions import Turns, Versions
 from limbeck.training.watchdog import watch
 
@@ -53,6 +54,7 @@ class Run:
     names: TokenNames | None = None  # None: rollouts are not recorded
     min_scored_fraction: float = 1.0  # of a step's rollouts that the teacher must score, or the step stops
     same_weights: bool = False  # student and teacher begin as the same model
+    sources: Sources | None = None  # of a step's sequences; None: the student samples everything
     student_top: int = 0  # K of the student's own most likely ids, which teachers are asked about; 0: they are not
     teacher_seconds: Callable[[], Mapping[str, float]] = dict  # of the last scoring, by teacher where there are several
     # Of teachers that compute while the learner fetches: what each of them took, once it has.
@@ -75,6 +77,11 @@ class Run:
     def versions(self) -> Versions:
         """The weights that are still to be sampled from."""
         return Versions(self.engine, self.recipe.rollout.lag, self.start)
+
+    @property
+    def scores_samples(self) -> bool:
+        """Whether the teacher can say something of what the student samples: the data itself cannot."""
+        return self.recipe.teacher.kind != "dataset"
 
     def at(self, step: int, version: int | None = None, aside: bool = False) -> Run:
         """The same parts at the work of `step`, of which several may be under way, each with its own seconds.

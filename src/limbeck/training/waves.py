@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from limbeck.errors import EngineError
-from limbeck.protocols import Engine
+from limbeck.protocols import Samples
 from limbeck.records import Failure, Sampled, SampleRequest
 from limbeck.training.units import plan_units
 
@@ -22,7 +22,7 @@ Turn: TypeAlias = tuple[SampleRequest, "asyncio.Future[Sampled | Failure]"]  # a
 class Waves:
     """Of one group. With `at_once` a turn waits for nobody, but those of one moment go together."""
 
-    def __init__(self, engine: Engine, sessions: Iterable[int], at_once: bool = False) -> None:
+    def __init__(self, engine: Samples, sessions: Iterable[int], at_once: bool = False) -> None:
         self.engine, self.at_once, self.running = engine, at_once, set(sessions)
         self.waiting: dict[int, list[Turn]] = {}  # by session, of those that are running
         self.decoding: set[asyncio.Task[None]] = set()
