@@ -23,6 +23,8 @@ from limbeck.training.collect import Collected, collect
 from limbeck.training.episodes import EpisodeLimits
 from limbeck.training.evaluation import evaluate
 from limbeck.training.metrics import describe_episodes
+from limbeck.training.recording import record
+from limbeck.view.rollouts import Rollouts
 from tests.training.test_collect import PROMPTS, TABLE, Script, run_of, soon
 
 FREE = EpisodeLimits(timeout=30.0, max_turns=8, min_completed_fraction=0.5)
@@ -299,3 +301,36 @@ async def test_a_turns_advantage_is_its_return_against_the_same_turn_of_the_othe
     bare = [replace(r, turns=tuple(replace(t, reward=None) for t in r.turns)) for r in found.rollouts]
     with pytest.raises(DataError, match="turn 0 of prompt 'p1' has no reward"):
         turn_advantages(bare, found.episodes, section)
+
+
+class Names:
+    special_ids = frozenset({0})
+
+    def __call__(self, ids: Sequence[int]) -> list[str]:
+        return [f"<{i}>" for i in ids]
+
+
+async def test_recorded_rollouts_have_their_turns_and_the_page_shows_them(tmp_path: Path) -> None:
+    async def play(prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
+        await generate(first(prompt))
+        await generate(Context(np.array([5, 6]), parent=0, role="tool", text="five"))
+        await generate(Context(np.array([1, 4]), reason="history was shortened"))
+        return generate.episode(turn_rewards=[1.0, 0.0, -1.0])
+
+    run = run_of(tmp_path, environment=Script(play), limits=FREE, names=Names())
+    run.folder.path.mkdir(exist_ok=True)
+    found = await soon(collect(run, run.task.train[:1], run.sampling(3)))
+    await record(run, 1, found.samples)
+    page = Rollouts(run.folder.rollouts)
+    rows = [page.rollout(row["id"]) for row in page.index()["rows"] if row["source"] == "train"]
+    one, other = sorted(rows, key=lambda row: row["segment"])  # type: ignore[arg-type,return-value]
+    assert (one["segment_reason"], other["segment_reason"]) == ("", "history was shortened")
+    assert [(t["role"], t["text"], t["reward"]) for t in one["turns"]] == [
+        ("student", "", 1.0), ("tool", "five", None), ("student", "", 0.0),
+    ]  # fmt: skip
+    tool = one["turns"][1]
+    assert one["token_ids"][tool["start"] : tool["end"]] == [5, 6]
+    assert one["trained"][tool["start"] : tool["end"]] == [False, False]
+    assert one["turns"][0]["start"] == 0
+    assert one["turns"][-1]["end"] == len(one["tokens"])
+    assert [t["reward"] for t in other["turns"]] == [-1.0]

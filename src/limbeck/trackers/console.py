@@ -22,6 +22,8 @@ KL_KEYS = ("reverse_kl/exact", "reverse_kl/sampled")  # the exact one leads wher
 LIVE_ROWS = (  # name, the keys of which the first that is there is shown, decimals, unit
     ("reverse KL", KL_KEYS, 4, " nats/token"),
     ("reward", ("reward",), 3, ""),
+    ("turns", ("env/turns",), 1, " an episode"),
+    ("failed", ("env/failed",), 0, " episodes"),
     ("entropy", ("entropy/student",), 3, " nats"),
     ("length", ("response_length/mean",), 1, " tokens"),
     ("gradient", ("grad_norm",), 3, ""),
@@ -172,6 +174,8 @@ def describe_evaluation(line: Mapping[str, Any]) -> str:
         if key in line:
             parts.append(f"reverse KL {with_error(line[key], line.get(f'{key}/se'))} nats/token")
             break
+    if failed := line.get("env/failed"):
+        parts.append(f"{failed:.0f} episodes failed, which count as 0")
     if left_out := line.get("teacher/tokens_left_out"):
         parts.append(f"without {left_out:.0f} tokens that the teacher's scores are too uncertain of")
     return "  ".join(parts)

@@ -59,6 +59,8 @@ def describe_episodes(
         reasons = Counter(_why_it_began(rollout) for rollout in rollouts if rollout.segment)
         numbers |= {f"env/segments/{reason.replace(' ', '_')}": n / count for reason, n in sorted(reasons.items())}
         numbers["env/context_tokens"] = sum(len(r.token_ids) - len(r.response_ids) for r in rollouts) / count
+    if failures:
+        numbers["env/failed"] = float(len(failures))
     for kind in sorted({failure.kind for failure in failures}):
         numbers[f"env/failed/{kind}"] = float(sum(failure.kind == kind for failure in failures))
     return numbers

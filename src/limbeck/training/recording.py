@@ -8,7 +8,7 @@ A file is there whole or not at all. When all of them outgrow `record.max_mb`, e
 step is dropped and no longer recorded from then on, again and again, so they stay evenly spread.
 
 List columns of the prompt are as long as the prompt; all others have one entry a token of the response, null
-where the student did not sample that token.
+where the student did not sample that token. `turns` has one a turn of the response.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from limbeck.errors import LimbeckError
 from limbeck.files.names import numbered, step_name
 from limbeck.learners.valid_mask import apply_valid_mask
 from limbeck.protocols import TokenNames
-from limbeck.records import Floats, Scored
+from limbeck.records import Floats, Scored, Turn
 from limbeck.reports import Top, Trace
 from limbeck.seeding import derive_seed
 from limbeck.training.collect import collect
@@ -153,6 +153,8 @@ def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> d
         "task": prompt.task,
         "teacher": sample.scores.scorer,
         "sample": rollout.key.sample,
+        "segment": rollout.segment,
+        "segment_reason": rollout.reason,
         "policy_version": int(rollout.versions.min()),
         "temperature": rollout.sampling.temperature,
         "prompt_text": prompt.text or "".join(run.names(prompt.token_ids)),
@@ -171,10 +173,17 @@ def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> d
         "tokens": run.names(ids[response].tolist()),
         "special": [id_ in run.names.special_ids for id_ in ids[response].tolist()],
         "trained": mask.tolist(),
+        "turns": [_turn(turn, start) for turn in rollout.turns if turn.end > start],
         **{name: _at_trained(values, mask) for name, values in numbers.items()},
         **_top_columns("student", trace.student_top, mask, run.names),
         **_top_columns("teacher", trace.teacher_top, mask, run.names),
     }
+
+
+def _turn(turn: Turn, start: int) -> dict[str, Any]:
+    """A turn as a person reads it; its first token and the one behind it, counted in the response."""
+    place = {"start": turn.start - start, "end": turn.end - start}
+    return {**place, "role": turn.role, "text": turn.text, "finish": turn.finish, "reward": turn.reward}
 
 
 def _at_trained(values: Floats | None, mask: np.ndarray) -> list[float | None] | None:
@@ -208,7 +217,7 @@ def schema() -> pa.Schema:
     text, integer, real = pa.string(), pa.int32(), pa.float32()
     one_each: list[tuple[str, pa.DataType]] = [
         ("step", integer), ("source", text), ("prompt_id", text), ("task", text), ("teacher", text),
-        ("sample", integer), ("policy_version", integer), ("temperature", pa.float64()),
+        ("sample", integer), ("segment", integer), ("segment_reason", text), ("policy_version", integer), ("temperature", pa.float64()),
         ("prompt_text", text), ("answer", text), ("response_text", text), ("finish", text),
         ("reward", pa.float64()), ("advantage", pa.float64()), ("sampled_tokens", integer),
         ("log_ratio_mean", real), ("reverse_kl_mean", real), ("kl_max", real),
@@ -223,8 +232,18 @@ def schema() -> pa.Schema:
         for side in ("student", "teacher")
         for what, kind in (("ids", integer), ("tokens", text), ("logprobs", real))
     ]
+    turn = pa.struct(
+        [
+            ("start", integer),
+            ("end", integer),
+            ("role", text),
+            ("text", text),
+            ("finish", text),
+            ("reward", pa.float64()),
+        ]
+    )
     return pa.schema(
-        one_each + [(name, pa.list_(kind)) for name, kind in per_token + tops],
+        one_each + [(name, pa.list_(kind)) for name, kind in [*per_token, *tops, ("turns", turn)]],
         metadata={"limbeck_rollouts": str(FORMAT)},
     )
 

@@ -80,6 +80,7 @@ function facts(rollout) {
   const items = [
     ["step", whole(rollout.step)], ["policy", `after ${rollout.policy_version} updates`], ["teacher", rollout.teacher], ["T", num(rollout.temperature, 2)],
     ["tokens", rollout.sampled_tokens === undefined ? null : whole(rollout.sampled_tokens)], ["mean KL", num(rollout.reverse_kl_mean ?? rollout.log_ratio_mean)],
+    ["segment", rollout.segment ? `${rollout.segment + 1}${rollout.segment_reason ? `: ${rollout.segment_reason}` : ""}` : null],
     ["reward", reward === null || reward === undefined ? null : num(reward, 2)], ["advantage", rollout.advantage ? num(rollout.advantage, 2) : null],
     ["answer", rollout.answer], ["task", rollout.task],
   ];
@@ -104,12 +105,17 @@ function chatOf(main) {
     split && el("p", { class: "hint" }, "\ufffd stands for a part of a character that is split over several tokens."));
 }
 
-// The turns of the response, by place in it. The first began with the prompt's last header, at a place below 0.
+// The turns of the response, by place in it: as they were recorded where there are several, else by the template's tokens.
+// The first of those began with the prompt's last header, at a place below 0.
 function responseTurns(main) {
+  const recorded = main.turns ?? [];
+  if (recorded.length > 1) return recorded.map((turn) => ({ ...turn, role: labelOf(turn) }));
   const before = main.prompt_tokens?.length ?? 0;
   return turnsOf([...(main.prompt_tokens ?? []), ...main.tokens]).filter((turn) => turn.role && turn.end > before)
     .map((turn) => ({ ...turn, start: turn.start - before }));
 }
+
+const labelOf = ({ role, reward, finish }) => [role, finish === "length" && "cut at its limit", reward !== null && reward !== undefined && `reward ${num(reward, 2)}`].filter(Boolean).join(", ");
 
 export class Detail {
   // onstep(row): another step of the same prompt was chosen
