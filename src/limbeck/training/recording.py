@@ -217,7 +217,8 @@ def schema() -> pa.Schema:
     text, integer, real = pa.string(), pa.int32(), pa.float32()
     one_each: list[tuple[str, pa.DataType]] = [
         ("step", integer), ("source", text), ("prompt_id", text), ("task", text), ("teacher", text),
-        ("sample", integer), ("segment", integer), ("segment_reason", text), ("policy_version", integer), ("temperature", pa.float64()),
+        ("sample", integer), ("segment", integer), ("segment_reason", text), ("policy_version", integer),
+        ("temperature", pa.float64()),
         ("prompt_text", text), ("answer", text), ("response_text", text), ("finish", text),
         ("reward", pa.float64()), ("advantage", pa.float64()), ("sampled_tokens", integer),
         ("log_ratio_mean", real), ("reverse_kl_mean", real), ("kl_max", real),
@@ -232,16 +233,8 @@ def schema() -> pa.Schema:
         for side in ("student", "teacher")
         for what, kind in (("ids", integer), ("tokens", text), ("logprobs", real))
     ]
-    turn = pa.struct(
-        [
-            ("start", integer),
-            ("end", integer),
-            ("role", text),
-            ("text", text),
-            ("finish", text),
-            ("reward", pa.float64()),
-        ]
-    )
+    of_turn = {"start": integer, "end": integer, "role": text, "text": text, "finish": text, "reward": pa.float64()}
+    turn = pa.struct(list(of_turn.items()))
     return pa.schema(
         one_each + [(name, pa.list_(kind)) for name, kind in [*per_token, *tops, ("turns", turn)]],
         metadata={"limbeck_rollouts": str(FORMAT)},
