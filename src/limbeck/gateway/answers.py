@@ -167,7 +167,7 @@ def _logprobs(renderer: Renderer, sampled: Sampled, count: int, names_as_ids: bo
     """At the rollout's temperature, over the student's whole distribution."""
     found = []
     for id_, value in zip(sampled.token_ids[:count].tolist(), sampled.logprobs[:count].tolist(), strict=True):
-        text = renderer.decode([id_])
+        (text,) = renderer.names([id_])
         raw = None if "\ufffd" in text else list(text.encode())
         token = f"token_id:{id_}" if names_as_ids else text
         found.append({"token": token, "logprob": value, "bytes": raw, "top_logprobs": []})

@@ -36,7 +36,7 @@ def _message(value: object, where: str) -> Message:
     if not isinstance(value, Mapping) or not isinstance(role, str) or role not in ROLES:
         raise invalid(f"{where} is {shown(value)}, expected an object whose role is one of {', '.join(ROLES)}", where)
     message: Message = {"role": ROLES[role], "content": _text(value.get("content"), f"{where}.content")}
-    if isinstance(value.get("name"), str):
+    if isinstance(value.get("name"), str) and role != "assistant":  # agents name their answers, which nobody sampled
         message["name"] = _unicode(value["name"], f"{where}.name")
     if role == "tool":
         message["tool_call_id"] = str(value.get("tool_call_id") or "")

@@ -19,7 +19,7 @@ from limbeck.errors import DataError
 from limbeck.gateway.api_errors import ApiError, invalid, unsupported
 from limbeck.gateway.messages import Message, canonical, tool_call
 from limbeck.models.chat import chat_text, name_of
-from limbeck.models.text import highest_id
+from limbeck.models.text import Names, highest_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +51,7 @@ class Renderer:
         self, tokenizer: PreTrainedTokenizerBase, context: int | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
         self.tokenizer, self.context, self.options = tokenizer, context, dict(options or {})
+        self.names = Names(tokenizer)
         self._arguments_are_text = False
 
     def text(self, chat: Chat, generation_prompt: bool = True) -> str:

@@ -25,6 +25,8 @@ NEUTRAL = {  # what the student's own distribution is: a client that says so ask
 REFUSED = {  # with anything but these values
     "audio": (), "functions": ([],), "function_call": ("none",), "web_search_options": (), "modalities": (["text"],),
     "response_format": ({"type": "text"},), "top_logprobs": (0,), "echo": (False,), "suffix": ("",),
+    "continue_final_message": (False,), "add_generation_prompt": (True,), "chat_template": (), "documents": ([],),
+    "prompt_logprobs": (), "allowed_token_ids": (), "bad_words": ([],), "include_stop_str_in_output": (False,),
     "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
 }  # fmt: skip
 REMEDIES = {

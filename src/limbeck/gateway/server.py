@@ -160,7 +160,8 @@ class Gateway:
 
     def model_card(self) -> dict[str, Any]:
         card = {"id": self._desk.model, "object": "model", "created": 0, "owned_by": "limbeck"}
-        return card | {"max_model_len": self._desk.renderer.context}
+        context = self._desk.renderer.context
+        return card if context is None else card | {"max_model_len": context}
 
 
 def _listen(host: str, port: int) -> socket.socket:
