@@ -79,12 +79,19 @@ PLAIN = (  # no token ends a turn, and tool calls are text
     "{% for t in tools or [] %}Tool <tool_call>: {{ t | tojson }}\n{% endfor %}{% for m in messages %}{{ m.role }}: "
     "{{ m.content }}" + HERMES_CALLS + "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
+NO_TOOLS = (  # one that knows no tools and no role of theirs
+    "{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('role') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TEMPLATES = {  # template, the token that ends a turn, how tools are called
     "chatml": (CHATML, "<|im_end|>", "hermes"),
     "trimmed": (TRIMMED, "<|im_end|>", "hermes"),
     "qwen3": (QWEN3, "<|im_end|>", "hermes"),
     "llama3": (LLAMA3, "<|eot_id|>", "llama3"),
     "mistral": (MISTRAL, "</s>", "mistral"),
+    "no_tools": (NO_TOOLS, "<|im_end|>", "hermes"),
     "plain": (PLAIN, "<|endoftext|>", "hermes"),
 }
 SPECIAL = (

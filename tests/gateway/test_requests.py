@@ -226,20 +226,16 @@ async def test_a_session_that_ends_while_a_turn_is_sampled_answers_that_it_ended
     assert report.failure is None
 
 
-async def test_tools_without_a_known_format_or_a_template_that_shows_them_are_refused() -> None:
+async def test_tools_without_a_known_format_are_refused() -> None:
     t = talk("chatml", lambda turn: "a")
-    for template, word in (
-        (CHATML.replace("tool_call", "call"), "tool_format"),
-        ("{{ messages[0].content }}", "tools"),
-    ):
-        tokenizer = tokenizer_of("chatml")
-        tokenizer.chat_template = template
-        gateway = Gateway(tokenizer)
-        address = gateway.open(t.student.session())
-        client = httpx.AsyncClient(transport=httpx.ASGITransport(app=gateway.app), base_url=address.base_url + "/")
-        answer = await client.post("chat/completions", json={"messages": HI, "tools": [TOOL]})
-        assert answer.status_code == 400
-        assert word in answer.json()["error"]["message"]
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.chat_template = CHATML.replace("tool_call", "call")
+    gateway = Gateway(tokenizer)
+    address = gateway.open(t.student.session())
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app=gateway.app), base_url=address.base_url + "/")
+    answer = await client.post("chat/completions", json={"messages": HI, "tools": [TOOL]})
+    assert answer.status_code == 400
+    assert "tool_format" in answer.json()["error"]["message"]
 
 
 async def test_the_shape_of_an_answer() -> None:

@@ -39,7 +39,24 @@ async def test_a_history_that_goes_on_is_what_the_template_alone_would_write(tem
     check_exact(t.student, episode)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+async def test_tools_are_described_where_the_template_knows_none() -> None:
+    t = talk("no_tools", lambda turn: call_text("no_tools", turn) * 2 if turn == 0 else "Done.", max_tokens=256)
+    messages = [{"role": "system", "content": "Be brief."}, user("Add.")]
+    messages.append(await t.say(messages, tools=[TOOL]))
+    messages += tool_result(messages[-1], "3")
+    assert (await t.say(messages, tools=[TOOL]))["content"] == "Done."
+    text = t.prompt_text()
+    assert text.startswith("<|im_start|>system\nBe brief.\n\n# Tools")
+    assert '{"type": "function", "function": {"name": "add"' in text
+    result = "<tool_response>\n3\n</tool_response>"
+    assert text.endswith(
+        f"</tool_call><|im_end|>\n<|im_start|>user\n{result}\n{result}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert t.gateway.close(t.address.id).spliced == 1
+    check_exact(t.student, t.generate.episode())
+
+
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "no_tools"])
 async def test_a_tool_loop_goes_on_after_the_exact_tokens_of_a_call(template: str) -> None:
     t = talk(template, lambda turn: call_text(template, turn) if turn < 2 else "Done.")
     messages = [user("Add.")]

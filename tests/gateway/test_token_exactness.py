@@ -21,7 +21,7 @@ from tests.gateway.students import (
     user,
 )
 
-TURNS = 170  # of each of six templates
+TURNS = 145  # of each of seven templates
 
 
 def says(template: str, dice: random.Random, t: list[Talk]) -> str | list[int]:

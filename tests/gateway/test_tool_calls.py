@@ -124,7 +124,8 @@ def test_thinking_that_the_prompt_began_is_not_searched() -> None:
 
 
 def test_formats_are_seen_in_templates() -> None:
-    assert [detect(template) for template, _, _ in TEMPLATES.values()] == [fmt for _, _, fmt in TEMPLATES.values()]
+    for name, (template, _, fmt) in TEMPLATES.items():
+        assert detect(template) == (None if name == "no_tools" else fmt)
     assert detect({"default": "{{ messages }}", "tool_use": "<tool_call>\n<function="}) == "qwen3_coder"
     assert detect("<tool_call>{name}\n<arg_key>") is None
     assert detect(None) is None

@@ -10,6 +10,7 @@ the rendered chat follows the sampled tokens, without an end of turn that the st
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import DataError
 from limbeck.gateway.api_errors import ApiError, invalid, unsupported
 from limbeck.gateway.messages import Message, canonical, tool_call
+from limbeck.gateway.tool_prompt import in_words
 from limbeck.models.chat import chat_text, name_of
 from limbeck.models.text import Names, highest_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger("limbeck")
 MARK = "LimbeckMark7Q2"  # one word that nobody writes: templates trim blanks, and look for tags
 PIECE = 2**16  # characters of a long text that are counted at a time
 CUT = 16  # tokens by which a cut between two pieces may change their number, at most
@@ -68,19 +71,9 @@ class Renderer:
                 "contents in parts, and the student reads text alone. Distil a model whose template takes text",
                 "messages",
             )
-        if chat.tools and not self._shows_tools:
-            raise unsupported(
-                f"the chat template of {name_of(self.tokenizer)} does not show tools to the model: describe them in a "
-                "system message, or distil a model whose template does",
-                "tools",
-            )
         has_calls = any(message.get("tool_calls") for message in chat.messages)
-        if has_calls and not self._shows_calls:
-            raise unsupported(
-                f"the chat template of {name_of(self.tokenizer)} does not show tool calls to the model: say them in "
-                "the content of messages, or distil a model whose template does",
-                "messages",
-            )
+        if (chat.tools and not self.shows_tools) or (has_calls and not self._shows_calls):
+            chat = replace(chat, messages=in_words(chat.messages, chat.tools), tools=())
         text = self._written(chat, generation_prompt)
         try:
             text.encode()
@@ -101,11 +94,18 @@ class Renderer:
         return MARK in self._written(Chat([{"role": "user", "content": MARK}]), True)
 
     @cached_property
-    def _shows_tools(self) -> bool:
+    def shows_tools(self) -> bool:
+        """Whether the template writes tools into the prompt. Where it does not, they are put in words."""
         chat = Chat([{"role": "user", "content": "a"}])
         function = {"name": MARK, "description": "a", "parameters": {"type": "object", "properties": {}}}
         shown = replace(chat, tools=[{"type": "function", "function": function}])
-        return MARK in self._written(shown, True)
+        shows = MARK in self._written(shown, True)
+        if not shows:
+            logger.warning(
+                "the chat template of %s does not show tools: they are described in a system message, calls are "
+                "written as <tool_call>{...}</tool_call>", name_of(self.tokenizer),
+            )  # fmt: skip
+        return shows
 
     @cached_property
     def _shows_calls(self) -> bool:

@@ -118,7 +118,7 @@ class GatewaySession:
     def _read_chat(self, body: bytes) -> tuple[ChatRequest, Plan]:
         request = read_chat(_json(body), [self._desk.model], self._generate.sampling)
         plan = self._fitting(self._conversation.plan(request.chat))
-        if request.parse_calls and self._desk.tool_format is None:
+        if request.parse_calls and self._tool_format is None:
             raise unsupported(
                 "how the student writes tool calls cannot be seen from its chat template: name the format in the "
                 "recipe (tool_format), or send tool_choice = 'none'",
@@ -159,7 +159,7 @@ class GatewaySession:
 
     def _read_choice(self, request: ChatRequest, plan: Plan, sampled: Sampled) -> Choice:
         choice = read_choice(
-            self._desk.renderer, request, plan.thinking, sampled, self._stop_ids, self._desk.tool_format or "hermes"
+            self._desk.renderer, request, plan.thinking, sampled, self._stop_ids, self._tool_format or "hermes"
         )
         chat = replace(request.chat, messages=[*request.chat.messages, choice.message])
         self._conversation.add(plan, sampled, choice.stop, chat, choice.cut)
@@ -193,6 +193,10 @@ class GatewaySession:
             return ApiError(400, failure.kind, failure.message, limit=True)
         self.report.failure = self.report.failure or failure
         return ApiError(500, failure.kind, failure.message)
+
+    @property
+    def _tool_format(self) -> str | None:
+        return self._desk.tool_format if self._desk.renderer.shows_tools else "hermes"
 
     @property
     def _stop_ids(self) -> tuple[int, ...]:
