@@ -206,6 +206,16 @@ async def test_no_more_episodes_run_at_once_than_the_recipe_says(tmp_path: Path,
     assert peak == most
 
 
+async def test_several_turns_that_a_session_asks_for_at_once_are_one_wave(tmp_path: Path) -> None:
+    async def play(prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
+        await asyncio.gather(*(generate(first(prompt)) for _ in range(3)))
+        return generate.episode()
+
+    engine = BigramEngine(TABLE)
+    found = await play_of(tmp_path, Script(play), engine=engine)
+    assert [len(unit) for unit in engine.units] == [3 * found.asked]
+
+
 async def test_an_engine_that_batches_by_itself_is_given_turns_as_they_come(tmp_path: Path) -> None:
     class Server(BigramEngine):
         batches_turns = True

@@ -37,7 +37,7 @@ class Waves:
             if self.at_once and not self.waiting:
                 loop.call_soon(self._decode_all)
             self.waiting.setdefault(session, []).append((request, future))
-            self._decode_if_all_wait()
+            loop.call_soon(self._decode_if_all_wait)  # a session may ask for several turns in one moment
         return await future
 
     def ended(self, session: int) -> None:
