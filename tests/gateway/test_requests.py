@@ -238,6 +238,38 @@ async def test_tools_without_a_known_format_are_refused() -> None:
     assert "tool_format" in answer.json()["error"]["message"]
 
 
+async def test_a_template_that_fails_costs_that_rollout_and_prints_no_traceback(caplog: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("limbeck.models.chat.SECONDS", 0.05)
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% if m.content == 'loop' %}{% for i in range(99999) %}"
+        "{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}{% endfor %}"
+    )
+    student = talk("chatml", lambda turn: "a").student
+    async with Gateway(tokenizer) as gateway:
+        address = gateway.open(student.session())
+        async with httpx.AsyncClient(base_url=address.base_url + "/", trust_env=False) as client:
+            answer = await client.post("chat/completions", json={"messages": [user("loop")]})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+        assert "does not end" in answer.json()["error"]["message"]
+        failure = gateway.close(address.id).failure
+        assert failure is not None
+    assert not caplog.records
+
+
+async def test_a_template_that_wants_a_system_message_is_asked_with_one() -> None:
+    t = talk("chatml", lambda turn: call_text("chatml", 1))
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.chat_template = "{% if messages[0].role != 'system' %}{{ raise_exception('system') }}{% endif %}" + CHATML
+    gateway = Gateway(tokenizer)
+    address = gateway.open(t.student.session())
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app=gateway.app), base_url=address.base_url + "/")
+    assert (await client.post("chat/completions", json={"messages": HI, "tools": [TOOL]})).status_code == 400
+    messages = [{"role": "system", "content": "Be brief."}, *HI]
+    answer = (await client.post("chat/completions", json={"messages": messages, "tools": [TOOL]})).json()
+    assert arguments_of(answer["choices"][0]["message"]) == {"a": 1}
+
+
 async def test_the_shape_of_an_answer() -> None:
     t = talk("chatml", lambda turn: "Well." + call_text("chatml", 5))
     answer = await t.ask(HI, tools=[TOOL], logprobs=True, return_token_ids=True, return_tokens_as_token_ids=True)

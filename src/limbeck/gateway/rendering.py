@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -89,17 +90,24 @@ class Renderer:
         except DataError as error:
             raise invalid(str(error), "messages") from None
 
+    def _probe(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str | None:
+        """A chat as the template writes it, behind a system message if it must be; None where it refuses both."""
+        for first in ([], [{"role": "system", "content": "a"}]):
+            with suppress(ApiError):
+                return self._written(Chat([*first, *messages], tools), True)
+        return None
+
     @cached_property
     def _shows_text(self) -> bool:
-        return MARK in self._written(Chat([{"role": "user", "content": MARK}]), True)
+        text = self._probe([{"role": "user", "content": MARK}])
+        return text is None or MARK in text
 
     @cached_property
     def shows_tools(self) -> bool:
         """Whether the template writes tools into the prompt. Where it does not, they are put in words."""
-        chat = Chat([{"role": "user", "content": "a"}])
         function = {"name": MARK, "description": "a", "parameters": {"type": "object", "properties": {}}}
-        shown = replace(chat, tools=[{"type": "function", "function": function}])
-        shows = MARK in self._written(shown, True)
+        text = self._probe([{"role": "user", "content": "a"}], [{"type": "function", "function": function}])
+        shows = text is None or MARK in text
         if not shows:
             logger.warning(
                 "the chat template of %s does not show tools: they are described in a system message, calls are "
@@ -113,14 +121,11 @@ class Renderer:
         call = tool_call("c00000000", "a", {MARK: MARK})
         asked = {"role": "user", "content": "a"}
         answered = {"role": "tool", "content": "a", "tool_call_id": "c00000000", "name": "a"}
-        chat = Chat([asked, {"role": "assistant", "content": "", "tool_calls": [call]}, answered])
-        for as_text in (False, True):
-            self._arguments_are_text = as_text
-            try:
-                if MARK in self._written(chat, True):
-                    return True
-            except ApiError:
-                continue
+        for self._arguments_are_text in (False, True):
+            text = self._probe([asked, {"role": "assistant", "content": "", "tool_calls": [call]}, answered])
+            if text is not None and MARK in text:
+                return True
+        self._arguments_are_text = False
         return False
 
     def after_answer(self, chat: Chat, index: int, stop: str) -> str | None:

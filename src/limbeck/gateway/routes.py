@@ -58,7 +58,6 @@ def make_app(gateway: Gateway) -> FastAPI:
     app.include_router(router, prefix="/sessions/{session}")
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_exception_handler(Exception, _failed)
     return app
 
 
@@ -103,10 +102,6 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path} is not served here: use POST /v1/chat/completions"
     return await _refused(request, ApiError(error.status_code, "unknown_url", what))
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return await _refused(request, ApiError(500, "internal_error", f"{type(error).__name__}: {error}"))
 
 
 def make_server(app: FastAPI, grace: int) -> uvicorn.Server:

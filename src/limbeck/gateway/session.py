@@ -79,6 +79,10 @@ class GatewaySession:
         except ApiError as error:
             self.refuse(error)
             raise
+        except Exception as error:  # a template that does not end, or a mistake of ours: this rollout's alone
+            failed = ApiError(500, "internal_error", f"{type(error).__name__}: {error}")
+            self.refuse(failed)
+            raise failed from error
         finally:
             task.cancel()
             self._under_way.discard(task)
