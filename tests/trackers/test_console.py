@@ -119,3 +119,10 @@ def test_the_exact_kl_comes_before_the_sampled_one() -> None:
 def test_sparklines_run_from_smallest_to_largest() -> None:
     assert sparkline([0.0, 1.0]) == "▁█"
     assert sparkline([2.0, 2.0]) == "▁▁"
+
+
+def test_a_step_without_a_reverse_kl_shows_what_was_minimised() -> None:
+    from limbeck.trackers.console import shown_values
+
+    assert shown_values({"step": 1, "objective": 0.5})[0] == ("forward KL", 0.5, "0.5000 nats/token")
+    assert shown_values({"step": 1, "objective": 0.5, "reverse_kl/exact": 0.2})[0][0] == "reverse KL"

@@ -167,4 +167,6 @@ class TokenMetrics:
         return means
 
     def maxima(self) -> dict[str, float]:
+        if STUDENT not in self.sources:
+            return {}
         return {"importance/max": self.importance_max_R.max().item()}

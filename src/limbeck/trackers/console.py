@@ -30,6 +30,7 @@ LIVE_ROWS = (  # name, the keys of which the first that is there is shown, decim
     ("speed", ("tokens_per_second/step",), 0, " tokens/s"),
     ("lag", ("lag",), 1, " updates"),
 )
+LOSS_ROW = ("forward KL", ("objective",), 4, " nats/token")  # of the data itself, which has no reverse KL
 
 
 class LiveConsole:
@@ -89,7 +90,7 @@ class LiveConsole:
             Text(self.phase_name, style="magenta"),
         )
         rows = Table.grid(padding=(0, 2))
-        for name, *_ in LIVE_ROWS:
+        for name, *_ in (LOSS_ROW, *LIVE_ROWS):
             if values := self.history.get(name):
                 rows.add_row(Text(name, style="dim"), self.shown[name], Text(sparkline(values), style="green"))
         alarms = [
@@ -156,9 +157,10 @@ def make_console(title: str, quiet: bool = False, as_json: bool = False) -> Live
 
 def shown_values(line: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     """The few numbers that matter, as (name, value, text): of each, the first key that the line has."""
+    rows = LIVE_ROWS if any(key in line for key in KL_KEYS) else (LOSS_ROW, *LIVE_ROWS)
     return [
         (name, line[key], number(float(line[key]), digits) + unit)
-        for name, keys, digits, unit in LIVE_ROWS
+        for name, keys, digits, unit in rows
         for key in [next((key for key in keys if key in line), None)]
         if key is not None
     ]

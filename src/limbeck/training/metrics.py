@@ -157,11 +157,12 @@ def speeds(seconds: Mapping[str, float], rollouts: Sequence[Rollout], lag: int =
     With lag phases overlap, and none has a share of the step.
     """
     sampled, total = tokens_of(rollouts)
+    responses = sum(len(rollout.response_ids) for rollout in rollouts)
     numbers = {
         "tokens_per_second/sample": sampled / seconds["sample"],
         "tokens_per_second/score": total / seconds["score"],
         "tokens_per_second/update": total / seconds["update"],
-        "tokens_per_second/step": sampled / seconds["step"],
+        "tokens_per_second/step": responses / seconds["step"],
     }
     return numbers if lag else {**numbers, "teacher_share": seconds["score"] / seconds["step"]}
 
