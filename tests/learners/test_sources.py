@@ -69,6 +69,12 @@ async def test_a_step_without_samples_of_the_student_has_none_of_their_numbers()
     teacher = tiny_lm(2)
     samples = [of_a_data_set(sample) for sample in random_samples(teacher, [3, 5])]
     values = (await learner_of(tiny_lm(1), teacher).update(samples)).values()
-    assert not {"mismatch", "importance/mean", "importance/max", "reverse_kl/sampled", "importance/effective_share"} & set(values)
+    assert not {
+        "mismatch",
+        "importance/mean",
+        "importance/max",
+        "reverse_kl/sampled",
+        "importance/effective_share",
+    } & set(values)
     assert {"reverse_kl/exact", "source/rows/reverse_kl/exact", "tokens/trained"} <= set(values)
     assert all(np.isfinite(value) for value in values.values())
