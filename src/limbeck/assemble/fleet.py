@@ -27,8 +27,9 @@ from limbeck.config.engine import HFEngineConfig
 from limbeck.config.factory import Build
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.recipe import Recipe
+from limbeck.config.self_teacher import ONLY, members_of
 from limbeck.config.student import StudentConfig
-from limbeck.config.teacher import LocalTeacherConfig, RoutedTeacherConfig
+from limbeck.config.teacher import LocalTeacherConfig
 from limbeck.errors import RecipeError, RunError
 from limbeck.learners.local import LocalLearner
 from limbeck.learners.ranks import open_rank
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("limbeck")
 
-ONLY, REFERENCE = "teacher", "reference"  # the names of a teacher that has none, and of the frozen policy
+REFERENCE = "reference"  # the name of the frozen policy
 VERSIONS = 3  # of the weights that the object store has room for without lag: sampled from, published, on its way out
 SEEN_WITHIN = 10.0  # seconds in which a new file must be seen from another node
 
@@ -207,8 +208,7 @@ def gpus_of(recipe: Recipe) -> dict[str, int]:
 
 def _scoring_models(recipe: Recipe) -> list[ModelConfig]:
     """The local teachers, and the reference."""
-    section = recipe.teacher
-    members = section.teachers.values() if isinstance(section, RoutedTeacherConfig) else [section]
+    members = members_of(recipe).values()
     local: list[ModelConfig] = [member for member in members if isinstance(member, LocalTeacherConfig)]
     return [*local, *([] if recipe.objective.reference is None else [recipe.student])]
 

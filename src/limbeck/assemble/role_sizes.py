@@ -17,6 +17,7 @@ from limbeck.cluster.connect import STORE
 from limbeck.config.engine import HFEngineConfig
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.recipe import Recipe
+from limbeck.config.teacher import SelfTeacherConfig
 
 Phase: TypeAlias = Literal["loading", "sampling", "scoring", "loss", "backward"]
 Where: TypeAlias = Literal["device", "host"]
@@ -231,6 +232,19 @@ def teacher(work: Work, size: ModelSize, devices: int, keys: tuple[str, ...]) ->
         waiting = ceil(work.ahead * work.sampled / cluster.teachers) * size.width * size.held
         most = cluster.state_mb * 2**20
         yield Part("states that wait", min(waiting, most), RUNNING, "host", keys=("cluster.state_mb",))
+
+
+def past_self(work: Work, section: SelfTeacherConfig) -> Iterator[Part]:
+    """What the learner keeps of its own past for a teacher to score with (`learners.past`)."""
+    student, trained = work.models.student, trained_bytes(work)
+    if section.of == "average":
+        numbers = student.adapters or student.parameters
+        yield Part("the average, in float32", numbers * FLOAT32, exact=True)
+        yield Part("the average, as it scores", trained, exact=True)
+    else:
+        yield Part("earlier weights", ((section.lag or 0) + 1) * trained, exact=True, keys=("teacher.lag",))
+    tokens = min(max(SCORED_AT_ONCE, work.longest), work.fed(shares_prompts=False))
+    yield Part("passes", tokens * student.passing(work.computed), PHASES[2:3])
 
 
 def store(work: Work) -> int:

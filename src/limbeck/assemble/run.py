@@ -115,6 +115,7 @@ async def _assemble(
         await same_model_as_before("reference", reference, site)
 
     learner = await _learner(site, loss, {**proven.heads, **({} if reference is None else reference.heads)})
+    teachers.follow(learner)
     if checkpoint:
         await _restore(learner, checkpoint)
     student_top = loss.size if proven.asks_about_ids else 0

@@ -23,13 +23,8 @@ from limbeck.config.base import ModelConfig
 from limbeck.config.engine import HFEngineConfig, ServedEngineConfig, SGLangEngineConfig
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.recipe import Recipe
-from limbeck.config.teacher import (
-    DatasetTeacherConfig,
-    LocalTeacherConfig,
-    OneTeacherConfig,
-    RoutedTeacherConfig,
-    StatesTeacherConfig,
-)
+from limbeck.config.self_teacher import members_of
+from limbeck.config.teacher import LocalTeacherConfig, SelfTeacherConfig, StatesTeacherConfig
 from limbeck.engines.weights_folder import places_for
 
 PROMPT_TOKENS = 512
@@ -108,7 +103,7 @@ def models_of(recipe: Recipe, given: Given | None = None) -> Models:
     given = given or Given()
     teachers: dict[str, ModelSize] = {}
     heads: dict[str, ModelSize] = {}
-    for name, section in _teachers(recipe).items() if given.teacher is None else ():
+    for name, section in members_of(recipe).items() if given.teacher is None else ():
         if isinstance(section, LocalTeacherConfig):
             teachers[name] = model_size(section)
         elif isinstance(section, StatesTeacherConfig) and section.head is not None:
@@ -136,11 +131,6 @@ def size_with(
         tuple(_travels(work, given)),
         tuple(notes),
     )
-
-
-def _teachers(recipe: Recipe) -> Mapping[str, OneTeacherConfig | DatasetTeacherConfig]:
-    section = recipe.teacher
-    return dict(section.teachers) if isinstance(section, RoutedTeacherConfig) else {"teacher": section}
 
 
 def _processes(work: Work, given: Given) -> Iterator[Process]:
@@ -174,11 +164,13 @@ def _processes(work: Work, given: Given) -> Iterator[Process]:
 
 def _frozen(work: Work) -> Iterator[tuple[Role, int]]:
     """Local teachers and the reference, and how many devices each spans."""
-    for name, section in _teachers(work.recipe).items():
+    for name, section in members_of(work.recipe).items():
         if name in work.models.teachers and isinstance(section, LocalTeacherConfig):
             devices = section.devices if work.on_gpu else 1
             parts = role.teacher(work, work.models.teachers[name], devices, ("teacher.dtype", "teacher.devices"))
             yield Role(name, tuple(parts)), devices
+        if isinstance(section, SelfTeacherConfig):
+            yield Role(name, tuple(role.past_self(work, section))), 1
     if work.models.reference is not None:
         yield Role("reference", tuple(role.teacher(work, work.models.reference, 1, ("objective.reference",)))), 1
 
@@ -266,7 +258,7 @@ def _notes(work: Work, given: Given, assumed: bool) -> Iterable[str]:
         section = getattr(recipe, name)
         if getattr(given, name) is not None or section.kind == "python":
             yield f"{name} {OWN}"
-    for name, section in _teachers(recipe).items():
+    for name, section in members_of(recipe).items():
         if given.teacher is not None or section.kind == "python":
             yield f"{name} {OWN}"
         elif section.kind != "local":

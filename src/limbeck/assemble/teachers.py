@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from limbeck.assemble.fleet import ONLY
 from limbeck.assemble.own import OwnTeacher
 from limbeck.assemble.same_as_before import keep_answer, same_model_as_before
 from limbeck.assemble.site import Site
@@ -21,6 +21,7 @@ from limbeck.assemble.sources import OpenedData
 from limbeck.assemble.views import example_of, heads_as_seen, open_view, texts_of
 from limbeck.config.base import ModelConfig
 from limbeck.config.factory import build_part
+from limbeck.config.self_teacher import ONLY, members_of
 from limbeck.config.teacher import (
     DatasetTeacherConfig,
     LimbeckTeacherConfig,
@@ -29,6 +30,7 @@ from limbeck.config.teacher import (
     RemoteTeacherConfig,
     RoutedTeacherConfig,
     SeeingConfig,
+    SelfTeacherConfig,
     SGLangTeacherConfig,
     StatesTeacherConfig,
     VLLMTeacherConfig,
@@ -40,12 +42,15 @@ from limbeck.contract.order import prove_order
 from limbeck.contract.probes import Text, continuations, prove, same_weights
 from limbeck.contract.remote import prove_remote
 from limbeck.contract.tokenizers import check_same_tokenizer, check_tokenizers
+from limbeck.errors import RecipeError
+from limbeck.learners.local import LocalLearner
+from limbeck.learners.past import PastSelf, SelfTeacher
 from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_outline, load_tokenizer, resolve
 from limbeck.objectives import Loss
-from limbeck.protocols import HoldsHeads, Task, Teacher, TeacherView
+from limbeck.protocols import HoldsHeads, Learner, Task, Teacher, TeacherView
 from limbeck.records import ProbeResult, Prompt, Support
 from limbeck.teacher_views.routed import RoutedViews
 from limbeck.teachers.connect import connect
@@ -112,6 +117,17 @@ class OpenTeachers:
         """In a fleet: the processes of local teachers, all at once. Raises what they raise."""
         await asyncio.gather(*(member.start(site) for member in self.members.values() if isinstance(member, _Local)))
 
+    def follow(self, learner: Learner) -> None:
+        """Teachers that are the student's own past score with what its learner keeps. Raises `RecipeError`."""
+        for name, member in self.members.items():
+            if isinstance(member, _Self) and not isinstance(learner, LocalLearner):
+                raise RecipeError(
+                    f"{name} is the student's own past (kind = 'self'), which learner.kind = 'local' keeps, and a "
+                    f"{type(learner).__name__} does not. Give the model's folder (kind = 'local')."
+                )
+            if isinstance(member, _Self) and isinstance(learner, LocalLearner):
+                member.follow(learner)
+
     async def prove(self, site: Site, task: Task) -> Proven:
         """Every teacher's contract. Raises `ContractError`, `DataError`."""
         teachers: dict[str, Teacher] = {}
@@ -128,7 +144,8 @@ class OpenTeachers:
                 found.append(await _same_weights(teacher, member, site, texts, support))
             results += [replace(r, probe=f"{name}: {r.probe}") for r in found] if len(self.members) > 1 else found
         ids = isinstance(support, np.ndarray) and not all(
-            isinstance(self.members[name], _Local) or _sends_states(teacher) for name, teacher in teachers.items()
+            isinstance(self.members[name], _Local | _Self) or _sends_states(teacher)
+            for name, teacher in teachers.items()
         )
         if not self.routed:
             return Proven(teachers[ONLY], self.members[ONLY].view, heads, tuple(results), dict, ids)
@@ -162,7 +179,9 @@ async def _same_weights(
 
 def _sends_states(teacher: Teacher) -> bool:
     """Whether the learner has its whole distribution: then the support is chosen there."""
-    return isinstance(teacher, RemoteTeacher) and teacher.proof.method == "hidden"
+    if isinstance(teacher, RemoteTeacher):
+        return teacher.proof.method == "hidden"
+    return not isinstance(teacher, OwnTeacher)  # ours, in this process or in the fleet
 
 
 def open_teachers(site: Site, loss: Loss) -> OpenTeachers:
@@ -173,7 +192,7 @@ def open_teachers(site: Site, loss: Loss) -> OpenTeachers:
         own = _Own(site.given.teacher, open_view(view, site, None))
         return OpenTeachers({ONLY: own}, None, routed=False, min_scored_fraction=1.0, loss=loss)
     routed = isinstance(section, RoutedTeacherConfig)
-    sections = dict(section.teachers) if isinstance(section, RoutedTeacherConfig) else {ONLY: section}
+    sections = members_of(site.recipe)
     members = {name: KINDS[type(member)](name, member, site) for name, member in sections.items()}
     fractions = [s.min_scored_fraction for s in sections.values() if isinstance(s, RemoteTeacherConfig)]
     default = section.default if isinstance(section, RoutedTeacherConfig) else None
@@ -220,6 +239,35 @@ class _Local:
         """To the bit: the same files held in another dtype are another model."""
         ours, theirs = site.recipe.student, self.section
         return ours.dtype == theirs.dtype and resolve(theirs.model) == resolve(ours.model)
+
+
+class _Self:
+    """The student's own past, which the learner keeps once there is one; before, the student as it is."""
+
+    def __init__(self, name: str, section: SelfTeacherConfig, site: Site) -> None:
+        self.name, self.section = name, section
+        self.view = open_view(section.view, site, site.student.tokenizer)
+        self.teacher = SelfTeacher(name, LocalPolicy(site.student))
+        self.models: Sequence[CausalLM] = ()
+        self.context = site.student.context
+        self.heads: Mapping[str, Head] = {}
+        self.results: list[ProbeResult] = []
+
+    async def prove(self, site: Site, texts: Sequence[Text], support: Support) -> Teacher:
+        self.heads = self.teacher.heads
+        self.results += await _prove(self.teacher, site, texts, support)
+        self.heads = {}  # those of the weights that it scores with come from the learner
+        return self.teacher
+
+    def follow(self, learner: LocalLearner) -> None:
+        """Score with what `learner` keeps of its past, from now on."""
+        section = self.section
+        past = PastSelf(self.name, learner, section.lag, section.decay, partial(heads_as_seen, self.view))
+        learner.pasts.append(past)
+        self.teacher.past = past
+
+    def is_student(self, site: Site) -> bool:
+        return False
 
 
 class _Own:
@@ -345,6 +393,7 @@ def _same_as_before(name: str, teacher: RemoteTeacher, site: Site) -> None:
 
 KINDS: Mapping[type, Callable[[str, Any, Site], Opened]] = {
     LocalTeacherConfig: _Local,
+    SelfTeacherConfig: _Self,
     SGLangTeacherConfig: _Remote,
     VLLMTeacherConfig: _Remote,
     LimbeckTeacherConfig: _Remote,

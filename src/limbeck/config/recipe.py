@@ -29,6 +29,7 @@ from limbeck.config.evaluation import EvalConfig
 from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
 from limbeck.config.retokenized import refuse_with_retokenized
+from limbeck.config.self_teacher import refuse_with_self
 from limbeck.config.sources import SOURCE_TAGS, SourceConfig, refuse_biased_sources
 from limbeck.config.student import StudentConfig
 from limbeck.config.task import GraderConfig, TaskConfig
@@ -134,6 +135,7 @@ class Recipe(Config):
             refuse_with_cluster(self.cluster, self.learner, self.engine, self.device)
         _refuse_what_the_teacher_cannot_give(self)
         refuse_with_retokenized(self)
+        refuse_with_self(self)
         refuse_biased_sources(self)
         for table, prompts, samples in (
             ("rollout", rollout.prompts_per_step, rollout.samples_per_prompt),

@@ -160,6 +160,29 @@ class LimbeckTeacherConfig(StatesTeacherConfig):
     kind: Literal["limbeck"] = "limbeck"
 
 
+class SelfTeacherConfig(SeeingConfig):
+    """The student itself, mostly with another view: as it began, as it was some updates ago, or its moving average."""
+
+    kind: Literal["self"] = "self"
+    of: Literal["start", "lagged", "average"] = Field(
+        "start", description="the student as it began, as it was `lag` updates ago, or the average of its weights"
+    )
+    lag: Annotated[int, Field(ge=1, le=64)] | None = Field(None, description="of `lagged`: how many updates ago")
+    decay: Fraction | None = Field(
+        None, description="of `average`: its own share in it at every update; the student's weights have the rest"
+    )
+
+    @model_validator(mode="after")
+    def _keys_are_of_what_it_is(self) -> Self:
+        for key, of, example in (("lag", "lagged", "8"), ("decay", "average", "0.99")):
+            given = getattr(self, key)
+            if self.of == of and given is None:
+                raise ValueError(f"of = {of!r} needs {key}: set teacher.{key} = {example}")
+            if self.of != of and given is not None:
+                raise ValueError(f"{key} = {given} goes with of = {of!r}, but of = {self.of!r}. Change one of the two.")
+        return self
+
+
 class DatasetTeacherConfig(Config):
     """The tokens of the data themselves, a point mass on each: supervised fine-tuning, as `limbeck sft` does it."""
 
@@ -171,7 +194,12 @@ class PythonTeacherConfig(SeeingConfig, PythonPartConfig):
 
 
 OneTeacherConfig: TypeAlias = Annotated[
-    LocalTeacherConfig | SGLangTeacherConfig | VLLMTeacherConfig | LimbeckTeacherConfig | PythonTeacherConfig,
+    LocalTeacherConfig
+    | SGLangTeacherConfig
+    | VLLMTeacherConfig
+    | LimbeckTeacherConfig
+    | SelfTeacherConfig
+    | PythonTeacherConfig,
     Field(discriminator="kind"),
 ]
 
@@ -195,6 +223,7 @@ TeacherConfig: TypeAlias = Annotated[
     | SGLangTeacherConfig
     | VLLMTeacherConfig
     | LimbeckTeacherConfig
+    | SelfTeacherConfig
     | DatasetTeacherConfig
     | PythonTeacherConfig
     | RoutedTeacherConfig,

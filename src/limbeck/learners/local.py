@@ -39,6 +39,7 @@ from limbeck.learners.checkpoint import (
 )
 from limbeck.learners.groups import compared_bytes
 from limbeck.learners.optimizer import make_optimizer
+from limbeck.learners.past import PastSelf
 from limbeck.learners.policy import WEIGHTS, Lease, LocalPolicy
 from limbeck.learners.process_group import Ranks, Sharding
 from limbeck.learners.schedule import learning_rate
@@ -82,7 +83,8 @@ class LocalLearner:
                 "where they compute. Set cluster.learners = 2 or more, or leave it out."
             )
         self.loss = objective if isinstance(objective, Loss) else loss_of(objective)
-        self.heads = heads_on(heads or {}, lm.device)
+        self._heads = heads_on(heads or {}, lm.device)
+        self.pasts: list[PastSelf] = []  # of teachers that are this student's own past
         self.version = 0
         narrow = torch.bfloat16 if config.precision == "bfloat16" else None
         self.autocast = narrow if self.ranks.count == 1 else None  # several gather their weights in it
@@ -127,6 +129,8 @@ class LocalLearner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.version += 1
+        for past in self.pasts:
+            past.after_update()
         seconds = {
             "update/backward": backward_done - clock,
             "update/optimizer": time.perf_counter() - backward_done,
@@ -195,7 +199,7 @@ class LocalLearner:
 
     async def publish(self) -> LocalPolicy:
         """A lease on the weights as they are. The next update ends it."""
-        return self._policy(self.version, lease=self._lease)
+        return self.policy_at(self.version, lease=self._lease)
 
     def save(self, folder: Path) -> None:
         """A checkpoint: `model/` (with LoRA `adapter/` in its place) and `learner.safetensors`. See `checkpoint`.
@@ -210,6 +214,8 @@ class LocalLearner:
         weights = weights_of(self.lm, self.adapters)
         with WEIGHTS, self.ranks.guarded("saving"):
             save_state(folder / LEARNER_FILE, self.version, self.optimizer, self.parameters, weights, self.ranks)
+            for past in self.pasts:
+                past.save(folder)
 
     def restore(self, folder: Path) -> None:
         """Take up what `save` wrote. Full weights are loaded with the model, from the checkpoint's `model/`.
@@ -225,14 +231,21 @@ class LocalLearner:
         if self.adapters is not None:
             self.adapters.load(folder / ADAPTER_FOLDER)
         self._replace_lease(self.version)
+        for past in self.pasts:
+            past.restore(folder)
 
     def restore_policy(self, folder: Path, version: int) -> LocalPolicy:
         """See `protocols.RestoresPolicies`."""
-        return self._policy(version).read(folder)
+        return self.policy_at(version).read(folder)
 
     def know_heads(self, heads: Heads) -> None:
         """Output heads, by fingerprint, of hidden states that will come."""
-        self.heads = heads_on(heads, self.lm.device)
+        self._heads = heads_on(heads, self.lm.device)
+
+    @property
+    def heads(self) -> Heads:
+        """Of all whose hidden states may come now."""
+        return {**self._heads, **{fingerprint: head for past in self.pasts for fingerprint, head in past.heads.items()}}
 
     def policy_of(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> LocalPolicy:
         """The policy whose `trained` gave these tensors. They are read, never written."""
@@ -241,9 +254,9 @@ class LocalLearner:
             parameter = self.parameters[name]
             rows = tensor if self.ranks.count == 1 else tensor[rows_here(parameter)].clone()
             held[parameter] = like(parameter, rows)
-        return self._policy(version, held=held)
+        return self.policy_at(version, held=held)
 
-    def _policy(
+    def policy_at(
         self, version: int, lease: Lease | None = None, held: Mapping[nn.Parameter, Tensor] | None = None
     ) -> LocalPolicy:
         return LocalPolicy(

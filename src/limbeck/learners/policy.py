@@ -26,6 +26,7 @@ from limbeck.learners.adapters import LoraAdapters
 from limbeck.learners.process_group import Ranks
 from limbeck.learners.saving import write_model
 from limbeck.models.causal_lm import CausalLM, precision
+from limbeck.models.head import Head
 from limbeck.models.layout import lay_out, plan
 from limbeck.models.loading import load_model
 from limbeck.models.scoring import refusal, score_hidden
@@ -193,6 +194,11 @@ class LocalPolicy:
         return LocalPolicy(
             self.lm, self.version, budget=self.budget, autocast=self.autocast, held=held, ranks=self.ranks
         )
+
+    def head(self) -> Head:
+        """The output head of these weights; of held ones it stays what it is."""
+        with self._in_place():
+            return self.lm.head().detach()
 
     @contextmanager
     def _in_place(self, to_run: bool = False) -> Iterator[None]:
