@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from limbeck.assemble.engines import sampler_of
-from limbeck.assemble.fleet import ONLY
 from limbeck.assemble.site import Site
+from limbeck.config.self_teacher import ONLY
 from limbeck.config.sources import DatasetSourceConfig
 from limbeck.config.teacher import DatasetTeacherConfig
 from limbeck.contract.probes import Text
