@@ -108,7 +108,7 @@ def to_prompt(
         )
     named = {columns.prompt, columns.messages, found.id, columns.teacher, ANSWER}  # another answer has two names
     return Prompt(
-        id=_id(_at(values, found.id), row.default_id, found.id),
+        id=_id(_at(values, found.id), row.default_id, found.id, per_file=columns.id is None and found.id == VERL_ID),
         token_ids=tuple(token_ids),
         task=task,
         text=text,
@@ -209,14 +209,14 @@ def _options(row: Row, columns: ColumnsConfig) -> Mapping[str, Any]:
         raise DataError(f"{columns.template_options!r}: {error}") from None
 
 
-def _id(value: Any, default: str, name: str) -> str:
+def _id(value: Any, default: str, name: str, per_file: bool) -> str:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(f"{name!r} is {shortened(value)}; expected text or a whole number")
     if len(str(value)) > MAX_ID:
         raise DataError(f"{name!r} is {shortened(value)} of {len(str(value)):,}; expected at most {MAX_ID}")
-    if name == VERL_ID:  # counted anew in each file
+    if per_file:  # counted anew in each
         return f"{default.rpartition('-')[0]}-{value}"
     return str(value)
 

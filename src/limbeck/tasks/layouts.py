@@ -31,7 +31,7 @@ ENDS_WITH_ASSISTANT = (
     "TRL conversations: their last messages are the assistant's and are not shown to the student (to go on with them "
     "set task.continue_final_message = true)"
 )
-REPEATED = f"ids: {VERL_ID} names several rows, which are numbered instead"
+REPEATED = f"{VERL_ID} names several rows, which are numbered instead"
 LAYOUTS = {  # by what it was recognised by
     VERL_ANSWER: f"verl: answers are in {VERL_ANSWER}",
     SLIME_ANSWER: f"slime: answers are in {SLIME_ANSWER}",
@@ -78,7 +78,7 @@ class Layouts:
     def note(self, name: str) -> None:
         """One line about what was recognised."""
         if self._seen:
-            logger.warning("%s is read as %s", name, "; ".join(LAYOUTS[sign] for sign in sorted(self._seen)))
+            logger.warning("%s is read as %s", name, "; ".join(LAYOUTS[sign] for sign in LAYOUTS if sign in self._seen))
 
     def _answer(self, values: Mapping[str, Any], where: str) -> str:
         if self.columns.answer is not None:
