@@ -108,10 +108,10 @@ def test_an_answer_that_is_a_table_or_list_is_for_graders_of_ones_own(write, cha
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([verl(0, label="3")], r"line 1: there are a 'reward_model.ground_truth'.* and a 'label'.*Set task\.columns\.answer"),
-        ([verl(0), {"prompt": ASK, "label": "3"}], r"line 2: answers are in 'label', but in .*line 1.*One file has one"),
-        ([{"prompt": ASK, "answer": "2"}, verl(0)], r"line 2: answers are in 'reward_model.ground_truth', but in .*line 1"),
-        ([{"messages": ASK}, {"messages": [*ASK, *SAY]}], r"line 2: the messages end with one of the assistant, but in"),
+        ([verl(0, label="3")], r"line 1: there are a 'reward_model.ground_truth'.* and a 'label'.*Set task"),
+        ([verl(0), {"prompt": ASK, "label": "3"}], r"line 2: answers are in 'label', but in .*line 1"),
+        ([{"prompt": ASK, "answer": "2"}, verl(0)], r"line 2: answers are in 'reward_model.*', but in .*line 1"),
+        ([{"messages": ASK}, {"messages": [*ASK, *SAY]}], r"line 2: the messages end with one of the ass.*, but in"),
         ([{"messages": [*ASK, *SAY]}, {"messages": ASK}], r"line 2: the messages end with one to answer, but in"),
         ([{"messages": SAY}], r"'messages' is \[\]"),
         ([{"chosen": "1+1=2", "rejected": "1+1=3"}], r"there is neither a 'prompt' nor a 'messages'"),
