@@ -368,7 +368,9 @@ def _before_the_step(error: Exception, update: int) -> str:
 
 
 def _means(metrics: TokenMetrics, samples: Sequence[Scored]) -> dict[str, Mean]:
-    return metrics.means() | metrics.by_teacher([sample.scores.scorer for sample in samples]) | metrics.by_source()
+    by_teacher = metrics.by_teacher([sample.scores.scorer for sample in samples])
+    by_task = metrics.by_task([sample.rollout.prompt.task for sample in samples])
+    return metrics.means() | by_teacher | metrics.by_source() | by_task
 
 
 def _layout(lm: CausalLM, config: LocalLearnerConfig) -> Layout:

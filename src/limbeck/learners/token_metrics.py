@@ -155,8 +155,13 @@ class TokenMetrics:
         """`source/NAME/...` where several wrote the step's responses, or another than the student."""
         return self._by("source", self.sources, BY_SOURCE) if self.own_R is not None else {}
 
+    def by_task(self, names: Sequence[str]) -> dict[str, Mean]:
+        """`task/NAME/reverse_kl/...` where the student answered prompts of several tasks. `names` [R]: of which each."""
+        own = [name if source == STUDENT else "" for name, source in zip(names, self.sources, strict=True)]
+        return self._by("task", own, KL_NAMES)
+
     def _by(self, what: str, names: Sequence[str], keys: Sequence[str]) -> dict[str, Mean]:
-        several = sorted(set(names))
+        several = sorted(set(names) - {""})
         means = {}
         for name in several if len(several) > 1 or what == "source" else ():
             mine_R = torch.tensor([one == name for one in names], device=self.device)

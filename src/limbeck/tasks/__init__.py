@@ -16,19 +16,37 @@ from typing import Any
 from limbeck import protocols
 from limbeck.config import task as config
 from limbeck.config.factory import Build, build_part
+from limbeck.errors import DataError, RecipeError
 from limbeck.tasks.agent import agent_rows
 from limbeck.tasks.arithmetic import Arithmetic
 from limbeck.tasks.digest import digest_of_prompts, digests_of_prompts, first_changed_prompt
 from limbeck.tasks.files import EvaluationRows, Rows
 from limbeck.tasks.graders import Exact, Grader, Numeric, PythonFunction, Regex
 from limbeck.tasks.math_verify import MathVerify
-from limbeck.tasks.mixture import Mixture
+from limbeck.tasks.mixture import Mixture, Named
 from limbeck.tasks.prompts import Encoder, encoder_of, fit
 from limbeck.tasks.python import PythonTask
 from limbeck.tasks.reasoning_gym import ReasoningGym
 from limbeck.tasks.sources import all_of_dataset, all_of_file, of_dataset, of_file
 
-__all__ = ["PythonTask", "digest_of_prompts", "digests_of_prompts", "first_changed_prompt", "load_task"]
+__all__ = ["PythonTask", "digest_of_prompts", "digests_of_prompts", "first_changed_prompt", "load_eval_task", "load_task"]
+
+
+def load_eval_task(
+    name: str, section: config.EvalTaskConfig, build: Build, longest_prompt: int | None
+) -> protocols.Task:
+    """The task of an evaluation set, whose `held_out` are to be answered. Raises as `load_task` does, with the place."""
+    return Named(name, _part(f"eval.sets.{name}.task", section, build, longest_prompt))
+
+
+def _part(
+    where: str, section: config.TaskConfig | config.EvalTaskConfig, build: Build, longest_prompt: int | None
+) -> protocols.Task:
+    """A task whose table is not `[task]`. Messages say `task.` of it all the same, so they begin with where it is."""
+    try:
+        return load_task(section, build, longest_prompt)
+    except (DataError, RecipeError) as error:
+        raise type(error)(f"{where}: {error}") from error.__cause__
 
 
 def load_task(
@@ -84,7 +102,7 @@ def _evaluation_dataset(section: config.EvalDatasetConfig, build: Build, longest
 
 
 def _mixture(section: config.MixtureTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
-    tasks = {name: load_task(one, build, longest_prompt) for name, one in section.tasks.items()}
+    tasks = {name: _part(f"task.tasks.{name}", one, build, longest_prompt) for name, one in section.tasks.items()}
     return Mixture(tasks, section.weights or dict.fromkeys(tasks, 1.0))
 
 

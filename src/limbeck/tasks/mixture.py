@@ -21,6 +21,24 @@ from limbeck.records import Prompt
 HALF = Fraction(1, 2)
 
 
+class Named:
+    """A task whose prompts' ids begin with a name, so that those of several tasks can be told apart."""
+
+    def __init__(self, name: str, task: Task) -> None:
+        self.task = task
+        self.dropped = int(getattr(task, "dropped", 0))
+        self._own: dict[str, Prompt] = {}  # by id here, as the task made it
+        self.train, self.held_out = (self._renamed(name, prompts) for prompts in (task.train, task.held_out))
+
+    def grade(self, prompt: Prompt, response: str) -> float | None:
+        return self.task.grade(self._own[prompt.id], response)
+
+    def _renamed(self, name: str, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        renamed = [replace(prompt, id=f"{name}/{prompt.id}", task=name) for prompt in prompts]
+        self._own |= {new.id: own for new, own in zip(renamed, prompts, strict=True)}
+        return renamed
+
+
 class Mixture:
     """`train` and `held_out` have the prompts of all tasks; ids begin with the task's name.
 
@@ -28,25 +46,17 @@ class Mixture:
     """
 
     def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float]) -> None:
-        tasks = dict(sorted(tasks.items()))  # in whatever order the recipe has them
+        self.tasks = {name: Named(name, tasks[name]) for name in sorted(tasks)}  # in whatever order the recipe has them
         total = sum(Fraction(str(weights[name])) for name in tasks)
-        self.shares = {name: Fraction(str(weights[name])) / total for name in tasks}
-        self.tasks = tasks
-        self._own: dict[str, Prompt] = {}  # by id here, as the task made it
-        self.parts = {name: self._renamed(name, task.train) for name, task in tasks.items()}
-        self.train: Sequence[Prompt] = [prompt for part in self.parts.values() for prompt in part]
-        held_out = [self._renamed(name, task.held_out) for name, task in tasks.items()]
+        self.shares = {name: Fraction(str(weights[name])) / total for name in self.tasks}
+        self.train: Sequence[Prompt] = [prompt for task in self.tasks.values() for prompt in task.train]
+        held_out = [task.held_out for task in self.tasks.values()]
         longest = max(map(len, held_out))
         self.held_out: Sequence[Prompt] = [part[i] for i in range(longest) for part in held_out if i < len(part)]
-        self.dropped = sum(int(getattr(task, "dropped", 0)) for task in tasks.values())
+        self.dropped = sum(task.dropped for task in self.tasks.values())
 
     def grade(self, prompt: Prompt, response: str) -> float | None:
-        return self.tasks[prompt.task].grade(self._own[prompt.id], response)
-
-    def _renamed(self, name: str, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-        renamed = [replace(prompt, id=f"{name}/{prompt.id}", task=name) for prompt in prompts]
-        self._own |= {new.id: own for new, own in zip(renamed, prompts, strict=True)}
-        return renamed
+        return self.tasks[prompt.task].grade(prompt, response)
 
 
 def counts_before(shares: Mapping[str, Fraction], position: int) -> dict[str, int]:

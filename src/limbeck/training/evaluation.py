@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from limbeck.records import Rollout, Scored
+from limbeck.records import Prompt, Rollout
 from limbeck.reports import Mean
-from limbeck.seeding import derive_seed
 from limbeck.training.collect import Collected, sample, score
+from limbeck.training.eval_sets import EvalSet, eval_sets
 from limbeck.training.finite import require_finite
 from limbeck.training.intervals import RewardSummary, summarise_rewards
 from limbeck.training.metrics import describe_episodes, describe_scores
@@ -40,6 +40,7 @@ class Evaluation:
     answers: tuple[Answer, ...]
     seconds: float
     scores: Mapping[str, float] = field(default_factory=dict)  # what of the teacher's was left out, as of a step
+    sets: Mapping[str, Evaluation] = field(default_factory=dict)  # of `[eval.sets]`, by name
 
     @property
     def accuracy(self) -> float | None:
@@ -61,33 +62,73 @@ class Evaluation:
                 flat[name] = mean.value
             if mean.standard_error is not None:
                 flat[f"{name}/se"] = mean.standard_error
-        return {**flat, **self.scores, "seconds": self.seconds}
+        flat |= {**self.scores, "seconds": self.seconds}
+        return flat | {f"{name}/{key}": value for name, found in self.sets.items() for key, value in found.values().items()}
 
 
 async def evaluate(run: Run) -> Evaluation:
-    """Evaluate on the first `eval.prompts` held-out prompts, with the same randomness every time."""
-    section, start = run.recipe.eval, time.perf_counter()
-    prompts = run.task.held_out[: section.prompts]
-    sampling = run.sampling(derive_seed(run.recipe.seed, "evaluation"))
+    """Evaluate on every set, with the same randomness every time; the run's own held-out prompts are the first."""
     async with run.turn_to_sample():  # one turn, so that later steps are sampled while this is scored and measured
-        graded = sampled = await sample(run, prompts, sampling, section.samples_per_prompt)
-        if section.greedy:  # the KL is on samples all the same
-            graded = await sample(run, prompts, run.sampling(sampling.seed, greedy=True))
-    samples: list[Scored] = []
+        sampled = [await _sample(run, one) for one in eval_sets(run.recipe, run.task, run.eval_tasks)]
+    own, *others = [await _measure(run, one) for one in sampled]
+    return replace(own, sets={one.of.name: found for one, found in zip(sampled[1:], others, strict=True)})
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """The answers to one set."""
+
+    of: EvalSet
+    sampled: Collected  # what is scored
+    graded: Collected  # what is rewarded: the most likely answers, or the same
+    seconds: float
+
+
+async def _sample(run: Run, one: EvalSet) -> _Sampled:
+    start = time.perf_counter()
+    mine = run.on(one.task, one.temperature)
+    sampling = one.sampling(run.sampling(run.recipe.seed))
+    graded = sampled = await sample(mine, one.prompts, sampling, one.samples_per_prompt)
+    if one.greedy:  # the KL is on samples all the same
+        graded = await sample(mine, one.prompts, replace(sampling, greedy=True))
+    return _Sampled(one, sampled, graded, time.perf_counter() - start)
+
+
+async def _measure(run: Run, answers: _Sampled) -> Evaluation:
+    start = time.perf_counter()
+    one, sampled, graded = answers.of, answers.sampled, answers.graded
     means: dict[str, Mean] = {}
     scores = describe_episodes(graded.rollouts, graded.episodes, graded.failures, graded.counts)
-    if run.scores_samples:
-        samples = (await score(run, sampled)).samples
+    if one.scored and run.scores_samples:
+        samples = (await score(run.on(one.task, one.temperature), sampled)).samples
         means = dict((await run.learner.measure(samples)).means)
         scores = {**describe_scores(samples, len(sampled.rollouts)), **scores}
-    answers = tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards))
-    rewards = _of_all(graded)
-    summary = _summarise(rewards, len(prompts))
-    samples_per_prompt = len(rewards) // len(prompts)
-    seconds = time.perf_counter() - start
-    found = Evaluation(len(prompts), samples_per_prompt, section.greedy, summary, means, answers, seconds, scores)
-    require_finite(found.values(), f"the evaluation after step {run.step}")
+    rewards, prompts = _of_all(graded), len(one.prompts)
+    found = Evaluation(
+        prompts=prompts,
+        samples_per_prompt=len(rewards) // prompts,
+        greedy=one.greedy,
+        rewards=_summarise(rewards, prompts),
+        means=means,
+        answers=tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards)),
+        seconds=answers.seconds + time.perf_counter() - start,
+        scores={**scores, **_by_task(one.prompts, rewards)},
+    )
+    where = f" on {one.name}" if one.name else ""
+    require_finite(found.values(), f"the evaluation after step {run.step}{where}")
     return found
+
+
+def _by_task(prompts: Sequence[Prompt], rewards: Sequence[float | None]) -> dict[str, float]:
+    """`task/NAME/accuracy` and the like, where prompts are of several tasks."""
+    names, samples = [prompt.task for prompt in prompts], len(rewards) // len(prompts)
+    numbers: dict[str, float] = {}
+    for name in sorted(set(names)) if len(set(names)) > 1 else ():
+        mine = [place for place, one in enumerate(names) if one == name]
+        of_mine = [reward for place in mine for reward in rewards[place * samples : (place + 1) * samples]]
+        summary = _summarise(of_mine, len(mine))
+        numbers |= {f"task/{name}/{key}": value for key, value in summary.values().items()} if summary else {}
+    return numbers
 
 
 def _answer(rollout: Rollout, text: str, reward: float | None) -> Answer:

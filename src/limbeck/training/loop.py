@@ -26,6 +26,7 @@ from limbeck.training.metrics import (
     describe_lag,
     describe_scores,
     describe_sources,
+    describe_tasks,
     speeds,
     utilisation,
 )
@@ -148,6 +149,7 @@ def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[st
         **describe(rollouts, collected.rewards),
         **describe_episodes(rollouts, collected.episodes, collected.failures, collected.counts),
         **describe_sources(rollouts, collected.rewards),
+        **describe_tasks(rollouts, collected.rewards),
         **describe_lag(rollouts, run.step, lag),
         **describe_scores(collected.samples, len(rollouts)),
         **collected.views,
@@ -164,7 +166,9 @@ def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[st
 async def log_evaluation(run: Run, pipeline: Pipeline) -> None:
     """Evaluate, and keep the numbers in `metrics.jsonl` and the answers in `evaluations/`."""
     evaluation = await pipeline.evaluation(run.step)
-    rows = [asdict(answer) for answer in evaluation.answers]
+    rows: list[dict[str, Any]] = [asdict(answer) for answer in evaluation.answers]
+    for name, found in evaluation.sets.items():
+        rows += [{"set": name, **asdict(answer)} for answer in found.answers]
     with run.stop.hold():
         run.folder.write_lines(f"evaluations/{step_name(run.step, '.jsonl')}", rows)
         run.log({"step": run.step, "kind": "eval", **evaluation.values()})

@@ -12,6 +12,7 @@ from limbeck.records import Failure, Floats, Ints, Mask, Rollout, Scored, View
 from limbeck.training.peaks import Work
 
 REPEATED_GRAM = 4
+BY_TASK = ("reward", "responses", "response_length/mean", "truncated")
 LOOPING_SHARE = 0.5  # of a response's 4-grams seen before: text repeats itself far less
 
 
@@ -84,6 +85,18 @@ def describe_sources(rollouts: Sequence[Rollout], rewards: Sequence[float | None
         numbers[f"source/{name}/responses"] = float(len(lengths))
         numbers[f"source/{name}/tokens"] = float(sum(lengths))
         numbers |= {f"source/{name}/reward": statistics.fmean(graded)} if graded else {}
+    return numbers
+
+
+def describe_tasks(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> dict[str, float]:
+    """`task/NAME/...`: of what the student answered of each task, where there were prompts of several."""
+    names = [rollout.prompt.task if rollout.source == "student" else "" for rollout in rollouts]
+    several = sorted(set(names) - {""})
+    numbers: dict[str, float] = {}
+    for name in several if len(several) > 1 else ():
+        mine = [place for place, one in enumerate(names) if one == name]
+        found = describe([rollouts[place] for place in mine], [rewards[place] for place in mine])
+        numbers |= {f"task/{name}/{key}": found[key] for key in BY_TASK if key in found}
     return numbers
 
 

@@ -51,6 +51,8 @@ class Run:
     support: Support = "full"  # what teachers are asked for, where it is not the rollout's `top_ids`
     start: int = 0  # updates that had been made
     reference: Teacher | None = None
+    eval_tasks: Mapping[str, Task] = field(default_factory=dict)  # of evaluation sets with prompts of their own
+    eval_teachers: Mapping[float, Teacher] = field(default_factory=dict)  # for sets at other temperatures
     names: TokenNames | None = None  # None: rollouts are not recorded
     min_scored_fraction: float = 1.0  # of a step's rollouts that the teacher must score, or the step stops
     same_weights: bool = False  # student and teacher begin as the same model
@@ -91,6 +93,13 @@ class Run:
         _ = self.versions  # is shared
         other = copy.copy(self)
         other.step, other.version, other.seconds, other._depth = step, version, {}, int(aside)
+        return other
+
+    def on(self, task: Task, temperature: float) -> Run:
+        """The same work on another task, at another temperature."""
+        _ = self.versions  # is shared
+        other = copy.copy(self)
+        other.task, other.teacher = task, self.eval_teachers.get(temperature, self.teacher)
         return other
 
     @asynccontextmanager

@@ -1,0 +1,54 @@
+"""What is evaluated: the task's held-out prompts, and the sets of `[eval.sets]`, each with its own way to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from limbeck.config.recipe import Recipe
+from limbeck.protocols import Task
+from limbeck.records import Prompt, Sampling
+from limbeck.seeding import derive_seed
+
+OWN = ""  # the name of the set that every run has
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """One set of prompts, and how they are answered."""
+
+    name: str  # "" or that of `[eval.sets.NAME]`
+    task: Task  # has the prompts, and grades
+    prompts: Sequence[Prompt]
+    samples_per_prompt: int
+    greedy: bool  # rewards are of the most likely answers
+    temperature: float
+    max_tokens: int
+    scored: bool  # whether the teacher is asked
+
+    def sampling(self, base: Sampling) -> Sampling:
+        """The recipe's sampling as it is here. The randomness is the same at every step."""
+        seed = derive_seed(base.seed, "evaluation", *([self.name] if self.name else []))
+        return replace(base, seed=seed, temperature=self.temperature, max_tokens=self.max_tokens)
+
+
+def eval_sets(recipe: Recipe, task: Task, tasks: Mapping[str, Task]) -> list[EvalSet]:
+    """All of a run's sets. `tasks` are those of sets that have prompts of their own."""
+    section, rollout = recipe.eval, recipe.rollout
+    held_out = task.held_out[: section.prompts]
+    sets = [EvalSet(OWN, task, held_out, section.samples_per_prompt, section.greedy, rollout.temperature, rollout.max_tokens, True)]
+    for name, one in section.sets.items():
+        answered = tasks.get(name, task)
+        sets.append(
+            EvalSet(
+                name,
+                answered,
+                answered.held_out[: one.prompts or section.prompts],
+                one.samples_per_prompt or section.samples_per_prompt,
+                section.greedy if one.greedy is None else one.greedy,
+                one.temperature or rollout.temperature,
+                one.max_tokens or rollout.max_tokens,
+                one.score,
+            )
+        )
+    return sets
