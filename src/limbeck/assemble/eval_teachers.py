@@ -69,4 +69,4 @@ def _site_of(one: EvalSet, site: Site) -> Site:
     """Where the recipe samples as the set does. What is kept of the teachers has a folder of its own."""
     there = {"temperature": one.temperature, "max_tokens": one.max_tokens}
     recipe = site.recipe.model_copy(update={"rollout": site.recipe.rollout.model_copy(update=there)})
-    return replace(site, recipe=recipe, folder=RunFolder(site.folder.path / "eval_sets" / one.name))
+    return replace(site, recipe=recipe, folder=RunFolder(site.folder.path / f"eval-{one.name}"))

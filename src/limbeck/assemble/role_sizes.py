@@ -211,10 +211,13 @@ def sampler(work: Work, config: HFEngineConfig) -> Iterator[Part]:
         yield from _on_the_way(work, student)
     if recipe.rollout.lag and not work.fleet:  # `training.versions`
         yield Part("earlier weights", work.ahead * trained_bytes(work), exact=True, keys=("rollout.lag",))
-    rows = min(config.max_rows, max(work.responses, recipe.eval.prompts * recipe.eval.samples_per_prompt))
+    max_tokens = recipe.rollout.max_tokens
+    sets = [(work.responses, max_tokens), *recipe.eval.asked(max_tokens)]
+    asked = [(min(config.max_rows, responses), most) for responses, most in sets]
+    rows = max(count for count, _ in asked)
     shared = student.fused and recipe.rollout.samples_per_prompt > 1
     prompts = ceil(rows / recipe.rollout.samples_per_prompt) if shared else rows
-    tokens = rows * recipe.rollout.max_tokens + prompts * work.prompt_tokens
+    tokens = max(count * most for count, most in asked) + prompts * work.prompt_tokens
     yield Part("keys and values", tokens * student.cache(work.computed), PHASES[1:2], keys=("engine.max_rows",))
     one_token = rows * student.rows * FLOAT32 * WHILE_DRAWING
     all_prompts = prompts * work.prompt_tokens * student.passing(work.computed)

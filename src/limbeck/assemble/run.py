@@ -13,12 +13,14 @@ import torch
 
 from limbeck.assemble.engines import make_engine
 from limbeck.assemble.environments import limits_of, open_environment
+from limbeck.assemble.eval_teachers import prove_eval_teachers, proven_in_training
 from limbeck.assemble.fleet import REFERENCE, StudentPlan, open_fleet
 from limbeck.assemble.own import OwnLearner, checked_part
 from limbeck.assemble.policies import policies_to_sample_from
 from limbeck.assemble.same_as_before import same_base_as_before, same_model_as_before
 from limbeck.assemble.site import Given, Site, pick_device
 from limbeck.assemble.sources import load_rows, make_sources
+from limbeck.assemble.tasks import load_tasks
 from limbeck.assemble.teachers import open_teachers
 from limbeck.assemble.work import work_of
 from limbeck.config.engine import HFEngineConfig
@@ -39,10 +41,8 @@ from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_outline, resolve
 from limbeck.models.text import Decoder, Names, vocabulary_note
 from limbeck.objectives import Loss, loss_of
-from limbeck.protocols import BatchesTurns, Environment, Learner, Objective, Samples, Task
+from limbeck.protocols import BatchesTurns, Environment, Learner, Objective, Samples
 from limbeck.records import ProbeResult
-from limbeck.tasks import load_task
-from limbeck.tasks.python import PythonTask
 from limbeck.teachers.local import LocalTeacher
 from limbeck.training.interruption import cancel_others
 from limbeck.training.journal import Journal
@@ -102,15 +102,16 @@ async def _assemble(
     models = [student, *teachers.models, *([] if reference_model is None else [reference_model])]
     vocabulary = _share_vocabulary(models, loss)
     contexts = [*teachers.contexts, *(lm.context for lm in models)]
-    task, stop_ids = _task(site, contexts), stop_ids_of(student, recipe.rollout.stop_ids)
-    rows = load_rows(site, stop_ids, contexts)
+    tasks, stop_ids = load_tasks(site, contexts), stop_ids_of(student, recipe.rollout.stop_ids)
+    task, rows = tasks.own, load_rows(site, stop_ids, contexts)
     keep_prompts(folder, task, recipe, checkpoint, rows)
     environment = await open_environment(site, task)
     if fleet is not None:
         plan = StudentPlan(recipe, source, vocabulary, folder.path, folder.path == run_path(recipe))
         await asyncio.gather(fleet.start(plan), teachers.start(site))
     reference = None if reference_model is None else await _reference_teacher(site, reference_model)
-    proven = await teachers.prove(site, task)
+    proven = await teachers.prove(site, proven_in_training(site, tasks))
+    elsewhere = await prove_eval_teachers(teachers, site, tasks)
     if reference is not None:
         await same_model_as_before("reference", reference, site)
 
@@ -123,7 +124,7 @@ async def _assemble(
     policies = await policies_to_sample_from(learner, recipe.rollout.lag, checkpoint)
     await engine.load(policies[0])
     of_engine = engine.results if isinstance(engine, ServedEngine | ServedEngines) else ()
-    results = (*_notes(student), *proven.results, *of_engine)
+    results = (*_notes(student), *proven.results, *elsewhere.results, *of_engine)
     folder.write_lines("contract.jsonl", [asdict(result) for result in results])
     sources = make_sources(site, rows, proven.teacher)
     samplers = () if sources is None else sources.samplers.values()
@@ -146,6 +147,8 @@ async def _assemble(
         student_top=student_top,
         start=checkpoint.step if checkpoint else 0,
         reference=reference,
+        eval_tasks=tasks.of_sets,
+        eval_teachers=elsewhere.at,
         min_scored_fraction=teachers.min_scored_fraction,
         same_weights=checkpoint is None and given.teacher is None and _is_self_taught(recipe),
         teacher_seconds=proven.seconds,
@@ -201,14 +204,6 @@ def _share_vocabulary(models: Sequence[CausalLM], loss: Loss) -> int:
     return vocabulary
 
 
-def _task(site: Site, contexts: Sequence[int | None]) -> Task:
-    """With prompts that leave place for a response in each of `contexts`."""
-    longest = _longest_prompt(site.recipe, [context for context in contexts if context is not None])
-    if site.given.task is not None:
-        return PythonTask(site.given.task, "the given task", longest, site.student.vocabulary)
-    return load_task(site.recipe.task, site.build, longest)
-
-
 async def _reference_teacher(site: Site, lm: CausalLM) -> LocalTeacher | TeacherPool:
     if site.fleet is None:
         return LocalTeacher(REFERENCE, lm)
@@ -255,19 +250,6 @@ def _refuse_baked_student(student: CausalLM) -> None:
             "logits are divided already, and whoever trains or evaluates divides them again. Take the model that it "
             "was made of."
         )
-
-
-def _longest_prompt(recipe: Recipe, contexts: Sequence[int]) -> int | None:
-    """What leaves place for a response in every context; None without one."""
-    if not contexts:
-        return None
-    longest = min(contexts) - recipe.rollout.max_tokens
-    if longest < 1:
-        raise RecipeError(
-            f"rollout.max_tokens = {recipe.rollout.max_tokens} leaves no place for a prompt in a context of "
-            f"{min(contexts)} tokens. Lower it."
-        )
-    return longest
 
 
 async def _learner(site: Site, loss: Loss, heads: Mapping[str, Head]) -> Learner:

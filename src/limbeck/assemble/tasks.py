@@ -29,7 +29,7 @@ class Tasks:
         return eval_sets(recipe, self.own, self.of_sets)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Asked:
     """Prompts as a task that nobody grades: what a teacher is to be proven on."""
 

@@ -323,6 +323,7 @@ class _Remote:
     heads: Mapping[str, Head] = field(default_factory=dict)
     identities: Mapping[str, str] = field(default_factory=dict)
     head_model: CausalLM | None = None
+    head: Head | None = None
     view: TeacherView = field(init=False)
 
     def __post_init__(self) -> None:
@@ -365,11 +366,11 @@ class _Remote:
 
     def _head(self) -> Head | None:
         """The output head of `teacher.head` alone, without the model around it."""
-        if self.head_model is None:
-            return None
-        head, self.head_model, self.models = self.head_model.head().detach(), None, ()
-        bias_V = None if head.bias_V is None else head.bias_V.clone()
-        return replace(head, weight_Vd=head.weight_Vd.clone(), bias_V=bias_V)
+        if self.head_model is not None:
+            head, self.head_model, self.models = self.head_model.head().detach(), None, ()
+            bias_V = None if head.bias_V is None else head.bias_V.clone()
+            self.head = replace(head, weight_Vd=head.weight_Vd.clone(), bias_V=bias_V)
+        return self.head
 
 
 def _same_as_before(name: str, teacher: RemoteTeacher, site: Site) -> None:

@@ -50,7 +50,10 @@ def named_values(result: Evaluation, role: Role) -> dict[str, float]:
 
     Evaluating a teacher puts it in the student's place. Its entropy is the teacher's all the same.
     """
-    values = result.values()
+    return _named(result.values(), role)
+
+
+def _named(values: dict[str, float], role: Role) -> dict[str, float]:
     if role == "student":
         return values
     return {key.replace("entropy/student", "entropy/teacher"): value for key, value in values.items()}
@@ -63,10 +66,13 @@ def show_evaluation(result: Evaluation, answers: int, role: Role = "student") ->
     from rich.text import Text
 
     console = Console(highlight=False)
-    table = Table.grid(padding=(0, 2))
-    for name, value, unit in rows(named_values(result, role), role):
-        table.add_row(Text(name, style="dim"), value, Text(unit, style="dim"))
-    console.print(table)
+    for name, found in {"": result, **result.sets}.items():
+        if name:
+            console.print(Text(f"\n{name}", style="bold"))
+        table = Table.grid(padding=(0, 2))
+        for label, value, unit in rows(_named(found.own_values(), role), role):
+            table.add_row(Text(label, style="dim"), value, Text(unit, style="dim"))
+        console.print(table)
     for answer in result.answers[:answers]:
         reward = "" if answer.reward is None else f"reward {number(float(answer.reward), 2)}"
         cut = "cut at rollout.max_tokens" if answer.finish == "length" else ""

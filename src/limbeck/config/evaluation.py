@@ -44,6 +44,25 @@ class EvalConfig(Config):
         default_factory=dict, max_length=100, description="more sets, by name: metrics are `eval/NAME/...`"
     )
 
+    def responses_of(self, name: str) -> tuple[int, int]:
+        """Prompts, and samples of each, of a set."""
+        one = self.sets[name]
+        return one.prompts or self.prompts, one.samples_per_prompt or self.samples_per_prompt
+
+    def asked(self, max_tokens: int) -> list[tuple[int, int]]:
+        """Responses, and tokens of each at most, of every set; `max_tokens` is that of training."""
+        sets = [
+            (prompts * samples, one.max_tokens or max_tokens)
+            for name, one in self.sets.items()
+            for prompts, samples in [self.responses_of(name)]
+        ]
+        return [(self.prompts * self.samples_per_prompt, max_tokens), *sets]
+
+    def temperatures(self, rollout: float) -> dict[str, float]:
+        """At which the teacher is asked for scores, by the key that says so; `rollout` is that of training."""
+        others = {f"eval.sets.{name}": one.temperature for name, one in self.sets.items() if one.score}
+        return {"rollout": rollout, **{key: t for key, t in others.items() if t is not None}}
+
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
         if taken := next((name for name in self.sets if name.partition("@")[0] in TAKEN), None):

@@ -140,6 +140,7 @@ class Recipe(Config):
         for table, prompts, samples in (
             ("rollout", rollout.prompts_per_step, rollout.samples_per_prompt),
             ("eval", self.eval.prompts, self.eval.samples_per_prompt),
+            *((f"eval.sets.{name}", *self.eval.responses_of(name)) for name in self.eval.sets),
         ):
             if prompts * samples > MOST_RESPONSES:
                 raise ValueError(

@@ -31,11 +31,13 @@ def refuse_with_retokenized(recipe: Recipe) -> None:
                 "the teacher's opposite it follows from what was sampled: any support but the sampled tokens would be "
                 "biased. Set objective.support = 'sampled', or leave it out."
             )
-        if recipe.rollout.temperature != 1 and not section.view.accept_temperature:
+        temperatures = recipe.eval.temperatures(recipe.rollout.temperature)
+        other = next((key for key, temperature in temperatures.items() if temperature != 1), None)
+        if other is not None and not section.view.accept_temperature:
             raise ValueError(
-                f"rollout.temperature = {recipe.rollout.temperature}, but with {who} the two sides have different "
-                "tokens: dividing their logits gives no two distributions over the same texts. Set rollout.temperature "
-                "= 1, or view.accept_temperature = true to train at another one all the same."
+                f"{other}.temperature = {temperatures[other]}, but with {who} the two sides have different "
+                f"tokens: dividing their logits gives no two distributions over the same texts. Set "
+                f"{other}.temperature = 1, or view.accept_temperature = true to compare them at another one all the same."
             )
         if isinstance(section, RemoteTeacherConfig) and section.tokenizer is None:
             raise ValueError(

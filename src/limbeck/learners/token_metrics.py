@@ -156,7 +156,7 @@ class TokenMetrics:
         return self._by("source", self.sources, BY_SOURCE) if self.own_R is not None else {}
 
     def by_task(self, names: Sequence[str]) -> dict[str, Mean]:
-        """`task/NAME/reverse_kl/...` where the student answered prompts of several tasks. `names` [R]: of which each."""
+        """`task/NAME/reverse_kl/...` where prompts of several tasks were answered. `names` [R]: of which each is."""
         own = [name if source == STUDENT else "" for name, source in zip(names, self.sources, strict=True)]
         return self._by("task", own, KL_NAMES)
 

@@ -29,13 +29,20 @@ from limbeck.tasks.python import PythonTask
 from limbeck.tasks.reasoning_gym import ReasoningGym
 from limbeck.tasks.sources import all_of_dataset, all_of_file, of_dataset, of_file
 
-__all__ = ["PythonTask", "digest_of_prompts", "digests_of_prompts", "first_changed_prompt", "load_eval_task", "load_task"]
+__all__ = [
+    "PythonTask",
+    "digest_of_prompts",
+    "digests_of_prompts",
+    "first_changed_prompt",
+    "load_eval_task",
+    "load_task",
+]
 
 
 def load_eval_task(
     name: str, section: config.EvalTaskConfig, build: Build, longest_prompt: int | None
 ) -> protocols.Task:
-    """The task of an evaluation set, whose `held_out` are to be answered. Raises as `load_task` does, with the place."""
+    """The task of an evaluation set, whose `held_out` are to be answered. Raises as `load_task`, with the place."""
     return Named(name, _part(f"eval.sets.{name}.task", section, build, longest_prompt))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from limbeck.formatting import duration, interval, number, with_error
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 48
+SET = "/samples_per_prompt"  # how the names of a set's metrics end, of one of them
+TASK_ACCURACY = re.compile(r"task/[^/]+/accuracy")
 KL_KEYS = ("reverse_kl/exact", "reverse_kl/sampled")  # the exact one leads where it is there
 LIVE_ROWS = (  # name, the keys of which the first that is there is shown, decimals, unit
     ("reverse KL", KL_KEYS, 4, " nats/token"),
@@ -167,8 +170,17 @@ def shown_values(line: Mapping[str, Any]) -> list[tuple[str, float, str]]:
 
 
 def describe_evaluation(line: Mapping[str, Any]) -> str:
-    """One line of an evaluation, for people."""
-    parts = [f"evaluation at step {line['step']}:"]
+    """An evaluation for people: a line, and one more for each set of `[eval.sets]`."""
+    names = [key.removesuffix(SET) for key in line if key.endswith(SET)]
+    lines = [f"evaluation at step {line['step']}:  {_describe_set(line)}".rstrip()]
+    for name in names:
+        mine = {key.removeprefix(f"{name}/"): value for key, value in line.items() if key.startswith(f"{name}/")}
+        lines.append(f"  {name}:  {_describe_set(mine)}")
+    return "\n".join(lines)
+
+
+def _describe_set(line: Mapping[str, Any]) -> str:
+    parts = []
     if "accuracy" in line:
         parts.append(f"{reward_name(line)} {describe_reward(line)}")
     parts += [f"{key} {number(value, 3)}" for key, value in line.items() if key.startswith("pass@") and key != "pass@1"]
@@ -180,6 +192,8 @@ def describe_evaluation(line: Mapping[str, Any]) -> str:
         parts.append(f"{failed:.0f} episodes failed, which count as 0")
     if left_out := line.get("teacher/tokens_left_out"):
         parts.append(f"without {left_out:.0f} tokens that the teacher's scores are too uncertain of")
+    tasks = [key.removeprefix("task/").removesuffix("/accuracy") for key in line if TASK_ACCURACY.fullmatch(key)]
+    parts += [f"{name} {number(float(line[f'task/{name}/accuracy']), 3)}" for name in tasks]
     return "  ".join(parts)
 
 

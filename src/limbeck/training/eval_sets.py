@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from limbeck.config.evaluation import EvalSetConfig
 from limbeck.config.recipe import Recipe
 from limbeck.protocols import Task
 from limbeck.records import Prompt, Sampling
@@ -35,20 +36,28 @@ class EvalSet:
 def eval_sets(recipe: Recipe, task: Task, tasks: Mapping[str, Task]) -> list[EvalSet]:
     """All of a run's sets. `tasks` are those of sets that have prompts of their own."""
     section, rollout = recipe.eval, recipe.rollout
-    held_out = task.held_out[: section.prompts]
-    sets = [EvalSet(OWN, task, held_out, section.samples_per_prompt, section.greedy, rollout.temperature, rollout.max_tokens, True)]
-    for name, one in section.sets.items():
-        answered = tasks.get(name, task)
-        sets.append(
-            EvalSet(
-                name,
-                answered,
-                answered.held_out[: one.prompts or section.prompts],
-                one.samples_per_prompt or section.samples_per_prompt,
-                section.greedy if one.greedy is None else one.greedy,
-                one.temperature or rollout.temperature,
-                one.max_tokens or rollout.max_tokens,
-                one.score,
-            )
-        )
-    return sets
+    own = EvalSet(
+        name=OWN,
+        task=task,
+        prompts=task.held_out[: section.prompts],
+        samples_per_prompt=section.samples_per_prompt,
+        greedy=section.greedy,
+        temperature=rollout.temperature,
+        max_tokens=rollout.max_tokens,
+        scored=True,
+    )
+    return [own, *(_set(name, one, own, tasks.get(name, task)) for name, one in section.sets.items())]
+
+
+def _set(name: str, section: EvalSetConfig, own: EvalSet, task: Task) -> EvalSet:
+    """What the set's table leaves out is as in the run's own set."""
+    return EvalSet(
+        name=name,
+        task=task,
+        prompts=task.held_out[: section.prompts or len(own.prompts)],
+        samples_per_prompt=section.samples_per_prompt or own.samples_per_prompt,
+        greedy=own.greedy if section.greedy is None else section.greedy,
+        temperature=section.temperature or own.temperature,
+        max_tokens=section.max_tokens or own.max_tokens,
+        scored=section.score,
+    )

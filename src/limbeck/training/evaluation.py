@@ -53,8 +53,8 @@ class Evaluation:
         mean = self.means.get("reverse_kl/exact") or self.means.get("reverse_kl/sampled")
         return mean.value if mean else None
 
-    def values(self) -> dict[str, float]:
-        """As written to `metrics.jsonl`."""
+    def own_values(self) -> dict[str, float]:
+        """Of this set alone."""
         flat: dict[str, float] = {"prompts": self.prompts, "samples_per_prompt": self.samples_per_prompt}
         flat |= self.rewards.values() if self.rewards else {}
         for name, mean in self.means.items():
@@ -62,8 +62,14 @@ class Evaluation:
                 flat[name] = mean.value
             if mean.standard_error is not None:
                 flat[f"{name}/se"] = mean.standard_error
-        flat |= {**self.scores, "seconds": self.seconds}
-        return flat | {f"{name}/{key}": value for name, found in self.sets.items() for key, value in found.values().items()}
+        return {**flat, **self.scores, "seconds": self.seconds}
+
+    def values(self) -> dict[str, float]:
+        """As written to `metrics.jsonl`: those of `[eval.sets.NAME]` are `NAME/...`."""
+        flat = self.own_values()
+        for name, found in self.sets.items():
+            flat |= {f"{name}/{key}": value for key, value in found.own_values().items()}
+        return flat
 
 
 async def evaluate(run: Run) -> Evaluation:

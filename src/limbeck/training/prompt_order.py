@@ -69,9 +69,7 @@ class MixedOrder:
 
     def __init__(self, task: Mixture, per_step: int, seed: int, before: Before | None = None) -> None:
         self.shares, self.before = task.shares, before or _evenly(per_step)
-        self.prompts = {
-            name: Epochs(one.train, derive_seed(seed, "mixture", name)) for name, one in task.tasks.items()
-        }
+        self.prompts = {name: Epochs(one.train, derive_seed(seed, "mixture", name)) for name, one in task.tasks.items()}
 
     def at(self, step: int) -> list[Prompt]:
         """See `Order`."""

@@ -86,6 +86,11 @@ def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any], done: int) -
                 f"eval.{key} was {_shown(then_value)} and is {_shown(now_value)} now: evaluations up to step {done} "
                 "and after it are not of the same samples."
             )
+    if before.get("eval", {}).get("sets", {}) != now.get("eval", {}).get("sets", {}):
+        notes.append(
+            f"eval.sets are others than up to step {done}: what has the same name before and after may not be of the "
+            "same samples."
+        )
     return notes + [
         f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))} now: updates after step {done} equal those "
         "of an uninterrupted run up to rounding, not to the last bit."
