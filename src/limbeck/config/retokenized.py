@@ -36,8 +36,9 @@ def refuse_with_retokenized(recipe: Recipe) -> None:
         if other is not None and not section.view.accept_temperature:
             raise ValueError(
                 f"{other}.temperature = {temperatures[other]}, but with {who} the two sides have different "
-                f"tokens: dividing their logits gives no two distributions of texts. Set "
-                f"{other}.temperature = 1, or view.accept_temperature = true to compare them at another one all the same."
+                "tokens: dividing their logits gives no two distributions over the same texts. Set "
+                f"{other}.temperature = 1, or view.accept_temperature = true to compare them at another one all the "
+                "same."
             )
         if isinstance(section, RemoteTeacherConfig) and section.tokenizer is None:
             raise ValueError(
