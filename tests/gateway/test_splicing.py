@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from limbeck.gateway.rendering import Chat, Renderer
 from tests.gateway.students import (
     TEMPLATES,
     TOOL,
@@ -12,6 +15,7 @@ from tests.gateway.students import (
     check_exact,
     split_at_random,
     talk,
+    tokenizer_of,
     tool_result,
     user,
 )
@@ -87,3 +91,28 @@ async def test_tokens_that_no_tokenizer_would_choose_are_kept() -> None:
     exact = [*first.token_ids.tolist(), *[i for i, _ in t.student.sampled[: -len(t.student.sampled) // 2]]]
     assert second.token_ids.tolist()[: len(exact)] == exact
     check_exact(t.student, t.generate.episode())
+
+
+@pytest.mark.parametrize("kind", ["byte level", "metaspace first", "metaspace always", "end that takes blanks"])
+@pytest.mark.parametrize("template", ["chatml", "mistral", "llama3"])
+def test_what_follows_an_answer_has_the_tokens_that_it_has_in_the_whole_chat(template: str, kind: str) -> None:
+    """Tokenizers treat the beginning of a text in another way than its middle; some ends of turn swallow blanks."""
+    text, end, _ = TEMPLATES[template]
+    tokenizer = tokenizer_of(template)
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    if kind.startswith("metaspace"):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind.rpartition(" ")[2])
+        backend.decoder = decoders.Metaspace(prepend_scheme=kind.rpartition(" ")[2])
+        backend.add_tokens(["\u2581", "\n"])
+    elif kind.startswith("end"):
+        backend.add_special_tokens([AddedToken(end, rstrip=True, special=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    tokenizer.chat_template = text
+    renderer, stop = Renderer(tokenizer), tokenizer.convert_tokens_to_ids(end)
+    chat = Chat([user("Hi"), {"role": "assistant", "content": "Hello"}, user("And?")])
+    whole = renderer.encode_whole(renderer.text(chat))
+    answered = renderer.encode_whole(renderer.text(chat.first(1)))
+    end_at = whole.index(stop, len(answered)) + 1
+    after = renderer.after_answer(chat, 1, end)
+    assert after is not None
+    assert [*whole[:end_at], *renderer.encode(after, stop)] == whole
