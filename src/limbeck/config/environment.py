@@ -52,6 +52,7 @@ class AgentEnvironmentConfig(ServedStudentConfig):
     """The function of a task of kind `agent` is called for each rollout; goes by itself with such a task."""
 
     kind: Literal["agent"] = "agent"
+    concurrency: Concurrency = Field(64, description="episodes that run at once, each in a process of its own")
 
 
 class GatewayEnvironmentConfig(ServedStudentConfig):

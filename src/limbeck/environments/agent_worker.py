@@ -94,7 +94,12 @@ def _arguments(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict
 
 
 def _settle() -> None:
-    """What an agent's packages need to work against a server that is no OpenAI's."""
+    """What an agent's packages need, once for all rollouts, to work against a server that is no OpenAI's."""
+    openai = sys.modules.get("openai")
+    if openai is not None and hasattr(openai, "OpenAI"):  # it imports half of itself with the first client: 0.1 s
+        with contextlib.suppress(Exception):
+            nobody: Any = {"api_key": "none", "base_url": "http://127.0.0.1:9/v1"}
+            _ = openai.OpenAI(**nobody).chat.completions, openai.AsyncOpenAI(**nobody).chat.completions
     agents = sys.modules.get("agents")  # the OpenAI Agents SDK: by itself it speaks another protocol than others do
     if agents is not None and hasattr(agents, "set_default_openai_api"):
         agents.set_default_openai_api("chat_completions")
@@ -128,8 +133,9 @@ class _Server:
         self.selector.register(self.wake, selectors.EVENT_READ, self._reap)
         while 0 in self.selector.get_map():
             for key, _ in self.selector.select():
-                if key.fileobj in self.selector.get_map():  # an earlier one of these may have ended it
-                    key.data()
+                now = self.selector.get_map().get(key.fd)
+                if now is not None and now.data is key.data:  # an earlier one may have closed it, and its number be
+                    key.data()  # another pipe's by now
         for child in self.children.values():
             _kill_tree(child.pid)  # whoever asked is gone
 

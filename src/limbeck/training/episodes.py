@@ -26,6 +26,7 @@ from limbeck.training.waves import Waves
 
 T = TypeVar("T")
 
+LINGER = 0.01  # seconds that a turn waits for company where an engine does not batch by itself, and no rule says whose
 GRACE = 1.0  # seconds that an environment has to clean up after it was cancelled
 
 
@@ -50,9 +51,10 @@ async def run_episodes(
     student_top: int = 0,
 ) -> list[Episode | Failure]:
     """One a key, in order. Raises what the engine raises, and `EngineError` for what is no episode at all."""
-    groups = _groups(engine, keyed, sampling, limits.concurrency)
-    at_once = limits.at_once or isinstance(engine, BatchesTurns)
-    waves = [Waves(engine, group, at_once) for group in groups]
+    batches = isinstance(engine, BatchesTurns)
+    at_once = limits.at_once or batches
+    groups = [list(range(len(keyed)))] if at_once else _groups(engine, keyed, sampling, limits.concurrency)
+    waves = [Waves(engine, group, at_once, 0.0 if batches else LINGER) for group in groups]
     slots: AbstractAsyncContextManager[None] = nullcontext()
     if limits.concurrency is not None:
         slots = asyncio.Semaphore(limits.concurrency)

@@ -20,10 +20,10 @@ Turn: TypeAlias = tuple[SampleRequest, "asyncio.Future[Sampled | Failure]"]  # a
 
 
 class Waves:
-    """Of one group. With `at_once` a turn waits for nobody, but those of one moment go together."""
+    """Of one group. With `at_once` a turn waits for nobody, but those of one moment go together: `linger` seconds."""
 
-    def __init__(self, engine: Samples, sessions: Iterable[int], at_once: bool = False) -> None:
-        self.engine, self.at_once, self.running = engine, at_once, set(sessions)
+    def __init__(self, engine: Samples, sessions: Iterable[int], at_once: bool = False, linger: float = 0.0) -> None:
+        self.engine, self.at_once, self.linger, self.running = engine, at_once, linger, set(sessions)
         self.waiting: dict[int, list[Turn]] = {}  # by session, of those that are running
         self.decoding: set[asyncio.Task[None]] = set()
         self.failed: Exception | None = None
@@ -35,7 +35,7 @@ class Waves:
             future.cancel()
         else:
             if self.at_once and not self.waiting:
-                loop.call_soon(self._decode_all)
+                loop.call_later(self.linger, self._decode_all)
             self.waiting.setdefault(session, []).append((request, future))
             loop.call_soon(self._decode_if_all_wait)  # a session may ask for several turns in one moment
         return await future
