@@ -18,7 +18,15 @@ from limbeck.assemble.own import OwnTeacher
 from limbeck.assemble.same_as_before import keep_answer, same_model_as_before
 from limbeck.assemble.site import Site
 from limbeck.assemble.sources import OpenedData
-from limbeck.assemble.views import example_of, heads_as_seen, open_view, texts_of
+from limbeck.assemble.views import (
+    compare_models,
+    compare_tokenizers,
+    example_of,
+    has_other_tokens,
+    heads_as_seen,
+    open_view,
+    texts_of,
+)
 from limbeck.config.base import ModelConfig
 from limbeck.config.factory import build_part
 from limbeck.config.self_teacher import ONLY, members_of
@@ -35,13 +43,12 @@ from limbeck.config.teacher import (
     StatesTeacherConfig,
     VLLMTeacherConfig,
 )
-from limbeck.config.view import PromptConfig, SameViewConfig
+from limbeck.config.view import SameViewConfig
 from limbeck.contract.given_ids import probe_ids
 from limbeck.contract.natural import refuse_baked
 from limbeck.contract.order import prove_order
 from limbeck.contract.probes import Text, continuations, prove, same_weights
 from limbeck.contract.remote import prove_remote
-from limbeck.contract.tokenizers import check_same_tokenizer, check_tokenizers
 from limbeck.errors import RecipeError
 from limbeck.learners.local import LocalLearner
 from limbeck.learners.past import PastSelf, SelfTeacher
@@ -49,9 +56,11 @@ from limbeck.learners.policy import LocalPolicy
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_outline, load_tokenizer, resolve
+from limbeck.models.text import highest_id
 from limbeck.objectives import Loss
 from limbeck.protocols import HoldsHeads, Learner, Task, Teacher, TeacherView
 from limbeck.records import ProbeResult, Prompt, Support
+from limbeck.teacher_views.retokenized import RetokenizedView
 from limbeck.teacher_views.routed import RoutedViews
 from limbeck.teachers.connect import connect
 from limbeck.teachers.local import LocalTeacher
@@ -59,6 +68,8 @@ from limbeck.teachers.remote import RemoteTeacher
 from limbeck.teachers.routed import RoutedTeacher
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from limbeck.cluster.teachers import TeacherPool
 
 PADDING = 512  # output heads are padded to multiples of at most this
@@ -111,7 +122,9 @@ class OpenTeachers:
 
     @property
     def contexts(self) -> list[int]:
-        return [member.context for member in self.members.values() if member.context is not None]
+        """In tokens of the student's."""
+        alike = [member for member in self.members.values() if not isinstance(member.view, RetokenizedView)]
+        return [member.context for member in alike if member.context is not None]
 
     async def start(self, site: Site) -> None:
         """In a fleet: the processes of local teachers, all at once. Raises what they raise."""
@@ -204,10 +217,6 @@ def _key(name: str, key: str) -> str:
     return f"teacher.{key}" if name == ONLY else f"teacher.teachers.{name}.{key}"
 
 
-def _has_own_prompt(section: SeeingConfig) -> bool:
-    return isinstance(section.view, PromptConfig)
-
-
 class _Local:
     """A model of this process, or of processes of the fleet: then it is known here by its outline."""
 
@@ -216,10 +225,8 @@ class _Local:
         self.lm = load_model(section, site.device, section.devices) if site.fleet is None else load_outline(section)
         refuse_baked(_key(name, "model"), section.model, self.lm.natural_temperature)
         self.view = open_view(section.view, site, self.lm.tokenizer)
-        self.results = [
-            check_tokenizers(site.student, self.lm, section.same_chat_template, own_prompt=_has_own_prompt(section))
-        ]
-        self.models: Sequence[CausalLM] = (self.lm,)
+        self.results = [compare_models(site, section, self.lm)]
+        self.models: Sequence[CausalLM] = () if has_other_tokens(section) else (self.lm,)
         self.context = self.lm.context
         self.heads: Mapping[str, Head] = {}
         self.pool: TeacherPool | None = None
@@ -232,7 +239,8 @@ class _Local:
         teacher = self.pool or LocalTeacher(self.name, self.lm)
         self.heads = teacher.heads
         await same_model_as_before(f"teacher {self.name}", teacher, site)
-        self.results += await _prove(teacher, site, texts, support)
+        vocabulary = site.student.vocabulary if self.models else self.lm.vocabulary
+        self.results += await _prove(teacher, site, texts, support, vocabulary)
         return teacher
 
     def is_student(self, site: Site) -> bool:
@@ -255,7 +263,7 @@ class _Self:
 
     async def prove(self, site: Site, texts: Sequence[Text], support: Support) -> Teacher:
         self.heads = self.teacher.heads
-        self.results += await _prove(self.teacher, site, texts, support)
+        self.results += await _prove(self.teacher, site, texts, support, site.student.vocabulary)
         self.heads = {}  # those of the weights that it scores with come from the learner
         return self.teacher
 
@@ -281,7 +289,7 @@ class _Own:
         self.heads: Mapping[str, Head] = self.teacher.heads
 
     async def prove(self, site: Site, texts: Sequence[Text], support: Support) -> Teacher:
-        self.results += await _prove(self.teacher, site, texts, support, served=True)
+        self.results += await _prove(self.teacher, site, texts, support, site.student.vocabulary, served=True)
         temperature, some = site.recipe.rollout.temperature, texts[: 2 * PROBE_PROMPTS]
         self.results.append(await prove_order(self.teacher, some, temperature, self.heads, support))
         return self.teacher
@@ -291,19 +299,12 @@ class _Own:
 
 
 async def _prove(
-    teacher: Teacher, site: Site, texts: Sequence[Text], support: Support, served: bool = False
+    teacher: Teacher, site: Site, texts: Sequence[Text], support: Support, vocabulary: int, served: bool = False
 ) -> list[ProbeResult]:
     """The probes that need only scores."""
     heads = teacher.heads if isinstance(teacher, HoldsHeads) else {}
-    return await prove(
-        teacher,
-        texts[: 2 * PROBE_PROMPTS],
-        site.recipe.rollout.temperature,
-        site.student.vocabulary,
-        heads,
-        support,
-        served=served,
-    )
+    some, temperature = texts[: 2 * PROBE_PROMPTS], site.recipe.rollout.temperature
+    return await prove(teacher, some, temperature, vocabulary, heads, support, served=served)
 
 
 def _own(name: str, section: PythonTeacherConfig, site: Site) -> Opened:
@@ -325,33 +326,33 @@ class _Remote:
     head_model: CausalLM | None = None
     head: Head | None = None
     view: TeacherView = field(init=False)
+    tokenizer: PreTrainedTokenizerBase = field(init=False)
+    vocabulary: int | None = field(init=False)  # of a tokenizer of its own; None: the student's
 
     def __post_init__(self) -> None:
-        section, student = self.section, self.site.student
+        section, self.tokenizer, self.vocabulary = self.section, self.site.student.tokenizer, None
         theirs = None if section.tokenizer is None else load_tokenizer(section.tokenizer)
         self.view = open_view(section.view, self.site, theirs)
         if theirs is not None and section.tokenizer is not None:
-            check_same_tokenizer(
-                student.name, student.tokenizer, section.tokenizer, theirs, section.same_chat_template,
-                own_prompt=_has_own_prompt(section),
-            )  # fmt: skip
-            self.results.append(ProbeResult("tokenizer", f"{section.tokenizer}: {len(theirs)} tokens", "the student's"))
+            self.results.append(compare_tokenizers(self.site, section, section.tokenizer, theirs))
+            if has_other_tokens(section):
+                self.tokenizer, self.vocabulary = theirs, highest_id(theirs) + 1
         if isinstance(section, StatesTeacherConfig) and section.head is not None:
             lm = load_model(ModelConfig(model=section.head), self.site.device)
             refuse_baked(_key(self.name, "head"), section.head, lm.natural_temperature)
-            check_tokenizers(student, lm, section.same_chat_template, own_prompt=_has_own_prompt(section))
-            self.head_model, self.models = lm, (lm,)
+            compare_models(self.site, section, lm)
+            self.head_model, self.models = lm, () if has_other_tokens(section) else (lm,)
 
     async def prove(self, site: Site, texts: Sequence[Text], support: Support) -> Teacher:
         section, student = self.section, site.student
-        vocabulary = section.vocabulary or -(-student.head_rows // PADDING) * PADDING + PADDING
-        client = connect(self.name, section, vocabulary, student.vocabulary)
+        shared = self.vocabulary or student.vocabulary
+        rows = section.vocabulary or -(-(self.vocabulary or student.head_rows) // PADDING) * PADDING + PADDING
+        client = connect(self.name, section, rows, shared)
         site.resources.push_async_callback(client.close)
         longest = max(map(len, texts)) + site.recipe.rollout.max_tokens
         texts = texts[:PROBE_PROMPTS]
-        ids = continuations(max(texts, key=len), student.vocabulary)
-        temperature, tokenizer = site.recipe.rollout.temperature, student.tokenizer
-        proof = await prove_remote(client, texts, ids, temperature, tokenizer, self._head(), support, longest)
+        ids, temperature = continuations(max(texts, key=len), shared), site.recipe.rollout.temperature
+        proof = await prove_remote(client, texts, ids, temperature, self.tokenizer, self._head(), support, longest)
         teacher = RemoteTeacher(client, proof)
         self.heads = teacher.heads
         self.results += proof.results

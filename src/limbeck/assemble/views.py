@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from limbeck.assemble.site import Site
-from limbeck.config.view import PromptedViewConfig, SameViewConfig, ViewConfig
+from limbeck.config.teacher import LocalTeacherConfig, RemoteTeacherConfig, SeeingConfig
+from limbeck.config.view import PromptConfig, PromptedViewConfig, RetokenizedViewConfig, SameViewConfig, ViewConfig
+from limbeck.contract.tokenizers import check_same_tokenizer, check_tokenizers
 from limbeck.errors import DataError, RecipeError
+from limbeck.models.causal_lm import CausalLM, stop_ids_of
 from limbeck.models.chat import name_of
 from limbeck.models.head import Head
 from limbeck.models.text import Names
@@ -16,7 +19,9 @@ from limbeck.records import ProbeResult, Prompt
 from limbeck.teacher_views.prompted import PromptedView
 from limbeck.teacher_views.prompts import TeacherPrompts
 from limbeck.teacher_views.relabelling import relabelling_of
+from limbeck.teacher_views.retokenized import RetokenizedView
 from limbeck.teacher_views.same import SameView
+from limbeck.teacher_views.spelling import Speller
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +34,11 @@ def open_view(section: ViewConfig, site: Site, theirs: PreTrainedTokenizerBase |
 
     Raises `RecipeError`, `ModelError`.
     """
+    if theirs is None and isinstance(section, RetokenizedViewConfig):
+        raise RecipeError(
+            "teacher.view.kind = 'retokenized' of a teacher whose tokenizer is not known here. Give a local teacher, "
+            "or one behind a URL with `tokenizer` = its model folder or hub name."
+        )
     return VIEWS[type(section)](section, site, theirs or site.student.tokenizer)
 
 
@@ -55,12 +65,14 @@ def texts_of(view: TeacherView, prompts: Sequence[Prompt], context: int | None, 
 
 def example_of(view: TeacherView, prompts: Sequence[Prompt], text: Sequence[int], site: Site) -> list[ProbeResult]:
     """What the teacher sees of the first prompt, for a person to read; nothing where it sees what the student does."""
-    if not isinstance(view, PromptedView):
+    if not isinstance(view, PromptedView | RetokenizedView):
         return []
-    names = Names(view.prompts.tokenizer)
+    names = Names(view.prompts.tokenizer if isinstance(view, PromptedView) else view.tokenizer)
     seen = "".join(names(list(text)))
     shown = seen if len(seen) <= SHOWN else f"{seen[: SHOWN // 2]} ... {seen[-SHOWN // 2 :]}"
     results = [ProbeResult("teacher sees", f"of prompt {prompts[0].id!r}: {shown}", "its own prompt")]
+    if isinstance(view, RetokenizedView):
+        return results
     ours = Names(site.student.tokenizer)
     pairs = [f"{ours([a])[0]} is the teacher's {names([b])[0]}" for a, b in view.relabelling.pairs.items()]
     masked = [f"{ours([id_])[0]} is masked ({why})" for id_, why in view.relabelling.masked.items()]
@@ -99,7 +111,41 @@ def _prompted(section: PromptedViewConfig, site: Site, theirs: PreTrainedTokeniz
     return view
 
 
+def _retokenized(section: RetokenizedViewConfig, site: Site, theirs: PreTrainedTokenizerBase) -> TeacherView:
+    prompts = TeacherPrompts(section, site.student.tokenizer, theirs)
+    stop_ids = stop_ids_of(site.student, site.recipe.rollout.stop_ids)
+    return RetokenizedView(Speller(site.student.tokenizer, stop_ids), Speller(prompts.tokenizer), prompts)
+
+
+def has_other_tokens(section: SeeingConfig) -> bool:
+    """Whether its vocabulary is its own: then nothing of it is compared token by token."""
+    return isinstance(section.view, RetokenizedViewConfig)
+
+
+def compare_models(site: Site, section: LocalTeacherConfig | RemoteTeacherConfig, lm: CausalLM) -> ProbeResult:
+    """The teacher's tokenizer and head, or its head's, with the student's. Raises `ContractError`."""
+    if has_other_tokens(section):
+        return compare_tokenizers(site, section, lm.name, lm.tokenizer)
+    own_prompt = isinstance(section.view, PromptConfig)
+    return check_tokenizers(site.student, lm, section.same_chat_template, own_prompt=own_prompt)
+
+
+def compare_tokenizers(
+    site: Site, section: LocalTeacherConfig | RemoteTeacherConfig, name: str, theirs: PreTrainedTokenizerBase
+) -> ProbeResult:
+    """The teacher's tokenizer with the student's, where they have to be alike. Raises `ContractError`."""
+    student = site.student
+    if has_other_tokens(section):
+        measured = f"{name}: {len(theirs)} tokens; {student.name}: {len(student.tokenizer)}"
+        return ProbeResult("tokenizer", measured, "any: the bytes of texts are compared")
+    own_prompt = isinstance(section.view, PromptConfig)
+    return check_same_tokenizer(
+        student.name, student.tokenizer, name, theirs, section.same_chat_template, own_prompt=own_prompt
+    )
+
+
 VIEWS: Mapping[type, Callable[[Any, Site, Any], TeacherView]] = {
     SameViewConfig: _same,
     PromptedViewConfig: _prompted,
+    RetokenizedViewConfig: _retokenized,
 }

@@ -9,7 +9,7 @@ be known before the gradient of its last token is formed, and all sampled tokens
 
 The estimate of the divergence, w_g r_g, stands at a group's *first* token and 0 at its others. Then "what comes after a
 token", which a discount weighs, is what comes after its group. And so is the group that ends just before a token: that
-it does end there follows from the token too, where the teacher might have said both in one ("hel" before "p" is a group,
+it ends there follows from the token too, where the teacher might have said both in one ("hel" before "p" is a group,
 before "lo" it is none). What a token decides in this way is weighed by the discount, once.
 
 Shape legend: N tokens, C tokens of one chunk, G groups, V vocabulary.

@@ -1,14 +1,13 @@
 """The same text in a teacher's own tokens: `retokenized`.
 
-What the student said between two special tokens is read as text and encoded by the teacher's tokenizer, apart from what
-is around it: a group of tokens (`alignment.py`) never reaches over a turn's edge. Special tokens are one token on both
-sides, or in no group. What is in no group is not trained on and counted, by reason:
+What the student said between two special tokens is read as text and encoded by the teacher's tokenizer, apart from
+what is around it: a group (`alignment.py`) never reaches over a turn's edge. A special token is one token on both
+sides; one that the teacher has none for is spelled. The teacher reads what a reader would: U+FFFD for bytes that are
+no UTF-8, and what its tokenizer makes of a text that it changes or has no token for. So whatever a student says is
+compared, and nothing that it says is free. In no group, hence not trained on and counted, is only:
 
-    special_token   a special token that the teacher has none for; it does not see it
-    unreadable      bytes that are no UTF-8: the teacher sees U+FFFD
-    altered         text that the teacher's tokenizer changes (normalises) or has no token for
-    broken_off      a character, or what else has no end on both sides, at the end of a text
-    open            the last group of a response that was cut off, where the teacher's tokens say more than was said
+    open        the end of a response that was cut off, where a token of the teacher's or a character would go on
+    no_text     tokens that say nothing, where there is no text at all
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +24,10 @@ from limbeck.teacher_views.alignment import Aligned, align, readable
 from limbeck.teacher_views.same import name_of
 from limbeck.teacher_views.spelling import Speller, continuations
 
-ONE_TO_ONE = Aligned(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), ((0, 0),))  # a special token each
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ONE_TO_ONE = Aligned(*(np.zeros(1, dtype=np.int64) for _ in range(3)))  # a special token each
 
 
 class RetokenizedView:
@@ -35,6 +38,11 @@ class RetokenizedView:
         self._goes_on = continuations(teacher.token_bytes, student.token_bytes)
         atoms = zip(student.atoms, student.token_bytes.of(student.atoms), strict=True)
         self._apart = [id_ for id_, said in atoms if said is None or student.counterpart(id_, teacher) is not None]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The teacher's, with the chat template that it is used with."""
+        return self.teacher.tokenizer
 
     def prompt_ids(self, prompt: Prompt) -> Sequence[int]:
         return self.prompts(prompt)
@@ -49,8 +57,8 @@ class RetokenizedView:
         if tuple(rollout.token_ids[:start].tolist()) != tuple(prompt.token_ids):
             return Failure(
                 name, "score", "other_prompt",
-                "the rollout does not begin with the tokens of its prompt, so the teacher's prompt can take the place of "
-                "nothing. A teacher with another tokenizer needs rollouts that begin with their prompt.",
+                "the rollout does not begin with the tokens of its prompt, so the teacher's prompt can take the place "
+                "of nothing. A teacher with another tokenizer needs rollouts that begin with their prompt.",
             )  # fmt: skip
         sides = _Sides(list(self.prompts(prompt)))
         may_lead = prompt.chat is not None and not prompt.chat.continued
@@ -60,7 +68,7 @@ class RetokenizedView:
             elif (theirs := self.student.counterpart(int(stretch.ids[0]), self.teacher)) is not None:
                 sides.add([theirs], ONE_TO_ONE if stretch.trained else None)
             elif stretch.trained:
-                sides.leave_out("special_token")
+                self._add_text(sides, stretch, may_lead=False)
             else:
                 special = self.student.atoms[int(stretch.ids[0])]
                 return Failure(
@@ -71,19 +79,19 @@ class RetokenizedView:
         return sides.view(name, rollout)
 
     def _add_text(self, sides: _Sides, stretch: _Stretch, may_lead: bool) -> None:
-        pieces = [piece or b"" for piece in self.student.token_bytes.of(stretch.ids)]
+        pieces = self.student.say(stretch.ids)
         lead = self.student.lead.encode() if may_lead else b""
         leads = may_lead and b"".join(pieces).startswith(lead)
-        shown = readable(_without_start(pieces, len(lead)) if leads else pieces)
+        shown = readable(_without_start(pieces, len(lead)) if leads else pieces, stretch.cut)
         theirs = self.teacher.encode(shown.text, self.teacher.lead if leads else "")
         if not stretch.trained:
             sides.add(theirs.ids)
             return
-        apart = {"unreadable": shown.unreadable, "altered": theirs.altered}
-        found = align(shown.ends, theirs.ends, apart)
+        found = align(shown.ends, theirs.ends)
         if stretch.cut and not self._is_closed(found, theirs.ids):
-            found = align(shown.ends, theirs.ends, {**apart, "open": found.spans[-1:]})
-        sides.text_bytes += sum(map(len, pieces))
+            found = found.without_last()
+        sides.text_bytes += len(shown.text.encode())
+        sides.left_out["open" if shown.text else "no_text"] += int((found.student < 0).sum())
         sides.add(theirs.ids, found)
 
     def _is_closed(self, found: Aligned, theirs: Sequence[int]) -> bool:
@@ -92,7 +100,7 @@ class RetokenizedView:
         One token each, and the teacher has no longer token with that beginning which the student could not have said as
         one token too.
         """
-        last = len(found.spans) - 1
+        last = len(found.sizes) - 1
         ours, other = np.flatnonzero(found.student == last), np.flatnonzero(found.teacher == last)
         return last < 0 or (len(ours) == len(other) == 1 and theirs[int(other[0])] not in self._goes_on)
 
@@ -117,13 +125,7 @@ class _Sides:
             before = len(self.sizes)
             for side, groups in ((self.student, aligned.student), (self.teacher, aligned.teacher)):
                 side += np.where(groups < 0, -1, groups + before).tolist()
-            self.sizes += [end - start for start, end in aligned.spans]
-            self.left_out.update(aligned.left_out)
-
-    def leave_out(self, why: str) -> None:
-        """A token that the teacher does not see."""
-        self.student.append(-1)
-        self.left_out[why] += 1
+            self.sizes += aligned.sizes.tolist()
 
     def view(self, name: str, rollout: Rollout) -> View:
         scored = np.zeros(len(self.ids), dtype=bool)
@@ -134,7 +136,7 @@ class _Sides:
             np.asarray(numbers, dtype=np.int64) for numbers in (self.student, self.teacher, self.sizes)
         )
         groups = Groups(student, teacher, request.scored_ids, sizes, self.text_bytes)
-        return View(request, student, teacher, dict(self.left_out), groups)
+        return View(request, student, teacher, dict(+self.left_out), groups)
 
 
 @dataclass(frozen=True)

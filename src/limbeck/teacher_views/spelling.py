@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +26,7 @@ class Spelled:
     """A text in tokens."""
 
     ids: tuple[int, ...]
-    ends: tuple[int, ...]  # of each, in the text's UTF-8
-    altered: tuple[tuple[int, int], ...]  # spans of it that the tokens do not say as they are
+    ends: tuple[int, ...]  # of each, in the text's UTF-8; NOWHERE inside of a character that several say
 
 
 class Speller:
@@ -53,13 +53,19 @@ class Speller:
         same = other._by_name.get(self.atoms[id_])
         return other.marks.end_of_turn if same is None and id_ in self.stop_ids else same
 
+    def say(self, ids: Iterable[int]) -> list[bytes]:
+        """The bytes of each token, and the name of a special one."""
+        ids = list(map(int, ids))
+        said = zip(ids, self.token_bytes.of(ids), strict=True)
+        return [self.atoms[id_].encode() if piece is None else piece for id_, piece in said]
+
     def encode(self, text: str, lead: str = "") -> Spelled:
         """`text` in the middle of a text, after `lead`, whose bytes do not count.
 
         A tokenizer that puts a blank before every text puts it before something else.
         """
         if not text:
-            return Spelled((), (), ())
+            return Spelled((), ())
         if not self._prepends:
             return self._after(self._encode(lead + text), 0, len(lead.encode()))
         for before in BEFORE:
@@ -71,8 +77,7 @@ class Speller:
 
     def _after(self, spelled: Spelled, tokens: int, length: int) -> Spelled:
         ends = tuple(end if end == NOWHERE else max(0, end - length) for end in spelled.ends[tokens:])
-        altered = tuple((a - length, b - length) for a, b in spelled.altered if b > length)
-        return Spelled(spelled.ids[tokens:], ends, altered)
+        return Spelled(spelled.ids[tokens:], ends)
 
     def _encode(self, text: str) -> Spelled:
         found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
@@ -81,8 +86,8 @@ class Speller:
         said, wanted = b"".join(piece or b"" for piece in pieces), text.encode()
         if said in (wanted, b" " + wanted) and None not in pieces:
             ends = np.cumsum([len(piece or b"") for piece in pieces], dtype=np.int64) - (len(said) - len(wanted))
-            return Spelled(ids, tuple(ends.tolist()), ())
-        return _by_characters(ids, pieces, found["offset_mapping"], text)
+            return Spelled(ids, tuple(ends.tolist()))
+        return Spelled(ids, _by_characters(found["offset_mapping"], text))
 
 
 def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -99,25 +104,15 @@ def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
     return lead if answer and not lead.strip() else ""
 
 
-def _by_characters(
-    ids: Sequence[int], pieces: Sequence[bytes | None], offsets: Sequence[tuple[int, int]], text: str
-) -> Spelled:
-    """Where the tokens' bytes are not those of the text: by which of its characters the tokenizer says they are of."""
+def _by_characters(offsets: Sequence[tuple[int, int]], text: str) -> tuple[int, ...]:
+    """Where tokens end whose bytes are not those of the text, for a tokenizer may change it or have no token for it.
+
+    By which of its characters the tokenizer says they are of. Of tokens of one character only the last has an end, and
+    what no token is of belongs to the one before.
+    """
     place = np.cumsum([0, *(len(character.encode()) for character in text)]).tolist()
-    wanted, ends, altered, before, index = text.encode(), [], [], 0, 0
-    while index < len(ids):
-        until = index + 1
-        while until < len(ids) and tuple(offsets[until]) == tuple(offsets[index]):  # of one character
-            until += 1
-        end = max(before, place[offsets[until - 1][1]])
-        if b"".join(piece or b"" for piece in pieces[index:until]) != wanted[before:end]:
-            altered.append((before, end))
-        ends += [NOWHERE] * (until - index - 1) + [end]
-        before, index = end, until
-    if before < len(wanted):
-        altered.append((before, len(wanted)))
-        ends[-1:] = [len(wanted)]
-    return Spelled(tuple(ids), tuple(ends), tuple(altered))
+    ends = [NOWHERE if now == later else place[max(now[1], later[0])] for now, later in pairwise(map(tuple, offsets))]
+    return (*ends, place[-1]) if offsets else ()
 
 
 def continuations(ours: TokenBytes, theirs: TokenBytes) -> frozenset[int]:
