@@ -93,7 +93,7 @@ def align(student_ends: Sequence[int], teacher_ends: Sequence[int]) -> Aligned:
     """
     common = sorted(set(student_ends) & set(teacher_ends) - {NOWHERE, 0})
     number = np.append(np.arange(len(common)), -1)
-    sizes = np.diff(np.array([0, *common], dtype=np.int64))
+    sizes: Ints = np.array(common, dtype=np.int64) - np.array([0, *common[:-1]], dtype=np.int64)[: len(common)]
     return Aligned(number[_places(student_ends, common)], number[_places(teacher_ends, common)], sizes)
 
 
