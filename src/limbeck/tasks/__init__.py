@@ -86,7 +86,7 @@ def _dataset(section: config.DatasetTaskConfig, build: Build, longest_prompt: in
 
 def _agent(section: config.AgentTaskConfig, build: Build, longest_prompt: int | None) -> protocols.Task:
     rows = section.rows
-    encoder = Encoder(build.tokenizer, section.chat, section.system)
+    encoder = encoder_of(section, build.tokenizer)
     sources = of_file(rows) if isinstance(rows, config.FileTaskConfig) else of_dataset(rows)
     train, held_out = (None if source is None else agent_rows(source, rows.columns) for source in sources)
     assert train is not None
