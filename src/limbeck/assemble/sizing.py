@@ -24,7 +24,12 @@ from limbeck.config.engine import HFEngineConfig, ServedEngineConfig, SGLangEngi
 from limbeck.config.learner import LocalLearnerConfig
 from limbeck.config.recipe import Recipe
 from limbeck.config.self_teacher import members_of
-from limbeck.config.teacher import LocalTeacherConfig, SelfTeacherConfig, StatesTeacherConfig
+from limbeck.config.teacher import (
+    LocalTeacherConfig,
+    RemoteTeacherConfig,
+    SelfTeacherConfig,
+    StatesTeacherConfig,
+)
 from limbeck.engines.weights_folder import places_for
 
 PROMPT_TOKENS = 512
@@ -261,7 +266,7 @@ def _notes(work: Work, given: Given, assumed: bool) -> Iterable[str]:
     for name, section in members_of(recipe).items():
         if given.teacher is not None or section.kind == "python":
             yield f"{name} {OWN}"
-        elif section.kind != "local":
+        elif isinstance(section, RemoteTeacherConfig):
             yield f"{name} is a server: its memory is not counted here"
     if isinstance(recipe.engine, ServedEngineConfig) and given.engine is None:
         yield "the engine is a server: its memory is not counted here"

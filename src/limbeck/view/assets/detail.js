@@ -78,7 +78,7 @@ function legend(which, scale) {
 function facts(rollout) {
   const reward = rollout.reward;
   const items = [
-    ["step", whole(rollout.step)], ["policy", `after ${rollout.policy_version} updates`], ["teacher", rollout.teacher], ["T", num(rollout.temperature, 2)],
+    ["step", whole(rollout.step)], ["policy", rollout.policy_version < 0 ? "none: the teacher's or a data set's words" : `after ${rollout.policy_version} updates`], ["teacher", rollout.teacher], ["T", num(rollout.temperature, 2)],
     ["tokens", rollout.sampled_tokens === undefined ? null : whole(rollout.sampled_tokens)], ["mean KL", num(rollout.reverse_kl_mean ?? rollout.log_ratio_mean)],
     ["segment", rollout.segment ? `${rollout.segment + 1}${rollout.segment_reason ? `: ${rollout.segment_reason}` : ""}` : null],
     ["reward", reward === null || reward === undefined ? null : num(reward, 2)], ["advantage", rollout.advantage ? num(rollout.advantage, 2) : null],
