@@ -24,7 +24,10 @@ from tests import finished_run
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SERVES = ("limbeck view",)
-TRAINS_FOR_MINUTES = {"make smollm2"}  # test_smollm2 runs its parts, shortened
+TRAINS_FOR_MINUTES = {  # test_smollm2 and tests/agents run their parts, shortened
+    "make smollm2",
+    ".venv/bin/limbeck train recipes/agent.toml",
+}
 SETS_UP = ("make test", "make demo", "make check")  # what is running this test, and test_demo
 
 

@@ -1,6 +1,6 @@
 """Agents that run elsewhere: they ask for work, talk to the student, and say how it went.
 
-    POST /sessions?wait=30      the next rollout: its row, and the address and key of its session; 204: none now
+    POST /sessions?wait=30      the next rollout: its row, and the address and key of its session. 204: none now; 410: no more
     POST /sessions/ID/end       {"reward": 1.0}, {"answer": "46"} or {"error": "what went wrong"}
     GET  /sessions              {"waiting": 12, "running": 4}
 
@@ -124,6 +124,8 @@ class OutsideAgents:
                     await self._arrived.wait_for(lambda: self._waiting)
             except TimeoutError:
                 return _answer(204)
+            except asyncio.CancelledError:  # so a run that ends lets go of whoever waits
+                return _error(410, "the run is over")
             if await request.is_disconnected():  # else the work would be taken by nobody
                 return _answer(204)
             work = self._waiting.popleft()
