@@ -1,6 +1,6 @@
 """Agents that run elsewhere: they ask for work, talk to the student, and say how it went.
 
-    POST /sessions?wait=30      the next rollout: its row, and the address and key of its session. 204: none now; 410: no more
+    POST /sessions?wait=30      the next rollout: its row, address and key; 204: none now; 410: the run is over
     POST /sessions/ID/end       {"reward": 1.0}, {"answer": "46"} or {"error": "what went wrong"}
     GET  /sessions              {"waiting": 12, "running": 4}
 
