@@ -1,6 +1,6 @@
 """Train the student of recipes/retokenized.toml: a poor adder like the demo's, with another tokenizer than its teacher.
 
-    python scripts/make_other_tokenizer.py            # models/bpe-student, about two minutes on two cores
+    python scripts/make_other_tokenizer.py            # models/bpe-student, about three minutes on two cores
 
 The demo's teacher has a token for each character. This student has byte-level BPE, trained on worked additions, so one
 of its tokens is up to a few characters, such as "=0" or ";1".
@@ -28,7 +28,7 @@ BATCH = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("models/bpe-student"))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--merges", type=int, default=60, help="tokens of more than one character")
     arguments = parser.parse_args()
     torch.manual_seed(SEED)

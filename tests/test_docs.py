@@ -24,8 +24,9 @@ from tests import finished_run
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SERVES = ("limbeck view",)
-TRAINS_FOR_MINUTES = {  # test_smollm2 and tests/agents run their parts, shortened
+TRAINS_FOR_MINUTES = {  # test_smollm2, test_retokenized and tests/agents run their parts, shortened
     "make smollm2",
+    "make retokenized",
     ".venv/bin/limbeck train recipes/agent.toml",
 }
 SETS_UP = ("make test", "make demo", "make check")  # what is running this test, and test_demo
