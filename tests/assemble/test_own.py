@@ -15,7 +15,7 @@ from limbeck.assemble.own import OwnEngine, OwnLearner, OwnTeacher, checked_part
 from limbeck.contract.order import prove_order
 from limbeck.errors import ContractError, EngineError, ModelError, RecipeError, TeacherError
 from limbeck.models.states import LocalStates
-from limbeck.protocols import Observer
+from limbeck.protocols import BatchesTurns, Observer
 from limbeck.records import Failure, HiddenScores, Key, SampleRequest, Sampling, request_of
 from limbeck.testing import BigramEngine, BigramTeacher, CountingLearner, FixedPolicy, Recorder, random_bigrams
 
@@ -231,3 +231,12 @@ async def test_a_learners_wrong_answer_is_named() -> None:
     assert caught.value.__notes__ == [
         "learner Wrong raised this in `update`. The same command goes on from the last checkpoint."
     ]
+
+
+def test_an_engine_of_ones_own_may_batch_by_itself() -> None:
+    class Server(BigramEngine):
+        batches_turns = True
+
+    table = random_bigrams(5)
+    assert isinstance(OwnEngine(Server(table), 5), BatchesTurns)
+    assert not isinstance(OwnEngine(BigramEngine(table), 5), BatchesTurns)

@@ -22,7 +22,7 @@ from limbeck.errors import (
     place_of,
 )
 from limbeck.files.disk import os_error_of
-from limbeck.protocols import Engine, HoldsHeads, Learner, Policy, Teacher
+from limbeck.protocols import BatchesTurns, Engine, HoldsHeads, Learner, Policy, Teacher
 from limbeck.records import (
     Failure,
     ModelInfo,
@@ -77,6 +77,8 @@ class OwnEngine:
         self.vocabulary = vocabulary
         self.name = f"engine {kind_of(engine)}"
         self.max_rows = engine.max_rows
+        if isinstance(engine, BatchesTurns):
+            self.batches_turns = engine.batches_turns
 
     async def load(self, policy: Policy) -> None:
         await call(f"{self.name}: load", EngineError, lambda: self.engine.load(policy))
