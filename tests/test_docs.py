@@ -24,10 +24,11 @@ from tests import finished_run
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SERVES = ("limbeck view",)
-TRAINS_FOR_MINUTES = {  # test_smollm2, test_retokenized and tests/agents run their parts, shortened
+TRAINS_FOR_MINUTES = {  # test_smollm2, test_retokenized, test_calculator and tests/agents run them, or shortened
     "make smollm2",
     "make retokenized",
     ".venv/bin/limbeck train recipes/agent.toml",
+    "limbeck train recipes/calculator.toml",
 }
 SETS_UP = ("make test", "make demo", "make check")  # what is running this test, and test_demo
 
