@@ -5,7 +5,7 @@ ENGINES ?= $(HOME)/.cache/limbeck/engines
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-browser test-cluster test-chaos test-engines test-peers named-checkout smollm2 retokenized check lint types floors benchmark bench-full clean
+.PHONY: help demo test test-slow test-browser test-cluster test-chaos test-engines test-peers named-checkout smollm2 context-distillation retokenized check lint types floors benchmark bench-full clean
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -49,6 +49,10 @@ smollm2: $(VENV)/smollm2     ## prune a real chat model and heal it against its 
 retokenized: $(VENV)/test     ## a student with another tokenizer than its teacher, in ten minutes
 	$(BIN)/python scripts/make_other_tokenizer.py
 	$(BIN)/limbeck train recipes/retokenized.toml
+
+context-distillation: $(VENV)/smollm2     ## teach a real chat model its system prompt, in minutes
+	$(BIN)/python scripts/smollm2/prepare.py
+	$(BIN)/limbeck train recipes/context-distillation.toml
 
 check: lint types floors test     ## what every change must pass
 

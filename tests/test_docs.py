@@ -27,6 +27,7 @@ SERVES = ("limbeck view",)
 TRAINS_FOR_MINUTES = {  # test_smollm2, test_retokenized, test_calculator and tests/agents run them, or shortened
     "make smollm2",
     "make retokenized",
+    "make context-distillation",
     ".venv/bin/limbeck train recipes/agent.toml",
     "limbeck train recipes/calculator.toml",
 }

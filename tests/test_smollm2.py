@@ -1,4 +1,4 @@
-"""The parts of `make smollm2`, with two steps in place of its forty-eight."""
+"""The parts of `make smollm2` and `make context-distillation`, with a step or two in place of all."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def test_prepare_heal_and_compare(tmp_path: Path) -> None:
     for command in (
         [sys.executable, ROOT / "scripts/smollm2/prepare.py"],
         [limbeck, "train", "recipes/smollm2.toml", "steps=2", "eval.prompts=8", "rollout.max_tokens=24"],
+        [limbeck, "train", "recipes/context-distillation.toml", "steps=1", "eval.prompts=4", "rollout.max_tokens=8"],
         [sys.executable, ROOT / "scripts/smollm2/compare.py", "--healed", "runs/smollm2/model", "--max-tokens", "8"],
     ):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
