@@ -80,7 +80,7 @@ class OutsideAgents:
         app.add_api_route("/sessions", self._count, methods=["GET"])
         app.add_api_route("/sessions/{id}/end", self._end, methods=["POST"])
         await self.gateway.__aenter__()
-        logger.info("agents ask for work at %s/sessions", self.gateway.url)
+        logger.warning("agents ask for work at %s/sessions", self.gateway.url)  # whatever else is printed
 
     async def close(self) -> None:
         await self.gateway.__aexit__(None, None, None)
