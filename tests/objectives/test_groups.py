@@ -30,7 +30,7 @@ def numbers(groups: list[list[int]]) -> Tensor:
     return torch.tensor([g for g, places in enumerate(groups) for _ in places], dtype=torch.int64)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     sizes=st.lists(st.integers(1, 4), max_size=5),
     vocabulary=st.integers(2, 6),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,19 @@ from transformers import PreTrainedTokenizerFast
 
 from limbeck.errors import ModelError
 from limbeck.models.token_bytes import TokenBytes
-from limbeck.records import Failure, Groups, Key, Prompt, Rollout, Sampled, Sampling, View, single_turn
+from limbeck.records import (
+    Chat,
+    Failure,
+    Groups,
+    Key,
+    Prompt,
+    Rollout,
+    Sampled,
+    Sampling,
+    Turn,
+    View,
+    single_turn,
+)
 from limbeck.teacher_views.retokenized import RetokenizedView
 from limbeck.teacher_views.spelling import Speller
 
@@ -84,7 +97,7 @@ def check(view: RetokenizedView, rollout: Rollout, found: View, groups: Groups) 
             assert len(said[0]) == size
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(student=kinds, teacher=kinds, data=st.data())
 def test_whatever_a_student_samples_groups_say_the_same_bytes(student: str, teacher: str, data: st.DataObject) -> None:
     """Any ids at all, special ones too: broken UTF-8, characters in pieces, splits that nobody would write."""
@@ -102,7 +115,7 @@ texts = st.text(max_size=10) | st.lists(
 ).map("".join)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(student=kinds, teacher=kinds, text=texts)
 def test_text_that_both_can_write_is_compared_whole(student: str, teacher: str, text: str) -> None:
     """Whatever the text: nothing of a whole response is left out."""
@@ -115,7 +128,7 @@ def test_text_that_both_can_write_is_compared_whole(student: str, teacher: str, 
     assert groups.sizes.sum() == groups.text_bytes
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(kind=kinds, text=texts, finish=st.sampled_from(["stop", "length"]))
 def test_one_tokenizer_on_both_sides_is_the_same_view(kind: str, text: str, finish: str) -> None:
     """Each token is a group of its own, with itself, wherever the response is cut."""
@@ -175,6 +188,51 @@ def test_nothing_that_is_said_is_free() -> None:
     found, _ = seen(view, rollout_of(view.student.tokenizer, [start]))
     spelled = view.teacher.tokenizer.convert_ids_to_tokens(found.request.scored_ids.tolist())
     assert "".join(spelled) == "<|im_start|>"
+
+
+def two_turns(student: PreTrainedTokenizerFast) -> Rollout:
+    """An answer, what a user says then, and another answer."""
+    chat = Chat(({"role": "user", "content": "12+34="},))
+    prompt = Prompt(
+        "p", tuple(student("<|im_start|>user\n12+34=<|im_end|>\n<|im_start|>assistant\n")["input_ids"]), chat=chat
+    )
+    parts = [
+        student("46<|im_end|>")["input_ids"],
+        student("\n<|im_start|>user\nhello world<|im_end|>\n<|im_start|>assistant\n")["input_ids"],
+        student("helping<|im_end|>")["input_ids"],
+    ]
+    ends = np.cumsum([len(prompt.token_ids), *map(len, parts)]).tolist()
+    ids = np.array([*prompt.token_ids, *parts[0], *parts[1], *parts[2]], dtype=np.int64)
+    place = np.arange(len(ids))
+    trained = ((place >= ends[0]) & (place < ends[1])) | (place >= ends[2])
+    turns = tuple(
+        Turn(a, b, role, finish="stop" if role == "student" else None)  # type: ignore[arg-type]
+        for (a, b), role in zip(pairwise([0, *ends]), ("context", "student", "user", "student"), strict=True)
+    )
+    count = int(trained.sum())
+    zeros = np.zeros(count, np.float32)
+    return Rollout(prompt, Key("p"), 0, ids, trained, zeros, np.zeros(count, np.int64), Sampling(1.0, 100), turns)
+
+
+def test_what_stands_between_turns_is_seen_and_not_scored() -> None:
+    """In the teacher's tokens, each turn by itself; a special token that it does not have is named."""
+    student, teacher = byte_level(270), byte_level(400)
+    rollout = two_turns(student)
+    view = RetokenizedView(Speller(student), Speller(teacher), lambda prompt: teacher("12+34=")["input_ids"])
+    found, groups = seen(view, rollout)
+    check(view, rollout, found, groups)
+    assert found.left_out == {}
+    scored = b"".join(view.teacher.say(found.request.scored_ids)).decode()
+    assert scored == "46<|im_end|>helping<|im_end|>"
+    whole = b"".join(view.teacher.say(found.request.token_ids)).decode()
+    assert (
+        whole == "12+34=46<|im_end|>\n<|im_start|>user\nhello world<|im_end|>\n<|im_start|>assistant\nhelping<|im_end|>"
+    )
+    inst = sentence_piece()
+    other = RetokenizedView(Speller(student), Speller(inst), lambda prompt: inst("12+34=")["input_ids"])
+    failure = other.see(rollout, "sampled")
+    assert isinstance(failure, Failure)
+    assert "has the special token '<|im_start|>'" in failure.message
 
 
 def test_a_rollout_with_another_prefix_is_a_failure() -> None:
