@@ -21,6 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from limbeck.demo.calculator import dialogue, question
 
 SIZES = {"teacher": (128, 4), "student": (96, 3)}  # width and layers
+TEMPLATE = (  # a chat is what is said in turn; the student's turns end with the end token
+    "{% for message in messages %}{{ message.content }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
 SEEDS = {"teacher": 1, "student": 2}
 TEMPERATURE = 0.7  # of the recipe
 
@@ -33,6 +37,7 @@ def main() -> None:
     parser.add_argument("--student-accuracy", type=float, default=0.2, help="stop the student here")
     arguments = parser.parse_args()
     tokenizer = character_tokenizer()
+    tokenizer.chat_template = TEMPLATE
     for which in arguments.which:
         torch.manual_seed(SEEDS[which])
         width, layers = SIZES[which]

@@ -28,7 +28,7 @@ TRAINS_FOR_MINUTES = {  # test_smollm2, test_retokenized, test_calculator and te
     "make smollm2",
     "make retokenized",
     "make context-distillation",
-    ".venv/bin/limbeck train recipes/agent.toml",
+    "limbeck train recipes/agent.toml",
     "limbeck train recipes/calculator.toml",
 }
 SETS_UP = ("make test", "make demo", "make check")  # what is running this test, and test_demo
