@@ -69,17 +69,37 @@ async def test_a_body_that_is_no_object_is_refused(content: bytes) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
 
 
-async def test_a_wrong_key_is_a_failure_of_the_session_in_the_address_alone() -> None:
+async def test_a_key_at_another_address_is_a_failure_of_the_session_whose_key_it_is() -> None:
     t = talk("chatml", lambda turn: "a")
     other = t.gateway.open(t.student.session(), "q")
     body = {"messages": HI}
     for key in ("wrong", other.api_key):
         answer = await t.client.post("chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-    assert t.gateway.close(other.id).failure is None
+    assert t.gateway.strangers == {"invalid_api_key": 1}
+    asked, sent = t.gateway.close(t.address.id), t.gateway.close(other.id)
+    assert (asked.failure, asked.errors) == (None, {})
+    assert sent.failure is not None
+    assert (sent.failure.id, sent.failure.kind) == ("q", "invalid_api_key")
+
+
+async def test_a_client_that_leaves_while_it_sends_may_ask_again() -> None:
+    t = talk("chatml", lambda turn: "a")
+    sent = iter([{"type": "http.request", "body": b'{"mess', "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(sent)
+
+    async def send(message: Any) -> None:
+        pass
+
+    path = f"/sessions/{t.address.id}/v1/chat/completions"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+             "headers": [], "root_path": "", "scheme": "http", "server": ("h", 80), "http_version": "1.1"}  # fmt: skip
+    await t.gateway.app(scope, receive, send)
+    assert (await t.say(HI))["content"] == "a"
     report = t.gateway.close(t.address.id)
-    assert report.errors["invalid_api_key"] == 2
-    assert report.failure is not None
+    assert (report.failure, report.turns, dict(report.errors)) == (None, 1, {"client_disconnected": 1})
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/sessions/00/v1/chat/completions"])
@@ -95,7 +115,7 @@ async def test_an_address_or_key_of_nobody_is_refused_and_counted(path: str) -> 
 async def test_a_session_is_found_by_its_key_or_by_its_address_and_is_gone_when_it_ended() -> None:
     t = talk("chatml", lambda turn: "a")
     root = httpx.AsyncClient(transport=httpx.ASGITransport(app=t.gateway.app), base_url="http://h")
-    by_key = {"authorization": f"Bearer {t.address.api_key}"}
+    by_key = {"authorization": f"bearer  {t.address.api_key}"}  # the scheme in any case
     path = f"/sessions/{t.address.id}/v1/chat/completions"
     assert (await root.post("/v1/chat/completions", json={"messages": HI}, headers=by_key)).status_code == 200
     assert (await root.post(path, json={"messages": HI})).status_code == 200
@@ -112,7 +132,29 @@ async def test_models_and_unknown_addresses() -> None:
     assert (await t.client.get("models/other")).status_code == 404
     answer = await t.client.post("responses", json={})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
-    assert (await t.client.get("chat/completions")).status_code == 405
+    answer = await t.client.get("chat/completions")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "unknown_url")
+    report = t.gateway.close(t.address.id)
+    assert (report.failure, report.errors) == (None, {}), "an agent that looks for another route may go on"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"chat_template": "HACK"}, {"tokenize": True}, {"padding": True}, {"messages": []}, {"tools": [TOOL]},
+     {"add_generation_prompt": False}, {"return_dict": True}, {"conversation": 1}, {"max_length": 2}],
+)  # fmt: skip
+async def test_what_is_not_the_templates_own_is_no_option_of_it(options: Any) -> None:
+    t = talk("chatml", lambda turn: "a")
+    answer = await t.post(messages=HI, chat_template_kwargs=options)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "unsupported")
+    assert next(iter(options)) in error["message"]
+
+
+async def test_an_option_that_says_what_is_so_anyway_is_taken() -> None:
+    t = talk("chatml", lambda turn: "a")
+    options = {"add_generation_prompt": True, "continue_final_message": False, "enable_thinking": False}
+    await t.ask(HI, chat_template_kwargs=options)
 
 
 async def test_the_rollouts_own_sampling_stands_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,8 @@ TYPES = {401: "authentication_error", 404: "not_found_error", 500: "server_error
 class ApiError(Exception):
     """`code` is a short word that clients can compare with, and the one under which the error is counted.
 
-    `limit`: the agent reached one, and may go on within it; other errors are the end of its rollout.
+    `limit`: the agent reached one (of length, turns or its own patience), and may go on within it; other errors are the
+    end of its rollout.
     """
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None, limit: bool = False) -> None:

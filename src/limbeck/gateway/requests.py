@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from limbeck.config.task import NOT_OPTIONS
 from limbeck.formatting import shown
 from limbeck.gateway.api_errors import ApiError, invalid, unsupported
 from limbeck.gateway.messages import read_messages
@@ -72,12 +73,9 @@ def read_chat(body: object, models: Sequence[str], sampling: Sampling) -> ChatRe
             "freely would train another distribution: take 'auto' or 'none', and ask for the call in a message",
             "tool_choice",
         )
-    options = fields.get("chat_template_kwargs") or {}
-    if not isinstance(options, Mapping):
-        raise invalid(f"chat_template_kwargs is {shown(options)}, expected an object", "chat_template_kwargs")
     stream_options = fields.get("stream_options") or {}
     return ChatRequest(
-        Chat(messages, tools, dict(options)),
+        Chat(messages, tools, _options(fields.get("chat_template_kwargs") or {})),
         _wanted(fields, sampling),
         parse_calls=bool(tools) and choice == "auto",
         parallel=_flag(fields, "parallel_tool_calls", True),
@@ -128,6 +126,19 @@ def _refuse(fields: Mapping[str, Any]) -> None:
         if value is not None and value not in harmless:
             remedy = REMEDIES.get(name, "leave it out")
             raise unsupported(f"{name} = {shown(value)} cannot be had from a sampled student: {remedy}", name)
+
+
+def _options(options: object) -> dict[str, Any]:
+    """What a client gives the template, whose own options these are and nothing else."""
+    if not isinstance(options, Mapping):
+        raise invalid(f"chat_template_kwargs is {shown(options)}, expected an object", "chat_template_kwargs")
+    for name, value in options.items():
+        if name in NOT_OPTIONS and value not in REFUSED.get(name, ()):
+            raise unsupported(
+                f"chat_template_kwargs.{name} = {shown(value)} is no option of a chat template: leave it out",
+                "chat_template_kwargs",
+            )
+    return dict(options)
 
 
 def _wanted(fields: Mapping[str, Any], sampling: Sampling) -> Wanted:

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from limbeck.gateway.api_errors import ApiError
 from limbeck.gateway.session import GatewaySession
@@ -82,13 +83,17 @@ async def _here(events: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _body(request: Request) -> bytes:
-    """Raises `ApiError` for one that is too large, before all of it has come."""
+    """Raises `ApiError` for one that is too large, before all of it has come, and for one that does not come."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > BODY:
-            raise ApiError(413, "request_too_large", f"the body is larger than {BODY >> 20} MB: send shorter messages")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > BODY:
+                what = f"the body is larger than {BODY >> 20} MB: send shorter messages"
+                raise ApiError(413, "request_too_large", what)
+            parts.append(part)
+    except ClientDisconnect:  # nothing was asked for yet: nobody reads this, and the client may ask again
+        raise ApiError(400, "client_disconnected", "the client left before all was sent", limit=True) from None
     return b"".join(parts)
 
 

@@ -135,33 +135,38 @@ class Gateway:
         return session.report
 
     def find(self, id: str | None, authorization: str | None) -> GatewaySession:
-        """Whose request it is. Raises `ApiError`, counted with the session that its address names."""
-        key = (authorization or "").removeprefix("Bearer ").strip()
+        """Whose request it is. Raises `ApiError`, counted with the session whose key was sent and with no other."""
+        key = _key(authorization)
         owner = self._keys.get(key)
-        session = self._sessions.get(id if id is not None else owner or "")
-        error: ApiError | None = None
-        if session is None:
-            known = (id if id is not None else owner) in self._keys.values()
-            error = (
-                ApiError(410, "session_ended", f"session {id or owner} has ended: nothing is sampled for it any more")
-                if known
-                else ApiError(401, "invalid_api_key", "no session has this address or key: each rollout has its own")
-            )
+        wanted = owner if id is None else id
+        session = self._sessions.get(wanted or "")
+        if session is not None and key in ("", session.key):
+            return session
+        if session is not None:
+            what = "the key is not that of the session in the address: send its own, or none"
+            error = ApiError(401, "invalid_api_key", what)
+        elif wanted in self._keys.values():
+            what = f"session {wanted} has ended: nothing is sampled for it any more"
+            error = ApiError(410, "session_ended", what)
+        else:
+            error = ApiError(401, "invalid_api_key", "no session has this address or key: each rollout has its own")
+        sender = self._sessions.get(owner or "")
+        if sender is not None:
+            sender.refuse(error)
+        else:
             self.strangers[error.code] += 1
-        elif key and key != session.key:
-            error = ApiError(
-                401, "invalid_api_key", "the key is not that of the session in the address: send its own, or none"
-            )
-            session.refuse(error)
-        if error is not None or session is None:
-            assert error is not None
-            raise error
-        return session
+        raise error
 
     def model_card(self) -> dict[str, Any]:
         card = {"id": self._desk.model, "object": "model", "created": 0, "owned_by": "limbeck"}
         context = self._desk.renderer.context
         return card if context is None else card | {"max_model_len": context}
+
+
+def _key(authorization: str | None) -> str:
+    """Of "Bearer KEY", the scheme in any case; nothing where no key was sent."""
+    scheme, _, key = (authorization or "").strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else (authorization or "").strip()
 
 
 def _listen(host: str, port: int) -> socket.socket:
