@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,26 +15,46 @@ from limbeck.records import Chat, Prompt
 from limbeck.teacher_views.prompted import PromptedView
 from limbeck.teacher_views.routed import RoutedViews
 from limbeck.teacher_views.same import SameView
-from tests.teacher_views.templates import CHATML, LLAMA3, THINKING, tokenizer_of
+from tests.teacher_views.templates import CHATML, LLAMA3, PLAIN, SPECIAL, THINKING, tokenizer_of
 
 ASKED = Chat(({"role": "user", "content": "1+1="},))
 
 
-def site(template: str, support: Any = "full", discount: float = 0.0, max_tokens: int = 8) -> Any:
+def site(template: str, support: Any = "full", max_tokens: int = 8, **objective: Any) -> Any:
     """As much of a `Site` as views look at."""
-    recipe = SimpleNamespace(
-        objective=SimpleNamespace(support=support, discount=discount), rollout=SimpleNamespace(max_tokens=max_tokens)
+    settings = {"support": support, "discount": 0.0, "task_reward": None, "reference": None, **objective}
+    rollout = SimpleNamespace(max_tokens=max_tokens, stop_ids=())
+    recipe = SimpleNamespace(objective=SimpleNamespace(**settings), rollout=rollout)
+    tokenizer = tokenizer_of(template)
+    student = SimpleNamespace(
+        name="student", tokenizer=tokenizer, vocabulary=len(tokenizer), stop_ids=(tokenizer.eos_token_id,)
     )
-    return SimpleNamespace(recipe=recipe, student=SimpleNamespace(tokenizer=tokenizer_of(template)))
+    return SimpleNamespace(recipe=recipe, student=student)
 
 
-@pytest.mark.parametrize(("support", "discount"), [(20, 0.0), ("student_top", 0.0), ("full", 0.5)])
-def test_what_would_be_biased_where_something_is_masked_is_refused(support: Any, discount: float) -> None:
-    theirs = tokenizer_of(CHATML)
-    with pytest.raises(RecipeError, match="has no token for '<think>', '</think>' of the student's"):
-        open_view(PromptedViewConfig(), site(THINKING, support, discount), theirs)
-    assert isinstance(open_view(PromptedViewConfig(), site(CHATML, support, discount), theirs), PromptedView)
-    assert isinstance(open_view(PromptedViewConfig(), site(THINKING, "sampled"), theirs), PromptedView)
+BIASED: list[dict[str, Any]] = [
+    {"support": 20},
+    {"support": "student_top"},
+    {"discount": 0.5},
+    {"task_reward": object()},
+    {"support": "sampled", "task_reward": object()},
+    {"support": "sampled", "reference": object()},
+]
+
+
+@pytest.mark.parametrize("settings", BIASED, ids=str)
+@pytest.mark.parametrize(("template", "lacks"), [(THINKING, "<think>"), (CHATML, "<|header|>")])
+def test_what_would_be_biased_where_something_is_masked_is_refused(
+    settings: dict[str, Any], template: str, lacks: str
+) -> None:
+    """Whatever the token is for: the student can sample it."""
+    theirs = tokenizer_of(PLAIN, special=[token if token != lacks else "<|other|>" for token in SPECIAL])
+    section = PromptedViewConfig()
+    with pytest.raises(RecipeError, match=f"has no token for .*{re.escape(repr(lacks))}.* of the student's"):
+        open_view(section, site(template, **settings), theirs)
+    assert isinstance(open_view(section, site(template, **settings), tokenizer_of(PLAIN)), PromptedView)
+    for fine in ({"support": "sampled"}, {"support": "full", "reference": object()}):
+        assert isinstance(open_view(section, site(template, **fine), theirs), PromptedView)
 
 
 def test_each_teacher_has_its_own_view() -> None:

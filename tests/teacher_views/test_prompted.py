@@ -107,6 +107,13 @@ def test_thinking_begins_in_the_teachers_prompt_just_where_it_begins_in_the_stud
     assert seen_text(view_of(opened, opened), prompt_of(opened)).endswith("<|header|>assistant\n[THINK]\n")
 
 
+def test_a_thought_that_the_students_prompt_opens_is_opened_by_the_token_of_that_name_too() -> None:
+    opens = THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    student = tokenizer_of(opens)
+    view = view_of(student, tokenizer_of(CHATML))
+    assert seen_text(view, prompt_of(student)).endswith("<|im_start|>assistant\n<think>\n")
+
+
 def ids(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 

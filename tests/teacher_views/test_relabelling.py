@@ -7,15 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from limbeck.errors import ModelError
 from limbeck.models.head import Head
 from limbeck.teacher_views.marks import marks_of
 from limbeck.teacher_views.relabelling import Relabelling, _permutation, relabelling_of
+from tests import tiny
 
 from .templates import (
     CHATML,
     ENDS_EARLIER_TURNS,
+    LETTERS,
     LLAMA3,
     MISTRAL,
     OPENS_THINKING,
@@ -56,14 +59,37 @@ def test_ends_of_turn_stand_for_each_other_and_nothing_else_changes() -> None:
     assert relabelling_of(tokenizer_of(CHATML), tokenizer_of(CHATML)).is_identity
 
 
+WITHOUT_THINKING = tuple(token if "hink" not in token.lower() else f"<|r{i}|>" for i, token in enumerate(SPECIAL))
+
+
 def test_thinking_tags_are_mapped_or_masked() -> None:
     found = relabelling_of(tokenizer_of(THINKING), tokenizer_of(OPENS_THINKING))
     ids = np.array([ID["<think>"], ID["</think>"], ID["<|im_end|>"]])
     assert found.to_teacher(ids).tolist() == [ID["[THINK]"], ID["[/THINK]"], ID["<|eot|>"]]
-    without = relabelling_of(tokenizer_of(THINKING), tokenizer_of(CHATML))
-    assert without.masked == {ID["<think>"]: "thinking", ID["</think>"]: "thinking"}
-    assert without.masks_what_is_said
+    without = relabelling_of(tokenizer_of(THINKING), tokenizer_of(CHATML, special=WITHOUT_THINKING))
+    assert {id_: why for id_, why in without.masked.items() if why == "thinking"} == {
+        ID["<think>"]: "thinking",
+        ID["</think>"]: "thinking",
+    }
     assert relabelling_of(tokenizer_of(CHATML), tokenizer_of(THINKING)).is_identity  # the student has none to map
+
+
+def test_a_token_that_the_teachers_template_does_not_use_is_the_one_of_its_name() -> None:
+    assert relabelling_of(tokenizer_of(THINKING), tokenizer_of(CHATML)).is_identity
+    swapped = tuple({"<think>": "</think>", "</think>": "<think>"}.get(token, token) for token in SPECIAL)
+    found = relabelling_of(tokenizer_of(THINKING), tokenizer_of(CHATML, special=swapped))
+    assert found.pairs == {ID["<think>"]: ID["</think>"], ID["</think>"]: ID["<think>"]}
+    assert not found.masked
+
+
+def test_stop_tokens_and_tokens_that_are_special_on_one_side_alone_are_found_by_name() -> None:
+    student = tiny.character_tokenizer(("<pad>", "<eos>", "<unk>", "<|halt|>", "<|rest|>", *LETTERS))
+    teacher = tiny.character_tokenizer(("<pad>", "<eos>", "<unk>", "<|rest|>", "<|other|>", *LETTERS))
+    teacher.add_tokens([AddedToken("<|rest|>", special=True, normalized=False)], special_tokens=True)
+    halt, rest = student.convert_tokens_to_ids(["<|halt|>", "<|rest|>"])
+    found = relabelling_of(student, teacher, stop_ids=(halt,))
+    assert found.id_of(rest) == teacher.convert_tokens_to_ids("<|rest|>")
+    assert found.masked == {halt: "end_of_turn"}
 
 
 def test_special_tokens_of_other_ids_and_names() -> None:
@@ -76,7 +102,6 @@ def test_special_tokens_of_other_ids_and_names() -> None:
     for name in ("<|header|>", "[INST]", "<think>"):
         assert found.to_teacher(ours[name]) == teacher.convert_tokens_to_ids(name)
     assert found.masked[ID["<|im_start|>"]] == "special_token"
-    assert not found.masks_what_is_said
 
 
 @given(st.dictionaries(st.integers(0, 12), st.integers(0, 12)))

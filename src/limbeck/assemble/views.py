@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN = 4000  # characters of what a teacher sees
+SHOWN_TOKENS = 10
 
 
 def open_view(section: ViewConfig, site: Site, theirs: PreTrainedTokenizerBase | None) -> TeacherView:
@@ -87,28 +88,44 @@ def _same(section: SameViewConfig, site: Site, theirs: PreTrainedTokenizerBase) 
 
 def _prompted(section: PromptedViewConfig, site: Site, theirs: PreTrainedTokenizerBase) -> TeacherView:
     prompts = TeacherPrompts(section, site.student.tokenizer, theirs)
-    view = PromptedView(prompts, relabelling_of(site.student.tokenizer, prompts.tokenizer))
-    objective, relabelling = site.recipe.objective, view.relabelling
-    if not relabelling.masks_what_is_said:
-        return view
-    names = Names(site.student.tokenizer)
-    tokens = ", ".join(repr(names([id_])[0]) for id_ in relabelling.masked)
+    stop_ids = stop_ids_of(site.student, site.recipe.rollout.stop_ids)
+    view = PromptedView(prompts, relabelling_of(site.student.tokenizer, prompts.tokenizer, stop_ids))
+    sampled = [id_ for id_ in view.relabelling.masked if id_ < site.student.vocabulary]
+    if sampled:
+        _refuse_where_biased(site, name_of(prompts.tokenizer), sampled)
+    return view
+
+
+def _refuse_where_biased(site: Site, teacher: str, masked: Sequence[int]) -> None:
+    """Whether a position is masked depends on its sampled token. Raises `RecipeError` for what is then biased."""
+    objective, names = site.recipe.objective, Names(site.student.tokenizer)
+    tokens = ", ".join(repr(names([id_])[0]) for id_ in masked[:SHOWN_TOKENS])
+    more = f" and {len(masked) - SHOWN_TOKENS} more" if len(masked) > SHOWN_TOKENS else ""
     what = (
-        f"the chat template of the teacher ({name_of(prompts.tokenizer)}) has no token for {tokens} of the student's, "
-        "so positions at which the student says one are left out of the loss"
+        f"the teacher ({teacher}) has no token for {tokens}{more} of the student's, so positions at which the student "
+        "says one are left out of the loss"
     )
+    instead = "or take a teacher.view.template, or a teacher, that has such tokens."
     if objective.support not in ("sampled", "full"):
         raise RecipeError(
             f"{what}, but objective.support = {objective.support!r} would then be biased: whether a position counts "
-            "would depend on its sampled token. Set objective.support = 'sampled' or 'full', or teacher.view.template "
-            "to one that has such tokens."
+            f"would depend on its sampled token. Set objective.support = 'sampled' or 'full', {instead}"
         )
     if objective.discount > 0:
         raise RecipeError(
             f"{what}, but objective.discount = {objective.discount} sums the divergences of later tokens. Set "
-            "objective.discount = 0, or teacher.view.template to one that has such tokens."
+            f"objective.discount = 0, {instead}"
         )
-    return view
+    if objective.task_reward is not None:
+        raise RecipeError(
+            f"{what}, but objective.task_reward needs the reward of every sampled token, or its gradient is biased. "
+            f"Remove it, {instead}"
+        )
+    if objective.reference is not None and objective.support == "sampled":
+        raise RecipeError(
+            f"{what}, but objective.reference with objective.support = 'sampled' needs every sampled token, or its "
+            f"gradient is biased. Set objective.support = 'full', {instead}"
+        )
 
 
 def _retokenized(section: RetokenizedViewConfig, site: Site, theirs: PreTrainedTokenizerBase) -> TeacherView:

@@ -59,7 +59,7 @@ class PromptedView:
     def __init__(self, prompts: TeacherPrompts, relabelling: Relabelling) -> None:
         self.prompts, self.relabelling = prompts, relabelling
         student, teacher = prompts.student, prompts.tokenizer
-        self.student_marks, self.teacher_marks = marks_of(student), marks_of(teacher)
+        self.student_marks, self.teacher_marks = marks_of(student), _marks_as_mapped(student, teacher, relabelling)
         self.same_template = relabelling.is_identity and student.chat_template == teacher.chat_template
         self._renamed: dict[str, str] = {}  # heads: the teacher's fingerprint, and that of its rows in our order
 
@@ -163,6 +163,16 @@ class PromptedView:
         if ids and ids[:1] == ended == [self.teacher_marks.end_of_turn]:
             ids = ids[1:]  # the student said it
         return Part(np.asarray(ids, dtype=np.int64), np.zeros(len(ids), bool))
+
+
+def _marks_as_mapped(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, relabelling: Relabelling
+) -> Marks:
+    """The teacher's; where its template knows no thinking, thinking begins with what stands for the student's token."""
+    ours, theirs = marks_of(student), marks_of(teacher)
+    if theirs.opening is not None or ours.opening is None or ours.opening in relabelling.masked:
+        return theirs
+    return replace(theirs, opening=relabelling.id_of(ours.opening))
 
 
 def _opened(ids: Sequence[int], marks: Marks, tokenizer: PreTrainedTokenizerBase) -> int | None:

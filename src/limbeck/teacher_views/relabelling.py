@@ -6,11 +6,13 @@
 Each token of the teacher stands for exactly one of the student's. So the teacher's distribution over its tokens, read
 by these names, is a distribution over the student's, and every divergence and support is exact. What the teacher has
 no token for is `masked`: a position at which the student says it is left out of the loss, and counted.
+
+What stands for a token is what the teacher's template uses for the same purpose, else the token of the same name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,8 +27,6 @@ from limbeck.teacher_views.marks import Marks, marks_of, tokens_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SAID = ("end_of_turn", "thinking")  # why masked: of tokens that a student says as a matter of course
-
 
 @dataclass(frozen=True)
 class Relabelling:
@@ -39,14 +39,13 @@ class Relabelling:
     def is_identity(self) -> bool:
         return not self.pairs and not self.masked
 
-    @property
-    def masks_what_is_said(self) -> bool:
-        """Whether a student may well sample what is masked."""
-        return any(why in SAID for why in self.masked.values())
-
     def to_teacher(self, ids: Ints) -> Ints:
         """Of any shape."""
         return _replaced(ids, self.pairs)
+
+    def id_of(self, ours: int) -> int:
+        """The teacher's, of one token."""
+        return self.pairs.get(ours, ours)
 
     def to_student(self, ids: Ints) -> Ints:
         return _replaced(ids, self._back)
@@ -76,25 +75,36 @@ class Relabelling:
         return {theirs: ours for ours, theirs in self.pairs.items()}
 
 
-def relabelling_of(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> Relabelling:
-    """By what tokens are for, then by what they are written as."""
+def relabelling_of(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, stop_ids: Sequence[int] = ()
+) -> Relabelling:
+    """By what tokens are for, then by what they are written as. `stop_ids`: what else ends the student's answers."""
     found: dict[int, int] = {}
-    masked: dict[int, str] = {}
-    for why, ours, theirs in _marks(marks_of(student), marks_of(teacher)):
-        if theirs is None or theirs in found.values():
-            masked[ours] = why
-        else:
+    why: dict[int, str] = dict.fromkeys(stop_ids, "end_of_turn")
+    for purpose, ours, theirs in _marks(marks_of(student), marks_of(teacher)):
+        why[ours] = purpose
+        if theirs is not None and theirs not in found.values():
             found[ours] = theirs
+    masked: dict[int, str] = {}
     vocabulary = teacher.get_vocab()
-    for content, ours in tokens_of(student).items():
+    for content, ours in _named(student, teacher, stop_ids).items():
         theirs = vocabulary.get(content)
-        if ours in found or ours in masked:
+        if ours in found:
             continue
         if theirs is None or (theirs in found.values() and theirs != ours):
-            masked[ours] = "special_token"
+            masked[ours] = why.get(ours, "special_token")
         elif theirs not in found.values():
             found[ours] = theirs  # else another token stands there, and it takes that one's place: a swap
     return Relabelling(_permutation(found), masked)
+
+
+def _named(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, stop_ids: Sequence[int]
+) -> dict[str, int]:
+    """The student's tokens that are no plain text on one side at least, by what they are written as."""
+    vocabulary = student.get_vocab()
+    special = {*tokens_of(teacher), *map(str, student.convert_ids_to_tokens(list(stop_ids)))}
+    return {**{content: vocabulary[content] for content in special if content in vocabulary}, **tokens_of(student)}
 
 
 def _marks(student: Marks, teacher: Marks) -> list[tuple[str, int, int | None]]:
