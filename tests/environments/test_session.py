@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +97,70 @@ def test_every_sampled_token_is_trained_in_exactly_one_segment(parents: list[int
 
     said, trained = asyncio.run(talk())
     assert said == trained
+
+
+def limited(requests: list[SampleRequest]) -> Session:
+    """As `session`, of a student with 1000 token ids, whose engine has one buffer for all answers."""
+    buffer, logprobs = np.zeros(2, np.int64), np.zeros(2, np.float32)
+
+    async def submit(request: SampleRequest) -> Sampled | Failure:
+        requests.append(request)
+        buffer[:] = 10 * request.key.turn + np.arange(2)
+        logprobs[:] = -buffer
+        await asyncio.sleep(0)
+        return Sampled(buffer, logprobs, "stop", version=0, top_ids=buffer[:, None])
+
+    return Session(PROMPT, KEY, SAMPLING, submit, top=1, room=64, vocabulary=1000)
+
+
+async def test_what_is_trained_is_what_was_sampled_whatever_happens_to_the_arrays_of_others() -> None:
+    requests: list[SampleRequest] = []
+    generate, buffer = limited(requests), np.array([1, 2, 3])
+    first = asyncio.create_task(generate(Context(buffer)))
+    await asyncio.sleep(0)
+    buffer[:] = 9  # while the first turn is sampled
+    answer = await first
+    second = await generate(Context(buffer, parent=0))
+    buffer[:] = 7
+    assert isinstance(answer, Sampled)
+    assert isinstance(second, Sampled)
+    (rollout,) = generate.episode().rollouts
+    assert [request.token_ids.tolist() for request in requests] == [[1, 2, 3], [1, 2, 3, 0, 1, 9, 9, 9]]
+    assert rollout.token_ids.tolist() == [1, 2, 3, 0, 1, 9, 9, 9, 10, 11]
+    assert rollout.logprobs.tolist() == [0, -1, -10, -11]
+    shared = [getattr(part, name) for part in (answer, second) for name in ("token_ids", "logprobs", "top_ids")]
+    shared += [getattr(rollout, name) for name in ("token_ids", "trained", "logprobs", "versions", "top_ids")]
+    for array in [*shared, *(request.token_ids for request in requests)]:
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"token_ids": np.array([1.5])}, r"turn 1: token_ids is array\(\[1.5\]\).*whole numbers"),
+    ({"token_ids": [True]}, "whole numbers"),
+    ({"token_ids": "ab"}, "token_ids is 'ab'"),
+    ({"token_ids": None}, "token_ids is None"),
+    ({"token_ids": [[3, 4]]}, "in one dimension"),
+    ({"token_ids": []}, "token_ids is empty"),
+    ({"token_ids": [3, -1]}, "token_ids has -1, expected ids from 0 to 999"),
+    ({"token_ids": [1000]}, "token_ids has 1000, expected ids from 0 to 999"),
+    ({"token_ids": [2**70]}, "whole numbers"),
+    ({"token_ids": np.array([2**63 + 1], dtype=np.uint64)}, "expected ids from 0 to 999"),
+    ({"token_ids": [3], "max_tokens": 0}, "max_tokens is 0, expected a whole number of at least 1"),
+    ({"token_ids": [3], "max_tokens": 2.5}, "max_tokens is 2.5, expected a whole number"),
+    ({"token_ids": [3], "max_tokens": True}, "max_tokens is True, expected a whole number"),
+    ({"token_ids": [3], "parent": True}, "turn True has not been sampled"),
+    ({"token_ids": [3], "parent": [0]}, r"turn \[0\] has not been sampled"),
+    ({"token_ids": [[1], [2, 3]]}, "in one dimension"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "words"), WRONG)
+async def test_a_context_that_is_none_is_refused_and_the_session_goes_on(wrong: dict[str, Any], words: str) -> None:
+    requests: list[SampleRequest] = []
+    generate = limited(requests)
+    await generate(Context(np.array([3, 999])))
+    with pytest.raises(ValueError, match="prompt 'p', turn 1: .*" + words.removeprefix("turn 1: ")):
+        await generate(Context(**wrong))
+    assert len(requests) == 1
+    assert isinstance(await generate(Context(np.array([]), parent=0, max_tokens=1)), Sampled)

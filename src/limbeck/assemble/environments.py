@@ -43,15 +43,17 @@ async def open_environment(site: Site, task: Task) -> Environment:
     return started
 
 
-def limits_of(section: object, given: Environment | None, contexts: Sequence[int | None]) -> EpisodeLimits:
+def limits_of(
+    section: object, given: Environment | None, contexts: Sequence[int | None], vocabulary: int
+) -> EpisodeLimits:
     """Of the table; an environment that the caller gave for a recipe that names none has those of `EpisodesConfig`.
 
-    `contexts` are those of student and teachers: a sequence has to fit into each.
+    `contexts` are those of student and teachers: a sequence has to fit into each. `vocabulary` is the student's.
     """
     context = min((context for context in contexts if context is not None), default=None)
     if not isinstance(section, EpisodesConfig):
         if given is None:
-            return EpisodeLimits(context=context)
+            return EpisodeLimits(context=context, vocabulary=vocabulary)
         section = EpisodesConfig()
     return EpisodeLimits(
         None if isinstance(section, GatewayEnvironmentConfig) else section.timeout,  # it keeps its own
@@ -60,6 +62,7 @@ def limits_of(section: object, given: Environment | None, contexts: Sequence[int
         section.min_completed_fraction,
         at_once=isinstance(section, ServedStudentConfig),
         context=context,
+        vocabulary=vocabulary,
     )
 
 

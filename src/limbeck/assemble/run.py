@@ -133,7 +133,7 @@ async def _assemble(
         task=task,
         environment=environment,
         journal=_journal(folder, environment, [engine, *samplers]),
-        limits=limits_of(recipe.environment, given.environment, contexts),
+        limits=limits_of(recipe.environment, given.environment, contexts, vocabulary),
         engine=engine,
         teacher=proven.teacher,
         view=proven.view,

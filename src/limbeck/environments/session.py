@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from numbers import Integral
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from limbeck.records import (
 )
 
 Submit: TypeAlias = Callable[[SampleRequest], Awaitable[Sampled | Failure]]
+Array = TypeVar("Array", bound=np.ndarray[Any, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,9 @@ class _Turn:
 class Session:
     """See `protocols.Generate`. Turns are numbered as they are asked for; `top` as in `SampleRequest`.
 
-    `room` is how many tokens a whole sequence may have. A turn that would go beyond is shorter.
+    `room` is how many tokens a whole sequence may have. A turn that would go beyond is shorter. Ids of contexts are below
+    `vocabulary`. Arrays that come in are copied and those that go out cannot be written to: what was sampled is trained,
+    after what it was sampled after, whatever an environment does with its own arrays.
     """
 
     def __init__(
@@ -61,23 +65,20 @@ class Session:
         top: int = 0,
         max_turns: int | None = None,
         room: int | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         self.prompt, self.key, self.sampling, self.top = prompt, key, sampling, top
-        self.max_turns, self.room = max_turns, room
+        self.max_turns, self.room, self.vocabulary = max_turns, room, vocabulary
         self._submit = submit
         self._next = 0
         self._turns: dict[int, _Turn] = {}
 
     async def __call__(self, context: Context) -> Sampled | Failure:
-        """Raises `ValueError` for a parent that has not been sampled."""
-        prefix = np.asarray(context.token_ids, dtype=np.int64)
+        """Raises `ValueError` for a context that is none: of a parent that has not been sampled, or no token ids."""
+        context = self._checked(context)
+        prefix = context.token_ids
         if context.parent is not None:
-            if context.parent not in self._turns:
-                raise ValueError(
-                    f"prompt {self.prompt.id!r}: turn {context.parent} has not been sampled, so nothing can follow it; "
-                    f"there are turns {sorted(self._turns)}"
-                )
-            prefix = np.concatenate([self._turns[context.parent].token_ids, prefix])
+            prefix = _fixed(np.concatenate([self._turns[context.parent].token_ids, prefix]))
         sampling = self._limited(context, len(prefix))
         if isinstance(sampling, Failure):
             return sampling
@@ -86,10 +87,47 @@ class Session:
         sampled = await self._submit(SampleRequest(key, prefix, sampling, self.top))
         if isinstance(sampled, Failure):
             return sampled
-        sampled = replace(sampled, turn=number)
-        whole = np.concatenate([prefix, sampled.token_ids])
+        sampled = replace(
+            sampled,
+            turn=number,
+            token_ids=_fixed(np.array(sampled.token_ids)),
+            logprobs=_fixed(np.array(sampled.logprobs)),
+            top_ids=None if sampled.top_ids is None else _fixed(np.array(sampled.top_ids)),
+        )
+        whole = _fixed(np.concatenate([prefix, sampled.token_ids]))
         self._turns[number] = _Turn(key, context, len(prefix), whole, sampled)
         return sampled
+
+    def _checked(self, context: Context) -> Context:
+        """A copy with `token_ids` of its own. Raises `ValueError` where it is no context."""
+        where, parent, most = f"prompt {self.prompt.id!r}, turn {self._next}", context.parent, context.max_tokens
+        if parent is not None and not (_is_whole(parent) and parent in self._turns):
+            raise ValueError(
+                f"{where}: turn {parent!r} has not been sampled, so nothing can follow it; there are turns "
+                f"{sorted(self._turns)}"
+            )
+        if most is not None and not (_is_whole(most) and most >= 1):
+            raise ValueError(f"{where}: max_tokens is {most!r}, expected a whole number of at least 1, or None")
+        try:
+            given = np.asarray(context.token_ids)
+        except (ValueError, TypeError):  # such as lists of several lengths
+            given = np.asarray(None)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise ValueError(
+                f"{where}: token_ids is {_shown(context.token_ids)} (shape {given.shape}, {given.dtype}), expected "
+                "token ids in one dimension, whole numbers"
+            )
+        if parent is None and not given.size:
+            raise ValueError(
+                f"{where}: token_ids is empty, expected at least one: the first sampled token needs a prefix"
+            )
+        end = np.iinfo(np.int64).max if self.vocabulary is None else self.vocabulary
+        wrong = given[(given < 0) | (given >= end)]
+        if wrong.size:
+            raise ValueError(
+                f"{where}: token_ids has {wrong[0]}, expected ids from 0 to {end - 1}, the student's vocabulary"
+            )
+        return replace(context, token_ids=_fixed(given.astype(np.int64, copy=True)))
 
     def _limited(self, context: Context, prefix: int) -> Sampling | Failure:
         """How the turn after `prefix` tokens is sampled: a shorter turn is the beginning of the longer one."""
@@ -153,11 +191,26 @@ class Session:
             key=self.key,
             segment=segment,
             token_ids=token_ids,
-            trained=mask,
-            logprobs=np.concatenate([sampled.logprobs for sampled in own]),
-            versions=np.concatenate([np.full(len(s.token_ids), s.version, dtype=np.int64) for s in own]),
+            trained=_fixed(mask),
+            logprobs=_fixed(np.concatenate([sampled.logprobs for sampled in own])),
+            versions=_fixed(np.concatenate([np.full(len(s.token_ids), s.version, dtype=np.int64) for s in own])),
             sampling=self.sampling,
             turns=tuple(turns),
-            top_ids=np.concatenate(tops) if tops else None,
+            top_ids=_fixed(np.concatenate(tops)) if tops else None,
             reason=self._turns[path[0]].context.reason,
         )
+
+
+def _fixed(array: Array) -> Array:
+    """The array, which nobody can write to any more."""
+    array.flags.writeable = False
+    return array
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -252,7 +252,7 @@ class LocalPolicy:
             self._fingerprint = self._fingerprint or head.fingerprint()
             return HiddenScores(SCORER, LocalStates(hidden_Sd), self._fingerprint, self.info.natural_temperature)
         ids_S = torch.from_numpy(request.scored_ids).to(hidden_Sd.device)
-        given = torch.from_numpy(support) if isinstance(support, np.ndarray) else support
+        given = torch.tensor(support) if isinstance(support, np.ndarray) else support
         scored = score_hidden(head, hidden_Sd, ids_S, request.temperature, given)
         logprobs_S = scored.logprobs_S.float().cpu().numpy()
         if scored.top_ids_SK is None or scored.top_logprobs_SK is None:

@@ -40,6 +40,7 @@ class EpisodeLimits:
     min_completed_fraction: float = 1.0
     at_once: bool = False  # turns are decoded as they come: of agents that run elsewhere, nobody knows who asks next
     context: int | None = None  # tokens of a whole sequence: what student and teachers can read
+    vocabulary: int | None = None  # of the student: ids of contexts are below it
 
 
 async def run_episodes(
@@ -67,7 +68,9 @@ async def run_episodes(
             with clock.paused():
                 return await mine.submit(number, request)
 
-        session = Session(prompt, key, sampling, submit, student_top, limits.max_turns, limits.context)
+        session = Session(
+            prompt, key, sampling, submit, student_top, limits.max_turns, limits.context, limits.vocabulary
+        )
         try:
             async with slots:
                 return await clock.within(_play(environment, prompt, key, session, mine), prompt)
