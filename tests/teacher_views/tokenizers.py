@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -25,8 +27,22 @@ INST = (
 )
 
 
-def _wrap(backend: Tokenizer, special: list[str], eos: str, template: str | None) -> PreTrainedTokenizerFast:
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+TAGS = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+LINES = TAGS.replace("|>{{ message['content'] }}<|end|>", "|>\n{{ message['content'] }}<|end|>\n").replace(
+    "<|assistant|>", "<|assistant|>\n"
+)
+TAG_NAMES = ("<unk>", "<|user|>", "<|assistant|>", "<|end|>")
+INST_NAMES = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
+
+
+def _wrap(
+    backend: Tokenizer, special: Sequence[str], eos: str, template: str | None, *, rstrip: bool = False
+) -> PreTrainedTokenizerFast:
+    names = [AddedToken(name, special=True, normalized=False, rstrip=rstrip) for name in special]
+    backend.add_special_tokens(names)
     folder = Path(mkdtemp())
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
     tokenizer.chat_template = template
@@ -35,29 +51,42 @@ def _wrap(backend: Tokenizer, special: list[str], eos: str, template: str | None
 
 
 @cache
-def byte_level(size: int = 400, *, template: str | None = CHATML, nfc: bool = False) -> PreTrainedTokenizerFast:
-    """Like GPT-2, Llama 3 and Qwen."""
+def byte_level(
+    size: int = 400,
+    *,
+    template: str | None = CHATML,
+    nfc: bool = False,
+    blank: bool = False,
+    special: Sequence[str] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    eos: str = "<|endoftext|>",
+) -> PreTrainedTokenizerFast:
+    """Like GPT-2, Llama 3 and Qwen. With a `blank` before every text, like RoBERTa."""
     backend = Tokenizer(models.BPE())
     if nfc:
         backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=blank)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator(
         CORPUS, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     )
-    return _wrap(backend, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|endoftext|>", template)
+    return _wrap(backend, special, eos, template)
 
 
 @cache
-def sentence_piece(size: int = 200, template: str | None = INST) -> PreTrainedTokenizerFast:
-    """Like Llama 2 and Mistral: a blank before every text, bytes for what has no token."""
+def sentence_piece(
+    size: int = 200,
+    template: str | None = INST,
+    special: Sequence[str] = ("<unk>", "<s>", "</s>"),
+    eos: str = "</s>",
+    *,
+    rstrip: bool = False,
+) -> PreTrainedTokenizerFast:
+    """Like Llama 2 and Mistral: a blank before every text, bytes for what has no token. With `rstrip`, like Phi-3."""
     trained = Tokenizer(models.BPE())
     spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trained.normalizer = spaces
     trained.train_from_iterator(CORPUS[:1] + CORPUS[3:], trainers.BpeTrainer(vocab_size=size, show_progress=False))
-    import json
-
     state = json.loads(trained.to_str())["model"]
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *state["vocab"]]
     vocab = {name: id_ for id_, name in enumerate(dict.fromkeys(names))}
@@ -67,7 +96,27 @@ def sentence_piece(size: int = 200, template: str | None = INST) -> PreTrainedTo
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return _wrap(backend, ["<unk>", "<s>", "</s>"], "</s>", template)
+    return _wrap(backend, special, eos, template, rstrip=rstrip)
+
+
+@cache
+def unigram(
+    scheme: str = "always",
+    template: str | None = TAGS,
+    special: Sequence[str] = TAG_NAMES,
+    eos: str = "<|end|>",
+    *,
+    strips: bool = False,
+) -> PreTrainedTokenizerFast:
+    """Like T5 and Gemma. With `strips` its normalizer drops the blanks at a text's end."""
+    backend = Tokenizer(models.Unigram())
+    if strips:
+        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip(left=False, right=True)])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    return _wrap(backend, special, eos, template)
 
 
 @cache

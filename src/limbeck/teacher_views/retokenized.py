@@ -61,14 +61,14 @@ class RetokenizedView:
                 "of nothing. A teacher with another tokenizer needs rollouts that begin with their prompt.",
             )  # fmt: skip
         sides = _Sides(list(self.prompts(prompt)))
-        may_lead = prompt.chat is not None and not prompt.chat.continued
+        answers = prompt.chat is not None and not prompt.chat.continued  # what the first turn says is an answer
         for stretch in _stretches(rollout, start, self._apart):
             if not stretch.special:
-                self._add_text(sides, stretch, may_lead and stretch.first and stretch.trained)
+                self._add_text(sides, stretch, answers and stretch.first and stretch.trained)
             elif (theirs := self.student.counterpart(int(stretch.ids[0]), self.teacher)) is not None:
                 sides.add([theirs], ONE_TO_ONE if stretch.trained else None)
             elif stretch.trained:
-                self._add_text(sides, stretch, may_lead=False)
+                self._add_text(sides, stretch, answer=False)
             else:
                 special = self.student.atoms[int(stretch.ids[0])]
                 return Failure(
@@ -78,17 +78,26 @@ class RetokenizedView:
                 )  # fmt: skip
         return sides.view(name, rollout)
 
-    def _add_text(self, sides: _Sides, stretch: _Stretch, may_lead: bool) -> None:
+    def _add_text(self, sides: _Sides, stretch: _Stretch, answer: bool) -> None:
+        """A text without what stands before it on the student's side, after what stands there on the teacher's.
+
+        A student that says nothing of what its tokenizer and template would put there is read as it stands.
+        """
         pieces = self.student.say(stretch.ids)
-        lead = self.student.lead.encode() if may_lead else b""
-        leads = may_lead and b"".join(pieces).startswith(lead)
-        shown = readable(_without_start(pieces, len(lead)) if leads else pieces, stretch.cut)
-        theirs = self.teacher.encode(shown.text, self.teacher.lead if leads else "")
+        special = self.student.special(stretch.before)
+        blank = self.student.blank(self.student.lead if answer else "", special).encode()
+        said = next(n for n in range(len(blank), -1, -1) if b"".join(pieces).startswith(blank[:n]))
+        shown = readable(_without_start(pieces, said), stretch.cut)
+        lead, after = "", None
+        if (said or not blank) and (stretch.first or special is not None):
+            lead, after = self.teacher.lead if answer else "", self.teacher.special(sides.ids[-1])
+        theirs = self.teacher.encode(shown.text, lead, after)
         if not stretch.trained:
             sides.add(theirs.ids)
             return
         found = align(shown.ends, theirs.ends)
-        if stretch.cut and not self._is_closed(found, theirs.ids):
+        alike = len(found.sizes) > 1 or said == len(self.teacher.blank(lead, after).encode())
+        if stretch.cut and not (alike and self._is_closed(found, theirs.ids)):
             found = found.without_last()
         sides.text_bytes += len(shown.text.encode())
         sides.left_out["open" if shown.text else "no_text"] += int((found.student < 0).sum())
@@ -147,6 +156,7 @@ class _Stretch:
     special: bool
     trained: bool
     first: bool  # it comes right after the prompt
+    before: int  # the token before it
     cut: bool  # it ends with a turn that was cut off at its length
 
 
@@ -160,7 +170,9 @@ def _stretches(rollout: Rollout, start: int, apart: Sequence[int]) -> Iterator[_
     for end in range(start + 1, len(ids) + 1):
         here = slice(begin, end)
         if end == len(ids) or special[begin] or special[end] or trained[end] != trained[begin] or end in edges:
-            yield _Stretch(ids[here], bool(special[begin]), bool(trained[begin]), begin == start, end in cuts)
+            yield _Stretch(
+                ids[here], bool(special[begin]), bool(trained[begin]), begin == start, int(ids[begin - 1]), end in cuts
+            )
             begin = end
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BEFORE = ("\x00", "\n", "=", ".")  # texts before a text, of which one will not be joined with it
+PROBE = "a"  # a text that has nothing before it of its own
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Speller:
         self._by_name = tokens_of(tokenizer)
         self.atoms = {id_: content for content, id_ in self._by_name.items()}  # tokens that are no pieces of plain text
         self.lead = _lead(tokenizer)
+        self._blanks: dict[tuple[str, int | None], str] = {}
         said = self.token_bytes.of(self._encode("a").ids)
         self._prepends = b"".join(piece or b"" for piece in said) == b" a"
 
@@ -59,13 +61,34 @@ class Speller:
         said = zip(ids, self.token_bytes.of(ids), strict=True)
         return [self.atoms[id_].encode() if piece is None else piece for id_, piece in said]
 
-    def encode(self, text: str, lead: str = "") -> Spelled:
-        """`text` in the middle of a text, after `lead`, whose bytes do not count.
+    def special(self, id_: int) -> int | None:
+        """The id of a token that a text begins anew after; None for others, and for what stands for unknown text."""
+        return id_ if id_ in self.atoms and id_ != self.tokenizer.unk_token_id else None
 
-        A tokenizer that puts a blank before every text puts it before something else.
+    def blank(self, lead: str, after: int | None) -> str:
+        """What stands before a text that follows `lead` after the special token `after`, and is not the text's own.
+
+        Many tokenizers put a blank where a text begins, and templates one before an answer.
+        """
+        if (lead, after) not in self._blanks:
+            said = b"".join(self.say(self.encode(PROBE, lead, after).ids)).decode(errors="replace")
+            known = said.endswith(PROBE) and not said.removesuffix(PROBE).strip()
+            self._blanks[lead, after] = said.removesuffix(PROBE) if known else lead
+        return self._blanks[lead, after]
+
+    def encode(self, text: str, lead: str = "", after: int | None = None) -> Spelled:
+        """`text` in the middle of a text, or after the special token `after`; `lead` comes before, and does not count.
+
+        A tokenizer that puts a blank before every text puts it there after a special token, else before something else.
+        Raises `DataError`.
         """
         if not text:
             return Spelled((), ())
+        if after is not None:
+            spelled = self._encode_after(after, lead + text)
+            if spelled is not None:
+                return self._after(spelled, 0, len(lead.encode()))
+            lead = self.blank(lead, after)
         if not self._prepends:
             return self._after(self._encode(lead + text), 0, len(lead.encode()))
         for before in BEFORE:
@@ -79,15 +102,28 @@ class Speller:
         ends = tuple(end if end == NOWHERE else max(0, end - length) for end in spelled.ends[tokens:])
         return Spelled(spelled.ids[tokens:], ends)
 
+    def _encode_after(self, special: int, text: str) -> Spelled | None:
+        """As a rendered chat is encoded; None for a text that has the name of a special token in it."""
+        name = self.atoms[special]
+        if any(other in text for other in self.atoms.values()):
+            return None
+        found = self.tokenizer(name + text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = [(max(0, begin - len(name)), max(0, end - len(name))) for begin, end in found["offset_mapping"][1:]]
+        return self._spelled(found["input_ids"][1:], offsets, text) if found["input_ids"][0] == special else None
+
     def _encode(self, text: str) -> Spelled:
         found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        ids = tuple(int(id_) for id_ in found["input_ids"])
+        return self._spelled(found["input_ids"], found["offset_mapping"], text)
+
+    def _spelled(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> Spelled:
+        """`offsets` are in the text's characters."""
+        ids = tuple(map(int, ids))
         pieces = self.token_bytes.of(ids)
         said, wanted = b"".join(piece or b"" for piece in pieces), text.encode()
         if said in (wanted, b" " + wanted) and None not in pieces:
             ends = np.cumsum([len(piece or b"") for piece in pieces], dtype=np.int64) - (len(said) - len(wanted))
             return Spelled(ids, tuple(ends.tolist()))
-        return Spelled(ids, _by_characters(found["offset_mapping"], text))
+        return Spelled(ids, _by_characters(offsets, text))
 
 
 def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
