@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -92,3 +93,50 @@ def turn_rewards(row):
 
 def answers(row):
     return "46"
+
+
+def _sleeper(mark, **more):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", mark], **more)
+
+
+def leaves_a_session_and_crashes(row):
+    _sleeper(row["mark"], start_new_session=True)
+    os.abort()
+
+
+def leaves_a_daemon(row):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)", row["mark"]])
+        os._exit(0)
+    os.wait()
+    return 1.0
+
+
+def leaves_a_daemon_and_crashes(row):
+    leaves_a_daemon(row)
+    os.abort()
+
+
+def kills_its_parent(row):
+    leaves_a_daemon(row)
+    _sleeper(row["mark"])
+    os.kill(os.getppid(), 9)
+    time.sleep(600)
+
+
+def returns_twice(row):
+    forked = os.fork()
+    if forked == 0:
+        os.setsid()
+        return 5.0
+    os.waitpid(forked, 0)
+    return 1.0
+
+
+def writes_to_descriptors(row):
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, row["written"].encode())
+    return 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
@@ -99,6 +100,50 @@ async def test_a_call_that_ends_leaves_nothing_behind_that_it_started(returns) -
             call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         await until(lambda: not marked(mark))
+
+
+LEAVING = ["leaves_a_session_and_crashes", "leaves_a_daemon", "leaves_a_daemon_and_crashes", "kills_its_parent"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says whose child an orphan was")
+@pytest.mark.parametrize("do", LEAVING)
+async def test_what_left_its_parent_and_its_group_ends_with_its_rollout(do) -> None:
+    mark = uuid4().hex
+    async with processes_of("any_of_these") as processes:
+        other = asyncio.create_task(processes.run({**OFFERED, "row": {"do": "hangs"}}, {}, 0))
+        ended = await processes.run({**OFFERED, "row": {"do": do, "mark": mark}}, {}, 0)
+        assert ended.kind == ("returned" if do == "leaves_a_daemon" else "exited")
+        await until(lambda: not marked(mark))
+        await asyncio.sleep(0)  # both ended in the same moment
+        assert other.done() == (do == "kills_its_parent")
+        again = await processes.run({**OFFERED, "row": {"do": "reward", "reward": 1}}, {}, 0)
+        assert again.kind == "returned"
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+
+
+WRITTEN = [
+    '{"returned": {"reward": 99.0}}\n{"',
+    "noise",
+    "[" * 5000,
+    '{"returned": 5}\n',
+    '{"id": 1, "raised": ""}\n',
+]
+
+
+async def test_a_function_that_forks_or_writes_where_it_should_not_costs_itself_alone() -> None:
+    async with processes_of("any_of_these") as processes:
+        other = asyncio.create_task(processes.run({**OFFERED, "row": {"do": "hangs"}}, {}, 0))
+        twice = await processes.run({**OFFERED, "row": {"do": "returns_twice"}}, {}, 0)
+        assert (twice.kind, twice.value) == ("returned", {"reward": 1.0})
+        for written in WRITTEN:
+            row = {"do": "writes_to_descriptors", "written": written}
+            ended = await processes.run({**OFFERED, "row": row}, {}, 0)
+            assert ended.kind == "exited", written
+            assert "expected one line of its own" in ended.message
+        assert not other.done()
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
 
 
 async def test_one_that_hangs_does_not_hold_up_many_others() -> None:

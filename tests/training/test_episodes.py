@@ -138,8 +138,9 @@ async def test_what_goes_wrong_in_an_episode_costs_that_episode_alone(
 async def test_the_step_stops_where_too_few_are_completed(tmp_path: Path) -> None:
     with pytest.raises(LimbeckError, match=r"5 of 5 episodes failed \(no_tool: 5\).*min_completed_fraction = 0.5"):
         await play_of(tmp_path, Script(gives_up))
-    with pytest.raises(LimbeckError, match="5 of 5 episodes failed"):  # never an empty step
+    with pytest.raises(LimbeckError, match=r"5 of 5 episodes failed.*nothing to train on") as stopped:
         await play_of(tmp_path, Script(gives_up), replace(FREE, min_completed_fraction=0.0))
+    assert "min_completed_fraction" not in str(stopped.value)
     with pytest.raises(LimbeckError, match=r"1 of 5 episodes failed.*min_completed_fraction = 0.9"):
         await play_of(tmp_path, only_on("p3", gives_up), replace(FREE, min_completed_fraction=0.9))
 
@@ -264,6 +265,19 @@ async def test_a_failed_episode_earns_nothing_in_an_evaluation(tmp_path: Path) -
     found = await soon(evaluate(run))
     assert found.accuracy == pytest.approx((1.5 * len(found.answers)) / 5)
     assert found.values()["env/failed/no_tool"] == 1
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+async def test_an_evaluation_in_which_all_failed_has_the_reward_0(tmp_path: Path, greedy: bool) -> None:
+    limits = replace(FREE, min_completed_fraction=0.0)
+    run = run_of(tmp_path, environment=Script(gives_up), limits=limits, task=FakeTask(PROMPTS, held_out=5))
+    run.recipe = run.recipe.model_copy(update={"eval": run.recipe.eval.model_copy(update={"greedy": greedy})})
+    found = await soon(evaluate(run))
+    assert (found.accuracy, found.reverse_kl, found.answers) == (0.0, None, ())
+    assert found.values()["env/failed/no_tool"] == 5
+    run.limits = FREE
+    with pytest.raises(LimbeckError, match=r"min_completed_fraction = 0.5"):
+        await soon(evaluate(run))
 
 
 async def test_graders_see_the_last_turn(tmp_path: Path) -> None:

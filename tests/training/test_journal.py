@@ -106,7 +106,7 @@ async def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
         await generate(Context(np.asarray(prompt.token_ids)))
         await generate(Context(np.array([5]), parent=0, role="tool", text="fünf"))
         await generate(Context(np.array([6, 7]), reason="history was shortened"))
-        return generate.episode(turn_rewards=[0.1, 0.2, 0.3])
+        return replace(generate.episode(turn_rewards=[0.1, 0.2, 0.3]), counts={"env/requests": 3, "env/errors/x": 0.5})
 
     run = run_of(tmp_path, environment=Script(play), limits=FREE, student_top=3, support="sampled")
     run = replace(run, journal=Journal(run.folder), step=4)
@@ -114,6 +114,7 @@ async def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     silent = replace(run, engine=None)  # nobody is asked
     again = await collect(silent, run.task.train, run.sampling(3), 2, scored=False, journal=run.journal)
     assert repr(again) == repr(first)
+    assert again.counts["env/requests"] == 3 * len(set(again.episodes)) > 0
     assert [r.turns for r in again.rollouts] == [r.turns for r in first.rollouts]
     for one, other in zip(first.rollouts, again.rollouts, strict=True):
         for name in ("token_ids", "trained", "logprobs", "versions", "top_ids"):

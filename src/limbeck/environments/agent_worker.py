@@ -34,6 +34,7 @@ from typing import Any
 
 KEPT_OUTPUT = 4000  # bytes: the last that a rollout printed
 MOST_RETURNED = 2**20  # bytes of a return value
+SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36  # of prctl
 MEMORY_HINT = "task.memory_mb is the most that one rollout may have"
 
 
@@ -52,7 +53,8 @@ def main() -> None:
         return
     _settle()
     _send(replies, {"ready": True})
-    _Server(function, memory_mb, replies).serve()
+    with contextlib.suppress(BrokenPipeError):  # nobody is there any more who would be told
+        _Server(function, memory_mb, replies).serve()
 
 
 def _find(name: str) -> Callable[..., Any]:
@@ -125,19 +127,27 @@ class _Server:
         os.set_blocking(self.wake, False)
         os.set_blocking(self.woken, False)
         self.input = bytearray()
+        _adopt_orphans()
+        self.helpers = set(_children(os.getpid()))  # that the agent's module started as it was imported
 
     def serve(self) -> None:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.woken, warn_on_full_buffer=False)
         self.selector.register(0, selectors.EVENT_READ, self._read_requests)
         self.selector.register(self.wake, selectors.EVENT_READ, self._reap)
-        while 0 in self.selector.get_map():
-            for key, _ in self.selector.select():
-                now = self.selector.get_map().get(key.fd)
-                if now is not None and now.data is key.data:  # an earlier one may have closed it, and its number be
-                    key.data()  # another pipe's by now
-        for child in self.children.values():
-            _kill_tree(child.pid)  # whoever asked is gone
+        try:
+            while 0 in self.selector.get_map():
+                for key, _ in self.selector.select():
+                    now = self.selector.get_map().get(key.fd)
+                    if now is not None and now.data is key.data:  # an earlier one may have closed it, and its number
+                        key.data()  # be another pipe's by now
+        finally:  # whoever asked is gone
+            while left := {*self.children, *_children(os.getpid())}:
+                for pid in left:
+                    _kill_tree(pid)
+                    with contextlib.suppress(ChildProcessError):
+                        os.waitpid(pid, 0)
+                    self.children.pop(pid, None)
 
     def _read_requests(self) -> None:
         received = os.read(0, 2**20)
@@ -179,7 +189,7 @@ class _Server:
 
     def _become_rollout(self, request: dict[str, Any], result: int, output: int) -> None:
         """Never returns."""
-        status = 1
+        status, own = 1, os.getpid()
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -193,12 +203,14 @@ class _Server:
                 os.close(pipe)
             self.selector.close()
             _limit(self.memory_mb)
+            _adopt_orphans()  # so that what leaves its group and its parent is still found below this process
             answer = _call(self.function, request)
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
                 sys.stderr.flush()
-            _write(result, json.dumps(answer).encode() + b"\n")
-            signal.pause()  # the server kills it while its own children can still be found
+            if os.getpid() == own:  # else the function forked, and this is no rollout
+                _write(result, json.dumps(answer).encode() + b"\n")
+                signal.pause()  # the server kills it while its own children can still be found
             status = 0
         finally:
             os._exit(status)
@@ -224,6 +236,15 @@ class _Server:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 self._ended(self.children.pop(pid), status)
+        self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        """Whatever came to this process is of a rollout that ended: those that run keep what they started."""
+        for pid in set(_children(os.getpid())) - self.helpers - set(self.children):
+            _kill_tree(pid)
+            with contextlib.suppress(ChildProcessError, ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)  # its end wakes this process again, and so do those that it leaves
 
     def _ended(self, child: _Child, status: int) -> None:
         _kill_group(child.pid)  # what a process that crashed left behind
@@ -238,9 +259,24 @@ class _Server:
             if pipe in self.selector.get_map():
                 self.selector.unregister(pipe)
             os.close(pipe)
-        whole = child.returned.endswith(b"\n")
-        reply = json.loads(child.returned) if whole else {"exited": _how(status)}
+        reply = _told(child.returned) if child.returned else {"exited": _how(status)}
         _send(self.replies, {"id": child.id, **reply, "output": child.printed.decode("utf-8", "replace")})
+
+
+def _told(written: bytes) -> dict[str, Any]:
+    """What a rollout's process said of itself: one line, unless the agent wrote there too."""
+    try:
+        told = json.loads(written)
+    except (ValueError, RecursionError):
+        told = None
+    if isinstance(told, dict) and written.endswith(b"\n"):
+        for kind, type_ in (("returned", dict), ("raised", str), ("exited", str)):
+            if list(told) == [kind] and isinstance(told[kind], type_):
+                return told
+    return {
+        "exited": f"what came through the pipe of its result is {bytes(written[:80])!r}, expected one line of its own. "
+        "The function must not write to descriptors that it did not open"
+    }
 
 
 def _call(function: Callable[..., Any], request: dict[str, Any]) -> dict[str, Any]:
@@ -295,7 +331,13 @@ def _limit(memory_mb: int) -> None:
     limit = memory_mb * 2**20 if hard == resource.RLIM_INFINITY else min(memory_mb * 2**20, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     if sys.platform == "linux":  # SIGKILL at the end of the process that forked it, however that comes
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _adopt_orphans() -> None:
+    """Where the system can: a process below this one whose parent ends becomes a child of this one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_SUBREAPER, 1, 0, 0, 0)
 
 
 def _kill_tree(pid: int) -> None:
@@ -314,10 +356,16 @@ def _kill_group(pid: int) -> None:
 def _descendants(pid: int) -> list[int]:
     found = [pid]
     for each in found:
-        with contextlib.suppress(OSError):  # of a process that has just ended, or of a system that does not say
-            for thread in Path(f"/proc/{each}/task").iterdir():
-                found += [int(child) for child in (thread / "children").read_text().split()]
+        found += _children(each)
     return found[1:]
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # of a process that has just ended, or of a system that does not say
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (thread / "children").read_text().split()]
+    return found
 
 
 def _how(status: int) -> str:

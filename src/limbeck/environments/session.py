@@ -51,9 +51,9 @@ class _Turn:
 class Session:
     """See `protocols.Generate`. Turns are numbered as they are asked for; `top` as in `SampleRequest`.
 
-    `room` is how many tokens a whole sequence may have. A turn that would go beyond is shorter. Ids of contexts are below
-    `vocabulary`. Arrays that come in are copied and those that go out cannot be written to: what was sampled is trained,
-    after what it was sampled after, whatever an environment does with its own arrays.
+    `room` is how many tokens a whole sequence may have. A turn that would go beyond is shorter. Ids of contexts are
+    below `vocabulary`. Arrays that come in are copied and those that go out cannot be written to: what was sampled is
+    trained, after what it was sampled after, whatever an environment does with its own arrays.
     """
 
     def __init__(

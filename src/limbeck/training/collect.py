@@ -85,8 +85,12 @@ async def sample(
     samples_per_prompt: int = 1,
     journal: Journal | None = None,
     play: Play | None = None,
+    to_train: bool = True,
 ) -> Collected:
-    """The first half, for whoever has the turn to sample. `play` makes the episodes where not all are the student's."""
+    """The first half, for whoever has the turn to sample. `play` makes the episodes where not all are the student's.
+
+    What is `to_train` on has at least one completed episode. Raises `LimbeckError` where it has not.
+    """
 
     async def students(keyed: Keyed) -> Answers:
         return await run_episodes(run.environment, run.engine, keyed, sampling, run.limits, run.student_top)
@@ -95,7 +99,7 @@ async def sample(
     with run.phase("sample"):
         known = None if journal is None else journal.read(run.step, keyed)
         answers = known or await (play or students)(keyed)
-    require_completed_fraction(answers, run.limits.min_completed_fraction)
+    require_completed_fraction(answers, run.limits.min_completed_fraction, to_train)
     with run.phase("grade"):
         answers = [_rewarded(run, answer) for answer in answers]
         graded = _collected(run, answers)

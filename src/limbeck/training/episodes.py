@@ -201,11 +201,11 @@ async def _cancelled(task: asyncio.Task[Any]) -> str:
         return str(cancelled)
 
 
-def require_completed_fraction(answers: Sequence[Episode | Failure], least: float) -> list[Episode]:
-    """The episodes that were completed, at least a share `least`, and one. Raises `LimbeckError` for fewer."""
+def require_completed_fraction(answers: Sequence[Episode | Failure], least: float, to_train: bool) -> list[Episode]:
+    """The episodes that were completed, at least a share `least`; `to_train` at least one. Raises `LimbeckError`."""
     failures = [answer for answer in answers if isinstance(answer, Failure)]
     done = [answer for answer in answers if not isinstance(answer, Failure)]
-    if not failures or (done and len(done) >= least * len(answers)):
+    if not failures or (len(done) >= least * len(answers) and (done or not to_train)):
         return done
     first = failures[0]
     if least == 1:
@@ -213,9 +213,12 @@ def require_completed_fraction(answers: Sequence[Episode | Failure], least: floa
             f"{len(failures)} of {len(answers)} prompts failed to {first.stage}, the first {first.id!r}: "
             f"{first.kind}: {first.message}"
         )
+    why = f"At least a share of environment.min_completed_fraction = {least} must be completed."
+    if len(done) >= least * len(answers):
+        why = "Without a completed one there is nothing to train on."
     raise LimbeckError(
-        f"{say_failures(failures, len(answers))} At least a share of environment.min_completed_fraction = {least} must "
-        "be completed. Nothing was updated; start the same command again to go on from the last checkpoint."
+        f"{say_failures(failures, len(answers))} {why} Nothing was updated; start the same command again to go on from "
+        "the last checkpoint."
     )
 
 

@@ -94,9 +94,9 @@ async def _sample(run: Run, one: EvalSet) -> _Sampled:
     start = time.perf_counter()
     mine = run.on(one.task, one.temperature)
     sampling = one.sampling(run.sampling(run.recipe.seed))
-    graded = sampled = await sample(mine, one.prompts, sampling, one.samples_per_prompt)
+    graded = sampled = await sample(mine, one.prompts, sampling, one.samples_per_prompt, to_train=False)
     if one.greedy:  # the KL is on samples all the same
-        graded = await sample(mine, one.prompts, replace(sampling, greedy=True))
+        graded = await sample(mine, one.prompts, replace(sampling, greedy=True), to_train=False)
     return _Sampled(one, sampled, graded, time.perf_counter() - start)
 
 
@@ -105,7 +105,7 @@ async def _measure(run: Run, answers: _Sampled) -> Evaluation:
     one, sampled, graded = answers.of, answers.sampled, answers.graded
     means: dict[str, Mean] = {}
     scores = describe_episodes(graded.rollouts, graded.episodes, graded.failures, graded.counts)
-    if one.scored and run.scores_samples:
+    if one.scored and run.scores_samples and sampled.rollouts:
         samples = (await score(run.on(one.task, one.temperature), sampled)).samples
         means = dict((await run.learner.measure(samples)).means)
         scores = {**describe_scores(samples, len(sampled.rollouts)), **scores}

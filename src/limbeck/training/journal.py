@@ -5,7 +5,7 @@ written before its update, rewards too; a run that is resumed takes them from th
 bit.
 
     {"format": 1, "step": 12, "digest": "<sha256 of the lines below>"}
-    {"key": ["p1", 0, 0], "reward": 1.0, "turn_rewards": [], "rollouts": [{"token_ids": "<base64 of int64>", ...}]}
+    {"key": ["p1", 0, 0], "reward": 1.0, "turn_rewards": [], "counts": {}, "rollouts": [{"token_ids": "<base64>", ...}]}
     {"key": ["p1", 0, 1], "failure": {"id": "p1", "stage": "run", "kind": "timeout", "message": "..."}}
 """
 
@@ -95,6 +95,7 @@ def _table_of(key: Key, answer: Episode | Failure) -> dict[str, Any]:
         "key": place,
         "reward": answer.reward,
         "turn_rewards": list(answer.turn_rewards),
+        "counts": dict(answer.counts),
         "rollouts": [_rollout_table(rollout) for rollout in answer.rollouts],
     }
 
@@ -126,7 +127,7 @@ def _answer_of(row: Mapping[str, Any], prompt: Prompt, key: Key) -> Episode | Fa
     if "failure" in row:
         return Failure(**row["failure"])
     rollouts = tuple(_rollout_of(table, prompt, key) for table in row["rollouts"])
-    return Episode(key, rollouts, row["reward"], tuple(row["turn_rewards"]))
+    return Episode(key, rollouts, row["reward"], tuple(row["turn_rewards"]), row.get("counts", {}))
 
 
 def _rollout_of(table: Mapping[str, Any], prompt: Prompt, key: Key) -> Rollout:

@@ -53,7 +53,7 @@ def describe_episodes(
         turns |= set(said)
         going_on |= set(said[1:])
     count = len(set(episodes))
-    if len(turns) > count or failures:
+    if len(turns) > count or (failures and count):
         numbers["env/turns"] = len(turns) / count
         numbers["env/spliced"] = len(going_on) / len(turns)
         numbers["env/segments"] = len(rollouts) / count
