@@ -259,7 +259,7 @@ class _Server:
             if pipe in self.selector.get_map():
                 self.selector.unregister(pipe)
             os.close(pipe)
-        reply = _told(child.returned) if child.returned else {"exited": _how(status)}
+        reply = _told(bytes(child.returned)) if child.returned else {"exited": _how(status)}
         _send(self.replies, {"id": child.id, **reply, "output": child.printed.decode("utf-8", "replace")})
 
 
@@ -274,7 +274,7 @@ def _told(written: bytes) -> dict[str, Any]:
             if list(told) == [kind] and isinstance(told[kind], type_):
                 return told
     return {
-        "exited": f"what came through the pipe of its result is {bytes(written[:80])!r}, expected one line of its own. "
+        "exited": f"what came through the pipe of its result is {written[:80]!r}, expected one line of its own. "
         "The function must not write to descriptors that it did not open"
     }
 
