@@ -15,11 +15,25 @@ from limbeck.config.recipe import parse_recipe
 from limbeck.environments.single_turn import SingleTurn
 from limbeck.errors import EngineError, LimbeckError, TeacherError
 from limbeck.protocols import Generate
-from limbeck.records import Context, Episode, Failure, Key, Prompt, Sampled, SampleRequest, ScoreRequest, Scores
+from limbeck.records import (
+    Context,
+    Episode,
+    Failure,
+    Key,
+    Prompt,
+    Rollout,
+    Sampled,
+    SampleRequest,
+    ScoreRequest,
+    Scores,
+    Support,
+    View,
+)
 from limbeck.seeding import served_seed, uniforms
 from limbeck.teacher_views.same import SameView
 from limbeck.testing import BigramEngine, BigramTeacher, CountingLearner, FakeTask, Recorder, random_bigrams
 from limbeck.training.collect import collect
+from limbeck.training.episodes import EpisodeLimits
 from limbeck.training.evaluation import evaluate
 from limbeck.training.recording import record
 from limbeck.training.run import Run
@@ -155,6 +169,37 @@ async def test_a_teacher_that_answers_too_little_is_named(tmp_path: Path) -> Non
     run = run_of(tmp_path, teacher=Short(TABLE))
     with pytest.raises(TeacherError, match="gave 4 answers to 5 requests"):
         await collect(run, run.task.train, run.sampling(3))
+
+
+class Squinting(SameView):
+    """It cannot see what is said to `blind`."""
+
+    def __init__(self, *blind: str) -> None:
+        self.blind = blind
+
+    def see(self, rollout: Rollout, support: Support) -> View:
+        if rollout.prompt.id in self.blind:
+            return Failure(rollout.prompt.id, "score", "other_prompt", "not its prompt.")  # type: ignore[return-value]
+        return super().see(rollout, support)
+
+
+async def test_what_a_teacher_cannot_be_shown_is_left_out_and_counted(tmp_path: Path, caplog: Any) -> None:
+    limits = EpisodeLimits(min_completed_fraction=0.5)
+    run = run_of(tmp_path, view=Squinting("p2"), limits=limits)
+    found = await collect(run, run.task.train, run.sampling(3))
+    full = await collect(run_of(tmp_path), run.task.train, run.sampling(3))
+    assert [s.rollout.prompt.id for s in found.samples] == [r.prompt.id for r in found.rollouts if r.prompt.id != "p2"]
+    there = {sample.rollout.prompt.id: sample for sample in full.samples}
+    for sample in found.samples:
+        assert np.array_equal(sample.scores.logprobs, there[sample.rollout.prompt.id].scores.logprobs)  # type: ignore[union-attr]
+    assert found.views == {"view/failed/other_prompt": 1.0}
+    assert "1 of 5 responses cannot be shown to the teacher (other_prompt: 1)" in caplog.text
+    strict = run_of(tmp_path, view=Squinting("p2"))  # every episode must be whole
+    with pytest.raises(TeacherError, match=r"1 of 5 responses cannot be shown .* Nothing was updated"):
+        await collect(strict, run.task.train, run.sampling(3))
+    every = run_of(tmp_path, view=Squinting(*(prompt.id for prompt in run.task.train)), limits=limits)
+    with pytest.raises(TeacherError, match=r"5 of 5 responses cannot be shown to the teacher"):
+        await collect(every, run.task.train, run.sampling(3))
 
 
 async def soon(work: Any) -> Any:

@@ -162,27 +162,51 @@ def _collected(run: Run, answers: Sequence[Episode | Failure]) -> Collected:
 
 async def _score(run: Run, graded: Collected) -> tuple[list[Scored], dict[str, float]]:
     """Scores of teacher and reference, and advantages, for each rollout that could be scored; metrics of the views."""
-    rollouts, rewards = graded.rollouts, graded.rewards
-    views = unwrap_failures([run.view.see(rollout, _support(run, rollout)) for rollout in rollouts])
-    requests = [view.request for view in views]
+    advantages = _advantages(run, graded)  # of the whole group, whatever the teacher could score
+    seen = [run.view.see(rollout, _support(run, rollout)) for rollout in graded.rollouts]
+    unseen = [view for view in seen if isinstance(view, Failure)]
+    _require_seen_fraction(run, unseen, len(seen))
+    views = [(place, view) for place, view in enumerate(seen) if not isinstance(view, Failure)]
+    requests = [view.request for _, view in views]
     answers = await run.teacher.score(requests)
     _check_count(run.teacher.name, answers, requests)
-    advantages = _advantages(run, graded)  # of the whole group, whatever the teacher could score
-    kept = require_scored_fraction(answers, run.min_scored_fraction)
+    kept = [views[index] for index in require_scored_fraction(answers, run.min_scored_fraction)]
     scores: list[Scores] = [
-        run.view.read(rollout, view, answer)
-        for rollout, view, answer in zip(rollouts, views, answers, strict=True)
+        run.view.read(graded.rollouts[place], view, answer)
+        for (place, view), answer in zip(views, answers, strict=True)
         if not isinstance(answer, Failure)
     ]
     references: Sequence[HiddenScores | None] = [None] * len(kept)
     if run.reference is not None:
-        found = unwrap_failures(await run.reference.score([SAME.see(rollouts[i], "full").request for i in kept]))
+        asked = [SAME.see(graded.rollouts[place], "full").request for place, _ in kept]
+        found = unwrap_failures(await run.reference.score(asked))
         references = [score for score in found if isinstance(score, HiddenScores)]
     samples = [
-        Scored(rollouts[i], score, rewards[i], advantages[i], reference, views[i].groups)
-        for i, score, reference in zip(kept, scores, references, strict=True)
+        Scored(graded.rollouts[place], score, graded.rewards[place], advantages[place], reference, view.groups)
+        for (place, view), score, reference in zip(kept, scores, references, strict=True)
     ]
-    return samples, describe_views([(rollouts[i], views[i]) for i in kept])
+    return samples, describe_views([(graded.rollouts[place], view) for place, view in kept], unseen)
+
+
+def _require_seen_fraction(run: Run, unseen: Sequence[Failure], asked: int) -> None:
+    """What an environment wrote in a way that a teacher cannot be shown is left out, like an episode that failed.
+
+    Raises `TeacherError` for fewer than `environment.min_completed_fraction`, or none: the step is not made.
+    """
+    if not unseen:
+        return
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(Counter(one.kind for one in unseen).items()))
+    first, least = unseen[0], run.limits.min_completed_fraction
+    what = (
+        f"{len(unseen)} of {asked} responses cannot be shown to the teacher ({kinds}). The first is of {first.id!r}: "
+        f"{first.message.rstrip('.')}."
+    )
+    if len(unseen) == asked or asked - len(unseen) < least * asked:
+        needed = f" At least a share of environment.min_completed_fraction = {least} must be." if least < 1 else ""
+        raise TeacherError(
+            f"{what}{needed} Nothing was updated; start the same command again to go on from the last checkpoint."
+        )
+    logger.warning("step %d: %s They are left out.", run.step, what)
 
 
 def _support(run: Run, rollout: Rollout) -> Support:

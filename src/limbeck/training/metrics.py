@@ -122,9 +122,10 @@ def describe_scores(samples: Sequence[Scored], asked: int) -> dict[str, float]:
     return numbers
 
 
-def describe_views(seen: Sequence[tuple[Rollout, View]]) -> dict[str, float]:
+def describe_views(seen: Sequence[tuple[Rollout, View]], unseen: Sequence[Failure] = ()) -> dict[str, float]:
     """What teachers saw otherwise than the student, of rollouts and their views. Empty where they saw the same.
 
+    `view/failed/<kind>`: rollouts that they could not be shown;
     `view/mapped`: tokens that another one of the teacher's stands for; `view/masked/<why>`: those left out of the loss.
     Of a teacher with other tokens `view/bytes_aligned`, the share of the text that is compared, and
     `view/tokens_per_group`, how many of the student's tokens are compared at a time.
@@ -134,6 +135,8 @@ def describe_views(seen: Sequence[tuple[Rollout, View]]) -> dict[str, float]:
     )
     masked: Counter[str] = sum((Counter(view.left_out) for _, view in seen), Counter())
     counts = {f"view/masked/{why}": float(count) for why, count in sorted(masked.items())}
+    failed = Counter(failure.kind for failure in unseen)
+    counts |= {f"view/failed/{kind}": float(count) for kind, count in sorted(failed.items())}
     if groups := [view.groups for _, view in seen if view.groups is not None]:
         sizes, tokens = np.concatenate([g.sizes for g in groups]), np.concatenate([g.student for g in groups])
         counts["view/bytes_aligned"] = float(sizes.sum()) / max(1, sum(g.text_bytes for g in groups))
