@@ -47,12 +47,13 @@ def reference() -> str:
     return HEAD + "".join(tables(Recipe, "", {}))
 
 
-def tables(section: type[Config], path: str, seen: dict[type[Config], str]) -> typing.Iterator[str]:
+def tables(section: type[Config], path: str, seen: dict[type[Config], str], many: bool = False) -> typing.Iterator[str]:
     """This section's own keys, then the sections below it, each under its dotted name.
 
     A section that several tables share stands there once, and is named at the others: `seen` says where it is.
+    `many`: it is one of several, an array of tables in TOML.
     """
-    title = f"`[{path}]`" if path else "Top level"
+    title = f"`[[{path}]]`" if many else f"`[{path}]`" if path else "Top level"
     tags = {n: get_args(f.annotation)[0] for n, f in fields_of(section).items() if n in ("kind", "divergence", "from")}
     title += "".join(f' with `{name} = "{tag}"`' for name, tag in list(tags.items())[-1:])
     if section in seen:
@@ -60,13 +61,21 @@ def tables(section: type[Config], path: str, seen: dict[type[Config], str]) -> t
             yield f"\n## {title}\n\nThe keys of {seen[section]}.\n"
         return
     seen[section] = title
-    rows = [row(name, info) for name, info in fields_of(section).items() if not configs_of(info.annotation)]
+    rows = [
+        row(name, info)
+        for name, info in fields_of(section).items()
+        if not configs_of(info.annotation) or is_list(info.annotation)
+    ]
     table = "".join(["| key | type | default | |\n|---|---|---|---|\n", *rows]) if rows else ""
     yield f"\n## {title}\n\n{inspect.cleandoc(section.__doc__ or '')}\n\n{table}"
     for name, info in fields_of(section).items():
         for below in configs_of(info.annotation):
-            shown = f"[{name}]" if get_origin(info.annotation) is tuple else name  # `[[trackers]]`: one of several
-            yield from tables(below, f"{path}.{shown}" if path else shown, seen)
+            where = f"{path}.{name}" if path else name
+            yield from tables(below, where, seen, many=is_list(info.annotation))
+
+
+def is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple
 
 
 def row(name: str, info: FieldInfo) -> str:
@@ -86,7 +95,7 @@ def kind(annotation: Any, metadata: list[Any] = []) -> str:  # noqa: B006 (never
     if get_origin(annotation) in (typing.Union, types.UnionType):
         return " or ".join(kind(part) for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is tuple:
-        return f"list of {kind(get_args(annotation)[0])}"
+        return "list of tables" if configs_of(annotation) else f"list of {kind(get_args(annotation)[0])}"
     if get_origin(annotation) is dict:
         return "table"
     name = {int: "integer", float: "number", bool: "boolean", str: "string"}[annotation]
