@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.config.sources import DatasetSourceConfig
@@ -104,6 +105,47 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, row: Any, more: Any,
     with pytest.raises(DataError) as error:
         loaded(tmp_path, row, **more)
     assert why in str(error.value)
+
+
+@pytest.mark.parametrize("completion", ["東京", "b東京c", "b\u0301x"])
+@pytest.mark.parametrize("chat", [True, False])
+def test_text_that_the_tokenizer_cannot_say_is_named_and_never_trained(
+    tmp_path: Path, completion: str, chat: bool
+) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl.*2.*has no tokens for.*<unk>"):
+        loaded(tmp_path, {"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": completion}, chat=chat)
+
+
+def test_another_spelling_of_the_same_text_is_the_same(tmp_path: Path) -> None:
+    tokenizer = tiny.character_tokenizer((*tiny.ALPHABET, "é"))
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    (one,) = loaded(tmp_path, {"prompt": "a", "completion": "e\u0301"}, tokenizer=tokenizer)
+    assert said(tokenizer, one)[1] == "é<eos>"
+
+
+def test_a_chat_in_json_text_is_read_as_in_a_task(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (text,) = loaded(tmp_path, {"messages": json.dumps(chat)})
+    (whole,) = loaded(tmp_path, {"messages": chat})
+    assert (text.prompt.token_ids, text.token_ids) == (whole.prompt.token_ids, whole.token_ids)
+    with pytest.raises(DataError, match=r"rows\.jsonl.*1.*'messages' is text that is not JSON"):
+        loaded(tmp_path, {"messages": "[{"})
+
+
+def test_what_the_teacher_sees_has_to_fit_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def as_seen(prompt: Prompt) -> tuple[int, int]:
+        if prompt.text == "c":
+            raise DataError("it cannot be rendered")
+        return {"a": 18, "b": 19}[prompt.text], 20
+
+    limits = replace(LIMITS, as_seen=as_seen)
+    rows = [{"prompt": name, "completion": "1"} for name in "abc"]
+    with pytest.raises(DataError, match=r"has 19 tokens as its teacher sees it and .* of 2; .* context of 20"):
+        loaded(tmp_path, *rows[:2], limits=limits)
+    assert len(loaded(tmp_path, *rows[:2], limits=limits, too_long="drop")) == 1
+    assert "1 of 2 rows are too long" in caplog.text
+    with pytest.raises(DataError, match=r"rows\.jsonl.*3.*it cannot be rendered"):
+        loaded(tmp_path, *rows, limits=limits)
 
 
 def test_too_long_ones_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -57,11 +57,14 @@ def test_a_template_in_a_file(tmp_path) -> None:
     [
         ("{hint}", "carry"),
         ("{table.deep} {table[deep]} {list[1]} {json.a}", "down down y 1"),
+        ("{list[-1]} {list.-2}", "y x"),
         ("{table}", '{"deep": "down"}'),
         ("{{{answer}}}", "{2}"),
         ("{missing}", None),
         ("{table.missing}", None),
         ("{empty}", None),
+        ("{list[2]}", None),
+        ("{list[-3]}", None),
         ("{answer.__class__}", None),
     ],
 )

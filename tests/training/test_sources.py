@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import limbeck
+from limbeck.api import check
 from limbeck.config.recipe import Recipe, load_recipe, parse_recipe
 from limbeck.errors import DataError, RecipeError, RunError
 from limbeck.records import Prompt
@@ -171,6 +172,18 @@ def test_a_source_without_rows_and_a_missing_file_are_named(table: dict[str, Any
     rows.unlink()
     with pytest.raises(DataError, match="there is no file"):
         limbeck.train(recipe(table, tmp_path / "b"))
+
+
+def test_rows_that_the_teacher_cannot_be_shown_are_named_before_the_first_step(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    """The task's prompts have answers, and one row has none."""
+    rows = Path(table["rollout"]["sources"][1]["path"])
+    rows.write_text("".join(json.dumps({**row, "answer": "1"}) + "\n" for row in ROWS) + json.dumps(ROWS[0]) + "\n")
+    table["teacher"] |= {"view": {"kind": "prompted", "context": "{answer}"}}
+    table["rollout"]["sources"] = [STUDENT, {**table["rollout"]["sources"][1], "share": 0.5}]
+    with pytest.raises(DataError, match=rf"rows\.jsonl.*{len(ROWS) + 1}.*names the column .answer."):
+        check(recipe(table, tmp_path / "a"))
 
 
 # --- supervised fine-tuning ------------------------------------------------------------------------------

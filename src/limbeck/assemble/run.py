@@ -103,7 +103,7 @@ async def _assemble(
     vocabulary = _share_vocabulary(models, loss)
     contexts = [*teachers.contexts, *(lm.context for lm in models)]
     tasks, stop_ids = load_tasks(site, contexts), stop_ids_of(student, recipe.rollout.stop_ids)
-    task, rows = tasks.own, load_rows(site, stop_ids, contexts)
+    task, rows = tasks.own, load_rows(site, stop_ids, contexts, teachers.as_seen)
     keep_prompts(folder, task, recipe, checkpoint, rows)
     environment = await open_environment(site, task)
     if fleet is not None:

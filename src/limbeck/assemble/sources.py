@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from limbeck.assemble.engines import sampler_of
 from limbeck.assemble.site import Site
@@ -27,10 +27,15 @@ from limbeck.training.prompt_order import Epochs
 from limbeck.training.shares import Sources, shares_of
 
 
-def load_rows(site: Site, stop_ids: tuple[int, ...], contexts: Sequence[int | None]) -> dict[str, list[Completion]]:
-    """The rows of each data set among the sources, by its name. Raises `DataError`."""
+def load_rows(
+    site: Site,
+    stop_ids: tuple[int, ...],
+    contexts: Sequence[int | None],
+    as_seen: Callable[[Prompt], tuple[int, int | None]],
+) -> dict[str, list[Completion]]:
+    """The rows of each data set among the sources, by its name. `as_seen`: by their teachers. Raises `DataError`."""
     recipe, context = site.recipe, min((one for one in contexts if one is not None), default=None)
-    limits = Limits(stop_ids, site.student.vocabulary, recipe.rollout.max_tokens, context)
+    limits = Limits(stop_ids, site.student.vocabulary, recipe.rollout.max_tokens, context, as_seen)
     return {
         source.label: load_completions(source, _encoder(site, source), limits)
         for source in recipe.rollout.sources

@@ -15,7 +15,7 @@ import numpy as np
 from limbeck.assemble.own import OwnTeacher
 from limbeck.assemble.site import Site
 from limbeck.assemble.teacher_kinds import KINDS, PROBE_PROMPTS, LocalKind, Opened, OwnKind, SelfKind
-from limbeck.assemble.views import example_of, heads_as_seen, open_view, texts_of
+from limbeck.assemble.views import example_of, heads_as_seen, open_view, seen_tokens, texts_of
 from limbeck.config.self_teacher import ONLY, members_of
 from limbeck.config.teacher import RemoteTeacherConfig, RoutedTeacherConfig, SeeingConfig
 from limbeck.config.view import SameViewConfig
@@ -66,6 +66,13 @@ class OpenTeachers:
         """In tokens of the student's."""
         alike = [member for member in self.members.values() if not isinstance(member.view, RetokenizedView)]
         return [member.context for member in alike if member.context is not None]
+
+    def as_seen(self, prompt: Prompt) -> tuple[int, int | None]:
+        """Tokens of a prompt as its teacher sees it, and that teacher's context. Raises `DataError`."""
+        member = self.members.get((prompt.teacher or self.default or "") if self.routed else ONLY)
+        if member is None:  # `RoutedTeacher.check_routes` names it
+            return 0, None
+        return len(seen_tokens(member.view, prompt)), member.context
 
     async def start(self, site: Site) -> None:
         """In a fleet: the processes of local teachers, all at once. Raises what they raise."""

@@ -48,13 +48,19 @@ def heads_as_seen(view: TeacherView, heads: Mapping[str, Head]) -> Mapping[str, 
     return view.heads(heads) if isinstance(view, PromptedView) else heads
 
 
+def seen_tokens(view: TeacherView, prompt: Prompt) -> Sequence[int]:
+    """What the teacher sees of a prompt. Raises `DataError` where it cannot be rendered, or is nothing."""
+    text = view.prompt_ids(prompt)
+    if not text:
+        raise DataError(f"prompt {prompt.id!r} has no tokens as the teacher sees it: give teacher.view a text.")
+    return text
+
+
 def texts_of(view: TeacherView, prompts: Sequence[Prompt], context: int | None, site: Site) -> list[Sequence[int]]:
     """What the teacher sees of each prompt. Raises `DataError` where one cannot be rendered, or leaves no room."""
-    texts = [view.prompt_ids(prompt) for prompt in prompts]
+    texts = [seen_tokens(view, prompt) for prompt in prompts]
     longest = site.recipe.rollout.max_tokens
     for prompt, text in zip(prompts, texts, strict=True):
-        if not text:
-            raise DataError(f"prompt {prompt.id!r} has no tokens as the teacher sees it: give teacher.view a text.")
         if context is not None and len(text) + longest > context:
             raise DataError(
                 f"prompt {prompt.id!r} has {len(text)} tokens as the teacher sees it, which with rollout.max_tokens = "

@@ -127,7 +127,7 @@ def _at(values: Mapping[str, Any], path: str) -> Any:
 
 def _messages(chat: Any, name: str, row: Row, encoder: Encoder) -> list[Message]:
     if isinstance(chat, str):
-        chat = _json(chat, name)
+        chat = parsed(chat, name)
     if row.nulls_are_absent and isinstance(chat, list):
         chat = [{"content": None, **without_nulls(one)} if isinstance(one, Mapping) else one for one in chat]
     messages = checked_messages(chat, name)
@@ -154,8 +154,8 @@ def _refuse_json_chat(prompt: str, name: str) -> None:
         )
 
 
-def _json(text: str, name: str) -> Any:
-    """Raises `DataError` for text that is no JSON."""
+def parsed(text: str, name: str) -> Any:
+    """A column in JSON text. Raises `DataError` for text that is no JSON."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -180,11 +180,11 @@ def _tools(row: Row, columns: ColumnsConfig) -> list[Message] | None:
     """The JSON schemas of the row's tools: a list of tables, or the same as JSON text, as some data sets keep it."""
     tools = _at(row.values, columns.tools)
     if isinstance(tools, str) and tools.strip():
-        tools = _json(tools, columns.tools)
+        tools = parsed(tools, columns.tools)
     if not tools:
         return None
     if isinstance(tools, list):  # of JSON text, for Arrow's tables have one shape
-        tools = [_json(tool, f"{columns.tools}[{i}]") if _is_a_table(tool) else tool for i, tool in enumerate(tools)]
+        tools = [parsed(tool, f"{columns.tools}[{i}]") if _is_a_table(tool) else tool for i, tool in enumerate(tools)]
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise DataError(f"{columns.tools!r} is {shortened(tools)}; expected a list of tables, a JSON schema each")
     return [without_nulls(tool) for tool in tools] if row.nulls_are_absent else tools
@@ -198,7 +198,7 @@ def _options(row: Row, columns: ColumnsConfig) -> Mapping[str, Any]:
     """What the chat template is given besides, of this row alone."""
     options = _at(row.values, columns.template_options)
     if isinstance(options, str) and options.strip():
-        options = _json(options, columns.template_options)
+        options = parsed(options, columns.template_options)
     if not options:
         return {}
     if not isinstance(options, Mapping):

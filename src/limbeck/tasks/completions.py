@@ -13,7 +13,8 @@ that was sampled does. Only they are trained; earlier messages of the assistant 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from limbeck.config.task import DatasetTaskConfig
 from limbeck.errors import DataError
 from limbeck.models.chat import Message, chat_text, name_of
 from limbeck.records import Prompt
-from limbeck.tasks.columns import to_prompt
+from limbeck.tasks.columns import parsed, to_prompt
 from limbeck.tasks.messages import joined, without_nulls
 from limbeck.tasks.paths import value_at
 from limbeck.tasks.prompts import Encoder, check_unicode
@@ -47,6 +48,9 @@ class Limits:
     vocabulary: int
     max_tokens: int  # of the completion
     context: int | None  # tokens of prompt and completion; None: no limit
+    as_seen: Callable[[Prompt], tuple[int, int | None]] | None = (
+        None  # tokens of it as its teacher sees it; its context
+    )
 
 
 class CompletionEncoder(Encoder):
@@ -79,17 +83,25 @@ class CompletionEncoder(Encoder):
             return [int(id_) for id_ in self.tokenizer(text, add_special_tokens=special)["input_ids"]]
 
         together = encode(before + rest, not chat)
-        if together[: len(prompt_ids)] == prompt_ids:
-            return together[len(prompt_ids) :]
-        alone = encode(rest, False)  # the two would share a token
-        said, expected = self._decode([*prompt_ids, *alone]), self._decode(prompt_ids) + rest
-        if said != expected:
+        apart = together[: len(prompt_ids)] != prompt_ids  # the two would share a token
+        ids = encode(rest, False) if apart else together[len(prompt_ids) :]
+        said, expected = (
+            unicodedata.normalize("NFC", text)  # as some tokenizers do: another spelling of the same
+            for text in (self._decode([*prompt_ids, *ids]), self._decode(prompt_ids) + rest)
+        )
+        if said == expected:
+            return ids
+        name, first = name_of(self.tokenizer), _first_difference(said, expected)
+        shown = f"after the prompt it would read {said[first:][:80]!r} and not {expected[first:][:80]!r}"
+        if apart:
             raise DataError(
-                f"the completion begins in the middle of a token of {name_of(self.tokenizer)}: after the prompt it "
-                f"would read {said[-80:]!r} and not {expected[-80:]!r}. Begin the completion with what "
+                f"the completion begins in the middle of a token of {name}: {shown}. Begin the completion with what "
                 "ends the prompt, such as a blank"
             )
-        return alone
+        raise DataError(
+            f"the completion has text that {name} has no tokens for: {shown}. The student cannot say it. Correct the "
+            "text, or remove the row"
+        )
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -109,14 +121,20 @@ class CompletionEncoder(Encoder):
         return ids[: stop + 1]
 
 
+def _first_difference(one: str, other: str) -> int:
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return max(0, same - 20)  # with a little of what comes before
+
+
 def load_completions(section: DatasetSourceConfig, encoder: CompletionEncoder, limits: Limits) -> list[Completion]:
     """All rows of a source, in order. Raises `DataError` for one that cannot be used, and where none is left."""
     source = _rows_of(section)
-    found: list[Completion] = []
+    found: list[tuple[Completion, str | None]] = []  # and why it is too long
     for row in source.rows:
         try:
             check_size(row)
-            found.append(_completion(row, section, encoder, limits))
+            one = _completion(row, section, encoder, limits)
+            found.append((one, _too_long(one, limits)))
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from error.__cause__
     if not found:
@@ -152,6 +170,8 @@ def _split(row: Row, section: DatasetSourceConfig) -> tuple[Row, Message]:
     completion = values.pop(columns.completion, None)
     check_unicode(columns.completion, completion)
     prompt, messages = value_at(values, columns.prompt), value_at(values, columns.messages)
+    if isinstance(messages, str):
+        messages = parsed(messages, columns.messages)
     if isinstance(prompt, list) or isinstance(completion, list):
         if not isinstance(prompt, list):
             raise DataError(f"{columns.completion!r} is a list of messages, so {columns.prompt!r} has to be one too")
@@ -188,25 +208,37 @@ def _checked(answer: Message, row: Row) -> Message:
     return {"content": None, **without_nulls(answer)} if row.nulls_are_absent else answer
 
 
-def _fitting(found: list[Completion], section: DatasetSourceConfig, limits: Limits, name: str) -> list[Completion]:
-    """Those that are short enough. Raises `DataError` for others, unless they are to be dropped."""
-
-    def fits(one: Completion) -> bool:
-        whole = len(one.prompt.token_ids) + len(one.token_ids)
-        return len(one.token_ids) <= limits.max_tokens and (limits.context is None or whole <= limits.context)
-
-    kept = [one for one in found if fits(one)]
-    if len(kept) == len(found):
-        return kept
-    worst = next(one for one in found if not fits(one))
-    what = (
-        f"{name}: {len(found) - len(kept)} of {len(found)} rows are too long. The first, {worst.prompt.id!r}, has "
-        f"{len(worst.prompt.token_ids)} tokens and a completion of {len(worst.token_ids)}; a completion has at most "
-        f"rollout.max_tokens = {limits.max_tokens}"
+def _too_long(one: Completion, limits: Limits) -> str | None:
+    """Why it is; None where it fits. Raises `DataError` where the prompt cannot be rendered for its teacher."""
+    prompt, said = len(one.prompt.token_ids), len(one.token_ids)
+    seen, theirs = (prompt, None) if limits.as_seen is None else limits.as_seen(one.prompt)
+    if theirs is not None and seen + said > theirs:
+        return (
+            f"{seen} tokens as its teacher sees it and a completion of {said}; both have to fit into the teacher's "
+            f"context of {theirs}"
+        )
+    if said <= limits.max_tokens and (limits.context is None or prompt + said <= limits.context):
+        return None
+    return (
+        f"{prompt} tokens and a completion of {said}; a completion has at most rollout.max_tokens = {limits.max_tokens}"
         + ("" if limits.context is None else f", and both fit into a context of {limits.context}")
     )
+
+
+def _fitting(
+    found: list[tuple[Completion, str | None]], section: DatasetSourceConfig, limits: Limits, name: str
+) -> list[Completion]:
+    """Those that are short enough. Raises `DataError` for others, unless they are to be dropped."""
+    kept = [one for one, why in found if why is None]
+    if len(kept) == len(found):
+        return kept
+    worst, why = next((one, why) for one, why in found if why is not None)
+    what = (
+        f"{name}: {len(found) - len(kept)} of {len(found)} rows are too long. The first, {worst.prompt.id!r}, has {why}"
+    )
     if section.too_long == "error" or not kept:
-        remedy = "Raise rollout.max_tokens" + (', or set too_long = "drop" in the source' if kept else "")
+        longer = "Raise rollout.max_tokens" if len(worst.token_ids) > limits.max_tokens else "Shorten the row"
+        remedy = longer + (', or set too_long = "drop" in the source' if kept else "")
         raise DataError(f"{what}. {remedy}.")
     logger.warning("%s. They are dropped.", what)
     return kept

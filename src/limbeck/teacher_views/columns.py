@@ -48,7 +48,7 @@ class _Columns(string.Formatter):
 
 
 def _look_up(name: str, columns: Mapping[str, Any]) -> Any:
-    """A column of that very name, else parts of one: `a.b`, `a[0].b`. A table may be JSON text."""
+    """A column of that very name, else parts of one: `a.b`, `a[0].b`, `a[-1]`. A table may be JSON text."""
     if name in columns:
         return columns[name]
     value: Any = columns
@@ -57,8 +57,8 @@ def _look_up(name: str, columns: Mapping[str, Any]) -> Any:
             value = _table_of(value)
         if isinstance(value, Mapping):
             value = value.get(part)
-        elif isinstance(value, list | tuple) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
+        elif isinstance(value, list | tuple) and re.fullmatch("-?[0-9]{1,9}", part):
+            value = value[int(part)] if -len(value) <= int(part) < len(value) else None
         else:
             return None
     return value
