@@ -51,6 +51,7 @@ ENDINGS = [
     ({"do": "answers"}, "returned", {"answer": "46"}),
     ({"do": "exits"}, "exited", "exit(3)"),
     ({"do": "crashes"}, "exited", "SIGABRT"),
+    ({"do": "ends_by_signal", "signal": 40}, "exited", "ended by signal 40"),
     ({"do": "leaves"}, "exited", "exit code 7"),
     ({"do": "raises"}, "raised", "RuntimeError: no such tool (agents_for_tests.py line"),
     ({"do": "prints"}, "raised", "after 10 MB"),
@@ -120,6 +121,24 @@ async def test_what_left_its_parent_and_its_group_ends_with_its_rollout(do) -> N
         assert again.kind == "returned"
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)
+
+
+async def test_what_the_module_started_as_it_was_imported_lives_as_long_as_the_worker(tmp_path, monkeypatch) -> None:
+    mark = uuid4().hex
+    (tmp_path / "with_a_helper.py").write_text(
+        "import subprocess, sys\n"
+        f"helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', '{mark}'])\n"
+        "def run(row):\n    return 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    processes = AgentProcesses("with_a_helper:run")
+    for _ in range(2):
+        assert (await processes.run(OFFERED, {}, 0)).kind == "returned"
+    assert len(marked(mark)) == 1
+    server = processes._server
+    await processes.close()
+    assert server.returncode == 0, "it ended by itself"
+    assert not marked(mark)
 
 
 WRITTEN = [

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib
 import inspect
 import json
 import os
 import random
+import runpy
 import selectors
 import signal
 import sys
@@ -30,11 +30,16 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck.environments import process_tree as tree
+else:  # by its place: the interpreter may have no Limbeck
+    tree = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("process_tree.py"))))
 
 KEPT_OUTPUT = 4000  # bytes: the last that a rollout printed
 MOST_RETURNED = 2**20  # bytes of a return value
-SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36  # of prctl
 MEMORY_HINT = "task.memory_mb is the most that one rollout may have"
 
 
@@ -127,8 +132,8 @@ class _Server:
         os.set_blocking(self.wake, False)
         os.set_blocking(self.woken, False)
         self.input = bytearray()
-        _adopt_orphans()
-        self.helpers = set(_children(os.getpid()))  # that the agent's module started as it was imported
+        tree.adopt_orphans()
+        self.helpers = set(tree.children(os.getpid()))  # that the agent's module started as it was imported
 
     def serve(self) -> None:
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -142,9 +147,9 @@ class _Server:
                     if now is not None and now.data is key.data:  # an earlier one may have closed it, and its number
                         key.data()  # be another pipe's by now
         finally:  # whoever asked is gone
-            while left := {*self.children, *_children(os.getpid())}:
+            while left := {*self.children, *tree.children(os.getpid())}:
                 for pid in left:
-                    _kill_tree(pid)
+                    tree.kill_tree(pid)
                     with contextlib.suppress(ChildProcessError):
                         os.waitpid(pid, 0)
                     self.children.pop(pid, None)
@@ -166,7 +171,7 @@ class _Server:
     def _kill(self, id: int) -> None:
         for child in self.children.values():
             if child.id == id:
-                _kill_tree(child.pid)
+                tree.kill_tree(child.pid)
 
     def _start(self, request: dict[str, Any]) -> None:
         try:
@@ -202,8 +207,9 @@ class _Server:
             for pipe in (nothing, output, self.replies, self.wake, self.woken, *theirs):
                 os.close(pipe)
             self.selector.close()
-            _limit(self.memory_mb)
-            _adopt_orphans()  # so that what leaves its group and its parent is still found below this process
+            tree.limit_memory(self.memory_mb)
+            tree.end_with_parent()
+            tree.adopt_orphans()  # so that what leaves its group and its parent is still found below this process
             answer = _call(self.function, request)
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
@@ -221,7 +227,7 @@ class _Server:
         if not received:
             self.selector.unregister(child.result)
         elif child.returned.endswith(b"\n") or len(child.returned) > MOST_RETURNED:
-            _kill_tree(child.pid)
+            tree.kill_tree(child.pid)
 
     def _read_output(self, child: _Child) -> None:
         received = _read(child.output)
@@ -240,14 +246,13 @@ class _Server:
 
     def _end_orphans(self) -> None:
         """Whatever came to this process is of a rollout that ended: those that run keep what they started."""
-        for pid in set(_children(os.getpid())) - self.helpers - set(self.children):
-            _kill_tree(pid)
-            with contextlib.suppress(ChildProcessError, ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for pid in set(tree.children(os.getpid())) - self.helpers - set(self.children):
+            tree.kill_tree(pid)
+            with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)  # its end wakes this process again, and so do those that it leaves
 
     def _ended(self, child: _Child, status: int) -> None:
-        _kill_group(child.pid)  # what a process that crashed left behind
+        tree.kill_group(child.pid)  # what a process that crashed left behind
         for pipe, read in ((child.result, self._read_result), (child.output, self._read_output)):
             for _ in range(64):  # what is still in the pipe; a process that left its group may go on printing
                 if pipe not in self.selector.get_map():
@@ -259,7 +264,7 @@ class _Server:
             if pipe in self.selector.get_map():
                 self.selector.unregister(pipe)
             os.close(pipe)
-        reply = _told(bytes(child.returned)) if child.returned else {"exited": _how(status)}
+        reply = _told(bytes(child.returned)) if child.returned else {"exited": tree.how_it_ended(status)}
         _send(self.replies, {"id": child.id, **reply, "output": child.printed.decode("utf-8", "replace")})
 
 
@@ -321,58 +326,6 @@ def _reward(value: Any) -> dict[str, Any]:
 
 
 EXPECTED = 'expected a number, None, a text to grade, or {"reward": ..., "turn_rewards": [...]}'
-
-
-def _limit(memory_mb: int) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    limit = memory_mb * 2**20 if hard == resource.RLIM_INFINITY else min(memory_mb * 2**20, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    if sys.platform == "linux":  # SIGKILL at the end of the process that forked it, however that comes
-        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
-
-
-def _adopt_orphans() -> None:
-    """Where the system can: a process below this one whose parent ends becomes a child of this one."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SET_SUBREAPER, 1, 0, 0, 0)
-
-
-def _kill_tree(pid: int) -> None:
-    """A rollout's process, its group, and, where the system says who they are, all that they started."""
-    for each in _descendants(pid):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(each, signal.SIGKILL)
-    _kill_group(pid)
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _descendants(pid: int) -> list[int]:
-    found = [pid]
-    for each in found:
-        found += _children(each)
-    return found[1:]
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):  # of a process that has just ended, or of a system that does not say
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (thread / "children").read_text().split()]
-    return found
-
-
-def _how(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"its process ended with exit code {code} before the function returned"
-    return f"its process was ended by {signal.Signals(-code).name} before the function returned"
 
 
 def _read(pipe: int) -> bytes:
