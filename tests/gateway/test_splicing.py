@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.gateway.rendering import Chat, Renderer
+from limbeck.records import Sampling
+from tests.gateway.students import CHATML_TOOLS as TOOLS
 from tests.gateway.students import (
+    HERMES_CALLS,
     TEMPLATES,
     TOOL,
     as_the_template_wants,
@@ -90,6 +95,73 @@ async def test_tokens_that_no_tokenizer_would_choose_are_kept() -> None:
     first, second = t.student.requests
     exact = [*first.token_ids.tolist(), *[i for i, _ in t.student.sampled[: -len(t.student.sampled) // 2]]]
     assert second.token_ids.tolist()[: len(exact)] == exact
+    check_exact(t.student, t.generate.episode())
+
+
+ASKED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+LAST = "{% set m = messages | selectattr('role', 'equalto', 'assistant') | list | last %}"
+
+
+def turns(role: str = "m.role", suffix: str = "") -> str:
+    turn = "<|im_start|>{{ " + role + " }}\n{{ m.content }}" + HERMES_CALLS + suffix + "<|im_end|>\n"
+    return TOOLS + "{% set ns = namespace(role='') %}{% for m in messages %}" + turn
+
+
+WRITES_OTHERWISE = {  # by what the answer says, or beside it
+    "repeats the answer": turns()
+    + "{% endfor %}" + LAST + "{% if m %}Said: {{ m.content }}{{ m.tool_calls }}.\n{% endif %}",
+    "counts the answer": turns() + "{% endfor %}" + LAST + "{% if m %}{{ m | string | length }}\n{% endif %}",
+    "role by the answer": turns("ns.role or m.role")
+    + "{% set ns.role = 'sum' if '12' in m | string and m.role == 'assistant' else '' %}{% endfor %}",
+    "suffix by the answer": turns(suffix="{% if '12' in m | string %} (12){% endif %}") + "{% endfor %}",
+    "before the end": turns(suffix="{% if m.role == 'assistant' %}<no_think>{% endif %}") + "{% endfor %}",
+    "one call": turns().replace("m.tool_calls or []", "(m.tool_calls or [])[:1]") + "{% endfor %}",
+    "arguments": turns().replace("arguments | tojson", "arguments | tojson | replace('1', '3')") + "{% endfor %}",
+    "before the call": turns().replace("{{ '\n<tool_call>", "{{ 'I call\n<tool_call>") + "{% endfor %}",
+}  # fmt: skip
+OF_CALLS = ("one call", "arguments", "before the call")
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("kind", WRITES_OTHERWISE)
+async def test_a_template_that_writes_otherwise_by_the_answer_begins_a_segment(
+    kind: str, called: bool, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(TEMPLATES, "odd", (WRITES_OTHERWISE[kind] + ASKED, "<|im_end|>", "hermes"))
+    say = call_text("odd", 12) + call_text("odd", 2) if called else "12"
+    t = talk("odd", lambda turn: say, max_tokens=128)
+    messages = [user("Add.")]
+    for _ in range(2):
+        answer = await t.say(messages, tools=[TOOL])
+        messages += [answer, *(tool_result(answer, "x") if called else [user("And?")])]
+    await t.say(messages, tools=[TOOL])
+    report = t.gateway.close(t.address.id)
+    if not called and kind in OF_CALLS:
+        assert (report.spliced, dict(report.segments)) == (2, {"start": 1})
+    else:
+        assert (report.spliced, dict(report.segments)) == (0, {"start": 1, "template_rewrote": 2})
+    parsed = as_the_template_wants(messages)
+    assert t.prompt_text() == t.student.tokenizer.decode(t.rendered(parsed, tools=[TOOL]))
+    check_exact(t.student, t.generate.episode())
+
+
+@pytest.mark.parametrize(("stop", "end"), [("\n", "\n"), ("\n", " \n"), (" ", " \n"), ("\n", "\n\n")])
+async def test_an_end_of_blanks_is_not_written_twice(stop: str, end: str, monkeypatch: Any) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '" + end + "' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    ).replace("\n", "\\n")
+    monkeypatch.setitem(TEMPLATES, "blank", (template, "<|endoftext|>", "hermes"))
+    t = talk("blank", lambda turn: "forty six")
+    (t.student.stop,) = t.student.encode(stop)
+    t.generate.sampling = Sampling(0.7, 64, stop_ids=(t.student.stop,))
+    messages = [user("12+34")]
+    messages.append(await t.say(messages))
+    messages.append(user("And?"))
+    await t.say(messages)
+    assert t.gateway.close(t.address.id).spliced == 1
+    rest = end[end.index(stop) + len(stop) :]
+    assert t.prompt_text().endswith(f"assistant: forty six{stop}{rest}user: And?{end}assistant: ")
     check_exact(t.student, t.generate.episode())
 
 

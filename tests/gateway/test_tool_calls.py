@@ -94,7 +94,9 @@ def test_any_text_is_calls_or_stays_text(fmt: str, text: str) -> None:
     ],
 )  # fmt: skip
 def test_examples(fmt: str, text: str, content: str | None, calls: list[Any]) -> None:
-    assert parse(fmt, text, [TOOL]) == Parsed(text if content is None else content, tuple(calls))
+    parsed = parse(fmt, text, [TOOL])
+    assert (parsed.content, parsed.calls) == (text if content is None else content, tuple(calls))
+    assert parsed.beside == ("and so on" if text.endswith("and so on") else "")
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,24 @@
 
 A segment trains what is sampled in it; earlier answers in its history are context. Messages are compared as
 `messages.digests` says, and a splice needs the template's consent: where it writes the history otherwise than when the
-answer was sampled (thinking that it leaves out, tools that move), the student would see something else after all.
+answer was sampled (thinking that it leaves out, tools that move), or the answer otherwise than it was said, the student
+would see something else after all.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from limbeck.gateway.messages import Message, canonical, content_key, digests
 from limbeck.gateway.rendering import Chat, Renderer
+from limbeck.gateway.tool_calls import parse
 from limbeck.records import Ints, Sampled
 
 Kind: TypeAlias = Literal["spliced", "sibling", "segment"]
@@ -119,21 +121,36 @@ class Conversation:
         if said.cut:
             return "answer cut"
         assert said.prompt is not None
-        content = chat.messages[count - 1]["content"]
-        bare = _bare(text)
-        if not _continues(text, said.prompt[0], content):
-            only_thinking = _continues(bare, said.prompt[1], content.rpartition("</think>")[2])
-            if not only_thinking:
-                return "template rewrote"
-            if not self.keep_thinking:
-                return "thinking stripped"
+        answer, bare = chat.messages[count - 1], _bare(text)
+        rest = _rest(text, said.prompt[0], answer["content"])
+        stripped = rest is None
+        if rest is None:
+            answer = answer | {"content": answer["content"].rpartition("</think>")[2]}
+            rest = _rest(bare, said.prompt[1], answer["content"])
+        if rest is None:
+            return "template rewrote"
+        if stripped and not self.keep_thinking:
+            return "thinking stripped"
         stop = "" if said.stop is None else self.renderer.decode([said.stop])
         after = self.renderer.after_answer(chat, count - 1, stop)
-        if after is None:
+        if after is None or not text.endswith(after):
+            return "template rewrote"
+        end = _bare(after) if stripped else _without_blanks(after)
+        written = rest.removesuffix(end).removesuffix(_without_blanks(stop))
+        if not rest.endswith(end) or not self._says(written, answer, chat):
             return "template rewrote"
         self.renderer.check_room(after, said.length)
         ids = np.array(self.renderer.encode(after, said.stop), dtype=np.int64)
         return Plan("spliced", ids, said, "", chat.messages[count:], (_print(text), _print(bare)), _thinks(text))
+
+    def _says(self, written: str, answer: Message, chat: Chat) -> bool:
+        """Whether the template's writing of an answer, which has no blanks, says what the answer does."""
+        calls = [(call["function"]["name"], call["function"]["arguments"]) for call in answer.get("tool_calls", ())]
+        if not calls:
+            return written == _without_blanks(answer["content"])
+        parsed = parse(self.renderer.tool_format or "hermes", written, chat.tools)
+        content = _without_blanks(answer["content"])
+        return (parsed.content, parsed.beside) == (content, "") and _spelled(parsed.calls) == _spelled(calls)
 
     def _why_afresh(self, chat: Chat, histories: Sequence[bytes]) -> str:
         """In words, for a chat that goes on from no answer under the same tools."""
@@ -194,19 +211,29 @@ def _begins(ids: Ints, said: Said) -> bool:
     return True
 
 
-def _continues(text: str, prompt: Print, content: str) -> bool:
-    """Whether a rendered chat begins as it did when the answer was sampled, and goes on with the answer.
+def _rest(text: str, prompt: Print, content: str) -> str | None:
+    """What follows the prompt of an answer in a rendered chat, without blanks: templates trim them.
 
-    Blanks are not compared: templates trim them.
+    None unless it begins as it did when the answer was sampled, and goes on with the answer.
     """
     if _print(text[: prompt[0]]) != prompt:
-        return False
-    return "".join(text[prompt[0] :].split()).startswith("".join(content.split()))
+        return None
+    rest = _without_blanks(text[prompt[0] :])
+    return rest if rest.startswith(_without_blanks(content)) else None
+
+
+def _spelled(calls: Iterable[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """Calls without blanks. Templates write a flag as true or as True: it is the same."""
+    return [[name, *sorted(_without_blanks(f"{key}={value}") for key, value in given.items())] for name, given in calls]
+
+
+def _without_blanks(text: str) -> str:
+    return "".join(text.split())
 
 
 def _bare(text: str) -> str:
     """A rendered chat without its thinking, nor a beginning of it at the end, and without blanks."""
-    return "".join(_THOUGHT.sub("", text).split())
+    return _without_blanks(_THOUGHT.sub("", text))
 
 
 def _prints(text: str) -> tuple[Print, Print]:

@@ -48,13 +48,19 @@ class Chat:
 class Renderer:
     """The student's tokenizer and template. Only one thread may use it: tokenizers are not safe in several.
 
-    `context` tokens are the most that a prompt may have, with room for one more; None: no limit.
+    `context` tokens are the most that a prompt may have, with room for one more; None: no limit. `tool_format`: how the
+    template writes calls; None: in no way that is known.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, context: int | None = None, options: Mapping[str, Any] | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        context: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        tool_format: str | None = "hermes",
     ) -> None:
         self.tokenizer, self.context, self.options = tokenizer, context, dict(options or {})
+        self._tool_format = tool_format
         self.names = Names(tokenizer)
         self._arguments_are_text = False
 
@@ -115,6 +121,11 @@ class Renderer:
             )  # fmt: skip
         return shows
 
+    @property
+    def tool_format(self) -> str | None:
+        """How the student writes tool calls. None: in no way that is known."""
+        return self._tool_format if self.shows_tools else "hermes"
+
     @cached_property
     def _shows_calls(self) -> bool:
         """Found with arguments as a table, as most templates want them, or else as text."""
@@ -131,33 +142,42 @@ class Renderer:
     def after_answer(self, chat: Chat, index: int, stop: str) -> str | None:
         """What follows the student's own words in message `index`. `stop`: the end of turn that it said itself, or "".
 
-        None where the template does not let that be seen: it left the message out, or wrote it elsewhere.
+        None where the template does not let that be seen: it left the message out, wrote it elsewhere or twice, or
+        wrote something between the words and that end.
         """
         mark = _unused_mark(chat.messages)
         answer = _marked(chat.messages[index], mark)
         marked = replace(chat, messages=[*chat.messages[:index], answer, *chat.messages[index + 1 :]])
-        after = _after(mark, self.text(marked))
-        if after is not None and answer.get("tool_calls"):
-            try:
-                after = self._without_closing(after, marked.first(index + 1), stop, mark)
-            except ApiError:  # the template takes no chat that ends there
-                return None
-        if after is not None and stop and after.lstrip().startswith(stop):
-            after = after.lstrip()[len(stop) :]
-        return after
+        calls, written = answer.get("tool_calls", ()), self.text(marked)
+        if written.count(mark) != (2 * len(calls) or 1):
+            return None
+        after = written.rpartition(mark)[2]
+        try:
+            if calls:
+                return self._without_closing(after, marked.first(index + 1), stop, mark)
+            if stop and stop in after and not _begins_with(stop, after):
+                end = self._end(marked.first(index + 1), mark)
+                if end is None or stop in end:
+                    return None
+        except ApiError:  # the template takes no chat that ends there
+            return None
+        return _without_stop(stop, after)
+
+    def _end(self, marked: Chat, mark: str) -> str | None:
+        """How the template ends the last message, behind the mark in it."""
+        _, found, end = self.text(marked, generation_prompt=False).rpartition(mark)
+        return end if found else None
 
     def _without_closing(self, after: str, called: Chat, stop: str, mark: str) -> str | None:
-        """`after` without the rest of the syntax of a call, which the student wrote itself."""
-        end = _after(mark, self.text(called, generation_prompt=False))
-        if end is None or not after.startswith(end):
+        """`after` without the rest of the syntax of a call, which the student wrote itself, and without its end."""
+        said = [*called.messages[:-1], {"role": "assistant", "content": mark}]
+        end, plain = self._end(called, mark), self._end(replace(called, messages=said), mark)
+        if end is None or plain is None or not after.startswith(end):
             return None
         if stop and stop in end:
-            return after[end.index(stop) :]
-        said = [*called.messages[:-1], {"role": "assistant", "content": mark}]
-        plain = _after(mark, self.text(replace(called, messages=said), generation_prompt=False))
-        if plain is None or not end.endswith(plain):
-            return None
-        return after[len(end) - len(plain) :]
+            early = stop in plain and not _begins_with(stop, plain)
+            return None if early else _without_stop(stop, after[end.index(stop) :])
+        return after[len(end) - len(plain) :] if end.endswith(plain) else None
 
     def encode(self, text: str, after: int | None = None) -> list[int]:
         """The tokens of a text, as they are behind the token `after` where that is a special one."""
@@ -252,9 +272,14 @@ def _marked(answer: Message, mark: str) -> Message:
     return {"role": "assistant", "content": answer["content"], "tool_calls": marked}
 
 
-def _after(mark: str, text: str) -> str | None:
-    _, found, after = text.rpartition(mark)
-    return after if found else None
+def _begins_with(stop: str, text: str) -> bool:
+    """Blanks aside: templates put some before an end."""
+    before, found, _ = text.partition(stop)
+    return bool(found) and not before.strip()
+
+
+def _without_stop(stop: str, after: str) -> str:
+    return after.partition(stop)[2] if stop and _begins_with(stop, after) else after
 
 
 def _with_text_arguments(messages: Sequence[Message]) -> list[Message]:

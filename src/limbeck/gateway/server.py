@@ -77,7 +77,7 @@ class Gateway:
         own = copy.deepcopy(tokenizer)  # the run uses its own meanwhile
         fmt = detect(own.chat_template) if tool_format == "auto" else check_format(tool_format)
         self._thread = ThreadPoolExecutor(1, "limbeck-gateway")
-        self._desk = Desk(Renderer(own, context, template_options), self._thread, model, fmt, keep_thinking)
+        self._desk = Desk(Renderer(own, context, template_options, fmt), self._thread, model, keep_thinking)
         self._sessions: dict[str, GatewaySession] = {}
         self._keys: dict[str, str] = {}  # of all sessions, ended ones too: their names
         self._host, self._port = host, port

@@ -34,7 +34,6 @@ class Desk:
     renderer: Renderer
     thread: Executor
     model: str
-    tool_format: str | None  # None: the template shows none that is known
     keep_thinking: bool = False
     reported: set[str] = field(default_factory=set)  # settings whose override was reported
 
@@ -122,7 +121,7 @@ class GatewaySession:
     def _read_chat(self, body: bytes) -> tuple[ChatRequest, Plan]:
         request = read_chat(_json(body), [self._desk.model], self._generate.sampling)
         plan = self._fitting(self._conversation.plan(request.chat))
-        if request.parse_calls and self._tool_format is None:
+        if request.parse_calls and self._desk.renderer.tool_format is None:
             raise unsupported(
                 "how the student writes tool calls cannot be seen from its chat template: name the format in the "
                 "recipe (tool_format), or send tool_choice = 'none'",
@@ -162,8 +161,9 @@ class GatewaySession:
         return choice
 
     def _read_choice(self, request: ChatRequest, plan: Plan, sampled: Sampled) -> Choice:
+        renderer = self._desk.renderer
         choice = read_choice(
-            self._desk.renderer, request, plan.thinking, sampled, self._stop_ids, self._tool_format or "hermes"
+            renderer, request, plan.thinking, sampled, self._stop_ids, renderer.tool_format or "hermes"
         )
         chat = replace(request.chat, messages=[*request.chat.messages, choice.message])
         self._conversation.add(plan, sampled, choice.stop, chat, choice.cut)
@@ -197,10 +197,6 @@ class GatewaySession:
             return ApiError(400, failure.kind, failure.message, limit=True)
         self.report.failure = self.report.failure or failure
         return ApiError(500, failure.kind, failure.message)
-
-    @property
-    def _tool_format(self) -> str | None:
-        return self._desk.tool_format if self._desk.renderer.shows_tools else "hermes"
 
     @property
     def _stop_ids(self) -> tuple[int, ...]:

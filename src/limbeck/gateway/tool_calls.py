@@ -39,6 +39,7 @@ class Parsed:
     content: str
     calls: tuple[Call, ...] = ()
     malformed: bool = False
+    beside: str = ""  # text after the calls or between them, which is not shown
 
 
 def parse(tool_format: str, text: str, tools: Sequence[Tool], thinking: bool = False) -> Parsed:
@@ -54,12 +55,12 @@ def parse(tool_format: str, text: str, tools: Sequence[Tool], thinking: bool = F
     if start is None:
         return Parsed(text)
     try:
-        calls = read(said[start:], tools)
+        calls, beside = read(said[start:], tools)
         for name, arguments in calls:
             json.dumps([name, arguments], ensure_ascii=False).encode()
     except (ValueError, RecursionError):  # also half of a surrogate pair, which JSON can spell and no text can hold
         return Parsed(text, malformed=True)
-    return Parsed((thought + end + said[:start]).rstrip(), tuple(calls))
+    return Parsed((thought + end + said[:start]).rstrip(), tuple(calls), beside=beside)
 
 
 def detect(template: object) -> str | None:
@@ -83,8 +84,8 @@ def check_format(name: str) -> str:
     return name
 
 
-def _read_hermes(text: str, tools: Sequence[Tool]) -> list[Call]:
-    calls = []
+def _read_hermes(text: str, tools: Sequence[Tool]) -> tuple[list[Call], str]:
+    calls, beside = [], ""
     at = text.find("<tool_call>")
     while at >= 0:
         value, at = _json(text, at + len("<tool_call>"))
@@ -93,11 +94,12 @@ def _read_hermes(text: str, tools: Sequence[Tool]) -> list[Call]:
         if rest and not rest.startswith("</tool_call>"):
             raise _MalformedError
         at = text.find("<tool_call>", at)
-    return calls
+        beside += rest.partition("<tool_call>")[0].removeprefix("</tool_call>").strip()
+    return calls, beside
 
 
-def _read_qwen3_coder(text: str, tools: Sequence[Tool]) -> list[Call]:
-    calls = []
+def _read_qwen3_coder(text: str, tools: Sequence[Tool]) -> tuple[list[Call], str]:
+    calls, beside = [], ""
     at = text.find("<tool_call>")
     while at >= 0:
         match = _XML_CALL.match(text, at + len("<tool_call>"))
@@ -116,24 +118,25 @@ def _read_qwen3_coder(text: str, tools: Sequence[Tool]) -> list[Call]:
             place = parameter.end()
         calls.append((name, arguments))
         at = text.find("<tool_call>", match.end())
-    return calls
+        beside += text[match.end() :].partition("<tool_call>")[0].strip()
+    return calls, beside
 
 
-def _read_llama3(text: str, tools: Sequence[Tool]) -> list[Call]:
+def _read_llama3(text: str, tools: Sequence[Tool]) -> tuple[list[Call], str]:
     calls = []
     at, end = len(text) - len(text.removeprefix("<|python_tag|>")), len(text.rstrip())
     while at < end:
         value, at = _json(text, at)
         calls.append(_call(value))
         at += len(text[at:]) - len(text[at:].lstrip("; \t\r\n"))
-    return calls
+    return calls, ""
 
 
-def _read_mistral(text: str, tools: Sequence[Tool]) -> list[Call]:
-    calls = []
+def _read_mistral(text: str, tools: Sequence[Tool]) -> tuple[list[Call], str]:
+    calls, beside = [], ""
     for part in text.split("[TOOL_CALLS]")[1:]:
         if part.lstrip().startswith("["):
-            values, _ = _json(part, 0)
+            values, at = _json(part, 0)
             if not values:
                 raise _MalformedError
             calls += [_call(value) for value in values]
@@ -141,9 +144,10 @@ def _read_mistral(text: str, tools: Sequence[Tool]) -> list[Call]:
             match = _MISTRAL_CALL.match(part)
             if match is None:
                 raise _MalformedError
-            value, _ = _json(part, match.end())
+            value, at = _json(part, match.end())
             calls.append(_call({"name": match[1], "arguments": value}))
-    return calls
+        beside += part[at:].strip()
+    return calls, beside
 
 
 def _json(text: str, at: int) -> tuple[Any, int]:
@@ -201,8 +205,10 @@ def _at_llama3(text: str) -> int | None:
     return len(text) - len(bare) if bare.startswith("{") else None
 
 
-Reader: TypeAlias = Callable[[str, Sequence[Tool]], list[Call]]
-FORMATS: dict[str, tuple[Callable[[str], int | None], Reader]] = {  # where the calls begin; what they are
+Reader: TypeAlias = Callable[[str, Sequence[Tool]], tuple[list[Call], str]]
+FORMATS: dict[
+    str, tuple[Callable[[str], int | None], Reader]
+] = {  # where the calls begin; what they are, and what is beside
     "hermes": (_at("<tool_call>"), _read_hermes),
     "qwen3_coder": (_at("<tool_call>"), _read_qwen3_coder),
     "llama3": (_at_llama3, _read_llama3),
