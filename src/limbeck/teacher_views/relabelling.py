@@ -101,10 +101,11 @@ def relabelling_of(
 def _named(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, stop_ids: Sequence[int]
 ) -> dict[str, int]:
-    """The student's tokens that are no plain text on one side at least, by what they are written as."""
+    """The student's tokens that are no plain text on one side at least, by what they are written as; by their ids."""
     vocabulary = student.get_vocab()
-    special = {*tokens_of(teacher), *map(str, student.convert_ids_to_tokens(list(stop_ids)))}
-    return {**{content: vocabulary[content] for content in special if content in vocabulary}, **tokens_of(student)}
+    special = [*tokens_of(teacher), *student.convert_ids_to_tokens(list(stop_ids))]
+    named = {content: vocabulary[content] for content in special if content in vocabulary} | tokens_of(student)
+    return dict(sorted(named.items(), key=lambda item: item[1]))
 
 
 def _marks(student: Marks, teacher: Marks) -> list[tuple[str, int, int | None]]:
