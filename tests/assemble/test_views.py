@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from limbeck.assemble.views import example_of, open_view, texts_of
-from limbeck.config.view import PromptedViewConfig, SameViewConfig
+from limbeck.config.view import PromptedViewConfig, RetokenizedViewConfig, SameViewConfig
 from limbeck.errors import DataError, RecipeError
 from limbeck.records import Chat, Prompt
 from limbeck.teacher_views.prompted import PromptedView
+from limbeck.teacher_views.prompts import TeacherPrompts
+from limbeck.teacher_views.retokenized import RetokenizedView
 from limbeck.teacher_views.routed import RoutedViews
 from limbeck.teacher_views.same import SameView
+from limbeck.teacher_views.spelling import Speller
 from tests.teacher_views.templates import CHATML, LLAMA3, PLAIN, SPECIAL, THINKING, tokenizer_of
 
 ASKED = Chat(({"role": "user", "content": "1+1="},))
@@ -77,6 +80,20 @@ def test_a_prompt_that_leaves_no_room_is_named_before_the_first_step() -> None:
     view = open_view(PromptedViewConfig(system="S" * 50), where, tokenizer_of(LLAMA3))
     with pytest.raises(DataError, match=r"prompt 'p' has .* tokens as the teacher sees it"):
         texts_of(view, [Prompt("p", (5,), chat=ASKED)], 64, where)
+
+
+def test_a_teacher_with_other_tokens_needs_room_for_one_of_them() -> None:
+    """Nobody knows before how many of its tokens a response of `max_tokens` of the student's is."""
+    where, teacher = site(CHATML, max_tokens=1000), tokenizer_of(LLAMA3)
+    prompts, prompt = (
+        TeacherPrompts(RetokenizedViewConfig(), where.student.tokenizer, teacher),
+        Prompt("p", (5,), chat=ASKED),
+    )
+    view = RetokenizedView(Speller(where.student.tokenizer), Speller(teacher), prompts)
+    (text,) = texts_of(view, [prompt], None, where)
+    assert texts_of(view, [prompt], len(text) + 1, where) == [text]
+    with pytest.raises(DataError, match=rf"prompt 'p' has {len(text)} tokens of the teacher's, which leave no place"):
+        texts_of(view, [prompt], len(text), where)
 
 
 def test_a_person_is_shown_what_the_teacher_sees() -> None:

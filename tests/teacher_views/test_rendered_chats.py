@@ -5,6 +5,8 @@ Tokenizers differ in what they put where a text begins after a special token, an
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.config.view import RetokenizedViewConfig
-from limbeck.records import Chat, Key, Prompt, Rollout, Sampled, Sampling, Turn, View, single_turn
+from limbeck.records import Chat, Failure, Key, Prompt, Rollout, Sampled, Sampling, Turn, View, single_turn
 from limbeck.teacher_views.prompts import TeacherPrompts
 from limbeck.teacher_views.retokenized import RetokenizedView
 from limbeck.teacher_views.spelling import Speller
@@ -20,7 +22,7 @@ from limbeck.teacher_views.spelling import Speller
 from .tokenizers import CHATML, INST, INST_NAMES, LINES, TAG_NAMES, TAGS, byte_level, sentence_piece, unigram
 
 CHATML_NAMES = ("<unk>", "<|im_start|>", "<|im_end|>")
-KINDS = {
+KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "bytes, chatml": lambda: byte_level(eos="<|im_end|>"),
     "bytes, inst": lambda: byte_level(template=INST, special=INST_NAMES, eos="</s>"),
     "bytes with a blank, tags": lambda: byte_level(template=TAGS, special=TAG_NAMES, eos="<|end|>", blank=True),
@@ -121,3 +123,44 @@ def test_an_answer_that_names_a_special_token_says_its_name() -> None:
     scored = found.request.scored_ids.tolist()
     assert theirs.convert_tokens_to_ids("<|user|>") not in scored
     assert b"".join(Speller(theirs).say(scored)) == b" hello <|user|><|end|>"
+
+
+def answer_of(view: RetokenizedView, text: str, *, end: bool = True) -> Rollout:
+    ours = view.student
+    return rollout_of("bytes, chatml", [*ours.encode(text).ids, *([ours.tokenizer.eos_token_id] if end else [])])
+
+
+@cache
+def view_of_strict_teacher() -> RetokenizedView:
+    """Its tokenizer drops the blanks at a text's end."""
+    ours, theirs = tokenizer_of("bytes, chatml"), unigram("first", CHATML, CHATML_NAMES, "<|im_end|>", strips=True)
+    prompts = TeacherPrompts(RetokenizedViewConfig(), ours, theirs)
+    return RetokenizedView(Speller(ours, [ours.eos_token_id]), Speller(theirs), prompts)
+
+
+@pytest.mark.parametrize("blanks", ["   ", " ", "\n", "\n \n"])
+def test_blanks_that_the_teacher_drops_are_compared_with_what_comes_next(blanks: str) -> None:
+    """They are not free: the group of the end of the turn is that of the blanks too."""
+    view = view_of_strict_teacher()
+    found = view.see(answer_of(view, blanks), "sampled")
+    assert isinstance(found, View)
+    assert found.groups is not None
+    assert found.request.scored_ids.tolist() == [view.teacher.tokenizer.eos_token_id]
+    assert set(found.student_group.tolist()) == {0} == set(found.teacher_group.tolist())
+    assert (found.groups.sizes.tolist(), found.left_out) == ([len(blanks)], {})
+    bare = view.see(answer_of(view, blanks, end=False), "sampled")
+    assert isinstance(bare, View)
+    assert bare.left_out == {"no_text": len(bare.student_group)}
+    assert bare.request.scored_ids.tolist() == []
+    assert (bare.student_group == -1).all()
+
+
+def test_a_response_that_is_too_long_for_the_teacher_alone_is_a_failure_of_that_response() -> None:
+    """Counted in the teacher's tokens."""
+    ours, theirs = tokenizer_of("bytes, chatml"), tokenizer_of("pieces, tags")
+    view = RetokenizedView(Speller(ours, [ours.eos_token_id]), Speller(theirs), lambda prompt: [5] * 10)
+    view.context = 14
+    assert isinstance(view.see(answer_of(view, "46"), "sampled"), View)
+    found = view.see(answer_of(view, "naïve 東京"), "sampled")
+    assert isinstance(found, Failure)
+    assert re.search(r"are \d\d tokens of .* context is 14\. Lower rollout\.max_tokens, .*min_scored_fr", found.message)

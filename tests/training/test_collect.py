@@ -27,6 +27,7 @@ from limbeck.records import (
     ScoreRequest,
     Scores,
     Support,
+    TokenScores,
     View,
 )
 from limbeck.seeding import served_seed, uniforms
@@ -158,6 +159,27 @@ async def test_what_could_not_be_scored_is_left_out_up_to_the_recipes_share(tmp_
     assert len(found.rollouts) == 5
     run.min_scored_fraction = 0.9
     with pytest.raises(TeacherError, match="1 of 5 responses could not be scored"):
+        await collect(run, run.task.train, run.sampling(3))
+
+
+async def test_what_the_teacher_could_not_be_shown_counts_as_not_scored(tmp_path: Path) -> None:
+    class Narrow(SameView):
+        def see(self, rollout: Rollout, support: Support) -> View | Failure:  # type: ignore[override]
+            if rollout.prompt.id == "p2":
+                return Failure("p2/0", "score", "too_long", "it is too long")
+            return super().see(rollout, support)
+
+    run = run_of(tmp_path, min_scored_fraction=0.8)
+    run.view = Narrow()
+    found = await collect(run, run.task.train, run.sampling(3))
+    assert [sample.rollout.prompt.id for sample in found.samples] == ["p1", "p3", "p4", "p5"]
+    for sample in found.samples:
+        (alone,) = await run.teacher.score([SameView().see(sample.rollout, "sampled").request])
+        assert isinstance(alone, TokenScores)
+        assert isinstance(sample.scores, TokenScores)
+        np.testing.assert_array_equal(sample.scores.logprobs, alone.logprobs)
+    run.min_scored_fraction = 1.0
+    with pytest.raises(TeacherError, match=r"1 of 5 .*min_scored_fraction = 1.0.*'p2/0': too_long: it is too long"):
         await collect(run, run.task.train, run.sampling(3))
 
 

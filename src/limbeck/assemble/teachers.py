@@ -18,7 +18,6 @@ from limbeck.assemble.teacher_kinds import KINDS, PROBE_PROMPTS, LocalKind, Open
 from limbeck.assemble.views import example_of, heads_as_seen, open_view, seen_tokens, texts_of
 from limbeck.config.self_teacher import ONLY, members_of
 from limbeck.config.teacher import RemoteTeacherConfig, RoutedTeacherConfig, SeeingConfig
-from limbeck.config.view import SameViewConfig
 from limbeck.contract.given_ids import probe_ids
 from limbeck.contract.probes import Text, same_weights
 from limbeck.errors import RecipeError
@@ -97,6 +96,8 @@ class OpenTeachers:
         support = self._support(site)
         for name, member in self.members.items():
             prompts = self._prompts_of(name, task)
+            if isinstance(member.view, RetokenizedView):
+                member.view.context = member.context
             texts = texts_of(member.view, prompts, member.context, site)
             teacher = teachers[name] = await member.prove(site, texts, support)
             heads |= heads_as_seen(member.view, member.heads)
@@ -149,12 +150,17 @@ def open_teachers(site: Site, loss: Loss) -> OpenTeachers:
     """Load or connect every teacher, and compare tokenizers where there are two to compare."""
     section = site.recipe.teacher
     if site.given.teacher is not None:
-        view = section.view if isinstance(section, SeeingConfig) else SameViewConfig()
-        own = OwnKind(site.given.teacher, open_view(view, site, None))
-        return OpenTeachers({ONLY: own}, None, routed=False, min_scored_fraction=1.0, loss=loss)
+        seeing = section if isinstance(section, SeeingConfig) else SeeingConfig()
+        own = OwnKind(site.given.teacher, open_view(seeing.view, site, None))
+        return OpenTeachers({ONLY: own}, None, False, seeing.min_scored_fraction, loss)
     routed = isinstance(section, RoutedTeacherConfig)
     sections = members_of(site.recipe)
     members = {name: KINDS[type(member)](name, member, site) for name, member in sections.items()}
-    fractions = [s.min_scored_fraction for s in sections.values() if isinstance(s, RemoteTeacherConfig)]
+    fractions = [  # of those that may fail, or are said to
+        section.min_scored_fraction
+        for section in sections.values()
+        if isinstance(section, RemoteTeacherConfig)
+        or (isinstance(section, SeeingConfig) and "min_scored_fraction" in section.model_fields_set)
+    ]
     default = section.default if isinstance(section, RoutedTeacherConfig) else None
     return OpenTeachers(members, default, routed, max(fractions, default=1.0), loss)

@@ -60,8 +60,14 @@ def texts_of(view: TeacherView, prompts: Sequence[Prompt], context: int | None, 
     """What the teacher sees of each prompt. Raises `DataError` where one cannot be rendered, or leaves no room."""
     texts = [seen_tokens(view, prompt) for prompt in prompts]
     longest = site.recipe.rollout.max_tokens
+    other = isinstance(view, RetokenizedView)  # nobody knows how many of its tokens a response will be
     for prompt, text in zip(prompts, texts, strict=True):
-        if context is not None and len(text) + longest > context:
+        if other and context is not None and len(text) >= context:
+            raise DataError(
+                f"prompt {prompt.id!r} has {len(text)} tokens of the teacher's, which leave no place for a response in "
+                f"its context of {context}. Shorten teacher.view, or drop the row."
+            )
+        if not other and context is not None and len(text) + longest > context:
             raise DataError(
                 f"prompt {prompt.id!r} has {len(text)} tokens as the teacher sees it, which with rollout.max_tokens = "
                 f"{longest} are more than its context of {context}. Shorten teacher.view, drop the row, or lower "

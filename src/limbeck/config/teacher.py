@@ -45,9 +45,10 @@ MethodChoice: TypeAlias = Literal["auto", "native", "baked", "rescale", "hidden"
 
 
 class SeeingConfig(Config):
-    """What every teacher has: a view of the rollouts that it scores."""
+    """What every teacher has: a view of the rollouts that it scores, and how many of them it must score."""
 
     view: ViewConfig = SameViewConfig()
+    min_scored_fraction: Fraction = Field(1.0, description="share of responses that must be scored, or the step stops")
 
 
 class LocalTeacherConfig(SeeingConfig, ModelConfig):
@@ -86,7 +87,6 @@ class RemoteTeacherConfig(SeeingConfig):
     )
     max_rescale_error: Positive = Field(0.02, description="nats; a position that is less certain is masked and counted")
     max_rescale_dropped: Fraction = Field(0.05, description="share of a step's positions that may be masked")
-    min_scored_fraction: Fraction = Field(1.0, description="share of responses that must be scored, or the step stops")
     max_concurrency: Concurrency = Field(32, description="requests under way at once, over all replicas")
     timeout: Seconds = Field(120.0, description="seconds for one request")
     retry_seconds: Seconds = Field(300.0, description="how long to wait for a server that is away or busy")

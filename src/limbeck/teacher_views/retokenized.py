@@ -7,7 +7,9 @@ no UTF-8, and what its tokenizer makes of a text that it changes or has no token
 compared, and nothing that it says is free. In no group, hence not trained on and counted, is only:
 
     open        the end of a response that was cut off, where a token of the teacher's or a character would go on
-    no_text     tokens that say nothing, where there is no text at all
+    no_text     tokens that say nothing, where there is no text at all, not even for the teacher
+
+Blanks that the teacher's tokenizer drops are compared along with what comes next.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from limbeck.errors import DataError
 from limbeck.records import Failure, Groups, Ints, Prompt, Rollout, ScoreRequest, Scores, Support, View
 from limbeck.teacher_views.alignment import Aligned, align, readable
 from limbeck.teacher_views.same import name_of
@@ -27,6 +30,7 @@ from limbeck.teacher_views.spelling import Speller, continuations
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LEAVE_OUT = "Or set teacher.min_scored_fraction below 1, and such responses are left out."
 ONE_TO_ONE = Aligned(*(np.zeros(1, dtype=np.int64) for _ in range(3)))  # a special token each
 
 
@@ -35,6 +39,7 @@ class RetokenizedView:
 
     def __init__(self, student: Speller, teacher: Speller, prompts: Callable[[Prompt], Sequence[int]]) -> None:
         self.student, self.teacher, self.prompts = student, teacher, prompts
+        self.context: int | None = None  # the teacher's, in its own tokens, once it is known
         self._goes_on = continuations(teacher.token_bytes, student.token_bytes)
         atoms = zip(student.atoms, student.token_bytes.of(student.atoms), strict=True)
         self._apart = [id_ for id_, said in atoms if said is None or student.counterpart(id_, teacher) is not None]
@@ -63,20 +68,35 @@ class RetokenizedView:
         sides = _Sides(list(self.prompts(prompt)))
         answers = prompt.chat is not None and not prompt.chat.continued  # what the first turn says is an answer
         for stretch in _stretches(rollout, start, self._apart):
-            if not stretch.special:
-                self._add_text(sides, stretch, answers and stretch.first and stretch.trained)
-            elif (theirs := self.student.counterpart(int(stretch.ids[0]), self.teacher)) is not None:
-                sides.add([theirs], ONE_TO_ONE if stretch.trained else None)
-            elif stretch.trained:
-                self._add_text(sides, stretch, answer=False)
-            else:
-                special = self.student.atoms[int(stretch.ids[0])]
+            if stretch.special and not stretch.trained and self._counterpart(stretch) is None:
                 return Failure(
                     name, "score", "special_token",
-                    f"what the student was shown between its turns has the special token {special!r}, for which "
-                    f"{self.teacher.name} has none. Take chat templates with the same special tokens.",
+                    "what the student was shown between its turns has the special token "
+                    f"{self.student.atoms[int(stretch.ids[0])]!r}, for which {self.teacher.name} has none. Take chat "
+                    "templates with the same special tokens.",
                 )  # fmt: skip
+            try:
+                self._add(sides, stretch, answers and stretch.first and stretch.trained)
+            except DataError as error:
+                return Failure(name, "score", "no_tokens", f"{error} {LEAVE_OUT}")
+        if self.context is not None and len(sides.ids) > self.context:
+            return Failure(
+                name, "score", "too_long",
+                f"prompt and response are {len(sides.ids)} tokens of {self.teacher.name}, but the teacher's context is "
+                f"{self.context}. Lower rollout.max_tokens, which counts the student's tokens. {LEAVE_OUT}",
+            )  # fmt: skip
         return sides.view(name, rollout)
+
+    def _counterpart(self, stretch: _Stretch) -> int | None:
+        return self.student.counterpart(int(stretch.ids[0]), self.teacher)
+
+    def _add(self, sides: _Sides, stretch: _Stretch, answer: bool) -> None:
+        """Raises `DataError` for a text that the teacher has no tokens of its own for."""
+        theirs = self._counterpart(stretch) if stretch.special else None
+        if theirs is not None:
+            sides.add([theirs], ONE_TO_ONE if stretch.trained else None)
+        else:
+            self._add_text(sides, stretch, answer and not stretch.special)
 
     def _add_text(self, sides: _Sides, stretch: _Stretch, answer: bool) -> None:
         """A text without what stands before it on the student's side, after what stands there on the teacher's.
@@ -95,11 +115,14 @@ class RetokenizedView:
         if not stretch.trained:
             sides.add(theirs.ids)
             return
+        sides.text_bytes += len(shown.text.encode())
+        if shown.text and not theirs.ids and not stretch.cut:
+            sides.hold(len(pieces), len(shown.text.encode()))
+            return
         found = align(shown.ends, theirs.ends)
         alike = len(found.sizes) > 1 or said == len(self.teacher.blank(lead, after).encode())
         if stretch.cut and not (alike and self._is_closed(found, theirs.ids)):
             found = found.without_last()
-        sides.text_bytes += len(shown.text.encode())
         sides.left_out["open" if shown.text else "no_text"] += int((found.student < 0).sum())
         sides.add(theirs.ids, found)
 
@@ -125,18 +148,36 @@ class _Sides:
     sizes: list[int] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     text_bytes: int = 0
+    held: int = 0  # of the student's last tokens, those that will be in the next group
+    held_bytes: int = 0
+
+    def hold(self, count: int, size: int) -> None:
+        """The student's next `count` tokens say `size` bytes that the teacher does not read."""
+        self.student += [len(self.sizes)] * count
+        self.held, self.held_bytes = self.held + count, self.held_bytes + size
+
+    def _let_go(self, sizes: Sequence[int]) -> list[int]:
+        """The next groups' sizes with what was held. Without a next group it is in none."""
+        count, size, self.held, self.held_bytes = self.held, self.held_bytes, 0, 0
+        if sizes or not count:
+            return [size + first for first in sizes[:1]] + list(sizes[1:])
+        self.student[-count:] = [-1] * count
+        self.left_out["no_text"] += count
+        return []
 
     def add(self, ids: Sequence[int], aligned: Aligned | None = None) -> None:
         """Tokens of the teacher. `aligned` where the student said them."""
         self.ids += ids
         self.scored += [aligned is not None] * len(ids)
+        sizes = self._let_go([] if aligned is None else aligned.sizes.tolist())
         if aligned is not None:
             before = len(self.sizes)
             for side, groups in ((self.student, aligned.student), (self.teacher, aligned.teacher)):
                 side += np.where(groups < 0, -1, groups + before).tolist()
-            self.sizes += aligned.sizes.tolist()
+            self.sizes += sizes
 
     def view(self, name: str, rollout: Rollout) -> View:
+        self._let_go([])
         scored = np.zeros(len(self.ids), dtype=bool)
         scored[len(self.ids) - len(self.scored) :] = self.scored
         ids, temperature = np.asarray(self.ids, dtype=np.int64), rollout.sampling.temperature

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.errors import DataError, ModelError
+from limbeck.errors import DataError
 from limbeck.models.chat import chat_text, name_of
 from limbeck.models.token_bytes import TokenBytes
 from limbeck.teacher_views.alignment import NOWHERE
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BEFORE = ("\x00", "\n", "=", ".")  # texts before a text, of which one will not be joined with it
+SHOWN = 50  # characters of a text, in messages
 PROBE = "a"  # a text that has nothing before it of its own
 
 
@@ -80,14 +81,14 @@ class Speller:
         """`text` in the middle of a text, or after the special token `after`; `lead` comes before, and does not count.
 
         A tokenizer that puts a blank before every text puts it there after a special token, else before something else.
-        Raises `DataError`.
+        A text that the tokenizer drops, such as blanks, has no tokens. Raises `DataError`.
         """
         if not text:
             return Spelled((), ())
         if after is not None:
-            spelled = self._encode_after(after, lead + text)
-            if spelled is not None:
-                return self._after(spelled, 0, len(lead.encode()))
+            rendered = self._encode_after(after, lead + text)
+            if rendered is not None:
+                return self._after(rendered, 0, len(lead.encode()))
             lead = self.blank(lead, after)
         if not self._prepends:
             return self._after(self._encode(lead + text), 0, len(lead.encode()))
@@ -96,7 +97,12 @@ class Speller:
             length = len(before.encode())
             if length in spelled.ends:
                 return self._after(spelled, spelled.ends.index(length) + 1, length + len(lead.encode()))
-        raise ModelError(f"{self.name} has no text that it does not join with what follows: {BEFORE} were tried.")
+        if spelled.ids == self._encode(before).ids and not b"".join(self.say(self._encode(text).ids)).strip():
+            return Spelled((), ())  # it drops the text
+        raise DataError(
+            f"{self.name} joins {text[:SHOWN]!r} with whatever stands before it ({BEFORE} were tried), so nobody knows "
+            "which tokens are its own."
+        )
 
     def _after(self, spelled: Spelled, tokens: int, length: int) -> Spelled:
         ends = tuple(end if end == NOWHERE else max(0, end - length) for end in spelled.ends[tokens:])

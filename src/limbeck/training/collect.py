@@ -30,6 +30,7 @@ from limbeck.records import (
     ScoreRequest,
     Scores,
     Support,
+    View,
 )
 from limbeck.teacher_views.same import SameView
 from limbeck.training.advantage import group_advantages, turn_advantages
@@ -42,6 +43,7 @@ logger = logging.getLogger("limbeck")
 
 T = TypeVar("T")
 Play: TypeAlias = Callable[[Keyed], Awaitable[Answers]]
+TEACHERS_OWN = ("too_long", "no_tokens")  # why a view fails where the teacher has no score, whatever was written
 SAME = SameView()  # of the reference policy, which is the student's own
 
 
@@ -164,17 +166,19 @@ async def _score(run: Run, graded: Collected) -> tuple[list[Scored], dict[str, f
     """Scores of teacher and reference, and advantages, for each rollout that could be scored; metrics of the views."""
     advantages = _advantages(run, graded)  # of the whole group, whatever the teacher could score
     seen = [run.view.see(rollout, _support(run, rollout)) for rollout in graded.rollouts]
-    unseen = [view for view in seen if isinstance(view, Failure)]
+    unseen = [view for view in seen if isinstance(view, Failure) and view.kind not in TEACHERS_OWN]
     _require_seen_fraction(run, unseen, len(seen))
-    views = [(place, view) for place, view in enumerate(seen) if not isinstance(view, Failure)]
-    requests = [view.request for _, view in views]
-    answers = await run.teacher.score(requests)
-    _check_count(run.teacher.name, answers, requests)
-    kept = [views[index] for index in require_scored_fraction(answers, run.min_scored_fraction)]
+    shown = [
+        (place, view) for place, view in enumerate(seen) if not isinstance(view, Failure) or view.kind in TEACHERS_OWN
+    ]
+    answers = await _answers(run, [view for _, view in shown])
+    scored = require_scored_fraction(answers, run.min_scored_fraction)
+    places = [shown[index][0] for index in scored]
+    views = unwrap_failures([seen[place] for place in places])
+    kept = list(zip(places, views, strict=True))
+    given = [answer for answer in answers if not isinstance(answer, Failure)]
     scores: list[Scores] = [
-        run.view.read(graded.rollouts[place], view, answer)
-        for (place, view), answer in zip(views, answers, strict=True)
-        if not isinstance(answer, Failure)
+        run.view.read(graded.rollouts[place], view, answer) for (place, view), answer in zip(kept, given, strict=True)
     ]
     references: Sequence[HiddenScores | None] = [None] * len(kept)
     if run.reference is not None:
@@ -186,6 +190,15 @@ async def _score(run: Run, graded: Collected) -> tuple[list[Scored], dict[str, f
         for (place, view), score, reference in zip(kept, scores, references, strict=True)
     ]
     return samples, describe_views([(graded.rollouts[place], view) for place, view in kept], unseen)
+
+
+async def _answers(run: Run, shown: Sequence[View | Failure]) -> list[Scores | Failure]:
+    """The teacher's. What has failed already it is not asked."""
+    requests = [view.request for view in shown if isinstance(view, View)]
+    given = await run.teacher.score(requests) if requests else []
+    _check_count(run.teacher.name, given, requests)
+    left = iter(given)
+    return [view if isinstance(view, Failure) else next(left) for view in shown]
 
 
 def _require_seen_fraction(run: Run, unseen: Sequence[Failure], asked: int) -> None:
