@@ -116,11 +116,11 @@ class Side:
 
     async def prefill(self, step: int) -> dict[str, Any]:
         """Seconds until every row has its first token."""
-        from limbeck.training.collect import sample_episodes, unwrap_failures
+        from limbeck.training.collect import sample
 
         sampling = replace(self.run.sampling(seed=step), max_tokens=1)
         start = time.perf_counter()
-        unwrap_failures(await sample_episodes(self.run, self.at(step), sampling, self.work.case.samples))
+        await sample(self.run, self.at(step), sampling, self.work.case.samples)
         return {"seconds": time.perf_counter() - start}
 
     async def check(self, step: int, rows: list[list[int]]) -> dict[str, Any]:
