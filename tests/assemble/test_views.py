@@ -39,9 +39,9 @@ BIASED: list[dict[str, Any]] = [
     {"support": 20},
     {"support": "student_top"},
     {"discount": 0.5},
-    {"task_reward": object()},
-    {"support": "sampled", "task_reward": object()},
-    {"support": "sampled", "reference": object()},
+    {"task_reward": "given"},
+    {"support": "sampled", "task_reward": "given"},
+    {"support": "sampled", "reference": "given"},
 ]
 
 
@@ -56,7 +56,7 @@ def test_what_would_be_biased_where_something_is_masked_is_refused(
     with pytest.raises(RecipeError, match=f"has no token for .*{re.escape(repr(lacks))}.* of the student's"):
         open_view(section, site(template, **settings), theirs)
     assert isinstance(open_view(section, site(template, **settings), tokenizer_of(PLAIN)), PromptedView)
-    for fine in ({"support": "sampled"}, {"support": "full", "reference": object()}):
+    for fine in ({"support": "sampled"}, {"support": "full", "reference": "given"}):
         assert isinstance(open_view(section, site(template, **fine), theirs), PromptedView)
 
 
