@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from limbeck.config.task import MixtureTaskConfig
@@ -39,6 +39,7 @@ WEIGHTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 100), min_s
 
 
 @given(WEIGHTS, st.integers(0, 400))
+@example({"a": 23.0, "b": 1.0, "c": 1.0, "d": 1.0, "e": 1.0, "f": 1.0}, 12)
 def test_shares_are_kept_at_every_prompt_and_follow_from_its_number(weights: dict[str, float], position: int) -> None:
     total = sum(Fraction(str(weight)) for weight in weights.values())
     shares = {name: Fraction(str(weight)) / total for name, weight in weights.items()}
@@ -46,7 +47,9 @@ def test_shares_are_kept_at_every_prompt_and_follow_from_its_number(weights: dic
     counts = Counter(name for name, _ in drawn[:position])
     assert counts_before(shares, position) == {name: counts[name] for name in shares}
     assert list(islice(turns(shares, position), 20)) == drawn[position:], "a resumed run goes on where it was"
-    assert all(abs(counts[name] - share * position) < 2 for name, share in shares.items())
+    # Counts are the rounded shares of one common number, which is at most half a prompt a task away from the position.
+    bound = Fraction(len(shares), 2)
+    assert all(abs(counts[name] - share * position) <= Fraction(1, 2) + share * bound for name, share in shares.items())
     for name in shares:
         assert [place for one, place in drawn if one == name] == list(range(sum(one == name for one, _ in drawn)))
 

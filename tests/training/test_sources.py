@@ -90,7 +90,8 @@ def test_the_student_alone_is_the_run_without_sources(table: dict[str, Any], tmp
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
-@pytest.mark.parametrize("lag", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("lag", [0, 1])
 def test_killed_anywhere_and_resumed_no_bit_differs(table: dict[str, Any], tmp_path: Path, lag: int) -> None:
     table["rollout"]["lag"] = lag
     limbeck.train(recipe(table, tmp_path / "straight"))
