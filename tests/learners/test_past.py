@@ -48,6 +48,14 @@ def world(way: str, **config: Any):
     return learner, teacher, step
 
 
+def test_an_average_without_a_share_of_its_own_is_the_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WAYS, "average", {"decay": 0.0})
+    learner, teacher, step = world("average")
+    for number in range(2):
+        step(number)
+        torch.testing.assert_close(states(teacher), states(LocalPolicy(learner.lm)), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("config", [{}, LORA], ids=["full", "lora"])
 def test_which_weights_score_each_step(config: dict[str, Any]) -> None:
     base = states(LocalPolicy(tiny_lm(0)))

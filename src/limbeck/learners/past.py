@@ -71,8 +71,12 @@ class PastSelf:
         seen: Callable[[Heads], Heads] = dict,
     ) -> None:
         self.name, self.learner, self.lag, self.decay, self._seen = name, learner, lag, decay, seen
-        self.kept: dict[int, LocalPolicy] = {learner.version: learner.policy_at(learner.version).hold()}
-        self.average = {name: p.detach().float().clone() for name, p in learner.parameters.items()} if decay else {}
+        self.kept: dict[int, LocalPolicy] = {}
+        self.average: dict[str, Tensor] = {}
+        if decay is None:
+            self.kept[learner.version] = learner.policy_at(learner.version).hold()
+        else:
+            self.average = {name: p.detach().float().clone() for name, p in learner.parameters.items()}
         self._take_up()
 
     def after_update(self) -> None:
