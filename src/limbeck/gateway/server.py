@@ -27,6 +27,7 @@ from limbeck.gateway.report import SessionReport
 from limbeck.gateway.session import Desk, GatewaySession
 from limbeck.gateway.tool_calls import check_format, detect
 from limbeck.protocols import Generate
+from limbeck.wire.listening import base_url, listen
 
 if TYPE_CHECKING:
     import uvicorn
@@ -90,14 +91,13 @@ class Gateway:
     @property
     def url(self) -> str:
         """ "http://127.0.0.1:41234" """
-        name = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{name}:{self._port}"
+        return base_url(self._host, self._port)
 
     async def __aenter__(self) -> Gateway:
         """Raises `RecipeError` for an address that cannot be listened at."""
         from limbeck.gateway.routes import make_server
 
-        self._listening = [_listen(self._host, self._port)]
+        self._listening = [listen(self._host, self._port, "port")]
         self._port = self._listening[0].getsockname()[1]
         self._server = make_server(self.app, GRACE)
         self._serving = asyncio.create_task(self._server.serve(self._listening))
@@ -167,18 +167,3 @@ def _key(authorization: str | None) -> str:
     """Of "Bearer KEY", the scheme in any case; nothing where no key was sent."""
     scheme, _, key = (authorization or "").strip().partition(" ")
     return key.strip() if scheme.lower() == "bearer" else (authorization or "").strip()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        raise RecipeError(
-            f"cannot listen at {host} port {port}: {error}. Choose another port (0 takes a free one), or stop what is "
-            "there."
-        ) from None
-    return listener

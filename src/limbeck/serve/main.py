@@ -14,7 +14,7 @@ import torch
 
 from limbeck.config.base import ModelConfig
 from limbeck.contract.bake_probe import FILE, read_probe_file
-from limbeck.errors import ModelError, RecipeError
+from limbeck.errors import ModelError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.fingerprint import files_now, fingerprint
 from limbeck.models.loading import load_model, resolve
@@ -23,6 +23,7 @@ from limbeck.serve.logs import bound_lines_of_clients
 from limbeck.serve.scorer import Scorer
 from limbeck.serve.settings import ServeSettings
 from limbeck.wire.hosts import hosts_of
+from limbeck.wire.listening import base_url, listen
 
 GRACE = 30  # seconds that requests under way have after SIGTERM
 CONNECTIONS = 1000
@@ -61,10 +62,9 @@ def serve(
             if self.started:
                 ready(address)
 
-    listener = _listen(host, port)  # a port that is taken is refused before the model is loaded
+    listener = listen(host, port, "--port")  # a port that is taken is refused before the model is loaded
     with listener:
-        name = f"[{host}]" if ":" in host else host
-        address = f"http://{name}:{listener.getsockname()[1]}"
+        address = base_url(host, listener.getsockname()[1])
         where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         lm, weights = load_with_fingerprint(ModelConfig(model=model, dtype=dtype), torch.device(where))
         refuse_baked(lm)
@@ -115,23 +115,6 @@ def refuse_baked(lm: CausalLM) -> None:
         f"{lm.name} was baked for temperature {temperature:g}, for servers that know no scoring temperature. Under "
         f"`limbeck serve` its logits would be divided twice. Serve {source}: it is exact at any temperature."
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit it. Without, the second packet of an answer waits 40 ms for the client to acknowledge the
-        # first; asyncio sets it for sockets alone whose protocol is named.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        raise RecipeError(
-            f"cannot listen at {host} port {port}: {error}. Choose another --port (0 takes a free one), or stop what "
-            "is there."
-        ) from None
-    return listener
 
 
 def _most_connections() -> int:

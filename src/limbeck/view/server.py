@@ -22,6 +22,7 @@ from limbeck.view import page
 from limbeck.view.metrics import MAX_STEP
 from limbeck.view.runs import Runs
 from limbeck.wire.hosts import hosts_of, is_loopback
+from limbeck.wire.listening import base_url
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -98,7 +99,7 @@ def serve(path: Path, host: str, port: int, open_browser: bool, announce: Callab
         raise RunError(
             f"cannot listen at {shown(host)}, port {port}: {why}. Choose another with --port; 0 takes a free one."
         ) from None
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+    address = f"{base_url(host, listener.getsockname()[1])}/"
     announce(address)
     if open_browser:
         Timer(0.5, webbrowser.open, [address]).start()
