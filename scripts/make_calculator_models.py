@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import torch
-from make_demo_models import FOLDER, character_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from make_demo_models import FOLDER, character_tokenizer, save, small_llama
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from limbeck.demo.calculator import dialogue, question
 
@@ -41,35 +41,30 @@ def main() -> None:
     for which in arguments.which:
         torch.manual_seed(SEEDS[which])
         width, layers = SIZES[which]
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width * 11 // 4,
-                num_hidden_layers=layers, num_attention_heads=width // 32, max_position_embeddings=256,
-                tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )  # fmt: skip
+        model = small_llama(
+            tokenizer,
+            hidden_size=width,
+            intermediate_size=width * 11 // 4,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+        )
         stop_at = arguments.student_accuracy if which == "student" else None
         train(model, tokenizer, SEEDS[which], arguments.teacher_steps, stop_at)
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        folder = arguments.out / f"calculator-{which}"
-        model.half().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        print(f"{which}: {sum(p.numel() for p in model.parameters()):,} parameters -> {folder}")
+        save(model, tokenizer, arguments.out / f"calculator-{which}")
 
 
 def train(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, stop_at: float | None
 ) -> None:
     """Plain supervised training on fresh random problems."""
-    dice, start = random.Random(seed), time.time()
+    generator, start = random.Random(seed), time.time()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min(1, (step + 1) / 50) * (1 if stop_at else max(0.02, 2 - 2 * max(step / steps, 0.5))),
     )
     for step in range(steps):
-        ids, labels = batch(tokenizer, dice, 64)
+        ids, labels = batch(tokenizer, generator, 64)
         loss = model(ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -86,11 +81,13 @@ def train(
                 break
 
 
-def batch(tokenizer: PreTrainedTokenizerFast, dice: random.Random, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(
+    tokenizer: PreTrainedTokenizerFast, generator: random.Random, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """[count, L] ids of whole dialogues and labels, -100 where the words are not the student's."""
     rows, labels = [], []
     for _ in range(count):
-        text = question(dice)
+        text = question(generator)
         ids = tokenizer.encode(text)
         mine = [-100] * len(ids)
         for turn, said in enumerate(dialogue(text)):

@@ -50,23 +50,33 @@ def main() -> None:
     tokenizer = character_tokenizer()
     for which in arguments.which:
         torch.manual_seed(SEEDS[which])
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                max_position_embeddings=256,
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                **SIZES[which],
-            )
-        )
+        model = small_llama(tokenizer, **SIZES[which])
         stop_at = arguments.student_accuracy if which == "student" else None
         train(model, tokenizer, SEEDS[which], arguments.teacher_steps, stop_at)
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        model.half().save_pretrained(arguments.out / which)
-        tokenizer.save_pretrained(arguments.out / which)
-        print(f"{which}: {sum(p.numel() for p in model.parameters()):,} parameters -> {arguments.out / which}")
+        save(model, tokenizer, arguments.out / which)
+
+
+def small_llama(tokenizer: PreTrainedTokenizerFast, **sizes: int) -> LlamaForCausalLM:
+    """New weights, for texts of at most 256 tokens."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **sizes,
+        )
+    )
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """In float16."""
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens -> {folder}")
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:

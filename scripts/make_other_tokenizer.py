@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from make_demo_models import SIZES, save, small_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from limbeck.tasks.arithmetic import question, worked_solution
 
@@ -34,25 +35,9 @@ def main() -> None:
     torch.manual_seed(SEED)
     problems = additions(SEED)
     tokenizer = byte_pairs(arguments.merges, [q + a for q, a in (next(problems) for _ in range(2000))])
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            hidden_size=128,
-            intermediate_size=352,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-        )
-    )
+    model = small_llama(tokenizer, **SIZES["student"])
     train(model, tokenizer, problems, arguments.steps)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.half().save_pretrained(arguments.out)
-    tokenizer.save_pretrained(arguments.out)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens -> {arguments.out}")
+    save(model, tokenizer, arguments.out)
 
 
 def additions(seed: int) -> Iterator[tuple[str, str]]:
