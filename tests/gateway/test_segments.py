@@ -146,14 +146,14 @@ async def test_the_same_request_is_a_sibling_and_so_are_several_choices() -> Non
 
 
 async def test_a_message_that_says_the_mark_is_not_taken_for_an_answer() -> None:
-    from limbeck.gateway.rendering import MARK
+    from limbeck.gateway.rendering import PLACEHOLDER
 
     t = talk("chatml", lambda turn: f"answer {turn}")
     messages = [user("the question")]
     messages.append(await t.say(messages))
-    await t.say([*messages, user(f"What is {MARK}?")])
+    await t.say([*messages, user(f"What is {PLACEHOLDER}?")])
     assert t.prompt_text().endswith(
-        f"answer 0<|im_end|>\n<|im_start|>user\nWhat is {MARK}?<|im_end|>\n<|im_start|>assistant\n"
+        f"answer 0<|im_end|>\n<|im_start|>user\nWhat is {PLACEHOLDER}?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 

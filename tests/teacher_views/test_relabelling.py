@@ -11,8 +11,8 @@ from tokenizers import AddedToken
 
 from limbeck.errors import ModelError
 from limbeck.models.head import Head
-from limbeck.teacher_views.marks import marks_of
 from limbeck.teacher_views.relabelling import Relabelling, _permutation, relabelling_of
+from limbeck.teacher_views.template_tokens import template_tokens_of
 from tests import tiny
 
 from .templates import (
@@ -47,9 +47,9 @@ ID = {token: TOKENIZER.convert_tokens_to_ids(token) for token in (*SPECIAL, "<eo
     ids=["chatml", "llama3", "mistral", "ends-earlier-turns", "plain", "none", "thinking", "opens-thinking"],
 )
 def test_marks_are_found_by_rendering(template, end, thinking) -> None:
-    marks = marks_of(tokenizer_of(template))
-    assert marks.end_of_turn == ID[end]
-    assert (marks.opening, marks.closing) == tuple(None if tag is None else ID[tag] for tag in thinking)
+    found = template_tokens_of(tokenizer_of(template))
+    assert found.end_of_turn == ID[end]
+    assert (found.opening, found.closing) == tuple(None if tag is None else ID[tag] for tag in thinking)
 
 
 def test_ends_of_turn_stand_for_each_other_and_nothing_else_changes() -> None:

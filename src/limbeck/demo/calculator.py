@@ -32,9 +32,9 @@ class Problems:
     """A task: `operands` two-digit numbers and an operation between each two. Train and held out are disjoint."""
 
     def __init__(self, build: Build, operands: int = 3, train: int = 8192, held_out: int = 256) -> None:
-        dice, texts = random.Random(build.seed), dict[str, None]()
+        generator, texts = random.Random(build.seed), dict[str, None]()
         while len(texts) < train + held_out:
-            texts[question(dice, operands)] = None
+            texts[question(generator, operands)] = None
         prompts = [
             Prompt(
                 f"calculator-{text[:-1]}", tuple(build.tokenizer.encode(text)), "calculator", text, dialogue(text)[-1]
@@ -72,11 +72,11 @@ class Calculator:
         return np.asarray(self.tokenizer.encode(text), dtype=np.int64)
 
 
-def question(dice: random.Random, operands: int = 3) -> str:
+def question(generator: random.Random, operands: int = 3) -> str:
     """`47*28+91=`"""
-    text = str(dice.randint(10, 99))
+    text = str(generator.randint(10, 99))
     for _ in range(operands - 1):
-        text += dice.choice("+-*") + str(dice.randint(10, 99))
+        text += generator.choice("+-*") + str(generator.randint(10, 99))
     return text + "="
 
 

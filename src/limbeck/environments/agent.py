@@ -74,7 +74,7 @@ class AgentEnvironment:
 
 
 def variables(address: Address, model: str) -> dict[str, str]:
-    """What an agent that is told nothing finds in its environment: those that packages of the field read."""
+    """What an agent that takes no arguments finds in its environment: those that packages of the field read."""
     return {
         "OPENAI_BASE_URL": address.base_url,
         "OPENAI_API_BASE": address.base_url,

@@ -30,7 +30,7 @@ WORKER = Path(__file__).with_name("agent_worker.py")
 LONGEST_LINE = 2**24  # bytes of a reply
 START_WITHIN = 600.0  # seconds for the import of the agent's module
 KILL_WITHIN = 0.5  # seconds that a killed call has to be reported
-MARK = "LIMBECK_AGENT_WORKER"  # in the environment of a worker and all that it starts
+VARIABLE = "LIMBECK_AGENT_WORKER"  # in the environment of a worker and all that it starts
 SHOWN_OUTPUT = 600  # characters of what a rollout printed, for a message
 
 How = Literal["returned", "raised", "exited"]
@@ -68,7 +68,7 @@ class AgentProcesses:
         self._calls: dict[int, asyncio.Future[Ended]] = {}
         self._numbers = itertools.count()
         self._starting = asyncio.Lock()
-        self._mark = uuid4().hex
+        self._id = uuid4().hex
 
     async def start(self) -> None:
         """Raises `RecipeError` where the interpreter, the module or the function is not there."""
@@ -86,7 +86,7 @@ class AgentProcesses:
             server = await asyncio.create_subprocess_exec(
                 self.python, "-P", str(WORKER), self.function, str(self.memory_mb),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LONGEST_LINE,
-                start_new_session=True, env={**os.environ, MARK: self._mark},
+                start_new_session=True, env={**os.environ, VARIABLE: self._id},
             )  # fmt: skip
         except OSError as error:
             raise RecipeError(f"task.interpreter = {self.python!r} cannot be started: {error}") from error
@@ -147,7 +147,7 @@ class AgentProcesses:
                 call.set_result(Ended(kind, reply[kind], reply["output"]))
         code = await server.wait()
         if code:
-            _end_marked(self._mark)
+            _end_started_by(self._id)
         for call in self._calls.values():
             if not call.done():
                 call.set_result(Ended("exited", f"the process that starts rollouts ended with exit code {code}", ""))
@@ -166,7 +166,7 @@ class AgentProcesses:
             with contextlib.suppress(ProcessLookupError):
                 server.kill()
             await server.wait()
-            _end_marked(self._mark)
+            _end_started_by(self._id)
         if self._reader is not None:
             await asyncio.gather(self._reader, return_exceptions=True)  # a run that ends has cancelled it already
             self._reader = None
@@ -183,10 +183,10 @@ async def _reply(server: asyncio.subprocess.Process) -> dict[str, Any]:
     return reply
 
 
-def _end_marked(mark: str) -> None:
+def _end_started_by(id_: str) -> None:
     """What a worker that was killed left behind, where the system says with which environment a process began."""
     for _ in range(3):  # one that is found may have started another meanwhile
         for environment in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
-                if f"{MARK}={mark}".encode() in environment.read_bytes().split(b"\0"):
+                if f"{VARIABLE}={id_}".encode() in environment.read_bytes().split(b"\0"):
                     os.kill(int(environment.parent.name), signal.SIGKILL)

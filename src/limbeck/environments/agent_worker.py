@@ -58,7 +58,7 @@ def main() -> None:
         return
     _settle()
     _send(replies, {"ready": True})
-    with contextlib.suppress(BrokenPipeError):  # nobody is there any more who would be told
+    with contextlib.suppress(BrokenPipeError):  # nobody is there any more who would read it
         _Server(function, memory_mb, replies).serve()
 
 
@@ -271,13 +271,13 @@ class _Server:
 def _told(written: bytes) -> dict[str, Any]:
     """What a rollout's process said of itself: one line, unless the agent wrote there too."""
     try:
-        told = json.loads(written)
+        reply = json.loads(written)
     except (ValueError, RecursionError):
-        told = None
-    if isinstance(told, dict) and written.endswith(b"\n"):
+        reply = None
+    if isinstance(reply, dict) and written.endswith(b"\n"):
         for kind, type_ in (("returned", dict), ("raised", str), ("exited", str)):
-            if list(told) == [kind] and isinstance(told[kind], type_):
-                return told
+            if list(reply) == [kind] and isinstance(reply[kind], type_):
+                return reply
     return {
         "exited": f"what came through the pipe of its result is {written[:80]!r}, expected one line of its own. "
         "The function must not write to descriptors that it did not open"

@@ -1,9 +1,9 @@
 """From chats to tokens: what a whole chat is, and what follows an answer whose tokens are kept.
 
-An answer is never rendered to find out what comes after it. It is replaced by a mark, and what stands after the mark in
-the rendered chat follows the sampled tokens, without an end of turn that the student sampled itself:
+An answer is never rendered to find out what comes after it. It is replaced by a placeholder, and what stands after
+that in the rendered chat follows the sampled tokens, without an end of turn that the student sampled itself:
 
-    <user>12+34=<assistant>MARK<end>\\n<user>And 5+6?<assistant>
+    <user>12+34=<assistant>PLACEHOLDER<end>\\n<user>And 5+6?<assistant>
     46<end> was sampled, so what follows is             \\n<user>And 5+6?<assistant>
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("limbeck")
-MARK = "LimbeckMark7Q2"  # one word that nobody writes: templates trim blanks, and look for tags
+PLACEHOLDER = "LimbeckMark7Q2"  # one word that nobody writes: templates trim blanks, and look for tags
 PIECE = 2**16  # characters of a long text that are counted at a time
 CUT = 16  # tokens by which a cut between two pieces may change their number, at most
 
@@ -105,15 +105,15 @@ class Renderer:
 
     @cached_property
     def _shows_text(self) -> bool:
-        text = self._probe([{"role": "user", "content": MARK}])
-        return text is None or MARK in text
+        text = self._probe([{"role": "user", "content": PLACEHOLDER}])
+        return text is None or PLACEHOLDER in text
 
     @cached_property
     def shows_tools(self) -> bool:
         """Whether the template writes tools into the prompt. Where it does not, they are put in words."""
-        function = {"name": MARK, "description": "a", "parameters": {"type": "object", "properties": {}}}
+        function = {"name": PLACEHOLDER, "description": "a", "parameters": {"type": "object", "properties": {}}}
         text = self._probe([{"role": "user", "content": "a"}], [{"type": "function", "function": function}])
-        shows = text is None or MARK in text
+        shows = text is None or PLACEHOLDER in text
         if not shows:
             logger.warning(
                 "the chat template of %s does not show tools: they are described in a system message, calls are "
@@ -129,12 +129,12 @@ class Renderer:
     @cached_property
     def _shows_calls(self) -> bool:
         """Found with arguments as a table, as most templates want them, or else as text."""
-        call = tool_call("c00000000", "a", {MARK: MARK})
+        call = tool_call("c00000000", "a", {PLACEHOLDER: PLACEHOLDER})
         asked = {"role": "user", "content": "a"}
         answered = {"role": "tool", "content": "a", "tool_call_id": "c00000000", "name": "a"}
         for self._arguments_are_text in (False, True):
             text = self._probe([asked, {"role": "assistant", "content": "", "tool_calls": [call]}, answered])
-            if text is not None and MARK in text:
+            if text is not None and PLACEHOLDER in text:
                 return True
         self._arguments_are_text = False
         return False
@@ -145,33 +145,33 @@ class Renderer:
         None where the template does not let that be seen: it left the message out, wrote it elsewhere or twice, or
         wrote something between the words and that end.
         """
-        mark = _unused_mark(chat.messages)
-        answer = _marked(chat.messages[index], mark)
-        marked = replace(chat, messages=[*chat.messages[:index], answer, *chat.messages[index + 1 :]])
-        calls, written = answer.get("tool_calls", ()), self.text(marked)
-        if written.count(mark) != (2 * len(calls) or 1):
+        placeholder = _unused_placeholder(chat.messages)
+        answer = _with_placeholder(chat.messages[index], placeholder)
+        replaced = replace(chat, messages=[*chat.messages[:index], answer, *chat.messages[index + 1 :]])
+        calls, written = answer.get("tool_calls", ()), self.text(replaced)
+        if written.count(placeholder) != (2 * len(calls) or 1):
             return None
-        after = written.rpartition(mark)[2]
+        after = written.rpartition(placeholder)[2]
         try:
             if calls:
-                return self._without_closing(after, marked.first(index + 1), stop, mark)
+                return self._without_closing(after, replaced.first(index + 1), stop, placeholder)
             if stop and stop in after and not _begins_with(stop, after):
-                end = self._end(marked.first(index + 1), mark)
+                end = self._end(replaced.first(index + 1), placeholder)
                 if end is None or stop in end:
                     return None
         except ApiError:  # the template takes no chat that ends there
             return None
         return _without_stop(stop, after)
 
-    def _end(self, marked: Chat, mark: str) -> str | None:
-        """How the template ends the last message, behind the mark in it."""
-        _, found, end = self.text(marked, generation_prompt=False).rpartition(mark)
+    def _end(self, replaced: Chat, placeholder: str) -> str | None:
+        """How the template ends the last message, behind the placeholder in it."""
+        _, found, end = self.text(replaced, generation_prompt=False).rpartition(placeholder)
         return end if found else None
 
-    def _without_closing(self, after: str, called: Chat, stop: str, mark: str) -> str | None:
+    def _without_closing(self, after: str, called: Chat, stop: str, placeholder: str) -> str | None:
         """`after` without the rest of the syntax of a call, which the student wrote itself, and without its end."""
-        said = [*called.messages[:-1], {"role": "assistant", "content": mark}]
-        end, plain = self._end(called, mark), self._end(replace(called, messages=said), mark)
+        said = [*called.messages[:-1], {"role": "assistant", "content": placeholder}]
+        end, plain = self._end(called, placeholder), self._end(replace(called, messages=said), placeholder)
         if end is None or plain is None or not after.startswith(end):
             return None
         if stop and stop in end:
@@ -257,19 +257,19 @@ class Renderer:
         return max(map(len, self.tokenizer.get_vocab()))
 
 
-def _unused_mark(messages: Sequence[Message]) -> str:
-    written, mark = canonical(messages).decode(), MARK
-    while mark in written:
-        mark += "x"
-    return mark
+def _unused_placeholder(messages: Sequence[Message]) -> str:
+    written, placeholder = canonical(messages).decode(), PLACEHOLDER
+    while placeholder in written:
+        placeholder += "x"
+    return placeholder
 
 
-def _marked(answer: Message, mark: str) -> Message:
+def _with_placeholder(answer: Message, placeholder: str) -> Message:
     calls = answer.get("tool_calls")
     if not calls:
-        return {"role": "assistant", "content": mark}
-    marked = [tool_call(call["id"], call["function"]["name"], {mark: mark}) for call in calls]
-    return {"role": "assistant", "content": answer["content"], "tool_calls": marked}
+        return {"role": "assistant", "content": placeholder}
+    replaced = [tool_call(call["id"], call["function"]["name"], {placeholder: placeholder}) for call in calls]
+    return {"role": "assistant", "content": answer["content"], "tool_calls": replaced}
 
 
 def _begins_with(stop: str, text: str) -> bool:

@@ -3,8 +3,8 @@
     fitted = ShownContents(tokenizer).fitted(chat)      the messages, as the template takes them
 
 Templates of models that see images often take `[{"type": "text", "text": ...}]` and print nothing of a text; others
-print a list as Python writes it, or drop the roles that they do not know. All that is found out by rendering marks in
-the places of the contents, once for each order of roles.
+print a list as Python writes it, or drop the roles that they do not know. All that is found out by rendering
+placeholders in the places of the contents, once for each order of roles.
 """
 
 from __future__ import annotations
@@ -47,25 +47,27 @@ class ShownContents:
         hidden = {parts: self._hidden(chat, parts) for parts in (False, True)}
         known = {parts: found for parts, found in hidden.items() if found is not None}
         if not known:
-            return False  # it refuses marks either way: it will say what it refuses
+            return False  # it refuses placeholders either way: it will say what it refuses
         parts = min(known, key=lambda parts: (len(known[parts]), parts))
         self._check(chat, known[parts])
         return parts
 
     def _hidden(self, chat: Chat, parts: bool) -> list[int] | None:
         """Which messages are not shown, and `TOOLS`; None where the template refuses them in this shape."""
-        marked = [
-            {**message, "content": _mark(index)} if message.get("content") else message
+        replaced = [
+            {**message, "content": _placeholder(index)} if message.get("content") else message
             for index, message in enumerate(chat.messages)
         ]
-        marked = in_parts(marked) if parts else marked
+        replaced = in_parts(replaced) if parts else replaced
         try:
-            text = chat_text(self.tokenizer, marked, chat.tools, chat.options, not chat.continued)
-            without = chat_text(self.tokenizer, marked, None, chat.options, not chat.continued) if chat.tools else ""
+            text = chat_text(self.tokenizer, replaced, chat.tools, chat.options, not chat.continued)
+            without = chat_text(self.tokenizer, replaced, None, chat.options, not chat.continued) if chat.tools else ""
         except DataError:
             return None
         shown = text.casefold()
-        hidden = [i for i, message in enumerate(chat.messages) if message.get("content") and _mark(i) not in shown]
+        hidden = [
+            i for i, message in enumerate(chat.messages) if message.get("content") and _placeholder(i) not in shown
+        ]
         return [*hidden, TOOLS] if chat.tools and text == without else hidden
 
     def _check(self, chat: Chat, hidden: Sequence[int]) -> None:
@@ -99,5 +101,5 @@ def _in_parts(message: Message) -> Mapping[str, Any]:
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
-def _mark(index: int) -> str:
+def _placeholder(index: int) -> str:
     return f"limbeck{index}mark"

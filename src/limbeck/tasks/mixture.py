@@ -1,11 +1,11 @@
 """Several tasks as one. Each prompt keeps the name of its task, which says who grades it.
 
     mixture = Mixture({"math": math, "code": code}, {"math": 3.0, "code": 1.0})
-    [name for _, name in zip(range(8), turns(mixture.shares))]      math, math, code, math, math, math, code, math
+    [name for name, _ in islice(turns(mixture.shares), 8)]      math, math, code, math, math, math, code, math
 
 Which task is next is Webster's rule (the method of Sainte-Lague): a task of weight w has its j-th prompt, counted from
-0, at the time (j + 1/2) / w. So after any number of prompts each task has had its share of them but for about one, and
-what was drawn before follows from the number alone.
+0, at the time (j + 1/2) / w. So after any number of prompts each of n tasks has had its share s of them but for at most
+(1 + s n) / 2, and what was drawn before follows from the number alone.
 """
 
 from __future__ import annotations

@@ -34,10 +34,10 @@ from limbeck.records import (
     Turn,
     View,
 )
-from limbeck.teacher_views.marks import Marks, marks_of
 from limbeck.teacher_views.prompts import TeacherPrompts
 from limbeck.teacher_views.relabelling import Relabelling
 from limbeck.teacher_views.same import name_of
+from limbeck.teacher_views.template_tokens import TemplateTokens, template_tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,19 +59,22 @@ class PromptedView:
     def __init__(self, prompts: TeacherPrompts, relabelling: Relabelling) -> None:
         self.prompts, self.relabelling = prompts, relabelling
         student, teacher = prompts.student, prompts.tokenizer
-        self.student_marks, self.teacher_marks = marks_of(student), _marks_as_mapped(student, teacher, relabelling)
+        self.student_tokens, self.teacher_tokens = (
+            template_tokens_of(student),
+            _tokens_as_mapped(student, teacher, relabelling),
+        )
         self.same_template = relabelling.is_identity and student.chat_template == teacher.chat_template
         self._renamed: dict[str, str] = {}  # heads: the teacher's fingerprint, and that of its rows in our order
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Thinking begins in it just where it begins in the student's. Raises `DataError`."""
         theirs = self.prompts(prompt)
-        ours_opened = _opened(prompt.token_ids, self.student_marks, self.prompts.student)
-        theirs_opened = _opened(theirs, self.teacher_marks, self.prompts.tokenizer)
+        ours_opened = _opened(prompt.token_ids, self.student_tokens, self.prompts.student)
+        theirs_opened = _opened(theirs, self.teacher_tokens, self.prompts.tokenizer)
         if ours_opened is None and theirs_opened is not None:
             return theirs[:theirs_opened]
-        if ours_opened is not None and theirs_opened is None and self.teacher_marks.opening is not None:
-            return (*theirs, self.teacher_marks.opening, *prompt.token_ids[ours_opened + 1 :])
+        if ours_opened is not None and theirs_opened is None and self.teacher_tokens.opening is not None:
+            return (*theirs, self.teacher_tokens.opening, *prompt.token_ids[ours_opened + 1 :])
         return theirs
 
     def heads(self, heads: Mapping[str, Head]) -> Mapping[str, Head]:
@@ -160,25 +163,25 @@ class PromptedView:
             )
         ids = tokenizer(text.rpartition(SENTINEL)[2], add_special_tokens=False)["input_ids"]
         ended = self.relabelling.to_teacher(rollout.token_ids[said.end - 1 : said.end]).tolist()
-        if ids and ids[:1] == ended == [self.teacher_marks.end_of_turn]:
+        if ids and ids[:1] == ended == [self.teacher_tokens.end_of_turn]:
             ids = ids[1:]  # the student said it
         return Part(np.asarray(ids, dtype=np.int64), np.zeros(len(ids), bool))
 
 
-def _marks_as_mapped(
+def _tokens_as_mapped(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, relabelling: Relabelling
-) -> Marks:
+) -> TemplateTokens:
     """The teacher's; where its template knows no thinking, thinking begins with what stands for the student's token."""
-    ours, theirs = marks_of(student), marks_of(teacher)
+    ours, theirs = template_tokens_of(student), template_tokens_of(teacher)
     if theirs.opening is not None or ours.opening is None or ours.opening in relabelling.masked:
         return theirs
     return replace(theirs, opening=relabelling.id_of(ours.opening))
 
 
-def _opened(ids: Sequence[int], marks: Marks, tokenizer: PreTrainedTokenizerBase) -> int | None:
+def _opened(ids: Sequence[int], tokens: TemplateTokens, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Where thinking begins at the end of a prompt, with nothing but white space behind it; None where it does not."""
-    if marks.opening is None or marks.opening not in ids:
+    if tokens.opening is None or tokens.opening not in ids:
         return None
-    last = len(ids) - 1 - list(reversed(ids)).index(marks.opening)
+    last = len(ids) - 1 - list(reversed(ids)).index(tokens.opening)
     text: str = tokenizer.decode(list(ids[last + 1 :]))
     return None if text.strip() else last

@@ -22,7 +22,7 @@ import numpy as np
 from limbeck.errors import ModelError
 from limbeck.models.head import Head
 from limbeck.records import Ints
-from limbeck.teacher_views.marks import Marks, marks_of, tokens_of
+from limbeck.teacher_views.template_tokens import TemplateTokens, template_tokens_of, tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ def relabelling_of(
     """By what tokens are for, then by what they are written as. `stop_ids`: what else ends the student's answers."""
     found: dict[int, int] = {}
     why: dict[int, str] = dict.fromkeys(stop_ids, "end_of_turn")
-    for purpose, ours, theirs in _marks(marks_of(student), marks_of(teacher)):
+    for purpose, ours, theirs in _counterparts(template_tokens_of(student), template_tokens_of(teacher)):
         why[ours] = purpose
         if theirs is not None and theirs not in found.values():
             found[ours] = theirs
@@ -108,16 +108,16 @@ def _named(
     return dict(sorted(named.items(), key=lambda item: item[1]))
 
 
-def _marks(student: Marks, teacher: Marks) -> list[tuple[str, int, int | None]]:
+def _counterparts(student: TemplateTokens, teacher: TemplateTokens) -> list[tuple[str, int, int | None]]:
     """Why, the student's id and the teacher's, of what the student's template has."""
-    marks = [
+    pairs = [
         ("end_of_turn", student.end_of_turn, teacher.end_of_turn),
         ("thinking", student.opening, teacher.opening),
         ("thinking", student.closing, teacher.closing),
     ]
     seen: set[int] = set()
     found = []
-    for why, ours, theirs in marks:
+    for why, ours, theirs in pairs:
         if ours is not None and ours not in seen:
             seen.add(ours)
             found.append((why, ours, theirs))

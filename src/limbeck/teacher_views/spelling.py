@@ -13,7 +13,7 @@ from limbeck.errors import DataError
 from limbeck.models.chat import chat_text, name_of
 from limbeck.models.token_bytes import TokenBytes
 from limbeck.teacher_views.alignment import NOWHERE
-from limbeck.teacher_views.marks import ANSWER, NEXT, Marks, marks_of, tokens_of
+from limbeck.teacher_views.template_tokens import ANSWER, NEXT, TemplateTokens, template_tokens_of, tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ class Speller:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] = ()) -> None:
         self.tokenizer, self.stop_ids, self.name = tokenizer, frozenset(stop_ids), name_of(tokenizer)
         self.token_bytes = TokenBytes(tokenizer)
-        self.marks: Marks = marks_of(tokenizer)
+        self.template_tokens: TemplateTokens = template_tokens_of(tokenizer)
         self._by_name = tokens_of(tokenizer)
         self.atoms = {id_: content for content, id_ in self._by_name.items()}  # tokens that are no pieces of plain text
         self.lead = _lead(tokenizer)
@@ -50,11 +50,11 @@ class Speller:
 
     def counterpart(self, id_: int, other: Speller) -> int | None:
         """Of an atom, the other's: by what templates use it for, else by its name; of another stop token, its end."""
-        for mine, theirs in zip(astuple(self.marks), astuple(other.marks), strict=True):
+        for mine, theirs in zip(astuple(self.template_tokens), astuple(other.template_tokens), strict=True):
             if id_ == mine and theirs is not None:
                 return int(theirs)
         same = other._by_name.get(self.atoms[id_])
-        return other.marks.end_of_turn if same is None and id_ in self.stop_ids else same
+        return other.template_tokens.end_of_turn if same is None and id_ in self.stop_ids else same
 
     def say(self, ids: Iterable[int]) -> list[bytes]:
         """The bytes of each token, and the name of a special one."""

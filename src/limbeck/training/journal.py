@@ -1,8 +1,8 @@
 """Episodes whose content no rule fixes, kept until a checkpoint covers them: `journal/step-000012.jsonl`.
 
-What an agent, its tools or a server with dice of its own did cannot be done again. So the episodes of a step are
-written before its update, rewards too; a run that is resumed takes them from there, and makes the same updates to the
-bit.
+What an agent, its tools or a server with random numbers of its own did cannot be done again. So the episodes of a step
+are written before its update, rewards too; a run that is resumed takes them from there, and makes the same updates to
+the bit.
 
     {"format": 1, "step": 12, "digest": "<sha256 of the lines below>"}
     {"key": ["p1", 0, 0], "reward": 1.0, "turn_rewards": [], "counts": {}, "rollouts": [{"token_ids": "<base64>", ...}]}

@@ -1,6 +1,6 @@
-"""The tokens by which a chat template ends an answer and marks thinking, found by rendering a chat.
+"""The tokens by which a chat template ends an answer and encloses thinking, found by rendering a chat.
 
-marks_of(tokenizer)       Marks(end_of_turn=2, opening=None, closing=None)      of "<|im_end|>"
+template_tokens_of(tokenizer)       TemplateTokens(end_of_turn=2, opening=None, closing=None)      of "<|im_end|>"
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KNOWN_TAGS = (  # of thinking, of templates that take thoughts out of an answer'
 
 
 @dataclass(frozen=True)
-class Marks:
+class TemplateTokens:
     """Ids in the tokenizer's own vocabulary; None where the template has no single token for it."""
 
     end_of_turn: int | None
@@ -32,12 +32,12 @@ class Marks:
     closing: int | None = None
 
 
-def marks_of(tokenizer: PreTrainedTokenizerBase) -> Marks:
+def template_tokens_of(tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
     """The end of a turn is the token that the template puts behind an answer, else the tokenizer's end of sequence."""
     tokens = tokens_of(tokenizer)
     end = _behind_answer(tokenizer, tokens)
     opening, closing = _around_thought(tokenizer, tokens)
-    return Marks(tokenizer.eos_token_id if end is None else end, opening, closing)
+    return TemplateTokens(tokenizer.eos_token_id if end is None else end, opening, closing)
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
