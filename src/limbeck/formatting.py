@@ -70,6 +70,11 @@ def size(count: int) -> str:
     return f"{gigabytes:,.0f} GB" if gigabytes >= 99.95 else f"{gigabytes:.1f} GB"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 step`, `1,200 steps`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def _without_minus_zero(text: str) -> str:
     return text[1:] if text.startswith("-") and not text.strip("-0.,") else text
 

@@ -272,3 +272,12 @@ class Observer(Protocol):
     def evaluated(self, line: Mapping[str, Any]) -> None: ...
 
     def closed(self) -> None: ...
+
+
+@runtime_checkable
+class SeesLoading(Protocol):
+    """An observer that is also told when the models begin to load; `closed` comes after it even if no step does."""
+
+    def loading(self, takes: str) -> None:
+        """`takes`: what memory and disk the run takes, in one line; empty where that is not known."""
+        ...

@@ -77,7 +77,16 @@ class TestTrain:
 
         first = run("train", recipe)
         assert first.exit_code == 0
-        assert f"finished: {tmp_path}/runs/run/model" in first.output
+        before_training, _, ending = first.output.partition("loading models")
+        assert "the run takes at most: this process" in before_training
+        for part in (
+            "student before",
+            "student after",
+            f"finished: {tmp_path}/runs/run/model",
+            "limbeck eval",
+            "--compare",
+        ):
+            assert part in ending.replace("\n", "")
         more = run("train", recipe, "steps=3")
         assert "resuming after step 2 of 3" in more.output
         AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "run" / "model")
@@ -127,6 +136,20 @@ class TestEval:
         result = run("eval", recipe, "--teacher", "--model", models / "student")
         assert result.exit_code == 2
         assert "not both" in result.output
+
+    def test_before_after_and_teacher_in_one_table(self, recipe: Path, models: Path) -> None:
+        """The three are what `eval` says of each alone."""
+        assert "no run folder" in failure("eval", recipe, "--compare").replace("\n", " ")
+        run("train", recipe, "--quiet")
+        found = json.loads(run("eval", recipe, "--compare", "--json").stdout)
+        assert found["student_before"]["accuracy"] == json.loads(run("eval", recipe, "--json").stdout)["accuracy"]
+        assert found["student_after"]["reverse_kl/exact"] < found["student_before"]["reverse_kl/exact"]
+        assert found["teacher"]["entropy/teacher"] > 0
+        same = json.loads(run("eval", recipe, "--compare", "--model", models / "teacher", "--json").stdout)
+        assert abs(same["student_after"]["reverse_kl/exact"]) < 1e-5
+        shown = run("eval", recipe, "--compare").output
+        rows = [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")]
+        assert rows == ["student before", "student after", "teacher"]
 
     def test_pass_at_k_and_answers(self, recipe: Path) -> None:
         result = run("eval", recipe, "eval.samples_per_prompt=4", "--answers", "2")

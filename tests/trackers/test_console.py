@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from limbeck.config.recipe import Recipe, parse_recipe
 from limbeck.trackers.console import (
     LiveConsole,
     PlainConsole,
@@ -17,6 +18,10 @@ from limbeck.trackers.console import (
     shown_values,
     sparkline,
 )
+
+
+def _recipe() -> Recipe:
+    return parse_recipe({"student": {"model": "s"}, "teacher": {"model": "t"}, "task": {"kind": "arithmetic"}})
 
 
 def _line(step: int, **more: Any) -> dict[str, Any]:
@@ -51,15 +56,19 @@ def test_the_panel_shows_phase_progress_numbers_and_alarms() -> None:
 
 def test_plain_lines_are_one_a_step_with_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     console = PlainConsole()
+    console.loading("the run takes at most: 1 MB of disk")
     console.started(2, 5)
-    console.stepped(_line(3))
-    console.stepped(_alarm(5))
+    for line in (_line(3), _line(4), _alarm(5)):
+        console.stepped(line)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "resuming after step 2 of 5"
-    assert printed[1].startswith("step 3/5: reverse KL 0.1667 nats/token  reward 0.250")
-    assert printed[1].endswith(" left")
-    assert "left" not in printed[2]
-    assert printed[3] == "step 5: ALARM length: long at 5"
+    assert printed[:3] == ["the run takes at most: 1 MB of disk", "loading models", "resuming after step 2 of 5"]
+    assert printed[3].startswith("step 3/5: reverse KL 0.1667 nats/token  reward 0.250")
+    assert not printed[3].endswith("left"), "one step says nothing: it is the slow one"
+    assert printed[4].endswith(" left")
+    assert printed[5].startswith("about ")
+    assert "1 step of" in printed[5]
+    assert "left" not in printed[6]
+    assert printed[7] == "step 5: ALARM length: long at 5"
 
 
 def test_an_alarm_is_printed_when_it_begins_and_counted_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,17 +107,29 @@ def test_the_live_panel_shows_no_negative_zero() -> None:
     assert "-0.0000" not in _panel(console)
 
 
+def test_loading_is_shown_before_the_first_step_and_ends_with_the_run() -> None:
+    out = io.StringIO()
+    console = LiveConsole("demo", Console(file=out, width=100, force_terminal=True))
+    console.loading("the run takes at most: 1 MB of disk")
+    assert _panel(console).split()[:3] == ["demo", "loading", "models"]
+    assert "step" not in _panel(console)
+    console.closed()
+    assert "stopped" in _panel(console), "a run that never began is not done"
+    assert "1 MB of disk" in out.getvalue()
+
+
 def test_json_lines_are_those_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
-    console = make_console("demo", as_json=True)
+    console = make_console(_recipe(), as_json=True)
     assert console is not None
+    console.loading("the run takes at most: 1 MB of disk")
     console.started(0, 2)
     console.stepped(_line(1))
     assert json.loads(capsys.readouterr().out) == _line(1)
 
 
 def test_quiet_is_nothing_and_no_terminal_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
-    assert make_console("demo", quiet=True) is None
-    assert isinstance(make_console("demo"), PlainConsole)
+    assert make_console(_recipe(), quiet=True) is None
+    assert isinstance(make_console(_recipe()), PlainConsole)
 
 
 def test_the_exact_kl_comes_before_the_sampled_one() -> None:

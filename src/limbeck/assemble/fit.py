@@ -50,6 +50,17 @@ class Sized:
     sizing: Sizing
     misfits: tuple[Misfit, ...]
 
+    def in_short(self) -> str:
+        """One sentence: `the run takes at most: this process 1.2 GB of memory; 97 MB of disk`."""
+        takes = [
+            f"{f'{process.count} x ' if process.count > 1 else ''}{process.name} {size(peak.bytes)} of {kind}"
+            for process in self.sizing.processes
+            for where, kind in (("device", "GPU memory"), ("host", "memory"))
+            if (peak := process.peak(where)).bytes  # type: ignore[arg-type]
+        ]
+        disk = sum(part.bytes for part in self.sizing.disk)
+        return f"the run takes at most: {'; '.join([*takes, f'{size(disk)} of disk'])}"
+
 
 def sized_here(recipe: Recipe, prompt_tokens: int | None = None, given: Given | None = None) -> Sized:
     """`sizing.size_of` beside this machine. A cluster that is elsewhere is taken to have GPUs.

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
+from limbeck.cli.recipes import complete_override
 from limbeck.errors import ContractError, LimbeckError
 
 
 @click.command(short_help="Prove what the teacher answers, without training.")
 @click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path), required=False)
-@click.argument("overrides", nargs=-1)
+@click.argument("overrides", nargs=-1, shell_complete=complete_override)
 @click.option("--teacher", help="Check this server, without a recipe: KIND=URL, where KIND is sglang, vllm or limbeck.")
 @click.option("--temperature", type=float, help="The rollout temperature, with --teacher.  [default: 1]")
 @click.option(
@@ -89,9 +90,12 @@ def check(
             results = check_teacher(teacher, **given)
         else:
             assert recipe is not None
+            from limbeck.config.extras import require_extras
             from limbeck.config.recipe import load_recipe
 
             loaded = load_recipe(recipe, overrides)
+            if not size_only:
+                require_extras(loaded)
             from limbeck import api
             from limbeck.cli.sizing_view import as_table, show_sizing
 

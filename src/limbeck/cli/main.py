@@ -5,22 +5,28 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from limbeck import __version__
 from limbeck.cli.audit import audit
 from limbeck.cli.check import check
+from limbeck.cli.evaluate import evaluate
 from limbeck.cli.export import export
+from limbeck.cli.foreign import foreign_warnings_aside
+from limbeck.cli.recipes import completion, init, recipes
 from limbeck.cli.streams import LastingRaw, exit_status, lasting_streams
-from limbeck.cli.train import OVERRIDES, RECIPE, gateway, sft, train
+from limbeck.cli.train import OVERRIDES, gateway, sft, train
 from limbeck.cli.wire import bake, serve
 from limbeck.errors import LimbeckError
+from limbeck.formatting import counted
 from limbeck.sanitize import printable
 from limbeck.training.interruption import Interrupted, StopSignals
 
-PRINTED = ("eval", "check", "audit", "demo", "version")  # commands whose result is what they print
+PRINTED = (  # commands whose result is what they print
+    "eval", "check", "audit", "demo", "version", "recipes", "completion",
+)  # fmt: skip
 
 
 class _Commands(click.Group):
@@ -37,7 +43,7 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with StopSignals():
+            with foreign_warnings_aside() as foreign, StopSignals():
                 result = super().invoke(ctx)
         except LimbeckError as error:
             click.secho(f"error: {_message(error)}", fg="red", err=True)
@@ -53,6 +59,10 @@ class _Commands(click.Group):
         except Interrupted as stopped:
             click.secho(_where_it_stopped(stopped), fg="yellow", err=True)
             ctx.exit(stopped.exit_code)
+        finally:
+            if foreign:
+                hidden = f"{counted(len(foreign), 'warning')} of other packages not shown"
+                click.secho(f"{hidden}: PYTHONWARNINGS=default shows them", dim=True, err=True)
         if self.stdout is not None and ctx.invoked_subcommand in PRINTED and (status := exit_status(self.stdout)):
             ctx.exit(status)
         return result
@@ -83,53 +93,20 @@ def main() -> None:
     \b
     Examples:
       limbeck demo
+      limbeck recipes
+      limbeck init demo
       limbeck check recipes/demo.toml
       limbeck check --teacher sglang=http://host:30000 --temperature 0.7
       limbeck train recipes/demo.toml rollout.temperature=0.7 steps=100
       limbeck sft RECIPE
       limbeck gateway RECIPE --port 8600
-      limbeck eval recipes/demo.toml --model runs/demo/model
+      limbeck eval recipes/demo.toml --compare
       limbeck view runs/demo
       limbeck serve MODEL
       limbeck bake MODEL OUT --temperature 0.7
       limbeck export runs/demo OUT --dtype bfloat16
       limbeck audit rollouts.parquet --student DIR --teacher DIR --temperature 0.7
     """
-
-
-@main.command("eval", short_help="Evaluate a model, without training.")
-@RECIPE
-@OVERRIDES
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    help="Evaluate the model in this folder, such as a checkpoint's, in place of the student.",
-)
-@click.option("--teacher", is_flag=True, help="Evaluate the recipe's teacher, on the same prompts.")
-@click.option("--answers", default=0, show_default=True, help="Print this many of the responses.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(
-    recipe: Path, overrides: tuple[str, ...], model: Path | None, teacher: bool, answers: int, as_json: bool
-) -> None:
-    """Evaluate a model on the held-out prompts of RECIPE, without training.
-
-    Prints the mean reward with its 95% interval, pass@k, and the reverse KL to the teacher on fresh samples.
-    """
-    if teacher and model is not None:
-        raise click.UsageError("give --model FOLDER or --teacher, not both: each says which model is evaluated")
-    from limbeck.config.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    from limbeck import api
-    from limbeck.cli.evaluation_view import named_values, show_evaluation
-    from limbeck.training.finite import to_json
-
-    role: Literal["student", "teacher"] = "teacher" if teacher else "student"
-    result = api.evaluate(loaded, model=model, of=role)
-    if as_json:
-        click.echo(to_json(named_values(result, role), f"the evaluation of the {role}"))
-        return
-    show_evaluation(result, answers, role)
 
 
 @main.command(short_help="Distil a tiny model on this machine, in minutes.")
@@ -142,6 +119,9 @@ def demo(overrides: tuple[str, ...], as_json: bool) -> None:
     run_demo(overrides, as_json)
 
 
+main.add_command(recipes)
+main.add_command(init)
+main.add_command(evaluate)
 main.add_command(train)
 main.add_command(sft)
 main.add_command(gateway)
@@ -150,6 +130,7 @@ main.add_command(serve)
 main.add_command(bake)
 main.add_command(export)
 main.add_command(audit)
+main.add_command(completion)
 
 
 @main.command(short_help="Open a page on a run, in progress or finished.")

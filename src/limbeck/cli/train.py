@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -11,8 +12,10 @@ from typing import Any
 
 import click
 
+from limbeck.cli.recipes import complete_override
+
 RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
-OVERRIDES = click.argument("overrides", nargs=-1)
+OVERRIDES = click.argument("overrides", nargs=-1, shell_complete=complete_override)
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,16 @@ def train_to_end(recipe: Path, overrides: Sequence[str], how: HowToRun, supervis
     from limbeck import api
     from limbeck.trackers.console import make_console
 
-    console = make_console(loaded.name, how.quiet, how.as_json)
+    console, start = make_console(loaded, how.quiet, how.as_json), time.perf_counter()
     observers = [console] if console else []
     result = api.train(loaded, fresh=how.fresh, from_checkpoint=how.from_checkpoint, observers=observers)
     if not how.quiet and not how.as_json:
-        click.echo(f"finished: {result.folder / 'model'}")
+        from rich.console import Console
+
+        from limbeck.trackers.ending import show_ending
+
+        lines = [*result.steps, *result.evaluations]
+        show_ending(Console(highlight=False), result.folder, lines, time.perf_counter() - start)
 
 
 @click.command(short_help="Train the student of a recipe.")

@@ -232,7 +232,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), change: Change 
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise RecipeError(
-            f"no recipe at {path}. The shipped ones are in recipes/; `limbeck demo` needs none."
+            f"no recipe at {path}. `limbeck recipes` lists those that ship, and `limbeck init NAME` copies one."
         ) from None
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         raise RecipeError(f"cannot read the recipe {name}: {error}") from None

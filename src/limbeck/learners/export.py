@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -64,6 +66,21 @@ def newest_weights(run: Path) -> Path:
     if not (run / RECIPE_FILE).is_file():
         raise RunError(f"{run} is not a run folder: it has no {RECIPE_FILE}. Give one that `limbeck train` wrote.")
     raise RunError(f"{run} has no checkpoint and no {MODEL_FOLDER}/ yet. Let it train up to its first checkpoint.")
+
+
+@contextmanager
+def newest_model(run: Path) -> Iterator[Path]:
+    """The folder of a run's newest model, whole; where there is only an adapter, one that is merged for the while.
+
+    Raises `RunError` as `newest_weights` does.
+    """
+    source = newest_weights(run)
+    if (source / MODEL_FOLDER).is_dir():
+        yield source / MODEL_FOLDER
+        return
+    with TemporaryDirectory() as scratch:
+        export(run, Path(scratch) / MODEL_FOLDER)
+        yield Path(scratch) / MODEL_FOLDER
 
 
 def _open(source: Path, run: Path, adapter: bool) -> LocalPolicy:

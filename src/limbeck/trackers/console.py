@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,7 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.config.recipe import Recipe
 from limbeck.formatting import duration, interval, number, with_error
+from limbeck.trackers.pace import Pace
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 48
@@ -36,22 +38,41 @@ LIVE_ROWS = (  # name, the keys of which the first that is there is shown, decim
 LOSS_ROW = ("forward KL", ("objective",), 4, " nats/token")  # of the data itself, which has no reverse KL
 
 
+LOADING = "loading models"
+
+
+class Panel(Protocol):
+    """Where a panel is drawn: `rich.live.Live`, or a notebook's cell."""
+
+    def start(self) -> None: ...
+
+    def update(self, renderable: RenderableType) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 class LiveConsole:
     """A panel that is redrawn in place: phase, progress, time left, the few numbers that matter."""
 
-    def __init__(self, title: str, console: Console) -> None:
-        self.title, self.console = title, console
+    def __init__(self, title: str, console: Console, every: int = 0, panel: Panel | None = None) -> None:
+        self.title, self.console, self.pace = title, console, Pace(every)
         self.history: dict[str, list[float]] = {}
         self.shown: dict[str, str] = {}
         self.evaluations: list[Text] = []
         self.alarms: dict[str, tuple[int, int, str]] = {}  # by name: how often, last step, its text
         self.step = self.steps = self.first = 0
-        self.phase_name, self.began = "loading", time.monotonic()
-        self.live = Live(self._panel(), console=console, refresh_per_second=4, transient=False)
+        self.phase_name, self.began = LOADING, time.monotonic()
+        self.live: Panel = panel or Live(get_renderable=self._panel, console=console, refresh_per_second=4)
+
+    def loading(self, takes: str) -> None:
+        if takes:
+            self.console.print(takes, highlight=False, style="dim")
+        self.live.start()
 
     def started(self, step: int, steps: int) -> None:
         self.step = self.first = step
         self.steps, self.began = steps, time.monotonic()
+        self.pace.started(step, steps)
         if step:
             self.console.print(f"resuming after step {step} of {steps}", highlight=False)
         self.live.start()
@@ -62,6 +83,9 @@ class LiveConsole:
 
     def stepped(self, line: Mapping[str, Any]) -> None:
         self.step = line["step"]
+        self.pace.stepped(self.step)
+        if forecast := self.pace.forecast():
+            self.console.print(forecast, highlight=False)
         for name, value, text in shown_values(line):
             self.history.setdefault(name, []).append(value)
             self.shown[name] = text
@@ -71,23 +95,26 @@ class LiveConsole:
         self.live.update(self._panel())
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
+        self.pace.evaluated()
         self.evaluations.append(Text(describe_evaluation(line), style="cyan"))
         self.live.update(self._panel())
 
     def closed(self) -> None:
-        self.phase_name = "done" if self.step == self.steps else "stopped"
+        self.phase_name = "done" if 0 < self.step == self.steps else "stopped"
         self.live.update(self._panel())
         self.live.stop()
 
     def _panel(self) -> RenderableType:
-        done, left = self.step - self.first, self.steps - self.step
-        elapsed = time.monotonic() - self.began
-        remaining = f"{duration(elapsed / done * left)} left" if done and left else ""
+        elapsed, left = time.monotonic() - self.began, self.pace.left
+        remaining = f"{duration(left)} left" if left is not None else ""
         header = Table.grid(padding=(0, 2))
+        if not self.steps:
+            header.add_row(Text(self.title, style="bold"), Text(self.phase_name, style="magenta"), duration(elapsed))
+            return header
         header.add_row(
             Text(self.title, style="bold"),
             Text(f"step {self.step}/{self.steps}"),
-            ProgressBar(total=max(1, self.steps), completed=self.step, width=30),
+            ProgressBar(total=self.steps, completed=self.step, width=30),
             Text(duration(elapsed), style="dim"),
             Text(remaining, style="dim"),
             Text(self.phase_name, style="magenta"),
@@ -98,7 +125,7 @@ class LiveConsole:
                 rows.add_row(Text(name, style="dim"), self.shown[name], Text(sparkline(values), style="green"))
         alarms = [
             Text(f"▲ {name}{f' ({times} times)' if times > 1 else ''}, step {step}: {message}", style="yellow")
-            for name, (times, step, message) in self.alarms.items()
+            for name, (times, step, message) in list(self.alarms.items())  # drawn in a thread of its own
         ]
         return Group(header, rows, *self.evaluations[-3:], *alarms)
 
@@ -109,14 +136,18 @@ class PlainConsole:
     An alarm is printed when it begins; how often it came is printed at the end.
     """
 
-    def __init__(self, as_json: bool = False, every: int = 1) -> None:
-        self.as_json, self.every = as_json, every
-        self.first = self.steps = 0
+    def __init__(self, as_json: bool = False, every: int = 0) -> None:
+        self.as_json, self.pace = as_json, Pace(every)
+        self.steps = 0
         self.alarms: dict[str, list[int]] = {}  # by name: the steps that raised it
-        self.began = time.monotonic()
+
+    def loading(self, takes: str) -> None:
+        if not self.as_json:
+            print(*filter(None, (takes, LOADING)), sep="\n", flush=True)
 
     def started(self, step: int, steps: int) -> None:
-        self.first, self.steps, self.began = step, steps, time.monotonic()
+        self.steps = steps
+        self.pace.started(step, steps)
         if not self.as_json and step:
             print(f"resuming after step {step} of {steps}", flush=True)
 
@@ -127,12 +158,13 @@ class PlainConsole:
         if self.as_json:
             print(json.dumps(line, allow_nan=False), flush=True)
             return
-        if line["step"] % self.every == 0:
-            shown = [f"{name} {text}" for name, _, text in shown_values(line)]
-            done, left = line["step"] - self.first, self.steps - line["step"]
-            if done > 0 and left > 0:
-                shown.append(f"{duration((time.monotonic() - self.began) / done * left)} left")
-            print(f"step {line['step']}/{self.steps}: " + "  ".join(shown), flush=True)
+        self.pace.stepped(line["step"])
+        shown = [f"{name} {text}" for name, _, text in shown_values(line)]
+        if (left := self.pace.left) is not None:
+            shown.append(f"{duration(left)} left")
+        print(f"step {line['step']}/{self.steps}: " + "  ".join(shown), flush=True)
+        if forecast := self.pace.forecast():
+            print(forecast, flush=True)
         for alarm in line["alarms"]:
             steps = self.alarms.setdefault(alarm["name"], [])
             if not steps or steps[-1] != line["step"] - 1:
@@ -140,6 +172,7 @@ class PlainConsole:
             steps.append(line["step"])
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
+        self.pace.evaluated()
         print(json.dumps(line, allow_nan=False) if self.as_json else describe_evaluation(line), flush=True)
 
     def closed(self) -> None:
@@ -148,14 +181,28 @@ class PlainConsole:
                 print(f"alarm {name}: at {len(steps)} steps, from {steps[0]} to {steps[-1]}", flush=True)
 
 
-def make_console(title: str, quiet: bool = False, as_json: bool = False) -> LiveConsole | PlainConsole | None:
-    """The display for this terminal: live, plain, JSON lines, or none."""
+def make_console(recipe: Recipe, quiet: bool = False, as_json: bool = False) -> LiveConsole | PlainConsole | None:
+    """The display for this terminal or notebook: live, plain, JSON lines, or none."""
     if as_json:
         return PlainConsole(as_json=True)
     if quiet:
         return None
-    console = Console()
-    return LiveConsole(title, console) if console.is_terminal and sys.stdout.isatty() else PlainConsole()
+    console, every = Console(), recipe.eval.every
+    if in_notebook():
+        from limbeck.trackers.notebook import NotebookPanel
+
+        return LiveConsole(recipe.name, console, every, NotebookPanel())
+    return LiveConsole(recipe.name, console, every) if _is_live(console) else PlainConsole(every=every)
+
+
+def in_notebook() -> bool:
+    """Whether what is displayed goes to a notebook's cell: Jupyter's, VS Code's, Colab's."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def _is_live(console: Console) -> bool:
+    return console.is_terminal and sys.stdout.isatty()
 
 
 def shown_values(line: Mapping[str, Any]) -> list[tuple[str, float, str]]:

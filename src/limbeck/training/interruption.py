@@ -18,10 +18,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -133,3 +137,30 @@ class StopSignals:
             return
         self.number = number
         self.check()
+
+
+def outside_loops(work: Callable[[StopSignals], T]) -> T:
+    """`work` where no event loop runs: here, or, inside one, in a thread of its own that is waited for."""
+    if not _in_a_loop():
+        with StopSignals() as stop:
+            return work(stop)
+    stop = StopSignals()
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="limbeck")
+    future = pool.submit(copy_context().run, work, stop)  # a notebook's context says which cell shows what is printed
+    while True:
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            if future.done() or stop.number is not None:
+                raise  # the second one waits for nothing; the thread ends at its next phase
+            stop.request()
+        finally:
+            pool.shutdown(wait=False)
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

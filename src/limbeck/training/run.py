@@ -184,14 +184,19 @@ class Run:
         self.report("stepped" if line["kind"] == "train" else "evaluated", line)
 
     def report(self, event: str, *values: Any) -> None:
-        """Call each observer. One that raises is left out from then on, with a warning: no run ends for one."""
-        for observer in list(self.observers):
-            try:
-                getattr(observer, event)(*values)
-            except (Exception, SystemExit) as error:
-                self.observers[:] = [other for other in self.observers if other is not observer]
-                logger.warning(
-                    "observer %s raised %s in `%s` and is called no more: %s",
-                    type(observer).__name__, type(error).__name__, event, error,
-                    exc_info=None if isinstance(error, OSError) else error,
-                )  # fmt: skip
+        """Call each observer."""
+        report(self.observers, event, *values)
+
+
+def report(observers: list[Observer], event: str, *values: Any) -> None:
+    """Call each observer. One that raises is left out from then on, with a warning: no run ends for one."""
+    for observer in list(observers):
+        try:
+            getattr(observer, event)(*values)
+        except (Exception, SystemExit) as error:
+            observers[:] = [other for other in observers if other is not observer]
+            logger.warning(
+                "observer %s raised %s in `%s` and is called no more: %s",
+                type(observer).__name__, type(error).__name__, event, error,
+                exc_info=None if isinstance(error, OSError) else error,
+            )  # fmt: skip

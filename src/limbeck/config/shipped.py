@@ -1,0 +1,79 @@
+"""The recipes that ship with Limbeck: files of one folder, each with a first line of comment that says what it is.
+
+    [recipe.name for recipe in shipped_recipes()]      ["agent", "calculator", ...]
+    copy_recipe("demo", Path.cwd())                     [Path("recipes/demo.toml")]
+
+They and the examples that they name are at the top of a checkout, and inside the package that a wheel installs. Copies
+have the same places: a recipe names its files by them, and so do the commands of the documentation.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from limbeck.errors import RecipeError
+from limbeck.files.disk import disk_errors, write_whole
+
+PACKAGE = Path(__file__).parents[1]
+RECIPES, EXAMPLES = "recipes", "examples"
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """A recipe's file, and its first line of comment."""
+
+    path: Path
+    about: str
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def shipped_recipes() -> list[ShippedRecipe]:
+    """All of them, by name."""
+    return [ShippedRecipe(path, _about(path)) for path in sorted((_root() / RECIPES).glob("*.toml"))]
+
+
+def shipped_recipe(name: str) -> ShippedRecipe:
+    """The one of this name. Raises `RecipeError` naming those that there are."""
+    recipes = {recipe.name: recipe for recipe in shipped_recipes()}
+    if name not in recipes:
+        near = difflib.get_close_matches(name[:100], list(recipes), n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(recipes)}."
+        raise RecipeError(f"no recipe {name!r} ships with Limbeck. {hint}")
+    return recipes[name]
+
+
+def copy_recipe(name: str, here: Path) -> list[Path]:
+    """Copy a recipe, comments and all, and the files that it names, to `here`/recipes and so on; the copies' paths.
+
+    Raises `RecipeError` for a name that there is not, and where a file that differs is in the way.
+    """
+    root, recipe = _root(), shipped_recipe(name)
+    text = recipe.path.read_text(encoding="utf-8")
+    there = [path for folder in (RECIPES, EXAMPLES) for path in sorted((root / folder).glob("*"))]
+    named = [path for path in there if str(path.relative_to(root)) in text]
+    wanted = {here / path.relative_to(root): path.read_bytes() for path in (recipe.path, *named)}
+    new = {target: data for target, data in wanted.items() if not target.exists()}
+    for target, data in wanted.items():
+        if target not in new and not (target.is_file() and target.read_bytes() == data):
+            raise RecipeError(f"{target} exists and is another file. Rename it, or go to another folder.")
+    with disk_errors(f"cannot write to {here}"):
+        for target, data in new.items():
+            target.parent.mkdir(exist_ok=True)
+            write_whole(target, data)
+    return list(wanted)
+
+
+def _root() -> Path:
+    """Where the folders of recipes and examples are."""
+    return PACKAGE if (PACKAGE / RECIPES).is_dir() else PACKAGE.parents[1]
+
+
+def _about(path: Path) -> str:
+    """What stands after the first `#`."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().lstrip("#").strip()
