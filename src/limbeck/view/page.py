@@ -22,7 +22,10 @@ MODULES = (  # each after those it imports
     "detail.js", "rollouts.js", "disagreement.js", "recipe.js", "main.js",
 )  # fmt: skip
 LIBRARY = "vendor/uPlot.iife.min.js"
-STYLES = ("vendor/uPlot.min.css", "style.css")
+STYLES = (  # what all parts share, then each part's own
+    "vendor/uPlot.min.css", "style.css", "runs.css", "curves.css", "samples.css", "disagreement.css", "system.css",
+    "recipe.css",
+)  # fmt: skip
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 # Only the page's own files run or are fetched; a response that holds markup could do nothing even if
 # it were ever taken for some.

@@ -1,6 +1,6 @@
 // Where student and teacher disagree, over all of the run: tokens, special tokens, positions, places.
 import { Chart } from "./charts.js";
-import { choice, colour, el } from "./dom.js";
+import { choice, colour, el, scroller } from "./dom.js";
 import { num, percent, whole } from "./format.js";
 import { tokenText } from "./inspector.js";
 import { source } from "./source.js";
@@ -73,6 +73,6 @@ function tokenRow(t, total) {
 }
 
 function tokenTable(rows) {
-  return el("div", { class: "scroll" }, el("table", { class: "figures" }, el("thead", {}, el("tr", {},
+  return scroller("Tokens", el("table", { class: "figures" }, el("thead", {}, el("tr", {},
     ["Token", "Sampled", "Mean KL", "Log-ratio", "Student p", "Teacher p", "Share of KL"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, rows)));
 }

@@ -78,6 +78,26 @@ export function check(label, value, onchange) {
   return el("label", { class: "check" }, box, el("span", {}, label));
 }
 
+// A place that is wider than the window scrolls sideways, with the keyboard too, and its edges fade where there is more.
+export function scroller(label, child) {
+  const node = el("div", { class: "scroll", role: "group", "aria-label": label }, child);
+  new ResizeObserver(() => { node.tabIndex = node.scrollWidth > node.clientWidth ? 0 : -1; }).observe(child);
+  return fadingEdges(node, child);
+}
+
+export function fadingEdges(node, child = node.firstElementChild) {
+  const fade = () => {
+    const after = node.scrollWidth - node.clientWidth - node.scrollLeft;
+    node.style.setProperty("--before", node.scrollLeft > 1 ? "28px" : "0px");
+    node.style.setProperty("--after", after > 1 ? "28px" : "0px");
+  };
+  node.classList.add("fading");
+  node.addEventListener("scroll", fade, { passive: true });
+  const sizes = new ResizeObserver(fade);
+  for (const each of [node, child]) if (each) sizes.observe(each);
+  return node;
+}
+
 // For ears: what a key has moved to. The eyes see it where it is.
 const spoken = el("div", { class: "hidden", role: "status", "aria-live": "polite" });
 document.body.append(spoken);
