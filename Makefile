@@ -18,8 +18,7 @@ test: $(VENV)/test     ## the default tests: no network, under ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/test     ## tests that take minutes each: the whole demo, every command in the documentation, all architectures
-	$(BIN)/python -m pytest -m slow --ignore tests/audit --ignore tests/contract
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests/audit tests/contract
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 test-browser: $(VENV)/browser     ## the run page in a headless Chromium; installs it on Debian, as root
 	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || { echo "make test-browser needs Chromium and ChromeDriver. On Debian or Ubuntu: sudo apt-get install chromium chromium-driver" >&2; exit 1; }

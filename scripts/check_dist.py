@@ -15,7 +15,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # Where a folder of the repository is in the wheel.
-SHIPPED = {"src/limbeck": "limbeck", "recipes": "limbeck/recipes", "examples": "limbeck/examples"}
+SHIPPED = {
+    "src/limbeck": "limbeck",
+    "recipes": "limbeck/recipes",
+    "examples": "limbeck/examples",
+    **{
+        f"scripts/{name}": f"limbeck/scripts/{name}"
+        for name in ("make_demo_models.py", "make_other_tokenizer.py", "smollm2")
+    },
+}
 
 
 def main(folder: Path) -> None:
@@ -31,9 +39,7 @@ def problems_of_wheel(path: Path) -> list[str]:
         files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
     about = {name.partition("/")[2]: data for name, data in files.items() if ".dist-info/" in name}
     wanted = {
-        f"{target}/{name.removeprefix(f'{source}/')}": name
-        for source, target in SHIPPED.items()
-        for name in tracked(source)
+        f"{target}{name.removeprefix(source)}": name for source, target in SHIPPED.items() for name in tracked(source)
     }
     there = {name for name in files if ".dist-info/" not in name}
     problems = [f"the wheel lacks {name}" for name in sorted(wanted.keys() - there)]

@@ -3,7 +3,7 @@
     python scripts/make_other_tokenizer.py            # models/bpe-student, about three minutes on two cores
 
 The demo's teacher has a token for each character. This student has byte-level BPE, trained on worked additions, so one
-of its tokens is up to a few characters, such as "=0" or ";1".
+of its tokens is up to a few characters, such as "=0" or ";1". Size and saving are those of scripts/make_demo_models.py.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,26 @@ def test_a_copy_is_the_recipe_with_its_comments_and_files(name: str, tmp_path: P
 def test_an_example_that_a_recipe_names_comes_with_it(tmp_path: Path) -> None:
     paths = [path.relative_to(tmp_path) for path in copy_recipe("agent", tmp_path)]
     assert {Path("examples/calculator_agent.py"), Path("recipes/calculator_problems.jsonl")} <= set(paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "scripts"),
+    [("smollm2", {"smollm2/prepare.py", "smollm2/compare.py"}), ("context-distillation", {"smollm2/prepare.py"}),
+     ("retokenized", {"make_other_tokenizer.py", "make_demo_models.py"}), ("demo", set())],
+)  # fmt: skip
+def test_scripts_that_a_recipe_names_come_with_it(name: str, scripts: set[str], tmp_path: Path) -> None:
+    """Those that such a script names too: one takes the sizes of its model from another."""
+    paths = [path.relative_to(tmp_path) for path in copy_recipe(name, tmp_path)]
+    assert {path for path in paths if path.parts[0] == "scripts"} == {Path("scripts") / script for script in scripts}
+    if "make_other_tokenizer.py" in scripts:  # it imports the other one
+        script = tmp_path / "scripts" / "make_other_tokenizer.py"
+        subprocess.run([sys.executable, script, "--help"], check=True, capture_output=True)
+
+
+def test_every_path_that_a_recipe_names_ships() -> None:
+    for recipe in shipped_recipes():
+        named = re.findall(r"\b(?:recipes|examples|scripts)/[\w/.-]+\w", recipe.path.read_text(encoding="utf-8"))
+        assert all((ROOT / path).is_file() for path in named), named
 
 
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:

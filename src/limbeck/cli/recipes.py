@@ -57,11 +57,12 @@ def init(name: str) -> None:
 
     `limbeck recipes` lists the names. A file that is there already and differs is left as it is, with an error.
     """
-    from limbeck.config.shipped import copy_recipe
+    from limbeck.config.shipped import copy_recipe, shipped_recipe
 
     copies = copy_recipe(name, Path())
     for path in copies:
         click.echo(f"wrote {path}")
+    click.echo("\n".join(["", *shipped_recipe(name).notes, ""]))
     click.echo(f"To prove and to run it:\n  limbeck check {copies[0]}\n  limbeck train {copies[0]}")
 
 

@@ -3,38 +3,45 @@
     [recipe.name for recipe in shipped_recipes()]      ["agent", "calculator", ...]
     copy_recipe("demo", Path.cwd())                     [Path("recipes/demo.toml")]
 
-They and the examples that they name are at the top of a checkout, and inside the package that a wheel installs. Copies
-have the same places: a recipe names its files by them, and so do the commands of the documentation.
+They, the examples and the scripts that they name are at the top of a checkout, and inside the package that a wheel
+installs. Copies have the same places: a recipe names its files by them, and so do the commands of the documentation.
 """
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from limbeck.errors import RecipeError
 from limbeck.files.disk import disk_errors, write_whole
 
 PACKAGE = Path(__file__).parents[1]
-RECIPES, EXAMPLES = "recipes", "examples"
+RECIPES = "recipes"
+FOLDERS = (RECIPES, "examples", "scripts")
 
 
 @dataclass(frozen=True)
 class ShippedRecipe:
-    """A recipe's file, and its first line of comment."""
+    """A recipe's file, and what its first lines of comment say."""
 
     path: Path
-    about: str
+    notes: tuple[str, ...]
 
     @property
     def name(self) -> str:
         return self.path.stem
 
+    @property
+    def about(self) -> str:
+        """One line: what the recipe does."""
+        return self.notes[0] if self.notes else ""
+
 
 def shipped_recipes() -> list[ShippedRecipe]:
     """All of them, by name."""
-    return [ShippedRecipe(path, _about(path)) for path in sorted((_root() / RECIPES).glob("*.toml"))]
+    return [ShippedRecipe(path, _notes(path)) for path in sorted((_root() / RECIPES).glob("*.toml"))]
 
 
 def shipped_recipe(name: str) -> ShippedRecipe:
@@ -53,9 +60,7 @@ def copy_recipe(name: str, here: Path) -> list[Path]:
     Raises `RecipeError` for a name that there is not, and where a file that differs is in the way.
     """
     root, recipe = _root(), shipped_recipe(name)
-    text = recipe.path.read_text(encoding="utf-8")
-    there = [path for folder in (RECIPES, EXAMPLES) for path in sorted((root / folder).glob("*"))]
-    named = [path for path in there if str(path.relative_to(root)) in text]
+    named = _named_files(root, recipe.path)
     wanted = {here / path.relative_to(root): path.read_bytes() for path in (recipe.path, *named)}
     new = {target: data for target, data in wanted.items() if not target.exists()}
     for target, data in wanted.items():
@@ -63,7 +68,7 @@ def copy_recipe(name: str, here: Path) -> list[Path]:
             raise RecipeError(f"{target} exists and is another file. Rename it, or go to another folder.")
     with disk_errors(f"cannot write to {here}"):
         for target, data in new.items():
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             write_whole(target, data)
     return list(wanted)
 
@@ -73,7 +78,19 @@ def _root() -> Path:
     return PACKAGE if (PACKAGE / RECIPES).is_dir() else PACKAGE.parents[1]
 
 
-def _about(path: Path) -> str:
-    """What stands after the first `#`."""
+def _named_files(root: Path, recipe: Path) -> list[Path]:
+    """The shipped files that a recipe's text names by their paths, and those that these name."""
+    there = [path for folder in FOLDERS for path in sorted((root / folder).rglob("*")) if path.is_file()]
+    named, unread = {recipe: None}, [recipe]
+    while unread:
+        text = unread.pop().read_text(encoding="utf-8")
+        found = [path for path in there if path not in named and path.relative_to(root).as_posix() in text]
+        named |= dict.fromkeys(found)
+        unread += [path for path in found if path.suffix == ".py"]
+    return list(named)[1:]
+
+
+def _notes(path: Path) -> tuple[str, ...]:
+    """The lines of comment that the file begins with."""
     with path.open(encoding="utf-8") as file:
-        return file.readline().lstrip("#").strip()
+        return tuple(line.lstrip("#").strip() for line in takewhile(lambda line: line.startswith("#"), file))
