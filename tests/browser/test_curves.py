@@ -104,7 +104,7 @@ def test_the_page_of_disagreement(page: Page, run: Path, served: Served) -> None
     assert page.texts(".place b")[0] == f"{worst:.2f}"
     page.press(".places .place")
     page.until("document.querySelector('.flow .t.at')")
-    assert page.run("return !document.querySelector('#panel-tokens').hidden")
+    assert page.run("return !document.querySelector('#panel-samples').hidden")
 
 
 def test_shares_are_drawn_to_scale(page: Page, copied: Path, served: Served) -> None:
@@ -216,7 +216,7 @@ def test_rewards_that_are_no_shares_are_called_rewards(page: Page, copied: Path,
     assert "Accuracy" not in titles
     assert "held-out -0.5000 [-0.9000, -0.1000]" in _describes(page, "Reward", 0).replace(MINUS, "-")
     assert "Reward, held-out" in page.texts(".runs thead")[0]
-    page.press("#tab-tokens")
+    page.press("#tab-samples")
     page.until("document.querySelectorAll('.row').length > 3")
     assert f"{MINUS}0.50 wrong" in page.texts(".row .grade")
 

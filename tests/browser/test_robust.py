@@ -56,7 +56,7 @@ def test_the_report_opens_with_the_network_off(page: Page, run: Path, tmp_path: 
         page.open(report.as_uri())
         page.until("document.querySelectorAll('.chart canvas').length >= 5")
         assert colours_of(page, "Reverse KL") > 3
-        page.press("#tab-tokens")
+        page.press("#tab-samples")
         page.until("document.querySelectorAll('.flow .t').length > 3")
         assert page.run("return performance.getEntriesByType('resource').length") == 0
     finally:
@@ -87,7 +87,7 @@ def test_ten_thousand_steps_and_five_thousand_rollouts_open(page: Page, tmp_path
     made.write_rollout_files(tmp_path / "big", range(16, 10_001, 16), each=8)
     page.open(served(tmp_path / "big"))
     page.until("document.querySelectorAll('.chart canvas').length >= 4")
-    page.press("#tab-tokens")
+    page.press("#tab-samples")
     page.until("document.querySelectorAll('.flow .t').length > 5 && document.querySelectorAll('.row').length > 5")
     assert page.texts(".count")[0] == "5,000 rollouts"
 
@@ -126,7 +126,7 @@ def test_a_server_that_stops_leaves_what_was_read(page: Page, copied: Path) -> N
     page.until("/server stopped/.test(document.querySelector('#status').textContent)")
     page.press("#tab-disagreement")
     page.until("/does not answer/.test(document.querySelector('.disagreement').textContent)")
-    page.press("#tab-tokens")
+    page.press("#tab-samples")
     page.press("#tab-curves")
     assert colours_of(page, "Reverse KL") > 3
     page.errors()  # that nobody answered

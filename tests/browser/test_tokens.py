@@ -155,7 +155,7 @@ def test_the_keyboard_reaches_everything(page: Page, run: Path, served: Served) 
     key = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], bubbles: true}))"
     page.run("document.querySelector('#tab-curves').focus()")
     page.run(key, "ArrowRight")
-    assert page.run("return document.activeElement.id") == "tab-tokens"
+    assert page.run("return document.activeElement.id") == "tab-samples"
     page.until("document.querySelectorAll('.flow .t').length > 3")
     before = page.run("return document.querySelector('.row.on').dataset.id")
     page.run("document.querySelector('.list').focus()")

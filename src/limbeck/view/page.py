@@ -18,8 +18,12 @@ from limbeck.sanitize import printable
 
 ASSETS = Path(__file__).with_name("assets")
 MODULES = (  # each after those it imports
-    "dom.js", "format.js", "source.js", "store.js", "charts.js", "curves.js", "heat.js", "inspector.js", "chat.js",
-    "detail.js", "rollouts.js", "disagreement.js", "recipe.js", "main.js",
+    "address.js", "dom.js", "format.js", "source.js", "store.js",
+    "charts.js", "curves.js",
+    "heat.js", "inspector.js", "chat.js", "detail.js", "rollouts.js",
+    "disagreement.js",
+    "recipe.js",
+    "tabs.js", "main.js",
 )  # fmt: skip
 LIBRARY = "vendor/uPlot.iife.min.js"
 STYLES = (  # what all parts share, then each part's own

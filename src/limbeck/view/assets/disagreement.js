@@ -1,4 +1,5 @@
 // Where student and teacher disagree, over all of the run: tokens, special tokens, positions, places.
+import { address } from "./address.js";
 import { Chart } from "./charts.js";
 import { choice, colour, el, scroller } from "./dom.js";
 import { num, percent, whole } from "./format.js";
@@ -7,21 +8,20 @@ import { source } from "./source.js";
 import { store } from "./store.js";
 
 export class DisagreementPanel {
-  // openPlace(run, id, token): show a place in the token view
-  constructor(openPlace) {
-    Object.assign(this, { openPlace, span: "all" });
+  constructor() {
+    this.span = "all";
     this.head = el("div", { class: "toolbar" });
     this.body = el("div");
     this.node = el("div", { class: "disagreement" }, this.head, this.body);
   }
 
   async open() {
-    const run = store.run(this.runId);
+    const run = store.run(address.get("run"));
     if (!run) { this.body.replaceChildren(el("p", { class: "card blank" }, "There is no run here yet.")); return; }
     const third = Math.floor(run.step / 3);
     const spans = { all: [0, -1], first: [0, third], last: [run.step - third, -1] };
     this.head.replaceChildren(
-      store.runs.length > 1 && choice("Run", store.runs.map((r) => [r.id, r.id]), run.id, (id) => { this.runId = id; this.open(); }) || "",
+      store.runs.length > 1 && choice("Run", store.runs.map((r) => [r.id, r.id]), run.id, (id) => { address.set({ run: id }); this.open(); }) || "",
       source.live && choice("Steps", [["all", "all"], ["first", `the first third (to ${third})`], ["last", `the last third (from ${run.step - third})`]], this.span, (value) => { this.span = value; this.open(); }) || "",
       this.about = el("span", { class: "hint" }, "Reading…"));
     const asked = this.asked = {};
@@ -54,7 +54,7 @@ export class DisagreementPanel {
   }
 
   places(run, data) {
-    const rows = data.places.slice(0, 25).map((place) => el("li", {}, el("button", { type: "button", class: "place", onclick: () => this.openPlace(run.id, place.id, place.position) },
+    const rows = data.places.slice(0, 25).map((place) => el("li", {}, el("button", { type: "button", class: "place", onclick: () => address.go("samples", { run: run.id, "samples.rollout": place.id, "samples.token": place.position }) },
       el("span", { class: "step" }, String(place.step)),
       el("span", { class: "context" }, el("bdi", {}, place.before.map(tokenText).join("")), el("mark", {}, tokenText(place.token))),
       el("span", { class: "p" }, percent(place.student_p), " → ", percent(place.teacher_p)), el("b", {}, num(place.kl, 2)))));

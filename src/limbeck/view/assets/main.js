@@ -7,6 +7,7 @@ import { recipePanel } from "./recipe.js";
 import { RolloutsPanel } from "./rollouts.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
+import { makeTabs } from "./tabs.js";
 
 const main = document.getElementById("main");
 const status = document.getElementById("status");
@@ -66,55 +67,17 @@ async function start() {
   }
   const names = store.runs.map((run) => run.id);
   document.title = names.length === 1 ? printable(`${names[0]} · Limbeck`) : "Limbeck";
-  const rollouts = new RolloutsPanel();
-  const recipe = recipePanel();
-  const disagreement = new DisagreementPanel((run, id, token) => { tabs.show("tokens"); rollouts.open(run, id, token); });
+  main.prepend(problems);
   const tabs = makeTabs({
     curves: ["Curves", { node: curvesPanel(), open: () => {} }],
-    tokens: ["Tokens", rollouts],
-    disagreement: ["Disagreement", disagreement],
-    recipe: ["Recipe", recipe],
-  });
-  main.prepend(problems);
+    samples: ["Samples", new RolloutsPanel()],
+    disagreement: ["Disagreement", new DisagreementPanel()],
+    recipe: ["Recipe", recipePanel()],
+  }, document.getElementById("tabs"), main, (name) => { store.watchRollouts = name === "samples"; drawProblems(); });
   store.addEventListener("problems", drawProblems);
-  store.addEventListener("round", drawStatus);
-  drawProblems();
+  store.addEventListener("round", () => { tabs.refresh(); drawStatus(); });
   drawStatus();
-  const [tab, run, id] = location.hash.slice(1).split("/").map(decodeURIComponent);
-  if (tab === "tokens" && id) { tabs.show("tokens"); rollouts.open(run, id); }
-  else tabs.show(tabs.has(tab) ? tab : "curves", true);
   document.documentElement.dataset.ready = "yes";
-}
-
-function makeTabs(views) {
-  const bar = document.getElementById("tabs");
-  const show = (name, open = false) => {
-    for (const [key, [, panel]] of Object.entries(views)) {
-      const on = key === name;
-      panel.node.parentElement.hidden = !on;
-      const tab = document.getElementById(`tab-${key}`);
-      tab.setAttribute("aria-selected", on);
-      tab.tabIndex = on ? 0 : -1;
-    }
-    store.watchRollouts = name === "tokens";
-    history.replaceState(null, "", `#${name}`);
-    if (open) views[name][1].open();
-    drawProblems();
-  };
-  for (const [key, [label, panel]] of Object.entries(views)) {
-    bar.append(el("button", { type: "button", role: "tab", id: `tab-${key}`, "aria-controls": `panel-${key}`, onclick: () => show(key, true) }, label));
-    main.append(el("div", { role: "tabpanel", id: `panel-${key}`, "aria-labelledby": `tab-${key}`, hidden: true }, panel.node));
-  }
-  bar.addEventListener("keydown", (event) => {
-    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!by) return;
-    const names = Object.keys(views);
-    const now = names.findIndex((name) => document.getElementById(`tab-${name}`).tabIndex === 0);
-    const next = names[(now + by + names.length) % names.length];
-    show(next, true);
-    document.getElementById(`tab-${next}`).focus();
-  });
-  return { show, has: (name) => Boolean(views[name]) };
 }
 
 start();

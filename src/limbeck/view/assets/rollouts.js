@@ -1,4 +1,5 @@
 // The token view: a list of rollouts to search, filter and sort, and the chosen one beside it.
+import { address } from "./address.js";
 import { check, choice, debounce, el, segments } from "./dom.js";
 import { num, whole } from "./format.js";
 import { Detail, grade } from "./detail.js";
@@ -40,9 +41,10 @@ export class RolloutsPanel {
 
   get run() { return store.run(this.runId); }
 
-  async open(runId, id, token) {
-    if (runId) this.runId = runId;
-    store.watchRollouts = true;
+  async open() {
+    if (address.has("run")) this.runId = address.get("run");
+    const id = address.get("samples.rollout"), token = address.has("samples.token") ? address.get("samples.token", 0) : undefined;
+    if (token !== undefined) address.set({ "samples.token": null });
     if (!this.run) { this.detail.node.replaceChildren(el("p", { class: "blank" }, "There is no run here yet.")); return; }
     if (!this.run.rolloutsAsked) { this.count.textContent = "Reading…"; this.filters.replaceChildren(this.count); await this.run.attempt(this.run.readRollouts).catch(() => {}); store.tell("problems"); }
     if (this.drawnFor !== this.run.id || !this.filters.childElementCount) { this.drawnFor = this.run.id; this.drawFilters(); }
@@ -63,7 +65,7 @@ export class RolloutsPanel {
     });
     const focused = document.activeElement === search;
     this.filters.replaceChildren(
-      store.runs.length > 1 && choice("Run", store.runs.map((run) => [run.id, run.id]), this.run?.id, (id) => { filter.found = null; search.value = ""; this.chosen = null; this.open(id); }) || "",
+      store.runs.length > 1 && choice("Run", store.runs.map((run) => [run.id, run.id]), this.run?.id, (id) => { filter.found = null; search.value = ""; this.chosen = null; address.set({ run: id, "samples.rollout": null }); this.open(); }) || "",
       search,
       el("div", { class: "row-of-fields" }, segments("Which rollouts", [["all", "All"], ["train", "Training"], ["watch", "Watched"]], filter.source, again("source")), check("Truncated", filter.cut, again("cut"))),
       el("div", { class: "row-of-fields" },
@@ -120,7 +122,7 @@ export class RolloutsPanel {
     this.drawRows();
     const versions = this.run.rows.filter((r) => r.prompt_id === row.prompt_id && r.source === row.source && r.sample === row.sample).sort((a, b) => a.step - b.step);
     this.detail.show(this.run, row, versions, token);
-    history.replaceState(null, "", `#tokens/${encodeURIComponent(this.run.id)}/${encodeURIComponent(row.id)}`);
+    address.set({ ...(store.runs.length > 1 && { run: this.run.id }), "samples.rollout": row.id });
   }
 
   key(event) {

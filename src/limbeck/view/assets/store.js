@@ -1,4 +1,5 @@
 // What is known of each run, kept up to date while it goes on.
+import { address } from "./address.js";
 import { Lost, source } from "./source.js";
 
 export const RUN_COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7"];
@@ -7,7 +8,7 @@ class RunData {
   constructor(info, index) {
     this.id = info.id;
     this.colour = RUN_COLOURS[index % RUN_COLOURS.length];
-    this.shown = index < RUN_COLOURS.length;
+    this.shown = address.list("runs")?.includes(info.id) ?? index < RUN_COLOURS.length;
     this.info = info;
     this.forget();
     this.rows = [];
@@ -126,12 +127,23 @@ class Store extends EventTarget {
       }
     }
   }
-  async show(run, on) {
-    run.shown = on;
-    if (on && !run.offset) await run.attempt(run.readMetrics).catch(() => {});  // lost: the next round says so
+  show(run, on) { return this.choose(this.runs.filter((other) => (other === run ? on : other.shown)).map((other) => other.id)); }
+  // Shows these runs, and no others. null: the first few.
+  async choose(ids) {
+    const first = this.runs.slice(0, RUN_COLOURS.length).map((run) => run.id);
+    const wanted = new Set(ids ?? first);
+    for (const run of this.runs) run.shown = wanted.has(run.id);
+    const same = wanted.size === first.length && first.every((id) => wanted.has(id));
+    address.set({ runs: same ? null : this.shown.map((run) => run.id) });
+    await Promise.all(this.shown.filter((run) => !run.offset).map((run) => run.attempt(run.readMetrics).catch(() => {})));  // lost: the next round says so
     this.tell("metrics");
     this.tell("problems");
   }
 }
 
 export const store = new Store();
+address.addEventListener("navigate", () => {
+  const wanted = address.list("runs");
+  const before = store.shown.map((run) => run.id).join("\n");
+  if (before !== (wanted ?? store.runs.slice(0, RUN_COLOURS.length).map((run) => run.id)).join("\n")) store.choose(wanted);
+});
