@@ -252,6 +252,7 @@ def test_servers_and_parts_of_ones_own_are_said_not_to_be_counted() -> None:
     assert "head of demo:teacher" in parts(sizing, "learner")
 
 
+@pytest.mark.slow
 def test_a_process_takes_what_was_said(tmp_path: Path) -> None:
     """Within a third: a part that is forgotten, or counted twice, is more."""
     config = tiny.config_of(

@@ -39,7 +39,14 @@ def status(done: subprocess.CompletedProcess[str]) -> int:
 ENDS = {"a closed pipe": "| true", "a full disk": "> /dev/full", "closed": ">&-"}
 
 
-@pytest.mark.parametrize(("end", "option"), [("a closed pipe", ""), ("a full disk", "--json"), ("closed", "")])
+@pytest.mark.parametrize(
+    ("end", "option"),
+    [
+        pytest.param("a closed pipe", "", marks=pytest.mark.slow),
+        ("a full disk", "--json"),
+        pytest.param("closed", "", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_to_its_end(recipe: Path, tmp_path: Path, end: str, option: str) -> None:
     done = shell(f"limbeck train {recipe} {option} {ENDS[end]}")
     assert done.stderr.strip() == "STATUS 0"
@@ -47,6 +54,7 @@ def test_a_run_goes_on_to_its_end(recipe: Path, tmp_path: Path, end: str, option
     assert len((tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()) == 5
 
 
+@pytest.mark.slow
 def test_stderr_that_takes_nothing(recipe: Path, tmp_path: Path) -> None:
     for end in ("2>/dev/full", "2>&-"):
         assert shell(f"limbeck train {recipe} {end}").stdout.count("finished") == 1

@@ -167,6 +167,7 @@ async def test_the_proof_is_of_the_samples_that_wait_and_of_texts_of_its_own(mon
         assert tuple(split("The quick brown fox jumps over the lazy dog, and 3 * 17 = 51."))[:64] in asked
 
 
+@pytest.mark.slow
 async def test_each_temperature_and_each_server_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fake() as one, fake(seed=5) as other:
         routed = args(one, opd_teacher_urls=[f"math={one.url}/generate", f"default={other.url}/generate"])

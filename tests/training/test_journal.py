@@ -82,7 +82,8 @@ def table_of(tmp_path: Path, lag: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("lag", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("lag", [0, 1])
 def test_a_killed_run_makes_the_same_updates_from_the_same_episodes(tmp_path: Path, lag: int) -> None:
     table, notes = table_of(tmp_path, lag), tmp_path / "notes"
     for step in (2, 5, None):

@@ -12,7 +12,9 @@ from tests.kills import SCENARIOS, Bench, table
 KILLS = 4  # of each scenario
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    "name", [name if name == "from nothing" else pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS]
+)
 def test_a_run_that_was_killed_at_any_event_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
     bench = Bench(SCENARIOS[name], table(tmp_path / "models"), tmp_path)
     events = bench.count()
