@@ -95,7 +95,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[view,cpu]'
+	$(PIP) --editable '.[cpu]'
 	@touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt | $(BIN)/python

@@ -112,6 +112,14 @@ class TestTrain:
         assert "importance_cap = 2.0" in saved
 
 
+def test_help_lists_every_command_once() -> None:
+    """In sections, each with its line."""
+    assert sorted(name for names in SECTIONS.values() for name in names) == sorted(main.commands)
+    text = run("--help").output
+    for name, command in main.commands.items():
+        assert f"{name:<12}{command.get_short_help_str(70)}" in text
+
+
 class TestEval:
     def test_student_teacher_and_model(self, recipe: Path, models: Path) -> None:
         student = json.loads(run("eval", recipe, "--json").stdout)

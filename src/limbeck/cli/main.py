@@ -27,6 +27,13 @@ from limbeck.training.interruption import Interrupted, StopSignals
 PRINTED = (  # commands whose result is what they print
     "eval", "check", "audit", "demo", "version", "recipes", "completion",
 )  # fmt: skip
+SECTIONS = {  # of `limbeck --help`, in the order in which a newcomer needs them
+    "To begin": ("demo", "recipes", "init"),
+    "Training": ("train", "sft", "gateway", "eval", "export"),
+    "Teachers": ("check", "serve", "bake"),
+    "Looking": ("view", "report", "audit"),
+    "Other": ("completion", "version"),
+}
 
 
 class _Commands(click.Group):
@@ -40,6 +47,12 @@ class _Commands(click.Group):
     def main(self, *arguments: Any, **more: Any) -> Any:
         with lasting_streams() as self.stdout:
             return super().main(*arguments, **more)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(name) for name in self.commands)
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<{width}}", self.commands[name].get_short_help_str(70)) for name in names])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -80,13 +80,10 @@ class _OnlyThisMachine:
 
 
 def serve(path: Path, host: str, port: int, open_browser: bool, announce: Callable[[str], None]) -> None:
-    """Serve until interrupted. Raises `RunError` where the port is taken or the extra is missing."""
-    try:
-        import uvicorn
+    """Serve until interrupted. Raises `RunError` where the port is taken."""
+    import uvicorn
 
-        app = make_app(path, host)
-    except ImportError:
-        raise RunError("limbeck view needs starlette and uvicorn: pip install 'limbeck[view]'") from None
+    app = make_app(path, host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
