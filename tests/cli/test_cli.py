@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import limbeck
-from limbeck.cli.main import _where_it_stopped, main
+from limbeck.cli.main import SECTIONS, _where_it_stopped, main
 from limbeck.training.interruption import Interrupted
 from tests.helpers import tiny_llama
 from tests.tiny_runs import save_models, write_recipe
