@@ -349,8 +349,10 @@ async def test_recorded_rollouts_have_their_turns_and_the_page_shows_them(tmp_pa
     rows = [page.rollout(row["id"]) for row in page.index()["rows"] if row["source"] == "train"]
     one, other = sorted(rows, key=lambda row: row["segment"])  # type: ignore[arg-type,return-value]
     assert (one["segment_reason"], other["segment_reason"]) == ("", "history was shortened")
+    first_rollout = found.rollouts[0]
+    said = [run.decode(first_rollout.token_ids[t.start : t.end]) for t in first_rollout.turns if t.role == "student"]
     assert [(t["role"], t["text"], t["reward"]) for t in one["turns"]] == [
-        ("student", "", 1.0), ("tool", "five", None), ("student", "", 0.0),
+        ("student", said[0], 1.0), ("tool", "five", None), ("student", said[1], 0.0),
     ]  # fmt: skip
     tool = one["turns"][1]
     assert one["token_ids"][tool["start"] : tool["end"]] == [5, 6]

@@ -130,3 +130,27 @@ def write_rollout_files(folder: Path, steps: range, each: int = 8, length: int =
     for step in steps:
         rows = [rollout(step, number, length, **more) for number in range(each)]
         write_rollouts(rows, folder / "rollouts" / f"step-{step:06d}.parquet")
+
+
+def answer(prompt_id: str, **more: Any) -> dict[str, Any]:
+    """A line of `evaluations/`."""
+    return {
+        "prompt_id": prompt_id,
+        "prompt": f"What is {prompt_id}?",
+        "question": f"What is {prompt_id}?",
+        "answer": "42",
+        "sample": 0,
+        "segment": 0,
+        "response": f"It is {prompt_id}.",
+        "turns": [],
+        "reward": 1.0,
+        "tokens": 5,
+        "finish": "stop",
+        **more,
+    }
+
+
+def write_answers(folder: Path, step: int, answers: list[dict[str, Any]]) -> None:
+    (folder / "evaluations").mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(one) + "\n" for one in answers)
+    (folder / "evaluations" / f"step-{step:06d}.jsonl").write_text(lines, encoding="utf-8")

@@ -27,7 +27,9 @@ from limbeck.view.server import make_app, serve
 
 from . import made
 
-ROUTES = ("runs", "metrics", "rollouts", "rollout", "search", "disagreement")
+ROUTES = (
+    "runs", "metrics", "rollouts", "rollout", "search", "disagreement", "evaluations", "answers", "answer", "found",
+)  # fmt: skip
 BASE = "http://127.0.0.1:8642"
 
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from limbeck.cli.main import main
 from limbeck.errors import RunError
-from limbeck.view import page
+from limbeck.view import page, report
 from limbeck.view.report import gather, write_report
 from limbeck.view.runs import Runs
 from limbeck.view.server import make_app, serve
@@ -220,6 +220,42 @@ def test_a_report_keeps_whole_histories_of_watched_prompts_and_the_largest_kl(tm
     assert len(rows) == 30
     assert sum(row["prompt_id"] == "prompt-0" for row in rows) == 10
     assert all(place["id"] in data["details"]["run"] for place in data["disagreement"]["run"]["places"])
+
+
+def test_answers_of_evaluations_are_served(client: TestClient, two_runs: Path) -> None:
+    made.write_answers(two_runs / "a", 10, [made.answer("x"), made.answer("y", response="z" * 2000)])
+    assert _get(client, "evaluations", run="a") == {"steps": [10]}
+    assert _get(client, "evaluations", run="b") == {"steps": []}
+    rows = _get(client, "answers", run="a", step=10)["rows"]
+    assert [row["prompt_id"] for row in rows] == ["x", "y"]
+    assert _get(client, "answer", run="a", step=10, number=1)["response"] == "z" * 2000
+    assert _get(client, "found", run="a", step=10, text="ZZ") == {"numbers": [1]}
+    for what in ("answers?run=a&step=11", "answer?run=a&step=10&number=2", "answers?run=c&step=10"):
+        assert client.get(f"/api/{what}").status_code == 404, what
+    for what in ("answers?run=a", "answers?run=a&step=-1", "answer?run=a&step=10&number=x"):
+        assert client.get(f"/api/{what}").status_code in (400, 404), what
+
+
+def test_a_report_has_the_first_and_the_last_answers_and_as_many_between_as_fit(
+    two_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(5):
+        text = f"{step}" * 980
+        answers = [made.answer(str(number), prompt="", question="", response=text) for number in range(4)]
+        made.write_answers(two_runs / "a", step, answers)
+    found = gather(Runs(two_runs), 1)["evaluations"]
+    assert found["b"] == {"steps": [], "recorded": 0, "files": {}}
+    assert (found["a"]["steps"], found["a"]["recorded"]) == ([0, 1, 2, 3, 4], 5)
+    assert found["a"]["files"][2]["whole"][3]["response"] == "2" * 980
+    monkeypatch.setattr(report, "ANSWERS_SIZE", 980 * 13)
+    found = gather(Runs(two_runs), 1)["evaluations"]
+    assert found["a"]["steps"] == [0, 3, 4]
+    monkeypatch.setattr(report, "ANSWERS_SIZE", 980 * 6)
+    found = gather(Runs(two_runs), 1)["evaluations"]
+    assert found["a"]["steps"] == [0, 4]
+    for file in found["a"]["files"].values():
+        assert len(file["rows"]) == len(file["whole"]) == 3
+        assert "has 3 of the 4 answers of step" in file["problems"][0]
 
 
 def test_report_of_nothing_is_refused(tmp_path: Path) -> None:

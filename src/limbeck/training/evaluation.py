@@ -14,6 +14,7 @@ from limbeck.training.finite import require_finite
 from limbeck.training.intervals import RewardSummary, summarise_rewards
 from limbeck.training.metrics import describe_episodes, describe_scores
 from limbeck.training.run import Run
+from limbeck.training.transcripts import question_of, response_turns, text_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,12 @@ class Answer:
 
     prompt_id: str
     prompt: str
+    question: str  # what the user asked last
+    answer: str | None  # the right one, where it is known
+    sample: int  # which of the prompt's
+    segment: int  # which of the episode's sequences
     response: str
+    turns: tuple[Mapping[str, str], ...]  # role and text of each, where there are several
     reward: float | None
     tokens: int
     finish: str
@@ -116,7 +122,7 @@ async def _measure(run: Run, answers: _Sampled) -> Evaluation:
         greedy=one.greedy,
         rewards=_summarise(rewards, prompts),
         means=means,
-        answers=tuple(map(_answer, graded.rollouts, graded.texts, graded.rewards)),
+        answers=_answers(run, graded),
         seconds=answers.seconds + time.perf_counter() - start,
         scores={**scores, **_by_task(one.prompts, rewards)},
     )
@@ -137,9 +143,29 @@ def _by_task(prompts: Sequence[Prompt], rewards: Sequence[float | None]) -> dict
     return numbers
 
 
-def _answer(rollout: Rollout, text: str, reward: float | None) -> Answer:
-    prompt = rollout.prompt
-    return Answer(prompt.id, prompt.text, text, reward, len(rollout.response_ids), rollout.finish)
+def _answers(run: Run, graded: Collected) -> tuple[Answer, ...]:
+    return tuple(
+        Answer(
+            prompt_id=rollout.prompt.id,
+            prompt=rollout.prompt.text,
+            question=question_of(rollout.prompt),
+            answer=rollout.prompt.answer,
+            sample=rollout.key.sample,
+            segment=rollout.segment,
+            response=text,
+            turns=_several_turns(run, rollout),
+            reward=reward,
+            tokens=len(rollout.response_ids),
+            finish=rollout.finish,
+        )
+        for rollout, text, reward in zip(graded.rollouts, graded.texts, graded.rewards, strict=True)
+    )
+
+
+def _several_turns(run: Run, rollout: Rollout) -> tuple[Mapping[str, str], ...]:
+    turns = response_turns(rollout)
+    shown = [{"role": turn.role, "text": text_of(turn, rollout, run.decode)} for turn in turns]
+    return tuple(shown) if len(shown) > 1 else ()  # a single one is the response
 
 
 def _of_all(graded: Collected) -> list[float | None]:

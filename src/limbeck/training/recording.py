@@ -24,11 +24,12 @@ from limbeck.errors import LimbeckError
 from limbeck.files.names import numbered, step_name
 from limbeck.learners.valid_mask import apply_valid_mask
 from limbeck.protocols import TokenNames
-from limbeck.records import Floats, Scored, Turn
+from limbeck.records import Floats, Rollout, Scored, Turn
 from limbeck.reports import Top, Trace
 from limbeck.seeding import derive_seed
 from limbeck.training.collect import collect
 from limbeck.training.run import Run
+from limbeck.training.transcripts import question_of, text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,6 +159,7 @@ def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> d
         "policy_version": int(rollout.versions.min()),
         "temperature": rollout.sampling.temperature,
         "prompt_text": prompt.text or "".join(run.names(prompt.token_ids)),
+        "question": question_of(prompt),
         "answer": prompt.answer,
         "response_text": run.decode(sample.rollout.response_ids),
         "finish": rollout.finish,
@@ -173,17 +175,18 @@ def _row(run: Run, step: int, source: Source, sample: Scored, trace: Trace) -> d
         "tokens": run.names(ids[response].tolist()),
         "special": [id_ in run.names.special_ids for id_ in ids[response].tolist()],
         "trained": mask.tolist(),
-        "turns": [_turn(turn, start) for turn in rollout.turns if turn.end > start],
+        "turns": [_turn(run, rollout, turn, start) for turn in rollout.turns if turn.end > start],
         **{name: _at_trained(values, mask) for name, values in numbers.items()},
         **_top_columns("student", trace.student_top, mask, run.names),
         **_top_columns("teacher", trace.teacher_top, mask, run.names),
     }
 
 
-def _turn(turn: Turn, start: int) -> dict[str, Any]:
+def _turn(run: Run, rollout: Rollout, turn: Turn, start: int) -> dict[str, Any]:
     """A turn as a person reads it; its first token and the one behind it, counted in the response."""
     place = {"start": turn.start - start, "end": turn.end - start}
-    return {**place, "role": turn.role, "text": turn.text, "finish": turn.finish, "reward": turn.reward}
+    text = text_of(turn, rollout, run.decode)
+    return {**place, "role": turn.role, "text": text, "finish": turn.finish, "reward": turn.reward}
 
 
 def _at_trained(values: Floats | None, mask: np.ndarray) -> list[float | None] | None:
@@ -219,7 +222,7 @@ def schema() -> pa.Schema:
         ("step", integer), ("source", text), ("prompt_id", text), ("task", text), ("teacher", text),
         ("sample", integer), ("segment", integer), ("segment_reason", text), ("policy_version", integer),
         ("temperature", pa.float64()),
-        ("prompt_text", text), ("answer", text), ("response_text", text), ("finish", text),
+        ("prompt_text", text), ("question", text), ("answer", text), ("response_text", text), ("finish", text),
         ("reward", pa.float64()), ("advantage", pa.float64()), ("sampled_tokens", integer),
         ("log_ratio_mean", real), ("reverse_kl_mean", real), ("kl_max", real),
     ]  # fmt: skip

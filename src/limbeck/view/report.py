@@ -7,7 +7,10 @@ from typing import Any
 
 from limbeck.errors import LimbeckError, RunError
 from limbeck.view import page
+from limbeck.view.evaluations import Evaluations
 from limbeck.view.runs import RunFiles, Runs
+
+ANSWERS_SIZE = 4 * 2**20  # characters of a run's answers in evaluations
 
 
 def write_report(path: Path, output: Path, rollouts: int) -> None:
@@ -28,13 +31,15 @@ def write_report(path: Path, output: Path, rollouts: int) -> None:
 
 def gather(runs: Runs, rollouts: int) -> dict[str, Any]:
     """What the page would ask the server for, with the tokens of at most `rollouts` rollouts a run."""
-    data: dict[str, Any] = {"runs": runs.describe(), "metrics": {}, "rollouts": {}, "details": {}, "disagreement": {}}
+    data: dict[str, Any] = {"runs": runs.describe()}
+    data |= {key: {} for key in ("metrics", "rollouts", "details", "evaluations", "disagreement")}
     for description in data["runs"]["runs"]:
         description["folder"] = description["id"]  # a colleague has no use for paths of this machine
     for run in runs.all():
         id_ = run.path.name
         data["metrics"][id_] = run.metrics()
         data["rollouts"][id_], data["details"][id_] = _rollouts(run, rollouts)
+        data["evaluations"][id_] = _answers(run.evaluations)
         summary = run.disagreement.summary()
         summary["places"] = [place for place in summary.get("places", []) if place["id"] in data["details"][id_]]
         data["disagreement"][id_] = summary
@@ -68,3 +73,47 @@ def _telling(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
             break
         chosen.add(row["id"])
     return [row for row in rows if row["id"] in chosen]
+
+
+def _answers(evaluations: Evaluations) -> dict[str, Any]:
+    """The last evaluation and the first, and of those between as many as `ANSWERS_SIZE` allows, the latest first.
+
+    `files` has by step what the page asks for as a list, and under `whole` what the list leaves out of each answer.
+    """
+    steps = evaluations.steps()
+    files: dict[int, Any] = {}
+    left = ANSWERS_SIZE
+    for step in dict.fromkeys([*steps[-1:], *steps[:1], *reversed(steps)]):
+        between = len(files) > 1
+        try:
+            listed = evaluations.answers(step)
+            whole, size = _whole_answers(evaluations, step, len(listed["rows"]), left if files else left // 2)
+        except LimbeckError:
+            continue  # removed while it was read
+        count, all_ = len(whole), len(listed["rows"])
+        if between and count < all_:
+            break
+        problems = list(listed["problems"])
+        if count < all_:
+            problems.append(
+                f"The report has {count} of the {all_} answers of step {step}; `limbeck view` shows them all."
+            )
+        files[step] = {**listed, "rows": listed["rows"][:count], "whole": whole, "problems": problems}
+        left -= size
+    return {"steps": sorted(files), "recorded": len(steps), "files": files}
+
+
+def _whole_answers(evaluations: Evaluations, step: int, count: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """What a list leaves out of the first answers, as far as they have `limit` characters; and how many they have."""
+    whole: list[dict[str, Any]] = []
+    size = 0
+    for number in range(count):
+        row = evaluations.answer(step, number)
+        kept = {key: row[key] for key in ("prompt", "question", "response", "turns")}
+        texts = [*(row[key] for key in ("prompt", "question", "response")), *(turn["text"] for turn in row["turns"])]
+        more = sum(map(len, texts))
+        if size + more > limit:
+            break
+        whole.append(kept)
+        size += more
+    return whole, size

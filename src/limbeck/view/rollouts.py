@@ -23,7 +23,8 @@ from limbeck.formatting import shown
 # What the list shows, sorts and filters by; other columns are not in the index.
 INDEX = {
     "step": "integer", "source": "text", "prompt_id": "text", "task": "text", "teacher": "text", "sample": "integer",
-    "policy_version": "integer", "temperature": "number", "prompt_text": "text", "answer": "text",
+    "segment": "integer", "policy_version": "integer", "temperature": "number", "prompt_text": "text",
+    "question": "text", "answer": "text",
     "response_text": "text", "finish": "text", "reward": "number", "advantage": "number", "sampled_tokens": "integer",
     "log_ratio_mean": "number", "reverse_kl_mean": "number", "kl_max": "number",
 }  # fmt: skip
@@ -34,7 +35,12 @@ TOKENS = (  # one entry a token of the response, in each of these columns that i
 )  # fmt: skip
 MAX_ROWS, MAX_BYTES = 10**6, 2**31  # of one file, unpacked
 NEEDED = ("step", "prompt_text", "response_text")
-CLIPPED = {"prompt_text": 300, "response_text": 600}  # characters in the index; a search reads all of it
+CLIPPED = {
+    "prompt_text": 300,
+    "question": 300,
+    "response_text": 600,
+}  # characters in the index; a search reads all of it
+CHAT = re.compile(r"^(system|developer|user|assistant|tool): ", re.MULTILINE)  # begins a turn
 READERS = 4  # files read at once
 
 Stamp = tuple[int, int]  # modification time and size: a file is read again when they change
@@ -130,6 +136,10 @@ class Rollouts:
             columns = table.to_pydict()
         except Exception as error:
             return _File(stamp, [], f"rollouts/{name} is skipped: {first_line(error)}")
+        asked = columns.pop("question", None) or [None] * table.num_rows
+        columns["question"] = [
+            known or last_question(text or "") for known, text in zip(asked, columns["prompt_text"], strict=True)
+        ]
         for key, length in CLIPPED.items():
             columns[key] = [(text or "")[:length] for text in columns[key]]
         keys = list(columns)
@@ -163,6 +173,23 @@ def _fault(table: Any) -> str | None:
     if table["step"].null_count:
         return "a row of it has no step"
     return None
+
+
+def last_question(prompt: str) -> str:
+    """What the user says last in a prompt as it was written for people: of a chat, the last `user: ...`.
+
+    For files that do not say; a text that only looks like a chat is taken for one.
+
+    >>> last_question("system: Be brief.\\nuser: What is 2+2?\\nassistant: add(2, 2)\\ntool: 4")
+    'What is 2+2?'
+    """
+    if not CHAT.match(prompt):
+        return prompt
+    turns = list(CHAT.finditer(prompt))
+    for turn, following in zip(reversed(turns), [None, *reversed(turns[1:])], strict=True):
+        if turn[1] == "user":
+            return prompt[turn.end() : following.start() if following else None].strip()
+    return prompt
 
 
 def plain(value: Any) -> Any:

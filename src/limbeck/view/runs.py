@@ -12,6 +12,7 @@ from limbeck.errors import RunError
 from limbeck.files.disk import open_file
 from limbeck.formatting import shown
 from limbeck.view.disagreement import Disagreement
+from limbeck.view.evaluations import Evaluations
 from limbeck.view.metrics import MAX_STEP, read_metrics
 from limbeck.view.rollouts import Rollouts, first_line
 
@@ -26,6 +27,7 @@ class RunFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rollouts = Rollouts(path / "rollouts")
+        self.evaluations = Evaluations(path / "evaluations")
         self.disagreement = Disagreement(self.rollouts)
 
     def metrics(self, offset: int = 0) -> dict[str, Any]:

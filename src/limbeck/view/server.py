@@ -46,6 +46,15 @@ def make_app(path: Path, host: str = "127.0.0.1") -> Starlette:
         Route("/api/rollouts", _answer(lambda r: _index(runs, r))),
         Route("/api/rollout", _answer(lambda r: _run(runs, r).rollouts.rollout(_text(r, "id")))),
         Route("/api/search", _answer(lambda r: {"ids": _run(runs, r).rollouts.search(_text(r, "text"))})),
+        Route("/api/evaluations", _answer(lambda r: {"steps": _run(runs, r).evaluations.steps()})),
+        Route("/api/answers", _answer(lambda r: _run(runs, r).evaluations.answers(_number(r, "step")))),
+        Route(
+            "/api/answer", _answer(lambda r: _run(runs, r).evaluations.answer(_number(r, "step"), _number(r, "number")))
+        ),
+        Route(
+            "/api/found",
+            _answer(lambda r: {"numbers": _run(runs, r).evaluations.search(_number(r, "step"), _text(r, "text"))}),
+        ),
         Route("/api/disagreement", _answer(lambda r: _disagreement(runs, r))),
     ]
     app = Starlette(routes=routes, middleware=_middleware(host))
