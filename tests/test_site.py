@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 from mkdocs.config import load_config
 
+import limbeck
+import limbeck.errors
+import limbeck.objectives
+import limbeck.testing
+
 ROOT = Path(__file__).parents[1]
 LOADS = re.compile(
     r"""(?:\b(?:src|srcset|data)= | <link[^>]*\bhref= | \burl\( | @import | \bimport\( | \bfetch\( )
@@ -88,3 +93,13 @@ def test_formulas_are_drawn(site: Path) -> None:
     text = (site / "concepts" / "mathematics.html").read_text(encoding="utf-8")
     assert "arithmatex" not in text
     assert text.count("<math") > 150
+
+
+@pytest.mark.slow
+def test_the_api_has_every_public_name_and_what_the_source_says_beside_a_field(site: Path) -> None:
+    folder = site / "reference" / "api"
+    pages = "".join(page.read_text(encoding="utf-8") for page in folder.iterdir())
+    for module in (limbeck, limbeck.errors, limbeck.objectives, limbeck.testing):
+        names = getattr(module, "__all__", None) or [n for n in vars(module) if n.endswith("Error")]
+        assert not [name for name in names if not name.startswith("__") and f'.{name}"' not in pages]
+    assert "T = 0 has no distribution, hence no KL" in (folder / "records.html").read_text(encoding="utf-8")
