@@ -18,7 +18,7 @@ from limbeck.sanitize import printable
 
 ASSETS = Path(__file__).with_name("assets")
 MODULES = (  # each after those it imports
-    "address.js", "dom.js", "format.js", "source.js", "store.js",
+    "address.js", "dom.js", "format.js", "source.js", "store.js", "flat.js", "groups.js",
     "charts.js", "curves.js",
     "heat.js", "inspector.js", "chat.js", "detail.js", "rollouts.js",
     "disagreement.js",

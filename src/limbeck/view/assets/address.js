@@ -8,6 +8,7 @@ const SHARED = {
   run: "the run that Samples, Disagreement, System and Recipe show",
   runs: "the runs that are shown, where they are not the first few",
   group: "recipe keys by which runs are put together: see `groups.js`",
+  band: "what the band around a group's mean is",
 };
 const OLD_TABS = { tokens: "samples" };
 
