@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,12 @@ def write_recipe(path: Path, models: Path, steps: int) -> Path:
         """
     )
     return path
+
+
+def without_clock(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics without what a clock or the machine says: the rest follows from the recipe."""
+    return {
+        key: value
+        for key, value in line.items()
+        if "second" not in key and key != "teacher_share" and not key.startswith(("system/", "mfu/"))
+    }

@@ -158,6 +158,10 @@ def test_routed_teachers_and_a_reference_make_the_weights_of_one_process(tmp_pat
     for line in fleet.steps:
         assert line["seconds/score"] >= line["seconds/score/general"] > 1e-4
         assert line["tokens_per_second/score"] > 0
+        for role in ("learner", "sampler", "teacher/general", "reference"):
+            assert line[f"seconds/worked/{role}"] > 0
+            assert line[f"seconds/waited/{role}"] >= 0
+            assert line[f"system/memory/{role}"] > 2**20
     assert (tmp_path / "fleet/run/teacher-general.jsonl").read_text() == (
         tmp_path / "alone/run/teacher-general.jsonl"
     ).read_text()

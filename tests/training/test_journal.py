@@ -23,6 +23,7 @@ from limbeck.training.episodes import EpisodeLimits
 from limbeck.training.journal import Journal
 from tests.helpers import save_tiny
 from tests.killed_runs import context as processes
+from tests.tiny_runs import without_clock
 from tests.training.test_collect import TABLE, Script, run_of
 
 FREE = EpisodeLimits(timeout=30.0, max_turns=8, min_completed_fraction=0.5)
@@ -52,7 +53,7 @@ class KilledAfter:
 
     def stepped(self, line: Any) -> None:
         with self.notes.open("a") as file:
-            kept = {key: value for key, value in line.items() if "second" not in key and "share" not in key}
+            kept = without_clock(line)
             file.write(f"{line['step']} {hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()}\n")
         if line["step"] == self.step:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -27,7 +27,7 @@ from limbeck.training.prompt_order import PromptOrder
 from limbeck.training.run_folder import RunFolder
 from tests.helpers import learner_of, tiny_lm
 from tests.killed_runs import train_killed
-from tests.tiny_runs import table_of
+from tests.tiny_runs import table_of, without_clock
 from tests.training.test_kept import fail_in
 
 STEPS = 7
@@ -63,7 +63,7 @@ def weights(output: Path) -> bytes:
 def deterministic(output: Path) -> list[dict[str, Any]]:
     """Metrics without what a clock says."""
     lines = RunFolder(output / "run").lines()
-    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+    return [without_clock(line) for line in lines]
 
 
 def same_run(one: Path, other: Path) -> bool:

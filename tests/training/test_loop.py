@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,10 @@ def test_same_weights_have_no_kl_and_no_alarm(models, tmp_path) -> None:
     result = limbeck.train(recipe(models, tmp_path, f"teacher.model={models}/student", "steps=1"))
     assert abs(result.before["reverse_kl/exact"]) < 1e-5
     assert "identity" not in [alarm["name"] for alarm in result.steps[0]["alarms"]]
+    assert result.steps[0]["system/cpu"] > 0
+    assert result.steps[0]["system/memory"] > 2**20
+    assert "system/cpu" not in result.before, "of steps, which begin where the one before ended"
+    assert not [thread for thread in threading.enumerate() if thread.name == "meter"]
 
 
 def test_truncated_sampling_trains_on_full_support(models, tmp_path) -> None:

@@ -17,6 +17,7 @@ from limbeck.errors import RunError
 from limbeck.training.run_folder import RunFolder
 from tests.helpers import save_tiny
 from tests.killed_runs import context, train_killed
+from tests.tiny_runs import without_clock
 
 STEPS = 14
 
@@ -49,7 +50,7 @@ def weights(output: Path) -> bytes:
 
 def deterministic(lines: list[dict]) -> list[dict]:
     """Metrics without what a clock says."""
-    return [{k: v for k, v in line.items() if "second" not in k and k != "teacher_share"} for line in lines]
+    return [without_clock(line) for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from limbeck.config.teacher import LocalTeacherConfig
 from limbeck.errors import RecipeError, RunError
 from limbeck.learners.local import LocalLearner
 from limbeck.learners.ranks import open_rank
+from limbeck.machine.usage import of_roles
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.head import Head
 from limbeck.models.loading import load_model, load_outline
@@ -76,6 +77,8 @@ class Fleet:
     learner: RankGroup | None = None
     samplers: Samplers | None = None
     teachers: list[TeacherPool] = field(default_factory=list)
+    workers: dict[str, list[Worker]] = field(default_factory=dict)  # by role
+    _read: float = field(default_factory=time.perf_counter)  # when `usage` was asked last
 
     def worker(self, name: str, build: Callable[[], Any], gpus: int | None = None, restarts: bool = True) -> Worker:
         """A process that ends with the run. `build` is called there."""
@@ -83,7 +86,14 @@ class Fleet:
 
         worker = Worker(name, build, self.threads, self.gpus if gpus is None else gpus, restarts, watch)
         self.resources.callback(worker.kill)
+        self.workers.setdefault(name.rpartition(" ")[0].replace(" ", "/"), []).append(worker)
         return worker
+
+    def usage(self) -> dict[str, float]:
+        """Metrics of what each role did since they were asked for last. Nobody is asked: answers say it."""
+        before, self._read = self._read, time.perf_counter()
+        tallies = {role: [worker.tally.take() for worker in mine] for role, mine in self.workers.items()}
+        return of_roles(tallies, self._read - before)
 
     async def start(self, plan: StudentPlan) -> None:
         """The learner and, where the student samples in processes of ours, the samplers. Raises what they raise."""

@@ -153,6 +153,7 @@ async def _assemble(
         same_weights=checkpoint is None and given.teacher is None and _is_self_taught(recipe),
         teacher_seconds=proven.seconds,
         computing_seconds=None if fleet is None else fleet.computing_seconds,
+        usage=dict if fleet is None else fleet.usage,
         work=work_of(engine, proven.teacher, learner),
         resources=resources,
     )

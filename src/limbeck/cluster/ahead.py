@@ -72,6 +72,7 @@ class StatesAhead:
     def __init__(self, name: str, compute: Compute, cap: int) -> None:
         self.name, self.compute, self.cap = name, compute, cap
         self.seconds: dict[str, float] = {}  # that each unit took
+        self.worked = 0.0  # seconds, of all units
         self.peak = 0  # bytes, of what was stored and computed at one time
         self._jobs: dict[str, _Job] = {}  # in the order of the plan
         self._stored: dict[str, _Stored] = {}
@@ -145,9 +146,11 @@ class StatesAhead:
                 found = self.compute(job.unit.requests)
             except Exception as error:
                 found = self._failed(job.unit, error)
+            took = time.perf_counter() - began
             with self._changed:
                 del self._jobs[job.unit.id]
-                self.seconds[job.unit.id] = self.seconds.get(job.unit.id, 0.0) + time.perf_counter() - began
+                self.seconds[job.unit.id] = self.seconds.get(job.unit.id, 0.0) + took
+                self.worked += took
                 self._deliver(job, found)
 
     def _next(self) -> _Job | None:

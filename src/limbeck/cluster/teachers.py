@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 import uuid
 import warnings
 import weakref
@@ -57,6 +58,7 @@ class TeacherPart:
     def __init__(self, teacher: LocalTeacher, cap: int, sampler: Callable[[], Samples] | None = None) -> None:
         self.teacher, self._make_sampler = teacher, sampler
         self._sampler: Samples | None = None
+        self._sampled = 0.0  # seconds
         self._model = threading.Lock()  # states are computed in a thread of their own
         self.ahead = StatesAhead(f"teacher {teacher.name}", self._compute, cap)
 
@@ -79,7 +81,15 @@ class TeacherPart:
             if self._sampler is None:
                 assert self._make_sampler is not None
                 self._sampler = self._make_sampler()
-            return await self._sampler.sample(unit)
+            began = time.perf_counter()
+            answers = await self._sampler.sample(unit)
+            self._sampled += time.perf_counter() - began
+            return answers
+
+    @property
+    def worked(self) -> float:
+        """Seconds of its model, in whatever thread: see `machine.usage.CountsItsWork`."""
+        return self.ahead.worked + self._sampled
 
     def seconds(self, unit_ids: Sequence[str]) -> float:
         """That computing these took."""

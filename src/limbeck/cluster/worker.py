@@ -20,7 +20,6 @@ import re
 import socket
 import time
 import traceback
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -30,11 +29,13 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
 from limbeck.errors import LimbeckError, LostWorkerError, RunError
+from limbeck.machine.usage import Counter, Tally, Usage, waiting_for_others
 
 logger = logging.getLogger("limbeck")
 
 LOSSES = 3  # of a process in one call: more are no accident
 BESIDE = "beside"  # Ray's concurrency group of what is answered while the part works
+UNKNOWN = Usage()
 PAUSE = 0.2  # seconds between two looks for a process that is being started
 Watch: TypeAlias = Callable[[str, str], AbstractContextManager[object]]  # role, what is waited for
 
@@ -52,6 +53,7 @@ class _Answer:
     place: str = ""  # traceback of an error that is no `LimbeckError`
     is_new: bool = False
     records: Sequence[tuple[int, str]] = ()  # level and message
+    usage: Usage = UNKNOWN
 
 
 class _Kept(logging.Handler):
@@ -70,7 +72,8 @@ class _Process:
 
     def __init__(self, name: str, build: Callable[[], Any], threads: int, folder: str = "") -> None:
         self.name, self.build, self.threads, self.folder = name, build, threads, folder
-        self.life = uuid.uuid4().hex
+        self.counter = Counter()
+        self.life = self.counter.life
         self.part: Any = None
         self.doing: tuple[str, float] | None = None
         self.records: list[tuple[int, str]] = []
@@ -105,14 +108,15 @@ class _Process:
                 if os.path.isdir(self.folder):  # the driver's: paths of a recipe may be relative to it
                     os.chdir(self.folder)
                 self.part = self.build()
-            value = getattr(self.part, method)(*args) if method else None
-            answer = _Answer(await value if inspect.isawaitable(value) else value)
+            with self.counter.at_work():
+                value = getattr(self.part, method)(*args) if method else None
+                answer = _Answer(await value if inspect.isawaitable(value) else value)
         except Exception as error:
             answer = _failed(error)
         finally:
             self.doing = None
         records, self.records[:] = tuple(self.records), []
-        return _Answer(answer.value, answer.error, answer.place, records=records)
+        return _Answer(answer.value, answer.error, answer.place, False, records, self.counter.usage(self.part))
 
 
 def _failed(error: Exception) -> _Answer:
@@ -137,7 +141,8 @@ class Link:
         """For calls that need no state: a process that takes the place of a dead one is asked again."""
         for _ in range(LOSSES):
             try:
-                answer = ray.get(self.actor.call.options(name=_title(self.name, method)).remote(None, method, args))
+                with waiting_for_others():
+                    answer = ray.get(self.actor.call.options(name=_title(self.name, method)).remote(None, method, args))
                 return _opened(self.name, answer)
             except RayActorError as error:
                 lost = error
@@ -209,6 +214,7 @@ class Worker:
     watch: Watch = unwatched
     state: Sequence[tuple[Any, ...]] = ()  # method and arguments, for a new process
     losses: int = field(default=0, init=False)  # of all calls
+    tally: Tally = field(default_factory=Tally, init=False)
 
     def __post_init__(self) -> None:
         make = ray.remote(
@@ -268,7 +274,7 @@ class Worker:
         async def answer() -> Any:
             try:
                 with self.watch(self.name, method or "start"):
-                    return _opened(self.name, await ref)
+                    return _opened(self.name, self._counted(await ref))
             except RayActorError as error:
                 raise _lost(self.name, method, error, 1) from None
 
@@ -298,8 +304,12 @@ class Worker:
 
     async def _ask(self, life: str, method: str, args: Sequence[Any]) -> _Answer:
         with self.watch(self.name, method or "start"):
-            answer: _Answer = await self._submit(life, method, args)
-            return answer
+            return self._counted(await self._submit(life, method, args))
+
+    def _counted(self, answer: _Answer) -> _Answer:
+        if not answer.is_new:
+            self.tally.add(answer.usage)
+        return answer
 
     def _submit(self, life: str | None, method: str, args: Sequence[Any]) -> Any:
         return self.link.actor.call.options(name=_title(self.name, method)).remote(life, method, args)

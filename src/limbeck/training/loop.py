@@ -45,11 +45,15 @@ async def train(run: Run) -> None:
     run.step = run.made = run.start
     run.began = True
     run.report("started", run.start, run.recipe.steps)
+    run.meter.start()
+    run.usage()  # of before the first step
     try:
         await _train(run)
     except BaseException as error:
         keep(run, error)
         raise
+    finally:
+        run.meter.stop()
 
 
 def keep(run: Run, error: BaseException) -> None:
@@ -155,6 +159,8 @@ def _line(run: Run, report: StepReport, collected: Collected, phases: Mapping[st
         **collected.views,
         **speeds(seconds, rollouts, lag),
         **utilisation(run.work, seconds, rollouts),
+        **run.meter.read(),
+        **run.usage(),
     }
     sums = {**report.sums, **counted}
     if isinstance(run.engine, MovesWeights):

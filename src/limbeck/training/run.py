@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.config.recipe import Recipe
+from limbeck.machine.meter import Meter
 from limbeck.protocols import Engine, Environment, Learner, Observer, Task, Teacher, TeacherView, TokenNames
 from limbeck.records import Ints, Sampling, Scored, Support
 from limbeck.training.episodes import EpisodeLimits
@@ -61,6 +62,8 @@ class Run:
     teacher_seconds: Callable[[], Mapping[str, float]] = dict  # of the last scoring, by teacher where there are several
     # Of teachers that compute while the learner fetches: what each of them took, once it has.
     computing_seconds: Callable[[Sequence[Scored]], Awaitable[Mapping[str, float]]] | None = None
+    usage: Callable[[], Mapping[str, float]] = dict  # metrics of a fleet's roles since the last time
+    meter: Meter = field(default_factory=Meter)  # of this process and its machine
     observers: list[Observer] = field(default_factory=list)
     stop: StopSignals = field(default_factory=StopSignals)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)  # what has to be let go of at the end
