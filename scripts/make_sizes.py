@@ -1,4 +1,4 @@
-"""Write the tables of docs/guides/cluster.md. A test checks that they are up to date."""
+"""Write the tables of docs/guides/cluster.md and limits.md. A test checks that they are up to date."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.assemble import sizes_page  # noqa: E402
 
 
 def main() -> None:
-    sizes_page.PAGE.write_text(sizes_page.page(sizes_page.PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, made in ((sizes_page.PAGE, sizes_page.page), (sizes_page.LIMITS, sizes_page.limits)):
+        page.write_text(made(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,13 @@ def test_the_recipe_fits_into_eight_cards() -> None:
 
 
 def test_the_tables_are_up_to_date() -> None:
-    text = sizes_page.PAGE.read_text(encoding="utf-8")
-    assert sizes_page.page(text) == text, "run scripts/make_sizes.py"
+    for page, made in ((sizes_page.PAGE, sizes_page.page), (sizes_page.LIMITS, sizes_page.limits)):
+        text = page.read_text(encoding="utf-8")
+        assert made(text) == text, "run scripts/make_sizes.py"
+
+
+def test_the_recipe_of_one_gpu_fits_into_one() -> None:
+    assert sizes_page.on_one_gpu("1.7B", "8B", {}).peak("device").bytes < 0.9 * CARD
 
 
 def test_the_slurm_script_asks_for_what_its_recipe_takes() -> None:

@@ -98,8 +98,8 @@ def test_toml_blocks_are_recipes(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_train_commands_have_valid_recipes(page: Path) -> None:
-    for command in commands(page, ".venv/bin/limbeck"):
-        words = shlex.split(command)[2:]
+    for command in commands(page):
+        words = shlex.split(command)
         recipes = [word for word in words if word.endswith(".toml") and word.startswith("recipes/")]
         if recipes:
             load_recipe(ROOT / recipes[0], [word for word in words if "=" in word and not word.startswith("-")])

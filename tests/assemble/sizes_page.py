@@ -1,4 +1,4 @@
-"""The tables of docs/guides/cluster.md: what recipes/cluster-8b.toml takes with other students, teachers and ranks."""
+"""The tables of what runs take, with other models than the recipes': cluster-8b in cluster.md, one-gpu in limits.md."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ from limbeck.formatting import size
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guides" / "cluster.md"
+LIMITS = ROOT / "docs" / "guides" / "limits.md"
 RECIPE = ROOT / "recipes" / "cluster-8b.toml"
+ONE_GPU = ROOT / "recipes" / "one-gpu.toml"
 BEGIN, END = "<!-- the tables: scripts/make_sizes.py writes them -->", "<!-- end of the tables -->"
 RANKS = (1, 2, 4, 8, 16)
 QWEN3 = {  # the config.json of each, as far as it says how large the model is
+    "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
     "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
     "4B": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
     "8B": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
+    "14B": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40},
     "32B": {"hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64},
 }
-TIED = ("1.7B", "4B")
+TIED = ("0.6B", "1.7B", "4B")
+BESIDE = ("1.7B", "4B", "8B", "14B", "32B")  # teachers of the one-GPU table
 TRAINED = (("all weights", {}), ("LoRA of rank 16", {"lora": {"rank": 16}}))
 
 
@@ -50,6 +55,15 @@ def sizing(student: str, teacher: str = "32B", ranks: int = 4, learner: dict[str
     lora = bool(changed["lora"])
     models = Models(qwen3(student, 4, lora), {"teacher": qwen3(teacher, 2)})
     return size_with(Recipe.model_validate(table), models, on_gpu=True)
+
+
+def on_one_gpu(student: str, teacher: str, changes: dict[str, Any]) -> Process:
+    """recipes/one-gpu.toml with other models; of LoRA the base is held in bfloat16."""
+    table = load_recipe(ONE_GPU).model_dump()
+    recipe = Recipe.model_validate({**table, "learner": {**table["learner"], **changes}})
+    models = Models(qwen3(student, 2 if changes else 4, bool(changes)), {"teacher": qwen3(teacher, 2)})
+    (found,) = size_with(recipe, models, on_gpu=True).processes
+    return found
 
 
 def process(of: Sizing, name: str) -> Process:
@@ -86,6 +100,15 @@ def teachers() -> str:
     return table(["teacher", "a teacher's process", "its head, in each rank", "states of a step"], rows)
 
 
+def one_card() -> str:
+    rows = []
+    for student in ("0.6B", "1.7B", "4B", "8B"):
+        for what, changes in TRAINED:
+            peaks = [on_one_gpu(student, teacher, changes).peak("device") for teacher in BESIDE]
+            rows.append([student, what, *(size(peak.bytes) for peak in peaks)])
+    return table(["student", "trained", *(f"teacher of {teacher}" for teacher in BESIDE)], rows)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
@@ -107,6 +130,15 @@ A teacher in bfloat16, for the 8B student:
 {teachers()}
 
 {END}"""
+    return _put(text, tables)
+
+
+def limits(text: str) -> str:
+    """`text` of docs/guides/limits.md with its table made anew."""
+    return _put(text, f"{BEGIN}\n\n{one_card()}\n\n{END}")
+
+
+def _put(text: str, tables: str) -> str:
     found, count = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: tables, text, flags=re.DOTALL)
-    assert count == 1, "the guide has no place for its tables"
+    assert count == 1, "the page has no place for its tables"
     return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from limbeck.training.resume import resume_notes
+from limbeck.config.recipe import dotted_keys
+from limbeck.errors import RunError
+from limbeck.training.resume import FREE_KEYS, FREE_TABLES, ROUNDING_KEYS, refuse_other_recipe, resume_notes
 
 
 def recipe(steps: int, schedule: str = "cosine", **more: Any) -> dict[str, Any]:
@@ -56,6 +59,63 @@ def test_evaluations_that_cannot_be_compared_are_named() -> None:
 def test_another_device_is_equal_up_to_rounding() -> None:
     (note,) = resume_notes(recipe(10), recipe(10, device="cuda:0"), 5)
     assert "device was cpu and is cuda:0 now" in note
+
+
+def changed(key: str, **kinds: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two recipes that differ in `key`, whose table is of the given kind."""
+    *tables, last = key.split(".")
+    before, now = ({last: value, **kinds} for value in (1, 2))
+    for table in reversed(tables):
+        before, now = {table: before}, {table: now}
+    return before, now
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "teacher.url",  # the server of another job
+        "teacher.teachers.code.url",
+        "teacher.token_env",
+        "teacher.probe_tolerance",  # what the message of a stop says to raise
+        "teacher.max_rescale_dropped",
+        "engine.url",
+        "engine.retry_seconds",
+        "learner.micro_batch_tokens",  # out of memory
+        "learner.gradient_checkpointing",
+        "engine.max_rows",
+        "environment.concurrency",
+    ],
+)
+def test_where_a_server_is_and_what_fits_into_memory_may_change(key: str) -> None:
+    refuse_other_recipe(Path("run"), *changed(key))
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["learner.lr", "rollout.lag", "rollout.max_tokens", "teacher.max_rescale_error", "teacher.model",
+     "objective.support", "student.dtype", "learner.precision", "seed", "environment.max_turns"],
+)  # fmt: skip
+def test_what_is_learned_may_not_change(key: str) -> None:
+    with pytest.raises(RunError, match=f"another recipe: {key} \\(1 then, 2 now\\)"):
+        refuse_other_recipe(Path("run"), *changed(key))
+
+
+@pytest.mark.parametrize("key", ["teacher.url", "teacher.teachers.code.timeout", "learner.micro_batch_tokens"])
+def test_nobody_knows_what_an_option_of_a_users_own_part_means(key: str) -> None:
+    with pytest.raises(RunError, match="another recipe"):
+        refuse_other_recipe(Path("run"), *changed(key, kind="python"))
+
+
+@pytest.mark.parametrize("key", ROUNDING_KEYS)
+def test_what_changes_the_rounding_is_said(key: str) -> None:
+    before, now = changed(key)
+    (note,) = resume_notes({"steps": 9, **before}, {"steps": 9, **now}, 5)
+    assert note.startswith(f"{key} was 1 and is 2 now: updates after step 5 equal those")
+
+
+def test_the_keys_that_may_change_exist() -> None:
+    known = {*dotted_keys(), *(key.partition(".")[0] for key in dotted_keys())}
+    assert known >= {*FREE_KEYS, *FREE_TABLES}
 
 
 def test_a_learner_of_a_users_own_is_left_alone() -> None:

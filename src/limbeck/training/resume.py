@@ -18,13 +18,21 @@ from limbeck.formatting import significant
 from limbeck.learners.schedule import learning_rate
 
 EVALUATION_KEYS = ("prompts", "samples_per_prompt", "greedy")
-ROUNDING_KEYS = ("device", "threads")
-# Changing these does not change the steps that were already made.
-FREE_TO_CHANGE = (
-    "steps", "checkpoint", "eval", "device", "threads", "output", "name", "trackers", "record", "cluster",
+# How the same numbers are computed: in other pieces, or by another device.
+ROUNDING_KEYS = (
+    "device", "threads", "engine.max_rows", "learner.micro_batch_tokens", "learner.loss_chunk_mb",
+    "learner.gradient_checkpointing", "learner.layout",
 )  # fmt: skip
+# Changing these does not change the steps that were already made.
+FREE_TABLES = ("steps", "checkpoint", "eval", "output", "name", "trackers", "record", "cluster")
 # Where it is done and how long it may take, not what.
-FREE_KEYS = ("engine.url", "engine.weights_folder", "learner.cpu_offload", "environment.timeout")
+FREE_KEYS = ("learner.cpu_offload", "environment.timeout", "environment.concurrency", *ROUNDING_KEYS)
+# Where a server is, how long it is waited for, and what is tolerated before the run stops: its answers are proven anew
+# and compared with those that the run began with.
+FREE_OF_SERVERS = (
+    "url", "token_env", "timeout", "retry_seconds", "max_concurrency", "weights_folder", "weights", "tolerance",
+    "probe_tolerance", "trust_start", "max_rescale_dropped", "min_scored_fraction",
+)  # fmt: skip
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:
@@ -47,7 +55,7 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], now: Mapping[st
     differing = [
         f"{key} ({flat_before.get(key)!r} then, {flat_now.get(key)!r} now)"
         for key in sorted({*flat_before, *flat_now})
-        if flat_before.get(key) != flat_now.get(key) and not _is_free(key)
+        if flat_before.get(key) != flat_now.get(key) and not _is_free(key, flat_now)
     ]
     if differing:
         raise RunError(
@@ -91,16 +99,26 @@ def resume_notes(before: Mapping[str, Any], now: Mapping[str, Any], done: int) -
             f"eval.sets are others than up to step {done}: what has the same name before and after may not be of the "
             "same samples."
         )
+    flat_before, flat_now = _flat(before), _flat(now)
     return notes + [
-        f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))} now: updates after step {done} equal those "
-        "of an uninterrupted run up to rounding, not to the last bit."
+        f"{key} was {_shown(flat_before.get(key))} and is {_shown(flat_now.get(key))} now: updates after step {done} "
+        "equal those of an uninterrupted run up to rounding, not to the last bit."
         for key in ROUNDING_KEYS
-        if before.get(key) != now.get(key)
+        if flat_before.get(key) != flat_now.get(key) and not _is_of_own_part(key, flat_now)
     ]
 
 
-def _is_free(key: str) -> bool:
-    return key.partition(".")[0] in FREE_TO_CHANGE or key in FREE_KEYS
+def _is_free(key: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether a run may go on with another value of `key` than it began with; `recipe` by dotted keys."""
+    table, last = key.partition(".")[0], key.rpartition(".")[2]
+    if _is_of_own_part(key, recipe):
+        return False
+    return table in FREE_TABLES or key in FREE_KEYS or (table in ("teacher", "engine") and last in FREE_OF_SERVERS)
+
+
+def _is_of_own_part(key: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether only a part of the user's own knows what the key means."""
+    return recipe.get(f"{key.rpartition('.')[0]}.kind") == "python" and key.partition(".")[0] not in FREE_TABLES
 
 
 def _rate_note(
