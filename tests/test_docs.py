@@ -102,7 +102,8 @@ def test_train_commands_have_valid_recipes(page: Path) -> None:
         words = shlex.split(command)
         recipes = [word for word in words if word.endswith(".toml") and word.startswith("recipes/")]
         if recipes:
-            load_recipe(ROOT / recipes[0], [word for word in words if "=" in word and not word.startswith("-")])
+            after = words[words.index(recipes[0]) :]
+            load_recipe(ROOT / recipes[0], [word for word in after if "=" in word and not word.startswith("-")])
 
 
 def test_the_recipe_reference_is_up_to_date() -> None:
