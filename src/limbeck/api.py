@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from limbeck.assemble.fit import Sized, refuse, sized_here
 from limbeck.assemble.own import checked_part
 from limbeck.assemble.run import assemble, run_path, teacher_as_student
-from limbeck.assemble.site import Given
+from limbeck.assemble.site import Given, pick_device
 from limbeck.config.extras import require_extras
 from limbeck.config.recipe import Recipe, checked_again, load_recipe, parse_recipe
 from limbeck.config.sft import refuse_overrides, sft_table
@@ -32,6 +32,7 @@ from limbeck.trackers import make_trackers
 from limbeck.trackers.console import in_notebook, make_console
 from limbeck.training.evaluation import Evaluation
 from limbeck.training.evaluation import evaluate as evaluate_run
+from limbeck.training.history import describe_place, recorded
 from limbeck.training.interruption import Interrupted, StopSignals, cancel_others, outside_loops
 from limbeck.training.loop import keep
 from limbeck.training.loop import train as train_run
@@ -235,7 +236,9 @@ def _train(
         for misfit in sized.misfits if sized else ():
             logger.warning("%s", misfit.text)
         report(_seeing_loading(observers), "loading", sized.in_short() if sized else "")
-        with asyncio.Runner() as runner:
+        place = describe_place(None if recipe.cluster else pick_device(recipe.device))
+        began = checkpoint.step if checkpoint else 0
+        with recorded(folder, began, recipe.steps, place), asyncio.Runner() as runner:
             stop.interrupts(runner.get_loop())
             losses = _Losses()
             while not _run_to_end(runner, recipe, folder, checkpoint, given, observers, stop, losses):

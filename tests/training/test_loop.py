@@ -69,6 +69,10 @@ def test_a_non_finite_step_stops_with_its_samples_and_resumes(models, tmp_path, 
     limbeck.train(recipe(models, tmp_path / "b"))
     a, b = ((tmp_path / x / "run/model/model.safetensors").read_bytes() for x in "ab")
     assert a == b
+    history = [json.loads(line) for line in (tmp_path / "a/run/history.jsonl").read_text().splitlines()]
+    assert [line.get("outcome") for line in history] == [None, "failed", None, "finished"]
+    assert [line["step"] for line in history] == [0, 2, 2, 4]
+    assert "update 3" in history[1]["message"]
 
 
 def test_a_teacher_that_fails_stops_the_step(models, tmp_path, monkeypatch) -> None:

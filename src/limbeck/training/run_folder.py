@@ -5,6 +5,7 @@
       contract.jsonl         what was proven before the first step
       prompts.json           digests of the prompts it began with
       metrics.jsonl          one line a step or evaluation
+      history.jsonl          one line a start or end: when, where, with what, and how it ended
       evaluations/           the answers of each evaluation
       rollouts/              recorded rollouts, one Parquet file a recorded step
       journal/               episodes since the last checkpoint that cannot be made again, one file a step
@@ -102,7 +103,7 @@ class RunFolder:
         """
         if from_checkpoint is not None and not self.path.is_dir():
             raise RunError(f"there is no run in {self.path}, and so no checkpoint of step {from_checkpoint}.")
-        with self._writing(f"cannot open the run folder {self.path}"):
+        with self.writing(f"cannot open the run folder {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
                 self._refuse_to_remove()
@@ -111,12 +112,12 @@ class RunFolder:
                 self._start_over()
             self._sweep_removed()
             self.checkpoints.mkdir(exist_ok=True)
-        with self._writing(f"cannot read {self.checkpoints}"):
+        with self.writing(f"cannot read {self.checkpoints}"):
             checkpoint = self._chosen(from_checkpoint)
         if checkpoint is not None:
             refuse_other_recipe(self.path, checkpoint.recipe, recipe)
         self._recipe = recipe
-        with self._writing(f"cannot write to {self.path}"):
+        with self.writing(f"cannot write to {self.path}"):
             self._remove_after(checkpoint)
             write_whole(self.path / RECIPE_FILE, recipe_toml.encode())
         return checkpoint
@@ -131,14 +132,14 @@ class RunFolder:
     def append(self, line: Mapping[str, Any]) -> None:
         """One line of metrics. Raises `NonFiniteError`, with nothing written, where a number is NaN or infinite."""
         text = to_json(line, f"metrics of step {line['step']} ({line.get('kind', 'train')})")
-        with self._writing(f"cannot write {self.metrics}"):
+        with self.writing(f"cannot write {self.metrics}"):
             self._metrics.append(text)
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         """A JSONL file `name` in this folder, complete or not at all. Raises `NonFiniteError` as `append` does."""
         path = self.path / name
         lines = [to_json(row, f"row {i} of {name}", ascii_only=False) + "\n" for i, row in enumerate(rows)]
-        with self._writing(f"cannot write {path}"):
+        with self.writing(f"cannot write {path}"):
             path.parent.mkdir(exist_ok=True)
             write_whole(path, "".join(lines).encode("utf-8", "backslashreplace"))
         return path
@@ -177,7 +178,7 @@ class RunFolder:
         half, removed = self._hidden(final, HALF), self._hidden(final, REMOVED)
         values = {"step": step, "metrics_bytes": self._metrics.size, "recipe": dict(self._recipe)}
         try:
-            with self._writing(f"cannot write checkpoint {final}; earlier checkpoints are intact"):
+            with self.writing(f"cannot write checkpoint {final}; earlier checkpoints are intact"):
                 remove(half)
                 half.mkdir(parents=True)
                 write(half)
@@ -193,10 +194,10 @@ class RunFolder:
             with suppress(OSError):  # swept by the next run
                 remove(half)
             raise
-        with self._writing(f"cannot remove old checkpoints in {self.checkpoints}"):
+        with self.writing(f"cannot remove old checkpoints in {self.checkpoints}"):
             for _, old in numbered(self.checkpoints)[: 0 if keep_last is None else -keep_last]:
                 take_away(old, self._hidden(old, REMOVED))
-        with self._writing(f"cannot remove what checkpoint {final} covers in {self.journal}"):
+        with self.writing(f"cannot remove what checkpoint {final} covers in {self.journal}"):
             for covered, path in numbered(self.journal, ".jsonl"):
                 if covered <= step:
                     remove(path)
@@ -204,7 +205,7 @@ class RunFolder:
     def write_file(self, name: str, write: Callable[[Path], None]) -> Path:
         """A file `name` in this folder by `write`, complete or not at all."""
         path = self.path / name
-        with self._writing(f"cannot write {path}"):
+        with self.writing(f"cannot write {path}"):
             path.parent.mkdir(exist_ok=True)
             write_by(path, write)
         return path
@@ -215,7 +216,7 @@ class RunFolder:
         `state.json` comes first. So folders of which one is old and one new do not match it, and are found.
         """
         halves = {self.path / name: self._hidden(self.path / name, HALF) for name in parts}
-        with self._writing(f"cannot write the finished model to {self.path}"):
+        with self.writing(f"cannot write the finished model to {self.path}"):
             files: dict[str, str] = {}
             for final, half in halves.items():
                 remove(half)
@@ -229,6 +230,11 @@ class RunFolder:
                     take_away(final, self._hidden(final, REMOVED))
                 half.rename(final)
             flush(self.path)
+
+    def writing(self, what: str) -> AbstractContextManager[None]:
+        """Around everything that is written. Raises `RunError` where the folder is not the one that is locked."""
+        self._lock.check()
+        return disk_errors(what, ELSEWHERE)
 
     # --- opening --------------------------------------------------------------------------------------
 
@@ -338,11 +344,6 @@ class RunFolder:
             remove(self.path / STATE_FILE)
 
     # --- the rest -------------------------------------------------------------------------------------
-
-    def _writing(self, what: str) -> AbstractContextManager[None]:
-        """Around everything that is written. Raises `RunError` where the folder is not the one that is locked."""
-        self._lock.check()
-        return disk_errors(what, ELSEWHERE)
 
     def _hidden(self, path: Path, ending: str) -> Path:
         return path.with_name(f".{path.name}{ending}")
