@@ -18,6 +18,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+BOOST = {"guides/troubleshooting.md": 4}  # in the search: words of a message lead to it
 PICTURES = (".png", ".svg", ".jpg")
 LANGUAGES = {".toml": "toml", ".py": "python", ".sh": "bash", ".yaml": "yaml", ".json": "json", ".cff": "yaml"}
 
@@ -44,6 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links out of docs/ lead to the pages that `on_files` added."""
+    page.meta.setdefault("search", {"boost": BOOST.get(page.file.src_uri, 1)})
     if page.file.generated_by is not None:
         return markdown
     return _relinked(f"docs/{page.file.src_uri}", markdown, config.extra["root_pages"])
@@ -115,4 +117,4 @@ def _content(path: Path, source: str) -> str | bytes:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return text
-    return f"# {source}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{text}\n````\n"
+    return f"---\nsearch:\n  exclude: true\n---\n# {source}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{text}\n````\n"
