@@ -156,7 +156,7 @@ main.add_command(completion)
 def view(path: Path, host: str, port: int, no_open: bool) -> None:
     """Open a page on the run in PATH, or on all runs in it: curves, tokens, where student and teacher disagree.
 
-    The page reads files only, and follows a run that is in progress. Needs the extra `view`.
+    The page reads files only, and follows a run that is in progress.
     """
     from limbeck.view.server import serve
     from limbeck.wire.hosts import is_loopback
