@@ -20,7 +20,7 @@ from pathlib import Path
 
 from steps.cases import CASES, Case
 from steps.peer import DEFAULT
-from steps.processes import Worker, prepare, tell
+from steps.processes import HERE, SRC, Worker, prepare, tell
 
 LINEAR = 1.1  # the largest exponent that passes as linear; what does not grow with the work pulls it below 1
 GROWTH = {
@@ -34,7 +34,7 @@ def seconds(cases: list[Case], args: argparse.Namespace, folder: Path) -> list[f
     workers = []
     for case in cases:
         _, path = prepare(case, args.repeats + 1, args.threads, args.cache, "models", folder)
-        workers.append(Worker(sys.executable, "limbeck_side", str(path)))
+        workers.append(Worker(sys.executable, "steps.limbeck_side", str(path), paths=(HERE, SRC)))
     taken: list[list[float]] = [[] for _ in cases]
     for step in range(args.repeats + 1):
         for worker, rounds in zip(workers, taken, strict=True):

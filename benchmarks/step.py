@@ -27,7 +27,7 @@ from typing import Any
 
 from steps.cases import CASES, Case
 from steps.peer import DEFAULT, peer_python
-from steps.processes import Worker, prepare, tell
+from steps.processes import SRC, Worker, prepare, tell
 from steps.report import phase_table, summary_line
 
 HERE = Path(__file__).parent
@@ -51,8 +51,8 @@ def check(case: Case, limbeck: Worker, trl: Worker) -> dict[str, Any]:
 def run_case(case: Case, args: argparse.Namespace, peer: Path, folder: Path) -> dict[str, Any]:
     steps_needed = 1 + case.warmups + args.repeats
     _, path = prepare(case, steps_needed, args.threads, args.cache, args.models, folder)
-    limbeck = Worker(sys.executable, "limbeck_side", str(path))
-    trl = Worker(peer, "trl_side", str(path), args.peer)
+    limbeck = Worker(sys.executable, "steps.limbeck_side", str(path), paths=(HERE, SRC))
+    trl = Worker(peer, "steps.trl_side", str(path), args.peer, paths=(HERE,))
     sides = {"limbeck": limbeck, "trl": trl}
     if {side.ready["threads"] for side in sides.values()} != {args.threads}:
         raise RuntimeError(f"expected {args.threads} threads on both sides")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ SRC = HERE.parent / "src"
 
 
 class Worker:
-    """One side, in a process of its own."""
+    """One side, in a process of its own: a module that is found in one of `paths`."""
 
-    def __init__(self, python: Path | str, module: str, *args: str) -> None:
+    def __init__(self, python: Path | str, module: str, *args: str, paths: Sequence[Path]) -> None:
         self.name = module
         # OpenMP as it comes: a side that waits has its threads asleep a millisecond later.
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(SRC)] if module == "limbeck_side" else [str(HERE)])
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
         self.process = subprocess.Popen(
-            [str(python), "-m", f"steps.{module}", *args],
+            [str(python), "-m", module, *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from steps.cases import Case, Work
 from steps.models import tiny
-from steps.processes import Worker
+from steps.processes import HERE, SRC, Worker
 
 CASE = Case("t", "tiny", prompts=2, samples=2, prompt_tokens=8, new_tokens=6, shortest=3)
 
@@ -21,7 +21,9 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     folder = tmp_path_factory.mktemp("benchmark")
     student, teacher = tiny(folder, vocabulary=None)
     texts = [["12+34=1;", "56+78=2;"], ["90+12=3;", "34+56=4;"]]
-    worker = Worker(sys.executable, "limbeck_side", str(work_file(folder, student, teacher, texts)))
+    worker = Worker(
+        sys.executable, "steps.limbeck_side", str(work_file(folder, student, teacher, texts)), paths=(HERE, SRC)
+    )
     yield worker
     worker.close()
 
