@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from tests import finished_run
 from tests.view import made
 
-from .looking import Served, colours_of, lines_of, rows_of
+from .looking import Served, colours_of, lines_of
 from .page import Page
 
 MINUS = "\u2212"
@@ -92,59 +91,6 @@ def test_a_run_that_goes_on_is_followed(page: Page, copied: Path, served: Served
         file.write(json.dumps(made.metrics_line(7, alarms=[{"name": "length", "message": "too long"}])) + "\n")
     page.until("document.querySelector('.runs tbody').textContent.includes('7 / 6')")
     assert "too long" in page.texts(".alarms")[0]
-
-
-def test_the_page_of_disagreement(page: Page, run: Path, served: Served) -> None:
-    page.open(served(run) + "#disagreement")
-    page.until("document.querySelectorAll('.places .place').length > 3")
-    rows = [row for row in rows_of(run) if row["source"] == "train"]
-    ends = sum(sum(row["special"]) for row in rows)
-    assert str(ends) in page.texts(".columns > div:last-child .figures tbody tr")[0]
-    worst = max(max(row["reverse_kl"]) for row in rows)
-    assert page.texts(".place b")[0] == f"{worst:.2f}"
-    page.press(".places .place")
-    page.until("document.querySelector('.flow .t.at')")
-    assert page.run("return !document.querySelector('#panel-samples').hidden")
-
-
-def test_shares_are_drawn_to_scale(page: Page, copied: Path, served: Served) -> None:
-    def one_place(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**row, "reverse_kl": [1e-7 if i else 1.0 for i in range(len(row["tokens"]))]} for row in rows]
-
-    for path in (copied / "rollouts").glob("*.parquet"):
-        finished_run.rewrite(path, one_place)
-    page.open(served(copied) + "#disagreement")
-    page.until("document.querySelectorAll('.columns .figures').length === 2")
-    bars = page.run("""
-      return [...document.querySelectorAll('.columns .figures')[0].querySelectorAll('.share')].map((cell) =>
-        [cell.textContent, cell.querySelector('i').offsetWidth])
-    """)
-    width = max(width for _, width in bars)
-    assert width > 10
-    assert {width for text, width in bars if text == "<0.01%"} == {0}, "next to nothing is no whole bar"
-
-
-def test_the_chart_over_positions_is_not_one_over_steps(page: Page, run: Path, served: Served) -> None:
-    page.open(served(run))
-    page.until("document.querySelectorAll('.chart canvas').length >= 5")
-    page.press("#tab-disagreement")
-    page.until("document.querySelector('.disagreement .plot canvas')")
-    plot = "document.querySelector('.disagreement .plot')"
-    page.run(f"{plot}.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Home'}}))")
-    page.until("document.querySelector('.disagreement .at').textContent === 'position 0'")
-    drag = """
-      const over = document.querySelector('.disagreement .u-over'), box = over.getBoundingClientRect();
-      const at = (target, type, x) => target.dispatchEvent(new MouseEvent(
-        type, {clientX: box.left + x, clientY: box.top + 20, bubbles: true, button: 0, view: window}));
-      at(over, 'mousemove', 20);
-      at(over, 'mousedown', 20);
-      at(over, 'mousemove', 120);
-      at(over, 'mouseup', 120);
-    """
-    page.run(drag)
-    assert page.run("return [...document.querySelectorAll('.toolbar button')].every((b) => b.hidden)"), (
-        "steps as before"
-    )
 
 
 def _describes(page: Page, title: str, step: int) -> str:

@@ -215,14 +215,14 @@ def test_a_folder_that_went_away_is_said(folder: Path) -> None:
     [
         "metrics?run=a&offset=" + "9" * 400, "metrics?run=a&offset=-1", "metrics?run=a&offset=1.5",
         "metrics?run=a&offset=%D9%A1", "metrics?run=a&offset=", "metrics?run=a&offset=1e9", "metrics?offset=1",
-        "rollouts?run=a&known=" + "9" * 30, "rollouts?run=a&known=-1", "disagreement?run=a&first=" + "9" * 30,
-        "disagreement?run=a&last=-2", "search?run=a", "rollout?run=a",
+        "rollouts?run=a&known=" + "9" * 30, "rollouts?run=a&known=-1", "disagreement?run=a&turn=" + "9" * 30,
+        "disagreement?run=a&turn=-2", "disagreement?run=a&steps=later", "search?run=a", "rollout?run=a",
     ],
 )  # fmt: skip
 def test_a_request_of_no_sense_is_a_400_that_says_so(query: str, client: TestClient) -> None:
     answer = client.get(f"/api/{query}")
     assert answer.status_code == 400
-    assert re.search("expected a whole number|the request has no", answer.json()["error"])
+    assert re.search("expected (a whole number|late, early)|the request has no", answer.json()["error"])
     assert len(answer.content) < 300
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from limbeck.errors import RunError
 from limbeck.training.recording import write_rollouts
-from limbeck.view.disagreement import Disagreement
+from limbeck.view.disagreement import Disagreement, NoStepsError
 from limbeck.view.rollouts import Rollouts, plain
 
 from . import made
@@ -85,14 +85,14 @@ def test_broken_files_are_named_and_the_rest_is_shown(rollouts: Rollouts) -> Non
     assert rollouts.search("what is 1 and 3")
     with pytest.raises(RunError, match=r"step-000002\.parquet cannot be read"):
         rollouts.rollout("step-000002.parquet:0")
-    summary = Disagreement(rollouts).summary()
+    summary = Disagreement(rollouts).summary("all")
     assert summary["rollouts"] == 4, "the watched ones aside"
     assert len(summary["problems"]) == 4
 
 
 def test_no_rollouts_is_said(tmp_path: Path) -> None:
     assert "no recorded rollouts" in Rollouts(tmp_path / "rollouts").index()["problems"][0]
-    assert Disagreement(Rollouts(tmp_path / "rollouts")).summary()["rollouts"] == 0
+    assert Disagreement(Rollouts(tmp_path / "rollouts")).summary("all")["rollouts"] == 0
 
 
 def _naive(rows: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
@@ -105,7 +105,7 @@ def _naive(rows: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
 
 
 def test_the_sums_are_those_of_a_plain_loop(rollouts: Rollouts) -> None:
-    summary = Disagreement(rollouts).summary()
+    summary = Disagreement(rollouts).summary("all")
     rows = [made.rollout(step, number, 12) for step in range(1, 5) for number in range(2, 6)]
     naive = _naive(rows)
     assert summary["rollouts"] == len(rows)
@@ -129,9 +129,94 @@ def test_the_sums_are_those_of_a_plain_loop(rollouts: Rollouts) -> None:
 
 def test_steps_can_be_chosen(rollouts: Rollouts) -> None:
     disagreement = Disagreement(rollouts)
-    assert disagreement.summary(2, 3)["steps"] == [2, 3]
-    assert disagreement.summary(4)["rollouts"] == 4
-    assert disagreement.summary(100)["rollouts"] == 0
+    assert disagreement.summary("2-3")["steps"] == [2, 3]
+    assert disagreement.summary("4-9")["rollouts"] == 4
+    assert disagreement.summary("100-200")["rollouts"] == 0
+
+
+@pytest.mark.parametrize("steps", ["", "latest", "3", "-3", "3-", "1-2-3", "9" * 40 + "-1"])
+def test_steps_that_are_none_are_named(rollouts: Rollouts, steps: str) -> None:
+    with pytest.raises(NoStepsError, match="expected late, early, all, or two numbers"):
+        Disagreement(rollouts).summary(steps)
+
+
+def _rows_of(rows: list[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def _mean(rows: list[dict[str, Any]]) -> float:
+    kl = [value for row in rows for value in row["reverse_kl"]]
+    return sum(kl) / len(kl)
+
+
+def test_the_latest_third_stands_beside_the_first(tmp_path: Path) -> None:
+    made.write_rollout_files(tmp_path, range(1, 10), each=6, length=12)
+    summary = Disagreement(Rollouts(tmp_path / "rollouts")).summary()
+    late, early = (
+        [made.rollout(step, number, 12) for step in steps for number in range(2, 6)]
+        for steps in (range(7, 10), range(1, 4))
+    )
+    assert summary["steps"] == [7, 9]
+    assert summary["before"]["steps"] == [1, 3]
+    assert summary["kl_mean"] == pytest.approx(_mean(late), rel=1e-5)
+    assert summary["before"]["kl_mean"] == pytest.approx(_mean(early), rel=1e-5)
+    for name in ("task", "teacher"):
+        groups = summary["groups"][name]
+        assert sum(group["share"] for group in groups) == pytest.approx(1)
+        for group in groups:
+            assert group["kl_mean"] == pytest.approx(_mean(_rows_of(late, **{name: group["name"]})), rel=1e-5)
+            assert group["before"]["kl_mean"] == pytest.approx(
+                _mean(_rows_of(early, **{name: group["name"]})), rel=1e-5
+            )
+    before, seen = _naive(early), sum(len(row["tokens"]) for row in early)
+    for token in summary["tokens"]:
+        count, total = before[token["token"]]
+        assert token["before"]["count"] == count
+        assert token["before"]["per_thousand"] == pytest.approx(1000 * total / seen, rel=1e-5)
+    assert [position["start"] for position in summary["before"]["positions"]] == list(range(12))
+
+
+def test_too_few_steps_have_no_first_third(tmp_path: Path) -> None:
+    made.write_rollout_files(tmp_path, range(1, 3), each=4, length=6)
+    summary = Disagreement(Rollouts(tmp_path / "rollouts")).summary()
+    assert (summary["steps"], summary["before"]) == ([2, 2], None)
+
+
+def test_a_task_and_a_teacher_are_chosen_together_and_the_others_are_still_named(rollouts: Rollouts) -> None:
+    rows = [made.rollout(step, number, 12) for step in range(1, 5) for number in range(2, 6)]
+    summary = Disagreement(rollouts).summary("all", task="words", teacher="big")
+    mine = _rows_of(rows, task="words", teacher="big")
+    assert summary["rollouts"] == len(mine) < len(rows)
+    assert summary["kl_mean"] == pytest.approx(_mean(mine), rel=1e-5)
+    assert {place["id"] for place in summary["places"]} <= {
+        row["id"] for row in rollouts.index()["rows"] if row["task"] == "words" and row["teacher"] == "big"
+    }
+    assert {group["name"] for group in summary["groups"]["task"]} == {"words", "numbers"}
+    assert summary["choices"] == {"task": ["numbers", "words"], "teacher": ["big", "small"], "turn": [1]}
+    assert Disagreement(rollouts).summary("all", task="poems")["rollouts"] == 0
+
+
+def test_turns_of_the_student_are_told_apart(tmp_path: Path) -> None:
+    row = made.rollout(1, 3, 8)
+    turns = [(0, 3, "student"), (3, 5, "tool"), (5, 8, "student")]
+    row["turns"] = [{"start": a, "end": b, "role": role} for a, b, role in turns]
+    row["reverse_kl"] = [1.0, 1.0, 1.0, None, None, 4.0, 4.0, 4.0]
+    for name in ("student_logprob", "teacher_logprob"):
+        row[name] = [value if i not in (3, 4) else None for i, value in enumerate(row[name])]
+    row["trained"] = [i not in (3, 4) for i in range(8)]
+    (tmp_path / "rollouts").mkdir()
+    write_rollouts([row], tmp_path / "rollouts" / "step-000001.parquet")
+    disagreement = Disagreement(Rollouts(tmp_path / "rollouts"))
+    summary = disagreement.summary("all")
+    assert [(group["name"], group["tokens"], group["kl_mean"]) for group in summary["groups"]["turn"]] == [
+        (1, 3, 1.0), (2, 3, 4.0),
+    ]  # fmt: skip
+    assert summary["rollouts"] == 1, "in two turns it is one still"
+    assert disagreement.summary("all", turn=2)["kl_total"] == 12.0
+    above = {each["nats"]: each for each in summary["above"]}
+    assert above[1.0]["tokens"] == 0.5
+    assert above[1.0]["kl"] == pytest.approx(12 / 15)
+    assert summary["kl_se"] is None, "of one prompt"
 
 
 def test_tokens_that_were_not_sampled_count_for_nothing(tmp_path: Path) -> None:
@@ -141,14 +226,14 @@ def test_tokens_that_were_not_sampled_count_for_nothing(tmp_path: Path) -> None:
         row[name] = [None if i == 1 else value for i, value in enumerate(row[name])]
     (tmp_path / "rollouts").mkdir()
     write_rollouts([row], tmp_path / "rollouts" / "step-000001.parquet")
-    assert Disagreement(Rollouts(tmp_path / "rollouts")).summary()["tokens_seen"] == 3
+    assert Disagreement(Rollouts(tmp_path / "rollouts")).summary("all")["tokens_seen"] == 3
 
 
 def test_a_teacher_without_distributions_falls_back_to_the_sampled_ratio(tmp_path: Path) -> None:
     row = made.rollout(1, 3, 6) | {"reverse_kl": None, "teacher_top_ids": None}
     (tmp_path / "rollouts").mkdir()
     write_rollouts([row], tmp_path / "rollouts" / "step-000001.parquet")
-    summary = Disagreement(Rollouts(tmp_path / "rollouts")).summary()
+    summary = Disagreement(Rollouts(tmp_path / "rollouts")).summary("all")
     assert summary["exact"] is False
     expected = sum(s - t for s, t in zip(row["student_logprob"], row["teacher_logprob"], strict=True))
     assert summary["kl_total"] == pytest.approx(expected, rel=1e-4)

@@ -106,7 +106,8 @@ def test_data_of_a_run(client: TestClient) -> None:
     assert len(rows) == 8
     assert _get(client, "rollout", run="b", id=rows[3]["id"])["token_ids"] == made.rollout(1, 3, 6)["token_ids"]
     assert _get(client, "search", run="b", text="what is 2 and 1")["ids"] == ["step-000002.parquet:1"]
-    assert _get(client, "disagreement", run="b")["rollouts"] == 4
+    assert _get(client, "disagreement", run="b", steps="all")["rollouts"] == 4
+    assert _get(client, "disagreement", run="b", task="words", turn=1)["rollouts"] == 1
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_a_report_keeps_whole_histories_of_watched_prompts_and_the_largest_kl(tm
     rows = data["rollouts"]["run"]["rows"]
     assert len(rows) == 30
     assert sum(row["prompt_id"] == "prompt-0" for row in rows) == 10
-    assert all(place["id"] in data["details"]["run"] for place in data["disagreement"]["run"]["places"])
+    assert all(place["id"] in data["details"]["run"] for place in data["disagreement"]["run"]["all"]["places"])
 
 
 def test_answers_of_evaluations_are_served(client: TestClient, two_runs: Path) -> None:

@@ -1,49 +1,79 @@
-"""Where student and teacher disagree, summed over all recorded rollouts.
+"""Where student and teacher disagree, summed over the recorded rollouts of some steps.
 
-Each file is summed once into a few short arrays (its different tokens, its positions, its worst
-places) and these are kept, so asking again, or for other steps, costs little. KL is the exact one at
-the position where the token was sampled; the sampled log-ratio where there is no exact one.
+    disagreement.summary("late", task="math")     the latest third of the steps, beside the first third
 
-Watched prompts come again at every step and would count too much: they are used only where a run
-recorded nothing else.
+Each file is summed once (`kl_sums.py`) and the sums are kept, so asking again, or for other steps, costs little.
 """
 
 from __future__ import annotations
 
+import re
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from limbeck.errors import LimbeckError
+from limbeck.formatting import shown
+from limbeck.view.kl_sums import ABOVE, COLUMNS, SHOWN_PLACES, SUMS, Cell, Part, sum_up
 from limbeck.view.rollouts import Rollouts, _read, _stamp, first_line
 
-if TYPE_CHECKING:
-    from limbeck.view.rollouts import Stamp
-
-COLUMNS = ["step", "source", "token_ids", "tokens", "special", "student_logprob", "teacher_logprob", "reverse_kl"]
 SHOWN_TOKENS = 40
-SHOWN_PLACES = 30
-LARGEST = 1e6  # nats at one token: more is a damaged file's, and sums of it would not be finite
-CONTEXT = 12  # tokens before a place that are shown with it
 SHOWN_BINS = 120
-SUMS = ("count", "kl", "log_ratio", "student_p", "teacher_p")
+SHOWN_GROUPS = 40
+DIMENSIONS: dict[str, Callable[[Cell], str | int]] = {
+    "task": lambda cell: cell.task,
+    "teacher": lambda cell: cell.teacher,
+    "turn": lambda cell: cell.turn,
+}
+
+
+class NoStepsError(LimbeckError):
+    """Steps that are none."""
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The sums of one file."""
+class _Chosen:
+    """The cells of some steps."""
 
-    stamp: Stamp
-    step: int
-    rollouts: int
-    exact: bool
-    ids: np.ndarray  # [U] the different tokens
-    names: list[str]  # [U]
-    special: np.ndarray  # [U]
-    sums: np.ndarray  # [U, len(SUMS)]
-    positions: np.ndarray  # [P, 3] count, sum and sum of squares of the KL at each position
-    places: list[dict[str, Any]]
+    parts: list[tuple[Part, list[Cell]]]
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for _, cells in self.parts for cell in cells]
+
+    @property
+    def rollouts(self) -> int:
+        return sum(len(set().union(*(cell.rows.tolist() for cell in cells))) for _, cells in self.parts if cells)
+
+    @property
+    def count(self) -> int:
+        return int(sum(cell.sums[:, 0].sum() for cell in self.cells))
+
+    @property
+    def kl(self) -> float:
+        return float(sum(cell.sums[:, 1].sum() for cell in self.cells))
+
+    def headline(self) -> dict[str, Any]:
+        """How much in all, and how concentrated it is."""
+        special = float(sum(cell.sums[cell.special, 1].sum() for cell in self.cells))
+        above = np.sum([cell.above for cell in self.cells], axis=0)
+        steps = [part.step for part, cells in self.parts if cells]
+        return {
+            "rollouts": self.rollouts,
+            "steps": [min(steps), max(steps)],
+            "tokens_seen": self.count,
+            "kl_total": self.kl,
+            **_mean(self),
+            "special_share": special / self.kl if self.kl > 0 else 0.0,
+            "above": [
+                {"nats": least, "tokens": float(count) / self.count, "kl": float(kl) / self.kl if self.kl > 0 else 0.0}
+                for least, (count, kl) in zip(ABOVE, above, strict=True)
+            ],
+            "positions": _positions(self.cells),
+        }
 
 
 class Disagreement:
@@ -51,35 +81,47 @@ class Disagreement:
 
     def __init__(self, rollouts: Rollouts) -> None:
         self.rollouts = rollouts
-        self._parts: dict[str, _Part | str] = {}
+        self._parts: dict[str, Part | str] = {}
         self._lock = threading.Lock()
 
-    def summary(self, first: int = 0, last: int | None = None) -> dict[str, Any]:
-        """Tokens, special tokens, positions and single places that carry the most KL, from step to step."""
+    def summary(self, steps: str = "late", **wanted: str | int) -> dict[str, Any]:
+        """Of the steps: all of it, by task, teacher and turn, by token and position; the single places with the most.
+
+        `steps`: "late" (the latest third, with `before` of the first third beside it), "early", "all", or "20-90".
+        `wanted`: a task, teacher or turn. Raises `NoStepsError` for other steps.
+        """
         with self._lock:
             found = [self._part(name) for name in self.rollouts.names()]
-        parts = [p for p in found if isinstance(p, _Part)]
-        chosen = [p for p in parts if p.step >= first and (last is None or p.step <= last) and len(p.ids)]
-        problems = [p for p in found if isinstance(p, str)]
-        if not chosen:
-            return {"rollouts": 0, "tokens_seen": 0, "problems": [*problems, "No recorded tokens in these steps."]}
-        tokens = _tokens(chosen)
-        total = float(sum(part.sums[:, 1].sum() for part in chosen))
-        places = sorted((place for part in chosen for place in part.places), key=lambda p: -p["kl"])
+        parts = [part for part in found if isinstance(part, Part)]
+        spans = _spans([part.step for part in parts if part.cells])
+        first, last = spans[steps] if steps in spans else _range(steps)
+        problems = [part for part in found if isinstance(part, str)]
+        every = {name: sorted({of(cell) for part in parts for cell in part.cells}) for name, of in DIMENSIONS.items()}
+        base = {"rollouts": 0, "tokens_seen": 0, "spans": spans, "choices": every}
+        now = _choose(parts, first, last, wanted)
+        if not now.count:
+            return {**base, "problems": [*problems, "No recorded tokens in these steps."]}
+        before = _choose(parts, *spans["early"], wanted) if steps == "late" else _Chosen([])
+        if not before.count or spans["early"][1] >= spans["late"][0]:
+            before = _Chosen([])
+        places = sorted((place for cell in now.cells for place in cell.places), key=lambda place: -place["kl"])
+        tokens = _tokens(now, before)
         return {
-            "rollouts": sum(part.rollouts for part in chosen),
-            "steps": [chosen[0].step, chosen[-1].step],
-            "exact": all(part.exact for part in chosen),
-            "tokens_seen": int(sum(part.sums[:, 0].sum() for part in chosen)),
-            "kl_total": total,
-            "tokens": sorted(tokens, key=lambda t: -t["kl"])[:SHOWN_TOKENS],
+            **base,
+            **now.headline(),
+            "exact": all(part.exact for part, cells in now.parts if cells),
+            "tokens": _most(tokens),
             "special": sorted((t for t in tokens if t["special"]), key=lambda t: -t["count"])[:SHOWN_TOKENS],
-            "positions": _positions(chosen),
+            "groups": {
+                name: _groups(parts, (first, last), spans["early"] if before.count else None, name, wanted)
+                for name in DIMENSIONS
+            },
             "places": places[:SHOWN_PLACES],
+            "before": before.headline() if before.count else None,
             "problems": problems,
         }
 
-    def _part(self, name: str) -> _Part | str | None:
+    def _part(self, name: str) -> Part | str | None:
         """The sums of one file, or what is wrong with it."""
         path = self.rollouts.folder / name
         stamp = _stamp(path)
@@ -88,111 +130,134 @@ class Disagreement:
         known = self._parts.get(name)
         if known is None or isinstance(known, str) or known.stamp != stamp:
             try:
-                known = _sum_up(name, stamp, _read(path, COLUMNS))
+                known = sum_up(name, stamp, _read(path, list(COLUMNS)))
             except Exception as error:
                 known = f"rollouts/{name} is skipped: {first_line(error)}"
             self._parts[name] = known
         return known
 
 
-def _sum_up(name: str, stamp: Stamp, table: Any) -> _Part:
-    """Raises `ValueError` for a file without the columns this needs."""
-    import pyarrow.compute as pc
+def _spans(steps: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """The first and the last third of the steps that were made, and all of them."""
+    newest = max(steps, default=0)
+    third = newest // 3
+    return {"late": (newest - third + 1 if third else newest, newest), "early": (0, third), "all": (0, newest)}
 
-    missing = [column for column in COLUMNS if column not in table.column_names]
-    if missing:
-        raise ValueError(f"it has no column {', '.join(missing)}.")
-    numbers = np.arange(table.num_rows)
-    train = table["source"].to_numpy(zero_copy_only=False) == "train"
-    if train.any():
-        numbers, table = numbers[train], table.filter(train)
-    step = int(table["step"][0].as_py()) if table.num_rows else 0
-    lengths = pc.list_value_length(table["token_ids"]).to_numpy(zero_copy_only=False)
-    row_N = np.repeat(np.arange(len(lengths)), lengths)
-    position_N = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    ids_N = _flat(table, "token_ids").astype(np.int64)
-    student_N, teacher_N = _flat(table, "student_logprob"), _flat(table, "teacher_logprob")
-    exact = table["reverse_kl"].null_count == 0
-    kl_N = _flat(table, "reverse_kl") if exact else student_N - teacher_N
-    kept_N = np.flatnonzero((np.abs(kl_N) < LARGEST) & (np.abs(student_N - teacher_N) < LARGEST))  # no NaN either
-    columns_N = np.stack([np.ones(len(ids_N)), kl_N, student_N - teacher_N, _p(student_N), _p(teacher_N)], axis=1)
-    ids, first, inverse = np.unique(ids_N[kept_N], return_index=True, return_inverse=True)
-    sums = np.zeros((len(ids), len(SUMS)))
-    np.add.at(sums, inverse, columns_N[kept_N])
-    tokens = _flat(table, "tokens")
-    worst = kept_N[np.argsort(-kl_N[kept_N], kind="stable")[:SHOWN_PLACES]]
-    return _Part(
-        stamp=stamp,
-        step=step,
-        rollouts=table.num_rows,
-        exact=exact,
-        ids=ids,
-        names=[str(text) for text in tokens[kept_N[first]]],
-        special=_flat(table, "special")[kept_N[first]].astype(bool),
-        sums=sums,
-        positions=_by_position(position_N[kept_N], kl_N[kept_N]),
-        places=[
+
+def _range(text: str) -> tuple[int, int]:
+    found = re.fullmatch("([0-9]{1,15})-([0-9]{1,15})", text)
+    if found is None:
+        raise NoStepsError(f"steps = {shown(text)}, expected late, early, all, or two numbers such as 20-90")
+    return int(found[1]), int(found[2])
+
+
+def _choose(parts: Sequence[Part], first: int, last: int, wanted: dict[str, Any]) -> _Chosen:
+    def is_wanted(cell: Cell) -> bool:
+        return all(DIMENSIONS[name](cell) == value for name, value in wanted.items())
+
+    return _Chosen([(p, [c for c in p.cells if is_wanted(c)]) for p in parts if first <= p.step <= last])
+
+
+def _split(chosen: _Chosen, of: Callable[[Cell], str | int]) -> dict[str | int, _Chosen]:
+    """By task, teacher or turn."""
+    found: dict[str | int, _Chosen] = {}
+    for part, cells in chosen.parts:
+        for value in {of(cell) for cell in cells}:
+            found.setdefault(value, _Chosen([])).parts.append((part, [cell for cell in cells if of(cell) == value]))
+    return found
+
+
+def _mean(chosen: _Chosen) -> dict[str, float | None]:
+    """KL a token and its standard error, clustered by prompt (Cochran 1977, section 6.3); None for a single prompt."""
+    prompts = np.concatenate([np.sum([cell.prompts for cell in cells], axis=0) for _, cells in chosen.parts if cells])
+    prompts = prompts[prompts[:, 0] > 0]
+    count, total = prompts.sum(axis=0)
+    mean, clusters = total / count, len(prompts)
+    spread = ((prompts[:, 1] - mean * prompts[:, 0]) ** 2).sum()
+    se = float(np.sqrt(spread * clusters / (clusters - 1)) / count) if clusters > 1 else None
+    return {"kl_mean": float(mean), "kl_se": se}
+
+
+def _groups(
+    parts: Sequence[Part], now: tuple[int, int], early: tuple[int, int] | None, name: str, wanted: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """One entry a task, teacher or turn, whichever of them is wanted: most KL first, turns in order."""
+    others, of = {key: value for key, value in wanted.items() if key != name}, DIMENSIONS[name]
+    every = _choose(parts, *now, others)
+    earlier = _split(_choose(parts, *early, others), of) if early else {}
+    found: list[dict[str, Any]] = []
+    for value, mine in _split(every, of).items():
+        before = earlier.get(value)
+        found.append(
             {
-                "id": f"{name}:{numbers[row_N[n]]}",
-                "step": step,
-                "position": int(position_N[n]),
-                "before": [str(text) for text in tokens[n - min(CONTEXT, int(position_N[n])) : n]],
-                "token": str(tokens[n]),
-                "kl": float(kl_N[n]),
-                "student_p": float(_p(student_N[n])),
-                "teacher_p": float(_p(teacher_N[n])),
+                "name": value,
+                "rollouts": mine.rollouts,
+                "tokens": mine.count,
+                "share": mine.kl / every.kl if every.kl > 0 else 0.0,
+                **_mean(mine),
+                "before": _mean(before) if before else None,
             }
-            for n in worst
-        ],
-    )
+        )
+    return sorted(found, key=lambda g: g["name"] if name == "turn" else -g["share"])[:SHOWN_GROUPS]
 
 
-def _p(logprob: Any) -> Any:
-    """Probabilities; of a log-prob above 0, which is none, 1."""
-    return np.exp(np.minimum(logprob, 0.0))
-
-
-def _flat(table: Any, column: str) -> np.ndarray:
-    """All values of a list column end to end; nulls as NaN."""
-    values = table[column].combine_chunks().flatten()
-    array: np.ndarray = values.to_numpy(zero_copy_only=False)
-    return array
-
-
-def _by_position(position_N: np.ndarray, kl_N: np.ndarray) -> np.ndarray:
-    return np.stack([np.bincount(position_N, weights=weights) for weights in (np.ones_like(kl_N), kl_N, kl_N**2)], 1)
-
-
-def _tokens(parts: list[_Part]) -> list[dict[str, Any]]:
-    """One entry a different token, over all parts."""
-    ids = np.concatenate([part.ids for part in parts])
-    names = [name for part in parts for name in part.names]
-    special = np.concatenate([part.special for part in parts])
-    different, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    sums = np.zeros((len(different), len(SUMS)))
-    np.add.at(sums, inverse, np.concatenate([part.sums for part in parts]))
+def _tokens(now: _Chosen, before: _Chosen) -> list[dict[str, Any]]:
+    """One entry a different token, with the share of the KL that it has, and had."""
+    earlier = {id_: row for id_, _, _, row in _summed(before.cells)} if before.count else {}
     return [
         {
-            "token_id": int(id_),
-            "token": names[index],
-            "special": bool(special[index]),
+            "token_id": id_,
+            "token": name,
+            "special": special,
             "count": int(row[0]),
             "kl": float(row[1]),
             "kl_mean": float(row[1] / row[0]),
             "log_ratio_mean": float(row[2] / row[0]),
             "student_p": float(row[3] / row[0]),
             "teacher_p": float(row[4] / row[0]),
+            "per_thousand": 1000 * float(row[1]) / now.count,
+            "before": _earlier(earlier.get(id_), before.count) if before.count else None,
         }
-        for id_, index, row in zip(different, first, sums, strict=True)
+        for id_, name, special, row in _summed(now.cells)
     ]
 
 
-def _positions(parts: list[_Part]) -> list[dict[str, Any]]:
+def _earlier(row: Any, count: int) -> dict[str, float | None]:
+    """Of a token that was not sampled then there is no mean."""
+    if row is None:
+        return {"count": 0, "kl_mean": None, "per_thousand": 0.0}
+    return {"count": int(row[0]), "kl_mean": float(row[1] / row[0]), "per_thousand": 1000 * float(row[1]) / count}
+
+
+def _summed(cells: Sequence[Cell]) -> list[tuple[int, str, bool, Any]]:
+    """Id, name, whether it is special, and the sums of each different token."""
+    names = [name for cell in cells for name in cell.names]
+    special = np.concatenate([cell.special for cell in cells])
+    ids, first, inverse = np.unique(
+        np.concatenate([cell.ids for cell in cells]), return_index=True, return_inverse=True
+    )
+    sums = np.zeros((len(ids), len(SUMS)))
+    np.add.at(sums, inverse, np.concatenate([cell.sums for cell in cells]))
+    return [(int(i), names[at], bool(special[at]), row) for i, at, row in zip(ids, first, sums, strict=True)]
+
+
+def _most(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those with the most KL, and those whose part of it changed most: whichever way a reader sorts them."""
+
+    def change(token: dict[str, Any]) -> float:
+        return float(token["per_thousand"] - token["before"]["per_thousand"]) if token["before"] else 0.0
+
+    orders: list[Callable[[dict[str, Any]], float]] = [lambda t: -t["kl"], lambda t: -change(t), change]
+    chosen = {t["token_id"] for order in orders for t in sorted(tokens, key=order)[:SHOWN_TOKENS]}
+    return sorted((t for t in tokens if t["token_id"] in chosen), key=lambda t: -t["kl"])
+
+
+def _positions(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Mean KL by position in the response, in at most `SHOWN_BINS` bins, with its standard error."""
-    length = max(len(part.positions) for part in parts)
+    length = max(len(cell.positions) for cell in cells)
     total = np.zeros((length, 3))
-    for part in parts:
-        total[: len(part.positions)] += part.positions
+    for cell in cells:
+        total[: len(cell.positions)] += cell.positions
     width = -(-length // SHOWN_BINS)
     bins = []
     for start in range(0, length, width):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,16 @@ def gather(runs: Runs, rollouts: int) -> dict[str, Any]:
         data["metrics"][id_] = run.metrics()
         data["rollouts"][id_], data["details"][id_] = _rollouts(run, rollouts)
         data["evaluations"][id_] = _answers(run.evaluations)
-        summary = run.disagreement.summary()
-        summary["places"] = [place for place in summary.get("places", []) if place["id"] in data["details"][id_]]
-        data["disagreement"][id_] = summary
+        data["disagreement"][id_] = _disagreements(run, data["details"][id_])
     return data
+
+
+def _disagreements(run: RunFiles, details: Mapping[str, Any]) -> dict[str, Any]:
+    """By the steps that a reader may choose; single places where their rollouts are in the report."""
+    found = {steps: run.disagreement.summary(steps) for steps in ("late", "early", "all")}
+    for summary in found.values():
+        summary["places"] = [place for place in summary.get("places", []) if place["id"] in details]
+    return found
 
 
 def _rollouts(run: RunFiles, limit: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import LimbeckError, RunError
 from limbeck.formatting import shown
 from limbeck.view import page
+from limbeck.view.disagreement import NoStepsError
 from limbeck.view.metrics import MAX_STEP
 from limbeck.view.runs import Runs
 from limbeck.wire.hosts import hosts_of, is_loopback
@@ -162,8 +163,14 @@ def _index(runs: Runs, request: Request) -> Any:
 
 
 def _disagreement(runs: Runs, request: Request) -> Any:
-    last = _number(request, "last", -1, least=-1)
-    return _run(runs, request).disagreement.summary(_number(request, "first"), None if last < 0 else last)
+    wanted: dict[str, str | int] = {}
+    for key in ("task", "teacher", "turn"):
+        if key in request.query_params:
+            wanted[key] = _number(request, key) if key == "turn" else _text(request, key)
+    try:
+        return _run(runs, request).disagreement.summary(_text(request, "steps", "late"), **wanted)
+    except NoStepsError as error:
+        raise _NoRequestError(str(error)) from None
 
 
 class _NoRequestError(LimbeckError):

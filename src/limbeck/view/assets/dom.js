@@ -4,10 +4,11 @@
 export function el(tag, props = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
-    if (value === undefined || value === null || value === false) continue;
+    if (value === undefined || value === null || (value === false && !name.startsWith("aria-"))) continue;
     if (name === "class") node.className = value;
     else if (name === "data") Object.assign(node.dataset, value);
     else if (name === "vars") for (const [key, v] of Object.entries(value)) node.style.setProperty(key, v);
+    else if (name.startsWith("aria-")) node.setAttribute(name, printable(String(value)));
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name in node && typeof value !== "string") node[name] = value;
     else node.setAttribute(name, value === true ? "" : name === "value" ? value : printable(String(value)));

@@ -15,7 +15,7 @@ class Live {
   rollouts(run, known, last) { return this.get("rollouts", { run, known, last }); }
   rollout(run, id) { return this.get("rollout", { run, id }); }
   async search(run, text) { return (await this.get("search", { run, text })).ids; }
-  disagreement(run, first, last) { return this.get("disagreement", { run, first, last }); }
+  disagreement(run, wanted) { return this.get("disagreement", { run, ...wanted }); }
 }
 
 class Embedded {
@@ -35,7 +35,7 @@ class Embedded {
       .filter((row) => [row.prompt_text, row.response_text, row.prompt_id].some((t) => t?.toLowerCase().includes(wanted)))
       .map((row) => row.id);
   }
-  async disagreement(run) { return this.data.disagreement[run]; }
+  async disagreement(run, { steps }) { return this.data.disagreement[run][steps] ?? this.data.disagreement[run].late; }
 }
 
 const embedded = document.getElementById("data");
