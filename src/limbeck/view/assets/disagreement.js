@@ -19,7 +19,7 @@ const SHOWN_ROWS = 25;
 function changeOf(t) { return t.before ? t.per_thousand - t.before.per_thousand : 0; }
 
 const facetKey = (facet) => `disagreement.${facet}`;
-const nameOf = (value) => (value === "" ? "(without a name)" : String(value));
+const facetName = (value) => (value === "" ? "(without a name)" : String(value));
 
 export class DisagreementPanel {
   constructor() {
@@ -56,7 +56,7 @@ export class DisagreementPanel {
     this.head.replaceChildren(
       store.runs.length > 1 && choice("Run", store.runs.map((r) => [r.id, r.id]), run.id, (id) => this.change({ run: id, [facetKey("task")]: null, [facetKey("teacher")]: null, [facetKey("turn")]: null })) || "",
       choice("Steps", spans, wanted.steps, (steps) => this.change({ "disagreement.steps": steps })),
-      ...facets.map(([facet, [label]]) => choice(label, [["any", "all"], ...(data.choices?.[facet] ?? []).map((value, i) => [String(i), nameOf(value)])],
+      ...facets.map(([facet, [label]]) => choice(label, [["any", "all"], ...(data.choices?.[facet] ?? []).map((value, i) => [String(i), facetName(value)])],
         facet in wanted ? String(data.choices?.[facet].map(String).indexOf(String(wanted[facet]))) : "any",
         (i) => this.change({ [facetKey(facet)]: i === "any" ? null : data.choices[facet][Number(i)] }))),
       el("span", { class: "hint" }, !data.rollouts ? "" : `${whole(data.tokens_seen)} tokens of ${whole(data.rollouts)} recorded rollouts, steps ${whole(data.steps[0])} to ${whole(data.steps[1])}; ${data.exact ? "exact KL" : "sampled log-ratio"}`));
@@ -78,7 +78,7 @@ export class DisagreementPanel {
     return el("div", { class: "facets" }, several.map(([facet, [label, plural]]) => {
       const most = Math.max(...data.groups[facet].map((g) => Math.max(g.kl_mean, g.before?.kl_mean ?? 0)), 1e-12);
       const rows = data.groups[facet].map((g) => {
-        const on = String(wanted[facet]) === String(g.name), text = nameOf(g.name);
+        const on = String(wanted[facet]) === String(g.name), text = facetName(g.name);
         const name = source.live ? el("button", { type: "button", class: "link", "aria-pressed": on, title: on ? "Show all again" : "Show this alone", onclick: () => this.change({ [facetKey(facet)]: on ? null : g.name }) }, text) : text;
         return el("tr", { class: on ? "on" : "" }, el("th", { scope: "row" }, name), el("td", {}, whole(g.tokens)),
           data.before && el("td", { class: "from" }, num(g.before?.kl_mean, 3)),
