@@ -209,7 +209,7 @@ async def measure(recipe: Recipe, args: argparse.Namespace) -> list[dict[str, An
     assert isinstance(run.learner, LocalLearner)
     student = run.learner.lm
     student.model.eval()
-    made = estimators(run.teacher, SUPPORTS)
+    made = estimators(run.teacher, args.supports)
     run.student_top = max(candidate.loss.size for candidate in made.values())
     tokens = 0
     size = sum(p.numel() for p in student.model.parameters())
@@ -272,6 +272,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--supports", type=int, nargs="+", default=list(SUPPORTS), help="K of the estimators between")
     parser.add_argument("--coordinates", type=int, default=200_000)
     args = parser.parse_args()
     args.batches = args.batches or (8 if args.quick else 64)

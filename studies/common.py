@@ -34,6 +34,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one run, one thread
 
+from limbeck.errors import LimbeckError
 from limbeck.training.intervals import t_interval
 from limbeck.view.plots import COLOURS, STYLE
 
@@ -46,7 +47,8 @@ class Study:
     """`run(condition, seed, setting, scratch)` makes one run and returns its rows; it must be a function of a module.
 
     `report(results)` returns the study's tables as Markdown; `draw(results, path)` saves its picture. `setting` is
-    what all runs share, as JSON; `quick` is what `--quick` changes of it.
+    what all runs share, as JSON; `quick` is what `--quick` changes of it. `prepare(setting, folder)` makes what runs
+    need beforehand, in the study's folder (`scratch.parents[1]` of a run), unless it is there.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Study:
     run: Callable[[str, int, Mapping[str, Any], Path], list[Row]]
     report: Callable[[Results], str]
     draw: Callable[[Results, Path], None]
+    prepare: Callable[[Mapping[str, Any], Path], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else f"{self.mean:.3f}"
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -170,8 +173,10 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> int:
     wanted = [(condition, seed) for seed in args.seeds for condition in args.conditions]
     try:
         missing = [one for one in wanted if _read(args.output, *one, setting) is None]
+        if missing and study.prepare is not None:
+            study.prepare(setting, args.output)
         _make(study, missing, setting, args.output, args.jobs)
-    except OtherSettingError as error:
+    except (OtherSettingError, LimbeckError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -11,6 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from limbeck.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +74,29 @@ def test_each_run_is_made_once_and_an_interrupted_study_goes_on(
     assert (tmp_path / "result.md").read_text() == "table\n"
     assert (tmp_path / "test.png").exists()
     assert not list((tmp_path / ".scratch").iterdir())
+
+
+def test_an_error_of_limbeck_ends_a_study_with_its_message(
+    common: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(condition: str, seed: int, setting: Mapping[str, Any], scratch: Path) -> list[dict[str, Any]]:
+        raise RecipeError("steps = 0, expected at least 1")
+
+    one = dataclasses.replace(study(common, Runs(), []), run=refused)
+    assert common.main(one, ["--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "steps = 0, expected at least 1\n"
+
+
+def test_what_runs_need_is_prepared_once_before_them(common: ModuleType, tmp_path: Path) -> None:
+    runs, prepared = Runs(), []
+
+    def prepare(setting: Mapping[str, Any], folder: Path) -> None:
+        prepared.append((setting["steps"], folder, len(runs.made)))
+
+    one = dataclasses.replace(study(common, runs, []), prepare=prepare)
+    for _ in range(2):
+        assert common.main(one, ["--seeds", "0", "1", "--output", str(tmp_path)]) == 0
+    assert prepared == [(10, tmp_path, 0)]
 
 
 def test_results_of_another_setting_are_refused(
