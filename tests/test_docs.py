@@ -107,10 +107,24 @@ def test_train_commands_have_valid_recipes(page: Path) -> None:
             load_recipe(ROOT / recipes[0], [word for word in after if "=" in word and not word.startswith("-")])
 
 
-def test_the_recipe_reference_is_up_to_date() -> None:
-    script = ROOT / "scripts" / "make_reference.py"
-    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+@pytest.mark.parametrize("script", ["make_reference.py", "make_commands.py"])
+def test_a_reference_that_a_script_writes_is_up_to_date(script: str) -> None:
+    command = [sys.executable, ROOT / "scripts" / script, "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_recipe_reference_shows_each_table_once() -> None:
+    page = (ROOT / "docs" / "reference" / "recipe.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^##+ (.*)$", page, re.M)
+    assert len(headings) > 50
+    assert len(headings) == len(set(headings))
+    for table in page.split("\n## "):
+        keys = [row for row in re.findall(r"^\| `.*$", table, re.M) if "`factory`" not in row]
+        assert len(keys) == len(set(keys)), table.partition("\n")[0]
+    described = set(re.findall(r"^\| `(\w+)`", page, re.M)) | set(re.findall(r"[.[](\w+)]", " ".join(headings)))
+    missing = {key.rpartition(".")[2] for key in dotted_keys()} - described - {"kind", "divergence", "from", "NAME"}
+    assert missing <= {"sets", "teachers", "tasks"}, missing  # tables of tables, there by NAME
 
 
 def test_the_index_links_every_page() -> None:
