@@ -36,6 +36,7 @@ Control characters, halves of surrogate pairs, NaN and infinities are refused in
 than 64 bits, recipes of more than 10,000 values and files of more than 1 MB.
 
 """
+SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 TAGS = ("kind", "divergence", "from")
 
 
@@ -179,9 +180,10 @@ def kind(annotation: Any, metadata: list[Any] = []) -> str:  # noqa: B006 (never
     if get_origin(annotation) is dict:
         return "table"
     name = {int: "integer", float: "number", bool: "boolean", str: "string"}[annotation]
-    signs = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
-    bounds = [f"{signs[type(m)][0]} {toml(getattr(m, signs[type(m)][1]))}" for m in metadata if type(m) in signs]
-    return f"{name} {', '.join(bounds)}".strip()
+    bounds = {type(m): toml(getattr(m, SIGNS[type(m)][1])) for m in metadata if type(m) in SIGNS}
+    if {Ge, Le} <= set(bounds):
+        return f"{name} from {bounds[Ge]} to {bounds[Le]}"
+    return f"{name} {', '.join(f'{SIGNS[sign][0]} {bound}' for sign, bound in bounds.items())}".strip()
 
 
 def toml(value: Any) -> str:

@@ -22,7 +22,7 @@ from limbeck.config.recipe import dotted_keys, load_recipe, parse_recipe
 from tests import finished_run
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 SERVES = ("limbeck view",)
 STUDIES = ("python studies/",)  # a quarter of an hour each: their commands run with --quick
 TRAINS_FOR_MINUTES = {  # test_smollm2, test_retokenized, test_calculator and tests/agents run them, or shortened

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mkdocs.config import load_config
 
 import limbeck
@@ -18,6 +19,11 @@ import limbeck.objectives
 import limbeck.testing
 
 ROOT = Path(__file__).parents[1]
+CFF_KEYS = {
+    "abstract", "authors", "cff-version", "commit", "contact", "date-released", "doi", "identifiers", "keywords",
+    "license", "license-url", "message", "preferred-citation", "references", "repository", "repository-artifact",
+    "repository-code", "title", "type", "url", "version",
+}  # fmt: skip
 LOADS = re.compile(
     r"""(?:\b(?:src|srcset|data)= | <link[^>]*\bhref= | \burl\( | @import | \bimport\( | \bfetch\( )
         ["'\s]* (?:https?:)? // [^"'\s>)]*""",
@@ -39,6 +45,21 @@ def test_the_navigation_names_every_page_once() -> None:
     named = list(leaves(config.nav))
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     assert sorted(named) == sorted(pages | set(config.extra["root_pages"].values()))
+
+
+def test_the_citation_is_of_this_version() -> None:
+    """With the keys of the Citation File Format 1.2.0 that it requires, and no other than it has."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"authors", "cff-version", "message", "title"} <= set(citation) <= CFF_KEYS
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == limbeck.__version__
+    assert citation["authors"] == [{"name": "The Limbeck authors"}]
+    assert f"version = {{{limbeck.__version__}}}" in (ROOT / "docs" / "about" / "cite.md").read_text(encoding="utf-8")
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+),", changelog, re.M)[0] == limbeck.__version__
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +93,12 @@ def test_the_site_loads_nothing_from_another_host(site: Path) -> None:
     assert not found
     scripts = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.js"))
     assert not re.findall(r"[\"'`]https://[\w.-]*(?:unpkg|jsdelivr|cdnjs|googleapis|gstatic)[^\"'`]*", scripts)
+
+
+@pytest.mark.slow
+def test_the_site_links_to_no_other_host(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert not re.findall(r'href="((?:https?:)?//[^"]*)"', page.read_text(encoding="utf-8")), page.name
 
 
 @pytest.mark.slow
