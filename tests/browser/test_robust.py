@@ -39,7 +39,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page, copied: Path, served
             assert page.run("return document.title") != "owned"
             assert page.run("return document.querySelectorAll('main img, main script').length") == 0
             assert page.run(f"return {HIDING}") == [], (place, tab)
-        page.open(f"{place}#tokens")
+        page.open(f"{place}#samples")
         page.until("document.querySelectorAll('.flow .t').length > 3")
         text = page.texts(".flow .t")[0]
         assert "<script>document.title" in text
@@ -68,7 +68,7 @@ def test_broken_files_are_said_and_the_rest_is_shown(page: Page, copied: Path, s
         file.write('{"step": 7, "kind": "tr')
     (copied / "rollouts" / "step-000002.parquet").write_bytes(b"PAR1 broken")
     (copied / "recipe.toml").unlink()
-    page.open(served(copied) + "#tokens")
+    page.open(served(copied) + "#samples")
     page.until("document.querySelectorAll('.flow .t').length > 3")
     notices = " ".join(page.texts(".problem"))
     for part in ("half-written line", "step-000002.parquet is skipped", "recipe.toml is missing"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_hovering_a_token_shows_the_numbers_of_the_parquet(page: Page, run: Path
 
 
 def test_the_numbers_of_a_token_do_not_stay_over_another_tab(page: Page, run: Path, served: Served) -> None:
-    page.open(served(run) + "#tokens")
+    page.open(served(run) + "#samples")
     page.until("document.querySelectorAll('.flow .t').length > 3")
     hover(page, 1)
     page.press("#tab-curves")
@@ -69,6 +70,14 @@ def test_the_same_prompt_across_steps(page: Page, run: Path, served: Served) -> 
     page.press(".strip button", "Compare steps")
     page.until("document.querySelectorAll('.version').length === arguments[0]", len(same))
     assert [text.split("KL")[0] for text in page.texts(".version h3")] == [f"step {row['step']}" for row in same]
+    assert page.texts(".version .words")[0] == same[0]["response_text"]
+    for (before, after), words in zip(pairwise(same), page.texts(".version .words")[1:], strict=True):
+        if before["response_text"] == after["response_text"]:
+            assert words == after["response_text"] + "the same"
+    assert page.run("return location.hash").find("compare=steps") > 0
+    page.press(".measures button", "Tokens")
+    page.until("document.querySelectorAll('.version .flow .t').length")
+    assert len(page.texts(".version .flow .t")) == sum(len(row["tokens"]) for row in same)
     page.press(".strip button", "Compare steps")
 
 
@@ -79,7 +88,7 @@ def test_filters_search_and_sorting(page: Page, copied: Path, served: Served) ->
 
     finished_run.rewrite(copied / "rollouts" / "step-000004.parquet", cut)
     rows = rows_of(copied)
-    page.open(served(copied) + "#tokens")
+    page.open(served(copied) + "#samples")
 
     def count() -> int:
         return int(page.texts(".count")[0].split()[0])
@@ -129,7 +138,7 @@ def test_a_response_of_8000_tokens_scrolls(page: Page, tmp_path: Path, served: S
     """How smoothly is measured by benchmarks/view.py."""
     made.write_metrics(tmp_path / "long", 3)
     made.write_rollout_files(tmp_path / "long", range(1, 2), each=2, length=8000)
-    page.open(served(tmp_path / "long") + "#tokens")
+    page.open(served(tmp_path / "long") + "#samples")
     page.until("document.querySelectorAll('.flow .t').length === 8000")
     press = "document.querySelector('.flow').dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0]}))"
     beside = """(() => {

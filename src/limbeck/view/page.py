@@ -20,7 +20,8 @@ ASSETS = Path(__file__).with_name("assets")
 MODULES = (  # each after those it imports
     "address.js", "dom.js", "format.js", "source.js", "store.js", "flat.js", "groups.js",
     "charts.js", "curves.js",
-    "heat.js", "inspector.js", "chat.js", "detail.js", "rollouts.js",
+    "heat.js", "inspector.js", "flow.js", "chat.js", "speech.js", "conversation.js", "grade.js", "words.js",
+    "compare.js", "detail.js", "rollouts.js", "paired.js", "opened.js", "answers.js", "samples.js",
     "disagreement.js",
     "recipe.js",
     "tabs.js", "main.js",

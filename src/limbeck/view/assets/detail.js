@@ -1,79 +1,19 @@
-// One rollout with its tokens coloured, and the same prompt across steps.
-import { isTemplateToken, saidIn, turnsOf } from "./chat.js";
-import { el, printable, segments } from "./dom.js";
+// One rollout: its conversation, its tokens coloured, and the same prompt at other steps and in other runs.
+import { address } from "./address.js";
+import { comparison, otherRuns } from "./compare.js";
+import { headsOf, promptChat, rawTokens, responseChat } from "./conversation.js";
+import { el, segments } from "./dom.js";
+import { legend, tokenFlow } from "./flow.js";
 import { num, whole } from "./format.js";
-import { heat, MEASURES, measure, scaleOf } from "./heat.js";
+import { grade } from "./grade.js";
+import { MEASURES, scaleOf } from "./heat.js";
 import { inspector } from "./inspector.js";
 import { source } from "./source.js";
+import { store } from "./store.js";
 
-// Tokens laid out together; blocks out of sight cost nothing. One ends with a line, where there are lines.
-const BLOCK = 150, LONGEST_BLOCK = 400;
 const COMPARED = 12;
-
-const state = { measure: "log_ratio", across: false, shape: "chat" };
-
-const withBreaks = (text) => printable(text).replaceAll("\t", "⇥\t").replaceAll("\n", "↵\n") || "∅";
-
-// Tokens as spans. Text is text: the only thing a response decides here is what the spans say. `roles` names the
-// role of a turn that begins at a token.
-function tokenFlow(rollout, which, scale, label, roles = new Map()) {
-  const flow = el("div", { class: "flow", role: "group", tabIndex: 0, "aria-label": label });
-  let block, count = LONGEST_BLOCK, before = "";
-  for (let i = 0; i < rollout.tokens.length; i += 1, count += 1) {
-    const text = rollout.tokens[i];
-    if (roles.has(i)) { flow.append(el("div", { class: "role" }, roles.get(i))); count = LONGEST_BLOCK; }
-    if (count >= LONGEST_BLOCK || (count >= BLOCK && before.endsWith("\n"))) {
-      flow.append(block = el("div", { class: "block" }));
-      count = 0;
-    }
-    before = text;
-    const [hue, strength] = heat(which, which.at(rollout, i), scale);
-    const span = el("span", { class: `t ${hue}${rollout.special?.[i] ? " special" : ""}${rollout.trained?.[i] === false ? " untrained" : ""}`, data: { i } }, withBreaks(text));
-    if (strength) span.style.setProperty("--s", strength.toFixed(3));
-    block.append(span);
-  }
-  const span = (i) => flow.querySelector(`[data-i="${i}"]`);
-  const point = (i, scroll) => {
-    const target = span(i);
-    if (!target) return;
-    flow.querySelector(".at")?.classList.remove("at");
-    target.classList.add("at");
-    flow.at = i;
-    if (scroll) intoSight(target);
-    inspector.show(rollout, i, target);
-    flow.setAttribute("aria-describedby", "inspector");
-  };
-  flow.addEventListener("pointerover", (event) => {
-    const target = event.target.closest(".t");
-    if (target) point(Number(target.dataset.i), false);
-  });
-  flow.addEventListener("pointerleave", () => { if (document.activeElement !== flow) inspector.hide(); });
-  flow.addEventListener("blur", () => inspector.hide());
-  flow.addEventListener("keydown", (event) => {
-    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home: -Infinity, End: Infinity }[event.key];
-    if (event.key === "Escape") inspector.hide();
-    if (by === undefined) return;
-    event.preventDefault();
-    const next = Math.max(0, Math.min(rollout.tokens.length - 1, (flow.at ?? -1) + by));
-    point(next, true);
-    inspector.say(rollout, next);
-  });
-  flow.point = point;
-  return flow;
-}
-
-// Blocks that come into sight are laid out a frame later, and may push the token out again: so for some frames.
-function intoSight(span, frames = 6) {
-  const { top, bottom } = span.getBoundingClientRect();
-  if (top < 80 || bottom > innerHeight - 20) span.scrollIntoView({ block: "center" });
-  if (frames) requestAnimationFrame(() => intoSight(span, frames - 1));
-}
-
-function legend(which, scale) {
-  const low = which.diverging ? num(-scale, 2) : which.flat ? "" : "0";
-  return el("div", { class: "legend", "aria-hidden": "true" }, el("span", {}, which.ends[0], low && el("small", {}, low)),
-    el("i", { class: which.diverging ? "ramp diverging" : "ramp" }), el("span", {}, !which.flat && el("small", {}, num(scale, 2)), which.ends[1]));
-}
+const MOST_SIBLINGS = 60;
+const SHAPES = [["chat", "Chat"], ["tokens", "Tokens"], ["raw", "Raw tokens"]];
 
 function facts(rollout) {
   const reward = rollout.reward;
@@ -82,55 +22,32 @@ function facts(rollout) {
     ["tokens", rollout.sampled_tokens === undefined ? null : whole(rollout.sampled_tokens)], ["mean KL", num(rollout.reverse_kl_mean ?? rollout.log_ratio_mean)],
     ["segment", rollout.segment ? `${rollout.segment + 1}${rollout.segment_reason ? `: ${rollout.segment_reason}` : ""}` : null],
     ["reward", reward === null || reward === undefined ? null : num(reward, 2)], ["advantage", rollout.advantage ? num(rollout.advantage, 2) : null],
-    ["answer", rollout.answer], ["task", rollout.task],
+    ["right answer", rollout.answer], ["task", rollout.task],
   ];
   return el("dl", { class: "facts" }, items.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) =>
     el("div", {}, el("dt", {}, name), el("dd", {}, value))),
     rollout.finish === "length" && el("div", { class: "flag" }, "cut at max_tokens"));
 }
 
-function rawTokens(main) {
-  return el("div", { class: "raw" }, main.prompt_tokens.map((text, i) => (
-    el("span", { class: isTemplateToken(text.trim()) ? "p special" : "p", title: `token ${main.prompt_ids?.[i] ?? "?"} · position ${i} of the prompt` }, withBreaks(text)))));
-}
-
-function chatOf(main) {
-  const tokens = main.prompt_tokens, turns = turnsOf(tokens);
-  if (!turns.some((turn) => turn.role)) return el("pre", {}, main.prompt_text || tokens.join(""));
-  const last = turns[turns.length - 1];
-  const shown = turns.filter((turn) => turn !== last || turn.end < tokens.length || saidIn(tokens, turn));  // the last one may be the response's header
-  const split = shown.some((turn) => saidIn(tokens, turn).includes("\ufffd"));
-  return el("div", { class: "chat" }, shown.map((turn) => el("section", { class: "turn" }, el("h4", {}, turn.role || "no role"),
-    saidIn(tokens, turn) ? el("pre", {}, saidIn(tokens, turn)) : el("p", { class: "hint" }, "empty"))),
-    split && el("p", { class: "hint" }, "\ufffd stands for a part of a character that is split over several tokens."));
-}
-
-// The turns of the response, by place in it: as they were recorded where there are several, else by the template's tokens.
-// The first of those began with the prompt's last header, at a place below 0.
-function responseTurns(main) {
-  const recorded = main.turns ?? [];
-  if (recorded.length > 1) return recorded.map((turn) => ({ ...turn, role: labelOf(turn) }));
-  const before = main.prompt_tokens?.length ?? 0;
-  return turnsOf([...(main.prompt_tokens ?? []), ...main.tokens]).filter((turn) => turn.role && turn.end > before)
-    .map((turn) => ({ ...turn, start: turn.start - before }));
-}
-
-const labelOf = ({ role, reward, finish }) => [role, finish === "length" && "cut at its limit", reward !== null && reward !== undefined && `reward ${num(reward, 2)}`].filter(Boolean).join(", ");
-
 export class Detail {
-  // onstep(row): another step of the same prompt was chosen
+  // onstep(row): another rollout of the same prompt was chosen
   constructor(onstep) {
     this.onstep = onstep;
     this.node = el("article", { class: "card detail", "aria-label": "Rollout" }, el("p", { class: "blank" }, "Choose a rollout."));
   }
 
-  async show(run, row, versions, token) {
+  get shape() { return address.get("samples.shape", "tokens"); }
+  get compared() { return address.get("samples.compare", ""); }
+
+  // `versions`: the same prompt and sample at every step; `siblings`: all rollouts of the prompt.
+  async show(run, row, versions, siblings, token) {
     const asked = this.asked = {};
-    Object.assign(this, { run, row, versions });
+    Object.assign(this, { run, row, versions, siblings });
     let rollouts;
     try {
-      const wanted = state.across && versions.length > 1 ? evenly(versions, COMPARED, row) : [row];
-      rollouts = await Promise.all(wanted.map((r) => source.rollout(run.id, r.id)));
+      const others = this.compared === "runs" ? await otherRuns(run, row) : [];
+      const wanted = others.length ? [[run, row], ...others] : this.compared === "steps" && versions.length > 1 ? evenly(versions, COMPARED, row).map((r) => [run, r]) : [[run, row]];
+      rollouts = await Promise.all(wanted.map(async ([of, r]) => ({ ...await source.rollout(of.id, r.id), run: of })));
     } catch (error) {
       if (asked === this.asked) this.node.replaceChildren(el("p", { class: "blank" }, error.message));
       return;
@@ -140,66 +57,88 @@ export class Detail {
     this.draw(token);
   }
 
+  again(changes) {
+    address.set(changes);
+    this.show(this.run, this.row, this.versions, this.siblings);
+  }
+
   draw(token) {
     inspector.hide();
     this.node.dataset.id = this.row.id;
-    const main = this.rollouts.find((r) => r.id === this.row.id) ?? this.rollouts[0];
+    const main = this.rollouts.find((r) => r.id === this.row.id && r.run === this.run) ?? this.rollouts[0];
     const known = MEASURES.filter((m) => main.tokens?.some((_, i) => m.at(main, i) !== null));
     if (!known.length) {
       this.node.replaceChildren(el("p", { class: "blank" }, "This file has no tokens for this rollout: it was written by another version."), el("pre", {}, main.response_text ?? ""));
       return;
     }
-    const which = known.find((m) => m.id === state.measure) ?? known[0];
-    const scale = scaleOf(which, this.rollouts);
-    const pick = segments("Colour tokens by", known.map((m) => [m.id, m.label]), which.id, (id) => { state.measure = id; this.draw(); this.node.querySelector(`[data-value="${id}"]`)?.focus(); });
     this.node.replaceChildren(
-      el("header", {}, el("h2", {}, main.prompt_id ?? "rollout"), el("span", { class: "tag" }, main.source === "watch" ? "watched" : "training"), this.stepStrip()),
-      facts(main),
-      this.prompt(main),
-      el("div", { class: "measures" }, pick, which.empty && this.rollouts.every((r) => r.tokens.every((_, i) => !which.at(r, i)))
-        ? el("p", { class: "hint" }, which.empty) : legend(which, scale)),
-      ...(state.across && this.rollouts.length > 1 ? this.drawAcross(which, scale) : this.drawOne(main, which, scale, token)));
+      el("header", {}, el("h2", {}, main.prompt_id ?? "rollout"), el("span", { class: "tag" }, main.source === "watch" ? "watched" : "training"), this.strip()),
+      this.siblingStrip(), facts(main), this.prompt(main), ...this.response(main, known, token));
+  }
+
+  pick(label, options, value, key) {
+    return segments(label, options, value, (chosen) => { address.set({ [key]: chosen }); this.draw(); this.node.querySelector(`[data-value="${chosen}"]`)?.focus(); });
   }
 
   // The turns of the prompt as its template's tokens divide it, or those tokens themselves.
   prompt(main) {
-    const tokens = main.prompt_tokens ?? [];
-    if (!tokens.length) return el("section", { class: "prompt" }, el("h3", {}, "Prompt"), el("pre", {}, main.prompt_text ?? ""));
-    const pick = segments("Show prompt and response as", [["chat", "Chat"], ["raw", "Raw tokens"]], state.shape, (shape) => { state.shape = shape; this.draw(); this.node.querySelector(`[data-value="${shape}"]`)?.focus(); });
-    return el("section", { class: "prompt" }, el("div", { class: "measures" }, el("h3", {}, "Prompt"), pick), state.shape === "raw" ? rawTokens(main) : chatOf(main));
+    const shapes = main.prompt_tokens?.length ? SHAPES : SHAPES.slice(0, 2);
+    const pick = this.compared === "" || this.rollouts.length < 2 ? this.pick("Show as", shapes, this.shape, "samples.shape") : "";
+    const raw = this.shape === "raw" && shapes === SHAPES;
+    return el("section", { class: "prompt" }, el("div", { class: "measures" }, el("h3", {}, raw ? "Tokens of the prompt" : "Conversation"), pick), raw ? rawTokens(main) : promptChat(main));
   }
 
-  drawOne(main, which, scale, token) {
-    const roles = new Map(state.shape === "raw" ? [] : responseTurns(main).map((turn) => [Math.max(0, turn.start), turn.role]));
-    const flow = tokenFlow(main, which, scale, "Response, token by token. Arrow keys move along the tokens.", roles);
+  response(main, known, token) {
+    if (this.rollouts.length > 1) return comparison(this.rollouts, this.compared, this.tools(known, this.rollouts), (key, value) => { address.set({ [key]: value }); this.draw(); });
+    const lone = this.compared === "runs" ? [el("p", { class: "hint lone" }, "No other run has recorded this prompt. Runs that share it are compared here: a task that makes its own prompts makes others under another seed.")] : [];
+    if (this.shape === "chat") return [responseChat(main), ...lone];
+    const { which, scale, bar } = this.tools(known, [main])();
+    const flow = tokenFlow(main, which, scale, "Response, token by token. Arrow keys move along the tokens.", this.shape === "raw" ? undefined : headsOf(main));
     if (token !== undefined) requestAnimationFrame(() => { flow.focus({ preventScroll: true }); flow.point(token, true); });
-    return [flow];
+    return [bar, flow, ...lone];
   }
 
-  drawAcross(which, scale) {
-    return this.rollouts.map((r) => el("section", { class: "version" },
-      el("h3", {}, el("b", {}, `step ${r.step}`), el("span", {}, `KL ${num(r.reverse_kl_mean ?? r.log_ratio_mean)}`), grade(r)),
-      tokenFlow(r, which, scale, `Response at step ${r.step}`)));
+  // What colours the tokens, made where it is asked for: how they are coloured, and the bar to choose it with.
+  tools(known, rollouts) {
+    return () => {
+      const which = known.find((m) => m.id === address.get("samples.colour", "log_ratio")) ?? known[0], scale = scaleOf(which, rollouts);
+      const empty = which.empty && rollouts.every((r) => r.tokens.every((_, i) => !which.at(r, i)));
+      const bar = el("div", { class: "measures" }, this.pick("Colour tokens by", known.map((m) => [m.id, m.label]), which.id, "samples.colour"),
+        empty ? el("p", { class: "hint" }, which.empty) : legend(which, scale));
+      return { which, scale, bar };
+    };
   }
 
-  stepStrip() {
-    if (this.versions.length < 2) return null;
-    const at = this.versions.findIndex((row) => row.id === this.row.id);
-    const go = (by) => { const next = this.versions[at + by]; if (next) this.onstep(next); };
-    const across = el("button", { type: "button", class: "quiet", "aria-pressed": state.across, onclick: () => { state.across = !state.across; this.show(this.run, this.row, this.versions); } }, "Compare steps");
-    const slider = el("input", { type: "range", min: 0, max: this.versions.length - 1, step: 1, "aria-label": "Step of the same prompt", oninput: () => this.onstep(this.versions[slider.valueAsNumber]) });
+  strip() {
+    const several = this.versions.length > 1, runs = store.runs.length > 1;
+    const toggle = (what, text) => el("button", { type: "button", class: "quiet", "aria-pressed": this.compared === what, onclick: () => this.again({ "samples.compare": this.compared === what ? null : what }) }, text);
+    return el("div", { class: "strip" }, runs && toggle("runs", "Compare runs"), several && toggle("steps", "Compare steps"), several && this.stepper());
+  }
+
+  stepper() {
+    const { versions } = this, at = versions.findIndex((row) => row.id === this.row.id);
+    const go = (by) => { const next = versions[at + by]; if (next) this.onstep(next); };
+    const slider = el("input", { type: "range", min: 0, max: versions.length - 1, step: 1, "aria-label": "Step of the same prompt", oninput: () => this.onstep(versions[slider.valueAsNumber]) });
     slider.value = at;
-    return el("div", { class: "strip" }, across,
+    return [
       el("button", { type: "button", class: "quiet", title: "earlier step of this prompt", "aria-label": "Earlier step", disabled: at <= 0, onclick: () => go(-1) }, "‹"),
-      slider, el("span", { class: "at", vars: { "--digits": String(this.versions[this.versions.length - 1].step).length } }, `step ${this.row.step}`),
-      el("button", { type: "button", class: "quiet", title: "later step of this prompt", "aria-label": "Later step", disabled: at >= this.versions.length - 1, onclick: () => go(1) }, "›"));
+      slider, el("span", { class: "at", vars: { "--digits": String(versions.at(-1).step).length } }, `step ${this.row.step}`),
+      el("button", { type: "button", class: "quiet", title: "later step of this prompt", "aria-label": "Later step", disabled: at >= versions.length - 1, onclick: () => go(1) }, "›"),
+    ];
   }
-}
 
-export function grade(row) {
-  if (row.reward === null || row.reward === undefined) return el("span", { class: "grade" }, "");
-  const right = row.reward >= 1, sign = { 0: "✗", 1: "✓" }[row.reward] ?? num(row.reward, 2);
-  return el("span", { class: `grade ${right ? "right" : "wrong"}`, title: `reward ${row.reward}` }, sign, el("span", { class: "hidden" }, right ? " right" : " wrong"));
+  // Every rollout of the prompt, where the slider does not reach them all.
+  siblingStrip() {
+    const { siblings, versions, row } = this;
+    if (siblings.length <= versions.length) return "";
+    const samples = new Set(siblings.map((r) => r.sample)).size > 1, segmented = siblings.some((r) => r.segment);
+    const shown = siblings.slice(0, MOST_SIBLINGS);
+    if (!shown.includes(row)) shown.push(row);
+    return el("nav", { class: "siblings", "aria-label": "Rollouts of this prompt" }, el("span", { class: "hint" }, `${siblings.length} rollouts of this prompt`),
+      shown.map((r) => el("button", { type: "button", class: "sibling", "aria-current": r === row ? "true" : null, title: `step ${r.step}, sample ${(r.sample ?? 0) + 1}${segmented ? `, segment ${(r.segment ?? 0) + 1}` : ""}, ${r.source === "watch" ? "watched" : "training"}`, onclick: () => this.onstep(r) },
+        `${r.step}${samples ? `·${(r.sample ?? 0) + 1}` : ""}${segmented ? `/${(r.segment ?? 0) + 1}` : ""}`, grade(r))),
+      siblings.length > shown.length && el("span", { class: "hint" }, `and ${siblings.length - shown.length} more`));
+  }
 }
 
 // Some of the rows at even distances, the first, the last and the present one among them.
@@ -209,4 +148,3 @@ function evenly(rows, count, present) {
   chosen.add(present);
   return rows.filter((row) => chosen.has(row));
 }
-

@@ -4,7 +4,7 @@ import { curvesPanel } from "./curves.js";
 import { DisagreementPanel } from "./disagreement.js";
 import { el, printable } from "./dom.js";
 import { recipePanel } from "./recipe.js";
-import { RolloutsPanel } from "./rollouts.js";
+import { SamplesPanel } from "./samples.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
 import { makeTabs } from "./tabs.js";
@@ -70,7 +70,7 @@ async function start() {
   main.prepend(problems);
   const tabs = makeTabs({
     curves: ["Curves", { node: curvesPanel(), open: () => {} }],
-    samples: ["Samples", new RolloutsPanel()],
+    samples: ["Samples", new SamplesPanel()],
     disagreement: ["Disagreement", new DisagreementPanel()],
     recipe: ["Recipe", recipePanel()],
   }, document.getElementById("tabs"), main, (name) => { store.watchRollouts = name === "samples"; drawProblems(); });

@@ -1,8 +1,9 @@
-// The token view: a list of rollouts to search, filter and sort, and the chosen one beside it.
+// The recorded rollouts: a list to search, filter, sort and group, and the chosen one beside it.
 import { address } from "./address.js";
+import { Detail } from "./detail.js";
 import { check, choice, debounce, el, segments } from "./dom.js";
-import { num, whole } from "./format.js";
-import { Detail, grade } from "./detail.js";
+import { num, percent, whole } from "./format.js";
+import { grade } from "./grade.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
 
@@ -23,9 +24,14 @@ const GRADES = {
   none: ["not graded", (row) => row.reward === null || row.reward === undefined],
 };
 
+// What the list is filtered and sorted by: each has its key in the address.
+const FILTERS = { source: "all", grade: "any", cut: false, teacher: "", task: "", sort: "kl", grouped: false, search: "" };
+const filterOf = () => Object.fromEntries(Object.entries(FILTERS).map(([key, fallback]) => [key, address.get(`samples.${key}`, fallback)]));
+
 export class RolloutsPanel {
   constructor() {
-    this.filter = { source: "all", grade: "any", cut: false, teacher: "", task: "", sort: "kl", found: null };
+    this.filter = { ...FILTERS };
+    this.found = null;  // ids of what the search found; null: all
     this.detail = new Detail((row) => this.choose(row));
     this.count = el("span", { class: "count", role: "status" });
     this.canvas = el("div", { class: "canvas" });
@@ -34,102 +40,138 @@ export class RolloutsPanel {
       onscroll: () => requestAnimationFrame(() => this.drawRows()),
     }, this.canvas);
     this.filters = el("div", { class: "filters" });
+    this.search = el("input", {
+      type: "search", placeholder: "Search prompts and responses", "aria-label": "Search prompts and responses", id: "search",
+      oninput: debounce(200, () => { this.set({ search: this.search.value }); this.find(); }),
+    });
     this.node = el("div", { class: "tokens" }, el("section", { class: "card browser", "aria-label": "Find rollouts" }, this.filters, this.list), this.detail.node);
-    store.addEventListener("rollouts", () => { this.drawFilters(); this.find(); this.arrange(); if (!this.chosen && this.rows.length) this.choose(this.rows[0]); });
+    store.addEventListener("rollouts", () => { if (this.items) this.newRows(); });
     new ResizeObserver(() => this.drawRows()).observe(this.list);
   }
 
   get run() { return store.run(this.runId); }
 
   async open() {
-    if (address.has("run")) this.runId = address.get("run");
-    const id = address.get("samples.rollout"), token = address.has("samples.token") ? address.get("samples.token", 0) : undefined;
+    this.runId = address.get("run");
+    const { run } = this, id = address.get("samples.rollout"), token = address.has("samples.token") ? address.get("samples.token", 0) : undefined;
     if (token !== undefined) address.set({ "samples.token": null });
-    if (!this.run) { this.detail.node.replaceChildren(el("p", { class: "blank" }, "There is no run here yet.")); return; }
-    if (!this.run.rolloutsAsked) { this.count.textContent = "Reading…"; this.filters.replaceChildren(this.count); await this.run.attempt(this.run.readRollouts).catch(() => {}); store.tell("problems"); }
-    if (this.drawnFor !== this.run.id || !this.filters.childElementCount) { this.drawnFor = this.run.id; this.drawFilters(); }
-    this.arrange();
-    const row = id ? this.run.rows.find((r) => r.id === id) : this.chosen && this.run.rows.includes(this.chosen) ? null : this.rows[0];
+    if (!run) { this.detail.node.replaceChildren(el("p", { class: "blank" }, "There is no run here yet.")); return; }
+    if (!run.rolloutsAsked) { this.count.textContent = "Reading…"; this.filters.replaceChildren(this.count); await run.attempt(run.readRollouts).catch(() => {}); store.tell("problems"); }
+    if (run !== this.run) return;  // another one was chosen meanwhile
+    this.filter = filterOf();
+    this.search.value = this.filter.search;
+    this.drawFilters();
+    this.found = null;
+    if (this.search.value) await this.find();
+    else this.arrange();  // at once: whoever goes back through the pages finds this one as it was
+    const row = (id && run.rows.find((r) => r.id === id)) ?? (run.rows.includes(this.chosen) ? this.chosen : this.items[0]?.row);
     if (row) this.choose(row, token, Boolean(id));
-    else if (!this.run.rows.length) this.detail.node.replaceChildren(el("p", { class: "blank" }, "No recorded rollouts to show."));
+    else this.detail.node.replaceChildren(el("p", { class: "blank" }, run.rows.length ? "No rollout is left by the filters." : "No recorded rollouts to show."));
+  }
+
+  newRows() {
+    this.drawFilters();
+    this.find();
+    if (!this.chosen && this.items.length) this.choose(this.items[0].row);
+  }
+
+  set(changes) {
+    Object.assign(this.filter, changes);
+    address.set(Object.fromEntries(Object.entries(changes).map(([key, value]) => [`samples.${key}`, value])));
+    this.list.scrollTop = 0;
+    this.arrange();
   }
 
   drawFilters() {
-    const { filter } = this, rows = this.run?.rows ?? [];
-    const again = (key) => (value) => { filter[key] = value; this.list.scrollTop = 0; this.arrange(); };
+    const { filter, search } = this, rows = this.run?.rows ?? [];
+    const again = (key) => (value) => this.set({ [key]: value });
     const different = (key) => [...new Set(rows.map((row) => row[key]).filter(Boolean))].sort();
     const among = (label, key) => { const values = different(key); return values.length > 1 && choice(label, [["", "all"], ...values.map((v) => [v, v])], filter[key], again(key)); };
-    const search = this.search ??= el("input", {
-      type: "search", placeholder: "Search prompts and responses", "aria-label": "Search prompts and responses", id: "search",
-      oninput: debounce(200, () => { this.list.scrollTop = 0; this.find(); }),
-    });
     const focused = document.activeElement === search;
     this.filters.replaceChildren(
-      store.runs.length > 1 && choice("Run", store.runs.map((run) => [run.id, run.id]), this.run?.id, (id) => { filter.found = null; search.value = ""; this.chosen = null; address.set({ run: id, "samples.rollout": null }); this.open(); }) || "",
+      store.runs.length > 1 && choice("Run", store.runs.map((run) => [run.id, run.id]), this.run?.id, (id) => { this.chosen = null; address.set({ run: id, "samples.rollout": null, "samples.teacher": null, "samples.task": null }); this.open(); }) || "",
       search,
       el("div", { class: "row-of-fields" }, segments("Which rollouts", [["all", "All"], ["train", "Training"], ["watch", "Watched"]], filter.source, again("source")), check("Truncated", filter.cut, again("cut"))),
       el("div", { class: "row-of-fields" },
         choice("Answers", Object.entries(GRADES).map(([key, [text]]) => [key, text]), filter.grade, again("grade")),
         among("Teacher", "teacher") || "", among("Task", "task") || "",
         choice("Sort", Object.entries(SORTS).map(([key, [text]]) => [key, text]), filter.sort, again("sort"))),
-      this.count);
+      el("div", { class: "count-line" }, this.count, check("Group by prompt", filter.grouped, again("grouped"))));
     if (focused) search.focus();
   }
 
   async find() {
-    const { filter, search, run } = this, text = search.value;
-    if (!text && !filter.found) return;
+    const { search, run } = this, text = search.value;
     const found = text ? new Set(await source.search(run.id, text).catch(() => [])) : null;
-    if (text === search.value && run === this.run) { filter.found = found; this.arrange(); }
+    if (text === search.value && run === this.run) { this.found = found; this.arrange(); }
   }
 
+  // The list's items: each a rollout, or a prompt with its rollouts, the first by the sort on top.
   arrange() {
-    const { filter } = this, all = this.run?.rows ?? [];
-    this.rows = all.filter((row) => (filter.source === "all" || row.source === filter.source) && GRADES[filter.grade][1](row)
+    const { filter, found } = this, all = this.run?.rows ?? [];
+    const rows = all.filter((row) => (filter.source === "all" || row.source === filter.source) && GRADES[filter.grade][1](row)
       && (!filter.cut || row.finish === "length") && (!filter.teacher || row.teacher === filter.teacher) && (!filter.task || row.task === filter.task)
-      && (!filter.found || filter.found.has(row.id)));
-    this.rows.sort(SORTS[filter.sort][1]);
-    this.count.textContent = this.rows.length === all.length ? `${whole(all.length)} ${all.length === 1 ? "rollout" : "rollouts"}${this.run.recorded > all.length ? `; ${whole(this.run.recorded)} were recorded` : ""}` : `${whole(this.rows.length)} of ${whole(all.length)} rollouts`;
-    this.canvas.style.setProperty("height", `${this.rows.length * ROW}px`);
+      && (!found || found.has(row.id)));
+    rows.sort((SORTS[filter.sort] ?? SORTS.kl)[1]);
+    this.items = filter.grouped ? [...Map.groupBy(rows, (row) => row.prompt_id ?? row.id).values()].map((group) => ({ row: group[0], group })) : rows.map((row) => ({ row }));
+    const which = `${whole(rows.length)}${rows.length < all.length ? ` of ${whole(all.length)}` : ""} ${all.length === 1 ? "rollout" : "rollouts"}`;
+    this.count.textContent = `${which}${filter.grouped ? ` of ${whole(this.items.length)} ${this.items.length === 1 ? "prompt" : "prompts"}` : ""}${this.run?.recorded > all.length ? `; ${whole(this.run.recorded)} were recorded` : ""}`;
+    this.canvas.style.setProperty("height", `${this.items.length * ROW}px`);
     this.drawRows();
   }
 
+  place(row) { return this.items.findIndex((item) => item.row === row || item.group?.includes(row)); }
+
   // Only the rows in sight are there.
   drawRows() {
-    if (!this.rows) return;
+    if (!this.items) return;
     const first = Math.max(0, Math.floor(this.list.scrollTop / ROW) - 5);
-    const end = Math.min(this.rows.length, first + Math.ceil(this.list.clientHeight / ROW) + 12);
-    this.canvas.replaceChildren(...this.rows.slice(first, end).map((row, i) => this.row(row, first + i)));
+    const end = Math.min(this.items.length, first + Math.ceil(this.list.clientHeight / ROW) + 12);
+    const on = this.place(this.chosen);
+    if (on >= 0) this.list.setAttribute("aria-activedescendant", `row-${on}`);
+    this.canvas.replaceChildren(...this.items.slice(first, end).map((item, i) => this.item(item, first + i, first + i === on)));
   }
 
-  row(row, index) {
-    const on = row.id === this.chosen?.id;
-    if (on) this.list.setAttribute("aria-activedescendant", `row-${index}`);
-    return el("div", { class: on ? "row on" : "row", role: "option", id: `row-${index}`, "aria-selected": on, "aria-posinset": index + 1, "aria-setsize": this.rows.length,
+  item({ row, group }, index, on) {
+    return el("div", { class: on ? "row on" : "row", role: "option", id: `row-${index}`, "aria-selected": on, "aria-posinset": index + 1, "aria-setsize": this.items.length,
       vars: { top: `${index * ROW}px` }, data: { id: row.id }, onclick: () => this.choose(row) },
-      el("div", { class: "line" }, el("span", { class: "step" }, String(row.step)), el("span", { class: "text" }, row.prompt_text || row.prompt_id || ""), grade(row)),
-      el("div", { class: "line dim" }, el("span", { class: "text mono" }, (row.response_text || "").replaceAll("\n", "↵")),
+      el("div", { class: "line" }, !group && el("span", { class: "step" }, String(row.step)), el("span", { class: "text" }, row.question || row.prompt_text || row.prompt_id || ""), group ? shareRight(group) : grade(row)),
+      group ? groupLine(group) : el("div", { class: "line dim" }, el("span", { class: "text mono" }, (row.response_text || "").replaceAll("\n", "↵")),
         row.finish === "length" && el("span", { class: "flag", title: "cut at max_tokens" }, "cut"), el("span", { class: "kl" }, num(kl(row), 3))));
   }
 
   choose(row, token, scroll = false) {
     this.chosen = row;
-    const index = this.rows.indexOf(row);
+    const index = this.place(row);
     if (index >= 0) {
       const top = index * ROW;
       if (scroll || top < this.list.scrollTop || top + ROW > this.list.scrollTop + this.list.clientHeight) this.list.scrollTop = Math.max(0, top - this.list.clientHeight / 2);
     }
     this.drawRows();
-    const versions = this.run.rows.filter((r) => r.prompt_id === row.prompt_id && r.source === row.source && r.sample === row.sample).sort((a, b) => a.step - b.step);
-    this.detail.show(this.run, row, versions, token);
+    const siblings = this.run.rows.filter((r) => r.prompt_id === row.prompt_id).sort((a, b) => a.step - b.step || (a.sample ?? 0) - (b.sample ?? 0) || (a.segment ?? 0) - (b.segment ?? 0));
+    const versions = siblings.filter((r) => r.source === row.source && r.sample === row.sample && (r.segment ?? 0) === (row.segment ?? 0));
+    this.detail.show(this.run, row, versions, siblings, token);
     address.set({ ...(store.runs.length > 1 && { run: this.run.id }), "samples.rollout": row.id });
   }
 
   key(event) {
     const by = { ArrowDown: 1, ArrowUp: -1, PageDown: 8, PageUp: -8, Home: -Infinity, End: Infinity }[event.key];
-    if (by === undefined || !this.rows.length) return;
+    if (by === undefined || !this.items.length) return;
     event.preventDefault();
-    const now = this.rows.indexOf(this.chosen);
-    this.choose(this.rows[Math.max(0, Math.min(this.rows.length - 1, now + by))]);
+    const next = Math.max(0, Math.min(this.items.length - 1, this.place(this.chosen) + by));
+    this.choose(this.items[next].row);
   }
+}
+
+function shareRight(group) {
+  const graded = group.filter((row) => row.reward !== null && row.reward !== undefined);
+  if (!graded.length) return el("span", { class: "grade" }, "");
+  const right = graded.filter((row) => row.reward >= 1).length;
+  return el("span", { class: "kl", title: `${percent(right / graded.length, 0)} right` }, `${right} of ${graded.length} right`);
+}
+
+function groupLine(group) {
+  const steps = group.map((row) => row.step), [first, last] = [Math.min(...steps), Math.max(...steps)];
+  return el("div", { class: "line dim" }, el("span", { class: "text" }, `${whole(group.length)} ${group.length === 1 ? "rollout" : "rollouts"}, ${first === last ? `step ${first}` : `steps ${first} to ${last}`}`),
+    el("span", { class: "kl" }, num(group.reduce((total, row) => total + kl(row), 0) / group.length, 3)));
 }

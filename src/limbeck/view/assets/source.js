@@ -15,6 +15,10 @@ class Live {
   rollouts(run, known, last) { return this.get("rollouts", { run, known, last }); }
   rollout(run, id) { return this.get("rollout", { run, id }); }
   async search(run, text) { return (await this.get("search", { run, text })).ids; }
+  evaluations(run) { return this.get("evaluations", { run }); }
+  answers(run, step) { return this.get("answers", { run, step }); }
+  answer(run, step, number) { return this.get("answer", { run, step, number }); }
+  async found(run, step, text) { return (await this.get("found", { run, step, text })).numbers; }
   disagreement(run, wanted) { return this.get("disagreement", { run, ...wanted }); }
 }
 
@@ -34,6 +38,16 @@ class Embedded {
     return this.data.rollouts[run].rows
       .filter((row) => [row.prompt_text, row.response_text, row.prompt_id].some((t) => t?.toLowerCase().includes(wanted)))
       .map((row) => row.id);
+  }
+  async evaluations(run) { return this.data.evaluations[run]; }
+  async answers(run, step) { return this.data.evaluations[run].files[step]; }
+  async answer(run, step, number) {
+    const file = this.data.evaluations[run].files[step];
+    return { ...file.rows[number], ...file.whole[number] };
+  }
+  async found(run, step, text) {
+    const wanted = text.toLowerCase(), file = this.data.evaluations[run].files[step];
+    return file.rows.filter((row, i) => [row.prompt_id, file.whole[i].prompt, file.whole[i].response].some((t) => t.toLowerCase().includes(wanted))).map((row) => row.number);
   }
   async disagreement(run, { steps }) { return this.data.disagreement[run][steps] ?? this.data.disagreement[run].late; }
 }
