@@ -22,7 +22,7 @@ MODULES = (  # each after those it imports
     "charts.js", "curves.js",
     "heat.js", "inspector.js", "flow.js", "chat.js", "speech.js", "conversation.js", "grade.js", "words.js",
     "compare.js", "detail.js", "rollouts.js", "paired.js", "opened.js", "answers.js", "samples.js",
-    "disagreement.js",
+    "disagreement.js", "roles.js", "system.js",
     "recipe.js",
     "tabs.js", "main.js",
 )  # fmt: skip

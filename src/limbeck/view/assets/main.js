@@ -7,6 +7,7 @@ import { recipePanel } from "./recipe.js";
 import { SamplesPanel } from "./samples.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
+import { SystemPanel } from "./system.js";
 import { makeTabs } from "./tabs.js";
 
 const main = document.getElementById("main");
@@ -72,6 +73,7 @@ async function start() {
     curves: ["Curves", { node: curvesPanel(), open: () => {} }],
     samples: ["Samples", new SamplesPanel()],
     disagreement: ["Disagreement", new DisagreementPanel()],
+    system: ["System", new SystemPanel()],
     recipe: ["Recipe", recipePanel()],
   }, document.getElementById("tabs"), main, (name) => { store.watchRollouts = name === "samples"; drawProblems(); });
   store.addEventListener("problems", drawProblems);

@@ -1,6 +1,6 @@
 // The tabs: which one is open is in the address, and so is what its panel shows.
 import { address } from "./address.js";
-import { el } from "./dom.js";
+import { el, fadingEdges } from "./dom.js";
 
 // `views`: name -> [label, panel, when]. A panel has its `node` and `open()`, which shows what the address says. `when()`
 // says whether there is something for the tab to show; without it, there always is. `opened(name)` is called before `open`.
@@ -26,6 +26,7 @@ export function makeTabs(views, bar, main, opened) {
     bar.append(el("button", { type: "button", role: "tab", id: `tab-${key}`, "aria-controls": `panel-${key}`, onclick: () => address.go(key) }, label));
     main.append(el("div", { role: "tabpanel", id: `panel-${key}`, "aria-labelledby": `tab-${key}`, hidden: true }, panel.node));
   }
+  fadingEdges(bar);
   bar.addEventListener("keydown", (event) => {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!by) return;

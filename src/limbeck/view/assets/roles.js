@@ -1,0 +1,42 @@
+// How long sampler, teacher and learner work and wait, and what follows from it.
+import { percent } from "./format.js";
+
+const PHASE_ROLES = { sample: "Sampler", score: "Teacher", update: "Learner" };
+const MORE = { sampler: "cluster.samplers", teacher: "cluster.teachers", learner: "cluster.learners", reference: "cluster.teachers" };
+
+// Means of the steps from index `from` on, in seconds a step: { role, name, worked, waited }. A fleet counts it in its processes; with
+// lag each role's queue says how long it was empty; else a role waits while the others work.
+export function roleTimes(run, from) {
+  const { values } = run.train;
+  const mean = (key) => {
+    const all = (values[key] ?? []).slice(from).filter((value) => value !== null && value !== undefined);
+    return all.length ? all.reduce((total, value) => total + value, 0) / all.length : null;
+  };
+  const fleet = Object.keys(values).filter((key) => key.startsWith("seconds/worked/")).map((key) => key.slice("seconds/worked/".length)).sort((a, b) => orderOf(a) - orderOf(b) || a.localeCompare(b));
+  const counted = fleet.map((role) => ({ role, name: capital(role.replace("/", " ")), worked: mean(`seconds/worked/${role}`), waited: mean(`seconds/waited/${role}`) })).filter((each) => each.worked !== null && each.waited !== null);
+  if (counted.length) return counted;
+  const lagged = mean("seconds/wait/sample") !== null;
+  return Object.entries(PHASE_ROLES).flatMap(([phase, name]) => {
+    const worked = mean(`seconds/${phase}`), step = mean("seconds/step");
+    if (worked === null || step === null) return [];
+    return [{ role: name.toLowerCase(), name, worked, waited: lagged ? mean(`seconds/wait/${phase}`) ?? 0 : Math.max(0, step - worked) }];
+  });
+}
+
+const orderOf = (role) => ["sampler", "teacher", "reference", "learner"].indexOf(role.split("/")[0]);  // as a step has them
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+const waitingOf = ({ worked, waited }) => waited / Math.max(worked + waited, 1e-12);
+
+// Which role sets the pace, and what would change it.
+export function verdictOf(run, roles) {
+  const [first, ...others] = [...roles].sort((a, b) => waitingOf(a) - waitingOf(b));
+  const said = `${first.name} sets the pace: it waits ${percent(waitingOf(first), 0)} of the time${others.length ? `, ${others.map((role) => `${role.name.toLowerCase()} ${percent(waitingOf(role), 0)}`).join(", ")}` : ""}. `;
+  const { rollout, cluster } = run.info.recipe;
+  if (cluster) {
+    const key = MORE[first.role.split("/")[0]];
+    const uneven = others.some((role) => waitingOf(role) > waitingOf(first) + 0.2);
+    return `${said}${rollout?.lag ? "" : "Without rollout.lag the roles take turns: with it they work at the same time. "}${key && uneven ? `A larger ${key} would make a step shorter.` : ""}`;
+  }
+  if (rollout?.lag) return said;
+  return `${said}In one process the roles take turns, so each waits while another works. A cluster with rollout.lag lets them work at the same time.`;
+}
