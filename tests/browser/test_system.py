@@ -89,7 +89,7 @@ def test_charts_of_what_there_is_and_no_others(page: Page, tmp_path: Path, serve
     charts = dict(labels)
     assert charts["Processors"] == ["the run's process 1.50", "sampler 3"]
     assert charts["Memory"] == ["the run's process 2.50"]
-    assert charts["The machine"] == ["memory 40.0%", "processors 80.0%"]
+    assert charts["The machine"] == ["processors 80.0%", "memory 40.0%"]
     assert charts["GPU in use"] == ["GPU 0, computing 90.0%", "GPU 0, memory 70.0%"]
     assert "2.50 GB" in " ".join(page.texts(".system .tile"))
 

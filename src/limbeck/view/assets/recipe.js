@@ -1,5 +1,5 @@
 // The recipes of the runs side by side, what differs among them first to see.
-import { check, el } from "./dom.js";
+import { check, el, scroller } from "./dom.js";
 import { store } from "./store.js";
 
 const only = { differing: false };
@@ -15,8 +15,8 @@ export function recipePanel() {
       el("th", { scope: "row" }, key), flat.map((map) => el("td", {}, map.get(key) ?? "–"))));
     node.replaceChildren(
       runs.length > 1 ? el("div", { class: "toolbar" }, check("Only what differs", only.differing, (on) => { only.differing = on; draw(); })) : "",
-      el("div", { class: "card scroll" }, el("table", { class: "recipe" }, el("caption", { class: "hidden" }, "Recipes"),
-        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "key"), runs.map((run) => el("th", { scope: "col" }, run.id)))), el("tbody", {}, rows))));
+      el("div", { class: "card" }, scroller("Recipes", el("table", { class: "recipe" }, el("caption", { class: "hidden" }, "Recipes"),
+        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "key"), runs.map((run) => el("th", { scope: "col" }, run.id)))), el("tbody", {}, rows)))));
   };
   return { node, open: draw };
 }
