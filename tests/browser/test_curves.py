@@ -17,7 +17,7 @@ CARD = "[...document.querySelectorAll('.chart')].find((c) => c.querySelector('h3
 
 
 def test_curves_are_drawn_and_say_the_numbers_of_the_file(page: Page, run: Path, served: Served) -> None:
-    page.open(served(run))
+    page.open(served(run) + "#curves?healthy=1")
     page.until("document.querySelectorAll('.chart canvas').length >= 5")
     for title in ("Reverse KL", "Accuracy", "Entropy", "Time by phase", "Importance ratio"):
         assert colours_of(page, title) > 3, title
@@ -72,15 +72,15 @@ def test_runs_are_overlaid_and_one_that_goes_away_hides_no_other(page: Page, cop
     made.write_metrics(copied.parent / "other", 6, every=3)
     page.open(served(copied.parent))
     said = "document.querySelector('.chart .plot').getAttribute('aria-label')"
-    page.until(f"{said}.includes('other exact') && {said}.includes('tiny held-out')")
+    page.until(f"{said}.includes('other: exact') && {said}.includes('; tiny: exact')")
     assert "sampled" not in page.run(f"return {said}"), "what is faint is left out where runs are overlaid"
     page.run("document.querySelector('[data-run=other] input').click()")
     page.until(f"!{said}.includes('other') && {said}.includes('sampled')")
     page.run("document.querySelector('[data-run=other] input').click()")
-    page.until(f"{said}.includes('other exact')")
+    page.until(f"{said}.includes('other: exact')")
     shutil.rmtree(copied.parent / "other")
     page.until("/there is no run 'other'/.test(document.querySelector('.problems').textContent)")
-    assert page.run(f"return {said}.includes('tiny held-out')")
+    assert page.run(f"return {said}.includes('; tiny: exact')")
     page.errors()  # that the server answered 404
 
 

@@ -19,7 +19,8 @@ from limbeck.sanitize import printable
 ASSETS = Path(__file__).with_name("assets")
 MODULES = (  # each after those it imports
     "address.js", "dom.js", "format.js", "source.js", "store.js", "flat.js", "groups.js",
-    "charts.js", "curves.js",
+    "series.js", "axes.js", "viewstate.js", "vector.js", "export.js", "legend.js", "marks.js", "help.js", "charts.js",
+    "chartlist.js", "curves.js",
     "heat.js", "inspector.js", "flow.js", "chat.js", "speech.js", "conversation.js", "grade.js", "words.js",
     "compare.js", "detail.js", "rollouts.js", "paired.js", "opened.js", "answers.js", "samples.js",
     "disagreement.js", "roles.js", "system.js",

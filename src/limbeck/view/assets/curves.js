@@ -1,160 +1,270 @@
-// The curves: what is drawn from metrics.jsonl, and how.
-import { Chart, smooth, updateAll, view, zoomTo } from "./charts.js";
-import { check, colour, el } from "./dom.js";
-import { ago, firstAndLast, num, percent, seconds, significant, whole } from "./format.js";
+// The Curves tab: what is drawn from metrics.jsonl, in which order, and how it is looked at.
+import { address } from "./address.js";
+import { X_AXES, placeOf, places } from "./axes.js";
+import { Chart, focusAll, rescaleAll, updateAll } from "./charts.js";
+import { DIAGNOSTICS, HEADLINES, LEARNING, PHASES, PHASE_CHART, PHASE_INKS, hasShares, healthOf, otherMetrics, partCharts, temperatureOf, valuesOf } from "./chartlist.js";
+import { check, choice, colour, el, segments } from "./dom.js";
+import { ago, firstAndLast, num, percent, significant, whole } from "./format.js";
+import { ALL_BUT_SEED, BANDS, bandNow, combine, groupedBy, shownGroups } from "./groups.js";
+import { helpOf, helpOfKey } from "./help.js";
+import { known, smooth } from "./series.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
+import { setView, view } from "./viewstate.js";
 
-// One entry a line: key in the file, where it comes from, its colour when a single run is shown.
-const CHARTS = [
-  { title: "Reverse KL", unit: "nats / token", size: "wide", height: 250,
-    about: "KL of the student to the teacher on the student's own samples, both at the rollout temperature",
-    lines: [
-      { key: "reverse_kl/sampled", label: "sampled", ink: "--c6", faint: true, band: "se" },
-      { key: "reverse_kl/exact", label: "exact", ink: "--c1", band: "se" },
-      { key: "reverse_kl/exact", instead: "reverse_kl/sampled", from: "eval", label: "held-out", ink: "--c3", band: "se", points: true },
-    ] },
-  { title: "Accuracy", unit: "held-out, 95% interval", size: "wide", height: 250, format: percent,
-    adapt: (runs) => (runs.every(hasShares) ? { title: "Accuracy", format: percent, linear: true } : { title: "Reward", format: num, linear: false }),
-    lines: [
-      { key: "reward", label: "training reward", ink: "--c6", faint: true },
-      { key: "accuracy", from: "eval", label: "held-out", ink: "--c3", band: "interval", points: true },
-    ] },
-  { title: "Entropy", unit: "nats / token", lines: [
-    { key: "entropy/student", label: "student", ink: "--c1" }, { key: "entropy/teacher", label: "teacher", ink: "--c2", dash: [6, 4] }] },
-  { title: "Response length", unit: "tokens", lines: [
-    { key: "response_length/mean", label: "mean", ink: "--c1" }, { key: "response_length/max", label: "longest", ink: "--c6", faint: true }] },
-  { title: "Truncated and looping", unit: "share of responses", span: 0.02, format: percent, lines: [
-    { key: "truncated", label: "cut at max_tokens", ink: "--c2" }, { key: "repetition", label: "looping", ink: "--c4", dash: [6, 4] }] },
-  { title: "Importance ratio", unit: "p / μ", span: 0.02, linear: true, about: "learner against sampler: 1 when fresh", lines: [
-    { key: "importance/max", label: "largest", ink: "--c6", faint: true }, { key: "importance/mean", label: "mean", ink: "--c1" }] },
-  { title: "Effective sample size", unit: "share of tokens", span: 0.02, format: percent, lines: [
-    { key: "importance/effective_share", label: "effective", ink: "--c3" }] },
-  { title: "Sampler mismatch", unit: "nats / token", span: 0.001, about: "mean |log p − log μ|: what the sampler and the learner disagree by", lines: [
-    { key: "mismatch", label: "mean", ink: "--c4" }] },
-  { title: "Top tokens in common", unit: "share", format: percent, about: "how many of the student's most likely tokens are among the teacher's", lines: [
-    { key: "top_k_overlap", label: "overlap", ink: "--c3" }] },
-  { title: "On the support", unit: "probability", format: percent, about: "of the tokens that the loss takes exactly: what the student has beyond them is left to the sampled token", lines: [
-    { key: "support/student", label: "student", ink: "--c1" }, { key: "support/teacher", label: "teacher", ink: "--c2" }] },
-  { title: "Objective", unit: "nats / token", about: "mean of what was minimised", lines: [
-    { key: "objective", label: "mean", ink: "--c1" }] },
-  { title: "Gradient norm", lines: [{ key: "grad_norm", label: "before clipping", ink: "--c1" }] },
-  { title: "Learning rate", format: significant, lines: [{ key: "lr", label: "rate", ink: "--c4" }] },
-  { title: "Throughput", unit: "sampled tokens / s", format: whole, lines: [{ key: "tokens_per_second/step", label: "per step", ink: "--c3" }] },
-];
-const PHASES = ["sample", "grade", "score", "record", "update", "publish"];
-const PHASE_INKS = ["--c1", "--c4", "--c2", "--c6", "--c3", "--c5"];
 const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
-const COVERED = new Set(CHARTS.flatMap((chart) => chart.lines.map((line) => line.key)));
+const measured = (run, line) => valuesOf(run, line)?.some(known);
 
-const keyOf = (run, line) => [line.key, line.instead].find((key) => run[line.from ?? "train"].values[key]?.some((value) => value !== null));
-
-// Whether a run's rewards are all in [0, 1], so that their mean is an accuracy. `accuracy/min` is there where they are not.
-function hasShares(run) {
-  const outside = (value) => value !== null && value !== undefined && (value < 0 || value > 1);
-  return !run.eval.values["accuracy/min"]?.some((value) => value !== null) && !run.train.values.reward?.some(outside);
+// The line with the key that the run has, and its name.
+function found(run, line) {
+  if (measured(run, line)) return line;
+  return line.instead && measured(run, { ...line, key: line.instead }) ? { ...line, key: line.instead, label: `${line.label}, sampled` } : null;
 }
 
-// A faint line is behind a stronger one of its chart; where several runs are overlaid it is not drawn.
-function lineOf(run, spec, line, several) {
-  const columns = run[line.from ?? "train"], key = keyOf(run, line);
-  const faint = line.faint && spec.lines.some((other) => !other.faint && keyOf(run, other));
-  if (!key || (faint && several)) return null;
-  const raw = columns.values[key];
-  const ink = colour(several ? run.colour : line.ink);
-  const errors = line.band === "se" ? columns.values[`${key}/se`] : undefined;
-  const interval = line.band === "interval" ? ["low", "high"].map((end) => columns.values[`${key}/${end}`]) : undefined;
-  const amount = line.from === "eval" ? 0 : view.smoothing;
-  const [mean, error] = amount ? smooth(raw, errors, amount) : [raw, errors];
-  const drawn = [mean];
-  if (errors) drawn.push(...[-1, 1].map((side) => mean.map((v, i) => (v === null || error[i] === null ? null : v + side * error[i]))));
-  else if (interval?.every(Boolean)) drawn.push(...interval);
+// A group's line of what is `wanted`, of its runs at `at`: one run's own, or the mean of several with a band. A faint line is
+// behind a stronger one of its chart; where several groups are overlaid it is not drawn.
+function lineOf(group, spec, wanted, several) {
+  const having = group.runs.map((run) => [run, found(run, wanted)]).filter(([run, line]) => line && places(run, line.from ?? "train", view.x) && (spec.at === undefined || temperatureOf(run, line) === spec.at));
+  if (!having.length) return null;
+  const line = having[0][1], runs = having.filter(([, one]) => one.key === line.key).map(([run]) => run);
+  const stronger = wanted.faint ? spec.lines.some((other) => !other.faint && found(runs[0], other)) : wanted.behind && measured(runs[0], { ...wanted, key: wanted.behind });
+  if (stronger && several && !spec.parts) return null;
+  const ink = colour(several && !spec.parts ? group.colour : line.ink);
   return {
-    x: columns.step, raw, errors, interval: interval?.every(Boolean) ? interval : undefined, columns: drawn, colour: ink, band: `${ink}2e`,
-    label: several ? `${run.id} ${line.label}` : line.label, dash: line.dash ?? (several && line.from === "eval" ? [3, 3] : undefined),
-    width: faint ? 1 : 1.75, alpha: faint ? 0.55 : 1, faint, points: line.points,
+    ...(runs.length > 1 ? together(runs, line) : alone(runs[0], line)), colour: ink, band: `${ink}2e`, key: line.key, from: line.from, label: line.label, group: group.label,
+    run: runs.length > 1 ? group.label : runs[0].id, owner: several ? group.label : undefined, temperatures: [...new Set(runs.map((run) => temperatureOf(run, line)))].sort((a, b) => a - b),
+    dash: line.dash, width: stronger ? 1 : 1.75, alpha: stronger ? 0.55 : 1, faint: Boolean(stronger), points: line.points,
   };
 }
 
+function alone(run, line) {
+  const from = line.from ?? "train", raw = valuesOf(run, line), { values } = run[from];
+  const errors = line.band === "se" ? values[`${line.key}/se`] : undefined;
+  const ends = line.band === "interval" ? ["low", "high"].map((end) => values[`${line.key}/${end}`]) : [];
+  const interval = ends.length && ends.every(Boolean) ? ends : undefined;
+  const [mean, error] = view.smooth && !line.points ? smooth(raw, errors, view.smooth) : [raw, errors];
+  const around = errors ? [-1, 1].map((side) => mean.map((v, i) => (known(v) && known(error[i]) ? v + side * error[i] : null))) : interval ?? [];
+  return { x: places(run, from, view.x), steps: run[from].step, raw, errors, interval, columns: [mean, ...around], source: run };
+}
+
+// The band is the spread of the runs around their mean, not the error of each.
+function together(runs, line) {
+  const from = line.from ?? "train";
+  const columns = runs.map((run) => ({ run, [from]: { step: run[from].step, values: { [line.key]: valuesOf(run, line) } } }));
+  const all = combine(columns, from, line.key, { xOf: ({ run }) => places(run, from, view.x) });
+  // Along tokens or time a step's place is the mean of its runs': only as far as all of them went.
+  const most = Math.max(...all.n), kept = (column) => (view.x === "steps" ? column : column.filter((_, i) => all.n[i] === most));
+  const [step, x, mean, low, high, n] = ["step", "x", "mean", "low", "high", "n"].map((name) => kept(all[name]));
+  const drawn = view.smooth && !line.points ? [mean, low, high].map((column) => smooth(column, undefined, view.smooth)[0]) : [mean, low, high];
+  return { x: view.x === "steps" ? step : x, steps: step, raw: mean, interval: [low, high], counts: n, columns: drawn };
+}
+
+// Faintly, what is smoothed: nothing is hidden by it.
+const unsmoothed = (lines) => (!view.smooth ? [] : lines.filter((line) => !line.points && !line.faint).map((line) => (
+  { ...line, columns: [line.raw], width: 1, alpha: 0.22, label: "" })));
+
+const alarmsOf = (runs) => runs.flatMap((run) => run.alarms.map((alarm) => ({ ...alarm, x: placeOf(run, alarm.step, view.x) })))
+  .filter((alarm) => known(alarm.x)).sort((a, b) => a.x - b.x);
+
+function missingOf(spec, runs) {
+  if (!runs.some((run) => run.train.step.length)) return "No steps yet";
+  const needed = X_AXES[view.x].key;
+  if (needed && !runs.some((run) => places(run, "train", view.x))) return `Not in metrics.jsonl: ${needed}, which this axis needs. Choose Steps.`;
+  return `Not in metrics.jsonl: ${[...new Set(spec.lines.map((line) => line.key))].join(", ")}`;
+}
+
 function build(spec) {
-  const runs = store.shown, several = runs.length > 1;
-  const lines = runs.flatMap((run) => spec.lines.map((line) => lineOf(run, spec, line, several))).filter(Boolean);
-  const raw = view.smoothing ? lines.filter((line) => line.columns[0] !== line.raw && line.width > 1).map((line) => (
-    { ...line, columns: [line.raw], width: 1, alpha: 0.22, label: "", points: false })) : [];
-  const keys = [...new Set(spec.lines.map((line) => line.key))].join(", ");
-  return { ...spec.adapt?.(runs), lines: [...raw, ...lines], alarms: runs.flatMap((run) => run.alarms), missing: runs.some((run) => run.train.step.length) ? `Not in metrics.jsonl: ${keys}` : "No steps yet" };
+  const runs = store.shown, groups = shownGroups();
+  const lines = groups.flatMap((group) => spec.lines.map((line) => lineOf(group, spec, line, groups.length > 1))).filter(Boolean);
+  const spread = lines.some((line) => line.counts) && spec.lines.some((line) => line.band === "interval") && { unit: `held-out, ${BANDS[bandNow()][0]} over runs` };
+  return { notice: "", unit: spec.unit ?? "", ...spread, ...spec.adapt?.(runs), ...mixed(spec, lines), alarms: alarmsOf(runs), missing: missingOf(spec, runs) };
+}
+
+const temperaturesOf = (spec, runs) => [...new Set(runs.flatMap((run) => spec.lines.filter((line) => found(run, line)).map((line) => temperatureOf(run, line))))].sort((a, b) => a - b);
+
+// Numbers at different temperatures are different quantities: where a chart has several, each line says its own.
+function mixed(spec, lines) {
+  const drawn = [...lines.filter((line) => line.faint), ...unsmoothed(lines), ...lines.filter((line) => !line.faint)], all = [...new Set(lines.flatMap((line) => line.temperatures))].sort((a, b) => a - b);
+  if (!(spec.kl || spec.atT) || all.length < 2) return { lines: drawn };
+  const named = drawn.map((line) => {
+    const t = `T ${line.temperatures.join(" and ")}`;
+    return line.owner ? { ...line, owner: `${line.owner}, ${t}` } : { ...line, label: line.label && `${line.label}, ${t}` };
+  });
+  return { lines: named, ...(spec.kl && { notice: `KLs at different temperatures (T = ${all.join(", ")}) are different quantities: compare within one only.` }) };
 }
 
 // Seconds of each phase, one on top of the other, of the first run shown. A step without a phase spent
 // no time in it; what is in no phase is the last layer, where it is worth one.
 function buildPhases() {
-  const run = store.shown[0];
-  const values = run?.train.values ?? {};
+  const run = store.shown[0], values = run?.train.values ?? {}, x = run && places(run, "train", view.x);
   const layers = PHASES.filter((phase) => values[`seconds/${phase}`]).map((phase) => [phase, values[`seconds/${phase}`].map((value) => value ?? 0)]);
-  if (!layers.length) return { lines: [], missing: run?.train.step.length ? "Not in metrics.jsonl: seconds/…" : "No steps yet" };
+  if (!layers.length || !x) return { lines: [], missing: run?.train.step.length ? "Not in metrics.jsonl: seconds/…" : "No steps yet" };
   const step = values["seconds/step"];
   const rest = step?.map((total, i) => Math.max(0, (total ?? 0) - sum(layers.map(([, column]) => column[i]))));
   if (rest && sum(rest) > 0.01 * sum(step)) layers.push(["rest", rest]);
   let below = new Array(run.train.step.length).fill(0);
   const lines = layers.map(([phase, raw], i) => {
-    const [mean] = view.smoothing ? smooth(raw, undefined, view.smoothing) : [raw];
+    const [mean] = view.smooth ? smooth(raw, undefined, view.smooth) : [raw];
     below = below.map((height, j) => height + mean[j]);
     const ink = colour(PHASE_INKS[PHASES.indexOf(phase)] ?? "--muted");
-    return { x: run.train.step, raw, columns: [below], colour: ink, band: `${ink}b0`, label: phase, width: 0, fillTo: i ? i : undefined };
+    return { x, steps: run.train.step, raw, columns: [below], colour: ink, band: `${ink}b0`, label: phase, key: `seconds/${phase}`, run: run.id, source: run, width: 0, fillTo: i ? i : undefined };
   });
-  return { lines, alarms: run.alarms, unit: store.shown.length > 1 ? `seconds / step, of ${run.id}` : "seconds / step" };
+  return { lines, alarms: alarmsOf([run]), unit: store.shown.length > 1 ? `seconds / step, of ${run.id}` : "seconds / step" };
 }
 
-function otherKeys() {
-  const keys = new Set(store.shown.flatMap((run) => ["train", "eval"].flatMap((from) =>
-    Object.keys(run[from].values).map((key) => `${from} ${key}`))));
-  return [...keys].filter((name) => {
-    const key = name.split(" ")[1];
-    return !COVERED.has(key) && !key.endsWith("/se") && !/\/(low|high)$/.test(key) && !/^accuracy\/(min|max)$/.test(key);
-  }).sort();
+// The charts of a list of specs, kept from one drawing to the next. One of KLs is split by temperature, unless they are
+// overlaid on purpose; one of which no run shown has a value is left out, unless the spec has `keep`.
+class ChartGrid {
+  constructor(className = "grid") {
+    this.charts = new Map();
+    this.node = el("div", { class: className });
+  }
+  show(specs) {
+    const runs = store.shown, wanted = specs.flatMap((spec) => {
+      const all = spec.kl && !view.overlay ? temperaturesOf(spec, runs) : [];
+      if (all.length > 1) return all.map((at) => ({ ...spec, at, title: `${spec.title} at T = ${at}`, help: helpOf(spec.title) }));
+      return spec.keep || spec.make || !runs.some((run) => run.train.step.length) || runs.some((run) => spec.lines.some((line) => found(run, line))) ? [spec] : [];
+    }).filter((spec) => matches(spec));
+    const names = new Set(wanted.map(specName));
+    for (const [name, chart] of this.charts) if (!names.has(name)) { chart.remove(); chart.node.remove(); this.charts.delete(name); }
+    const nodes = wanted.map((spec) => {
+      const name = specName(spec);
+      if (!this.charts.has(name)) this.charts.set(name, new Chart({ ...spec, name, help: spec.help ?? helpOf(spec.title) ?? helpOfKey(spec.lines[0].key), build: spec.make ?? (() => build(this.specs.get(name))) }));
+      return this.charts.get(name).node;
+    });
+    this.specs = new Map(wanted.map((spec) => [specName(spec), spec]));
+    nodes.forEach((node, i) => { if (this.node.children[i] !== node) this.node.insertBefore(node, this.node.children[i] ?? null); });
+    this.node.hidden = nodes.length === 0;
+    return nodes.length;
+  }
 }
+const specName = (spec) => `${spec.title}${spec.from ? ` (${spec.from})` : ""}`;
+const matches = (spec) => `${spec.title} ${(spec.lines ?? []).map((line) => line.key).join(" ")}`.toLowerCase().includes(view.find.toLowerCase());
+const PHASE_SPEC = { ...PHASE_CHART, make: buildPhases, lines: PHASES.map((phase) => ({ key: `seconds/${phase}` })) };
 
 export function curvesPanel() {
-  const main = CHARTS.map((spec) => new Chart({ ...spec, build: () => build(spec) }));
-  const phases = new Chart({ title: "Time by phase", unit: "seconds / step", format: seconds, stacked: true, build: buildPhases });
-  const grid = el("div", { class: "grid" }, main.slice(0, 2).map((c) => c.node), phases.node, main.slice(2).map((c) => c.node));
-  const others = el("div", { class: "grid" });
-  const drawn = new Set();
-  const more = el("details", { class: "more", ontoggle: () => more.open && addOthers() }, el("summary", {}, "All other metrics"), others);
-  const addOthers = () => {
-    for (const name of otherKeys().filter((n) => !drawn.has(n))) {
-      drawn.add(name);
-      const [from, key] = name.split(" ");
-      const spec = { title: key, format: significant, unit: from === "eval" ? "evaluation" : "", lines: [{ key, from, label: from, ink: "--c1", points: from === "eval" }] };
-      others.append(new Chart({ ...spec, height: 150, build: () => build(spec) }).node);
-    }
-  };
-  const table = el("div", { class: "card runs" });
-  const alarms = el("div");
+  const table = el("div", { class: "card runs" }), alarms = el("div"), bar = toolbar(), legend = legendBar();
+  const first = new ChartGrid(), second = new ChartGrid(), health = healthSection(), more = moreSection();
+  const nothing = el("p", { class: "card blank", hidden: true }, "No chart has that in its title or among its keys.");
   const draw = () => {
     table.replaceChildren(runTable());
     alarms.replaceChildren(...alarmList());
-    if (more.open) addOthers();
+    redraw();
+  };
+  const redraw = () => {
+    bar.show();
+    legend.show();
+    const count = first.show([...HEADLINES, ...partCharts(store.shown)]) + second.show([...health.show(), ...LEARNING.slice(0, 2), PHASE_SPEC, ...LEARNING.slice(2)]) + more.show();
+    nothing.hidden = count > 0;
     updateAll();
   };
   store.addEventListener("metrics", draw);
   store.addEventListener("round", () => { for (const run of store.runs) table.querySelector(`[data-run="${CSS.escape(run.id)}"] .state`)?.replaceChildren(stateOf(run)); });
+  view.addEventListener("change", ({ keys }) => { if (keys.join() === "zoom") { bar.show(); rescaleAll(); } else redraw(); });
   draw();
-  return el("div", {}, table, alarms, toolbar(), grid, more);
+  return { node: el("div", {}, table, alarms, bar.node, legend.node, first.node, health.node, second.node, more.node, nothing), open: () => { view.read(); redraw(); } };
+}
+
+// What each colour is, of all charts, where there are several; it stays in sight. Pointing at one lets the others step back.
+function legendBar() {
+  const node = el("div", { class: "legendbar", role: "group", "aria-label": "Runs shown" });
+  const show = () => {
+    const groups = shownGroups(), hidden = store.runs.length - store.shown.length;
+    node.hidden = groups.length < 2;
+    node.replaceChildren(...groups.map((group) => el("button", {
+      type: "button", title: `Hide ${group.label}`, onmouseenter: () => focusAll(group.label), onmouseleave: () => focusAll(null), onfocus: () => focusAll(group.label), onblur: () => focusAll(null),
+      onclick: () => { focusAll(null); for (const run of group.runs) store.show(run, false); },
+    }, el("i", { class: "dot", vars: { "--ink": `var(${group.colour})` } }), el("span", {}, group.label), group.grouped && el("small", {}, `${group.runs.length} ${group.runs.length === 1 ? "run" : "runs"}`))),
+    hidden ? el("span", { class: "hint" }, `${hidden} not shown`) : "");
+  };
+  return { node, show };
+}
+
+// Diagnostics: the healthy ones in one line. `show` returns those to be drawn: where something is wrong or was, first.
+function healthSection() {
+  const bad = el("ul", { class: "findings" });
+  const toggle = el("button", { type: "button", class: "quiet", onclick: () => setView({ healthy: !view.healthy }) });
+  const line = el("p", {}), card = el("section", { class: "card health", "aria-label": "Diagnostics" }, el("div", { class: "healthy" }, line, toggle), bad);
+  const show = () => {
+    const runs = store.shown, several = runs.length > 1;
+    const judged = DIAGNOSTICS.map((spec) => ({ spec, all: runs.map((run) => [run, healthOf(run, spec)]).filter(([, health]) => health) })).filter(({ all }) => all.length);
+    const isOpen = ({ all }) => all.some(([, health]) => !health.ok || health.was.length);
+    const wrong = judged.filter(isOpen), fine = judged.filter((one) => !isOpen(one)).map(({ spec }) => spec);
+    card.hidden = !judged.length || Boolean(view.find);
+    line.replaceChildren(fine.length ? el("b", { class: "right" }, "✓ ") : "", fine.length ? `${fine.length} ${fine.length === 1 ? "diagnostic is" : "diagnostics are"} healthy` : "No diagnostic is healthy throughout",
+      fine.length ? el("span", { class: "hint" }, `: ${fine.map((spec) => spec.title.toLowerCase()).join(", ")}`) : "");
+    toggle.hidden = !fine.length;
+    toggle.textContent = view.healthy ? "Hide" : "Show";
+    toggle.setAttribute("aria-expanded", view.healthy);
+    bad.replaceChildren(...wrong.flatMap(({ spec, all }) => all.filter(([, health]) => !health.ok || health.was.length).map(([run, health]) => el("li", {},
+      el("b", { class: health.ok ? "was" : "" }, health.ok ? "△ " : "▲ ", spec.title), el("span", {}, several ? `${run.id}: ` : "", health.ok ? healthySince(health.was) : `${health.why.join("; ")}, in the last steps`)))));
+    bad.hidden = !wrong.length;
+    return [...wrong.map(({ spec }) => spec), ...(view.healthy || view.find ? fine : [])];
+  };
+  return { node: card, show };
+}
+
+const healthySince = (steps) => `alarm at ${steps.length === 1 ? `step ${steps[0]}` : `${steps.length} steps, ${Math.min(...steps)} to ${Math.max(...steps)}`}; healthy in the last steps`;
+
+// Every other key of the file, by its first part.
+function moreSection() {
+  const families = new Map(), body = el("div");
+  const box = el("details", { class: "more", ontoggle: () => { if (!view.find && box.open !== view.more) setView({ more: box.open }); } }, el("summary", {}, "All other metrics"), body);
+  const show = () => {
+    box.open = view.more || Boolean(view.find);
+    const all = box.open ? otherMetrics(store.shown) : new Map();
+    for (const [name, family] of families) if (!all.has(name)) { family.grid.show([]); family.node.remove(); families.delete(name); }
+    let count = 0;
+    for (const [name, keys] of [...all].sort()) {
+      if (!families.has(name)) { const grid = new ChartGrid(); families.set(name, { grid, node: el("section", { class: "family" }, el("h3", {}, name), grid.node) }); }
+      const { grid, node } = families.get(name);
+      const mine = grid.show(keys.map(([from, key]) => ({ title: key, from, format: significant, unit: from === "eval" ? "evaluation" : "", height: 150, atT: /reverse_kl|entropy/.test(key), help: helpOfKey(key),
+        lines: [{ key, from, label: from === "eval" ? "evaluation" : "step", ink: "--c1", points: from === "eval", band: "se" }] })));
+      node.hidden = !mine;
+      body.append(node);
+      count += mine;
+    }
+    box.hidden = Boolean(view.find) && !count;
+    return count;
+  };
+  return { node: box, show };
 }
 
 function toolbar() {
   const shown = el("output", {}, "off");
-  const slider = el("input", {
-    type: "range", min: "0", max: "0.99", step: "0.01", value: "0", id: "smoothing",
-    oninput: () => { view.smoothing = Number(slider.value); shown.textContent = view.smoothing ? view.smoothing.toFixed(2) : "off"; updateAll(); },
-  });
-  const reset = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => zoomTo(null) }, "Show all steps");
-  document.addEventListener("zoom", () => { reset.hidden = !view.zoom; });
-  return el("div", { class: "toolbar" },
-    el("label", { class: "field" }, el("span", {}, "Smoothing"), slider, shown),
-    check("Log scale", view.log, (on) => { view.log = on; updateAll(); }), reset,
-    el("span", { class: "hint" }, "Drag to zoom, double-click for all. Bands and bars: ± 1 standard error, clustered by prompt."));
+  const slider = el("input", { type: "range", min: "0", max: "0.99", step: "0.01", value: "0", id: "smoothing", oninput: () => setView({ smooth: Number(slider.value) }) });
+  const axis = el("div", { class: "field" }, el("span", {}, "Along"));
+  const boxes = [["log", "Log scale"], ["outliers", "Show outliers"], ["overlay", "Overlay temperatures"]].map(([key, label]) => [key, check(label, view[key], (on) => setView({ [key]: on }))]);
+  const find = el("input", { type: "search", placeholder: "Find a chart", "aria-label": "Find a chart", oninput: () => setView({ find: find.value }) });
+  const grouping = el("div", { class: "grouping" }), hint = el("span", { class: "hint" });
+  const reset = el("button", { type: "button", class: "quiet", onclick: () => setView({ zoom: null }) }, "Show all");
+  const show = () => {
+    slider.value = view.smooth;
+    shown.textContent = view.smooth ? view.smooth.toFixed(2) : "off";
+    if (find.value !== view.find) find.value = view.find;
+    if (axis.querySelector("[aria-checked=true]")?.dataset.value !== view.x) {
+      axis.querySelector(".segments")?.remove();
+      axis.append(segments("Along", Object.entries(X_AXES).map(([key, { name }]) => [key, name]), view.x, (x) => setView({ x })));
+    }
+    for (const [key, box] of boxes) box.querySelector("input").checked = view[key];
+    boxes[2][1].hidden = !HEADLINES.some((spec) => spec.kl && temperaturesOf(spec, store.shown).length > 1);
+    reset.hidden = !view.zoom;
+    const by = groupedBy().join(","), band = bandNow();
+    grouping.hidden = store.runs.length < 2;
+    if (grouping.dataset.now !== `${by} ${band}`) {
+      grouping.dataset.now = `${by} ${band}`;
+      const custom = by && by !== ALL_BUT_SEED ? [[by, by]] : [];
+      grouping.replaceChildren(choice("Group by", [["", "each run"], [ALL_BUT_SEED, "all but seed"], ...custom], by, (value) => regroup({ group: value ? value.split(",") : [] })),
+        by ? choice("Band", Object.entries(BANDS).map(([key, [name]]) => [key, name]), band, (value) => regroup({ band: value })) : "");
+    }
+    hint.textContent = `Drag to zoom, double-click for all. ${by ? `Bands and bars: ${BANDS[band][0]}, over a group's runs.` : "Bands and bars: ± 1 standard error, clustered by prompt."}`;
+  };
+  return { node: el("div", { class: "toolbar" }, axis, el("label", { class: "field" }, el("span", {}, "Smoothing"), slider, shown), boxes.map(([, box]) => box), grouping, find, reset, hint), show };
+}
+
+function regroup(changes) {
+  address.set(changes);
+  store.tell("metrics");
 }
 
 function stateOf(run) {

@@ -3,6 +3,7 @@ import { address } from "./address.js";
 import { Chart } from "./charts.js";
 import { choice, colour, el, scroller, segments } from "./dom.js";
 import { num, percent, whole } from "./format.js";
+import { helpOf } from "./help.js";
 import { tokenText } from "./inspector.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
@@ -139,7 +140,7 @@ function positionChart(data) {
   const line = (bins, label, ink, more) => ({
     x: bins.map((b) => b.start), raw: bins.map((b) => b.kl_mean), errors: bins.map((b) => b.se), label, colour: colour(ink), band: `${colour(ink)}2e`,
     columns: [0, -1, 1].map((sideways) => bins.map((b) => b.kl_mean + sideways * b.se)), ...more });
-  return new Chart({ title: "KL by position in the response", unit: "nats / token", height: 220, axis: "position", build: () => ({ alarms: [], lines: [
+  return new Chart({ title: "KL by position in the response", unit: "nats / token", height: 220, axis: "position", help: helpOf("KL by position in the response"), build: () => ({ alarms: [], lines: [
     ...(data.before ? [line(data.before.positions, `steps ${data.before.steps.join(" to ")}`, "--c6", { alpha: 0.7, width: 1.25 })] : []),
     line(data.positions, data.before ? `steps ${data.steps.join(" to ")}` : "mean", "--c1")] }) });
 }

@@ -70,7 +70,7 @@ async function start() {
   document.title = names.length === 1 ? printable(`${names[0]} · Limbeck`) : "Limbeck";
   main.prepend(problems);
   const tabs = makeTabs({
-    curves: ["Curves", { node: curvesPanel(), open: () => {} }],
+    curves: ["Curves", curvesPanel()],
     samples: ["Samples", new SamplesPanel()],
     disagreement: ["Disagreement", new DisagreementPanel()],
     system: ["System", new SystemPanel()],
