@@ -39,6 +39,7 @@ def test_a_list_and_one_answer_in_full(tmp_path: Path) -> None:
     assert one["response"].endswith("answer is 4")
     assert len(one["response"]) <= HEAD + TAIL + 3
     assert "turns" not in other
+    assert other["response"] == "add(2, 2) → 4"
     assert found.answer(50, 0)["response"] == long
     assert found.answer(50, 1)["turns"] == turns
     assert found.answers(0)["rows"][0]["same"] == one["same"] != other["same"]

@@ -187,7 +187,8 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
     listed = {key: value for key, value in row.items() if key not in ("prompt", "turns")}
     spoken = json.dumps([row["response"], row["turns"]])
     listed["same"] = hashlib.blake2b(spoken.encode(), digest_size=6).hexdigest()
-    return {**listed, "question": row["question"][:HEAD], "response": shortened(row["response"])}
+    turns = " → ".join(turn["text"].strip() for turn in row["turns"])
+    return {**listed, "question": row["question"][:HEAD], "response": shortened(turns or row["response"])}
 
 
 def shortened(text: str) -> str:

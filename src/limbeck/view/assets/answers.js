@@ -18,7 +18,7 @@ export class AnswersPanel {
   constructor() {
     this.node = el("div", { class: "answers" });
     this.search = el("input", { type: "search", placeholder: "Search prompts and responses", "aria-label": "Search prompts and answers", oninput: debounce(200, () => { address.set({ "samples.find": this.search.value }); this.find(); }) });
-    store.addEventListener("metrics", () => { if (this.node.isConnected && address.tab === "samples") this.open(); });
+    store.addEventListener("metrics", () => this.follow());
   }
 
   // What the address says, as far as it is there: { after: [run, step], before: [run, step] or null }.
@@ -33,6 +33,15 @@ export class AnswersPanel {
     return { run, other, steps, others, after, before: same ? undefined : before };
   }
 
+  // A run that goes on has new evaluations; what is opened stays as it is until there is one.
+  async follow() {
+    const now = this.chosenNow;
+    if (!now || !this.node.isConnected || address.tab !== "samples") return;
+    const known = [now.steps, now.others].map((found) => found.steps.length);
+    const found = await Promise.all([now.run, now.other].map((run) => source.evaluations(run.id))).catch(() => null);  // lost: the next round says so
+    if (found && now === this.chosenNow && found.some(({ steps }, i) => steps.length !== known[i])) this.open();
+  }
+
   async open() {
     if (!store.run()) { this.node.replaceChildren(el("p", { class: "card blank" }, "There is no run here yet.")); return; }
     const asked = this.asked = {};
@@ -40,11 +49,9 @@ export class AnswersPanel {
       const chosen = await this.chosen();
       const [after, before] = await Promise.all([[chosen.run, chosen.after], [chosen.other, chosen.before]].map(([run, step]) => (step === undefined ? null : source.answers(run.id, step))));
       if (asked !== this.asked) return;  // another one was chosen meanwhile
-      const stamp = JSON.stringify([chosen.run.id, chosen.other.id, chosen.steps.steps, chosen.others.steps, chosen.after, chosen.before, after?.rows.length, before?.rows.length, location.hash]);
-      if (stamp === this.stamp) return;  // nothing new, and what was opened stays open
-      Object.assign(this, { chosenNow: chosen, afterRows: after?.rows ?? [], beforeRows: before?.rows ?? null, stamp, problems: [...(after?.problems ?? []), ...(before?.problems ?? [])], limit: SHOWN });
+      Object.assign(this, { chosenNow: chosen, afterRows: after?.rows ?? [], beforeRows: before?.rows ?? null, problems: [...(after?.problems ?? []), ...(before?.problems ?? [])], limit: SHOWN });
     } catch (error) {
-      if (asked === this.asked) { this.stamp = null; this.node.replaceChildren(el("p", { class: "card blank" }, `${error.message}`)); }
+      if (asked === this.asked) this.node.replaceChildren(el("p", { class: "card blank" }, error.message));
       return;
     }
     this.search.value = address.get("samples.find", "");
@@ -110,7 +117,7 @@ export class AnswersPanel {
     const value = (v) => (shares ? percent(v) : num(v, 3)), signed = (v) => `${v < 0 ? "−" : "+"}${shares ? num(100 * Math.abs(v), 1) : num(Math.abs(v), 3)}`;
     const interval = low === null ? "" : ` [${signed(low)}, ${signed(high)}]`;
     return [
-      el("p", { class: "headline" }, `${value(was)} → ${value(now)}`, el("small", {}, `${shares ? "accuracy" : "mean reward"} on ${whole(graded)} prompts: ${signed(now - was)}${shares ? " points" : ""}${interval}`)),
+      el("p", { class: "headline" }, `${value(was)} → ${value(now)}`, el("small", {}, `${shares ? "accuracy" : "mean reward"} on ${whole(graded)} prompts: `, el("span", { class: "whole" }, `${signed(now - was)}${shares ? " points" : ""}`), el("span", { class: "whole" }, interval))),
       el("p", {}, `${whole(counts.won)} won, ${whole(counts.lost)} lost. ${chanceOf(p, counts)} `, el("span", { class: "hint" }, `p ${pText(p)}, ${exact ? "McNemar's exact test" : "exact sign test over prompts"}; the interval is of the difference, 95%.`)), left];
   }
 
@@ -148,7 +155,6 @@ export class AnswersPanel {
       button.setAttribute("aria-expanded", on);
       node.querySelector(".opened")?.remove();
       address.set({ "samples.open": on ? item.key : null });
-      this.stamp = null;
       if (on) node.append(openedAnswer(item, this.chosenNow));
     };
     if (open) node.append(openedAnswer(item, this.chosenNow));

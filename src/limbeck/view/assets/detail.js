@@ -120,11 +120,10 @@ export class Detail {
     const go = (by) => { const next = versions[at + by]; if (next) this.onstep(next); };
     const slider = el("input", { type: "range", min: 0, max: versions.length - 1, step: 1, "aria-label": "Step of the same prompt", oninput: () => this.onstep(versions[slider.valueAsNumber]) });
     slider.value = at;
-    return [
+    return el("div", { class: "stepper" },
       el("button", { type: "button", class: "quiet", title: "earlier step of this prompt", "aria-label": "Earlier step", disabled: at <= 0, onclick: () => go(-1) }, "‹"),
       slider, el("span", { class: "at", vars: { "--digits": String(versions.at(-1).step).length } }, `step ${this.row.step}`),
-      el("button", { type: "button", class: "quiet", title: "later step of this prompt", "aria-label": "Later step", disabled: at >= versions.length - 1, onclick: () => go(1) }, "›"),
-    ];
+      el("button", { type: "button", class: "quiet", title: "later step of this prompt", "aria-label": "Later step", disabled: at >= versions.length - 1, onclick: () => go(1) }, "›"));
   }
 
   // Every rollout of the prompt, where the slider does not reach them all.

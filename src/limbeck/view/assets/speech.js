@@ -8,7 +8,7 @@ const FENCES = [
   ["[TOOL_CALLS]", "</s>", "call"], ["<tool_response>", "</tool_response>", "result"], ["[TOOL_RESULTS]", "[/TOOL_RESULTS]", "result"],
   ["```", "```", "code"],
 ];
-const FOLDED = 14;  // lines of a text that is longer than half a screen
+const FOLDED = 14;  // lines that are shown of a text that has some more
 
 // [{ kind: "text" | "code" | "thinking" | "call" | "result", text, calls }]
 export function partsOf(text) {
@@ -71,18 +71,19 @@ function argumentsOf(given) {
   return Object.entries(given).map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]);
 }
 
-export function speechNodes(text) {
+// `lines`: how many are shown of a long text.
+export function speechNodes(text, lines = FOLDED) {
   const parts = partsOf(text);
-  return parts.length ? parts.map(partNode) : [el("p", { class: "hint" }, "empty")];
+  return parts.length ? parts.map((part) => partNode(part, lines)) : [el("p", { class: "hint" }, "empty")];
 }
 
-function partNode({ kind, text, calls }) {
+function partNode({ kind, text, calls }, shown) {
   if (kind === "thinking") return el("details", { class: "thinking", open: text.length < 1500 }, el("summary", {}, "thinking"), el("pre", {}, text));
   if (kind === "call" && calls) return el("div", {}, calls.map(callNode));
   if (kind === "call") return el("div", { class: "call broken" }, el("b", {}, "a call that cannot be read"), el("pre", {}, text));
   if (kind === "code") return el("pre", { class: "code" }, text.replace(/^[\w+-]*\n/, ""));
-  if (kind === "result") return el("div", { class: "call result" }, el("b", {}, "result"), foldable(text));
-  return foldable(text);
+  if (kind === "result") return el("div", { class: "call result" }, el("b", {}, "result"), foldable(text, shown));
+  return foldable(text, shown);
 }
 
 function callNode([name, given]) {
@@ -91,11 +92,11 @@ function callNode([name, given]) {
 }
 
 // Text whose beginning is shown, and the rest where it is asked for.
-export function foldable(text) {
-  const lines = text.split("\n");
-  const cut = lines.length > FOLDED + 4 ? lines.slice(0, FOLDED).join("\n") : text.length > 2400 ? text.slice(0, 2000) : null;
+export function foldable(text, shown = FOLDED) {
+  const lines = text.split("\n"), long = lines.length > shown + 4;
+  const cut = long ? lines.slice(0, shown).join("\n") : text.length > 200 * shown ? text.slice(0, 160 * shown) : null;
   if (cut === null) return el("pre", {}, text);
-  const pre = el("pre", {}, cut), more = lines.length > FOLDED + 4 ? `${lines.length - FOLDED} more lines` : `${text.length - cut.length} more characters`;
+  const pre = el("pre", {}, cut), more = long ? `${lines.length - shown} more lines` : `${text.length - cut.length} more characters`;
   const button = el("button", { type: "button", class: "more-text", "aria-expanded": "false", onclick: () => {
     const open = button.getAttribute("aria-expanded") === "false";
     button.setAttribute("aria-expanded", open);
