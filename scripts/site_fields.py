@@ -1,4 +1,4 @@
-"""For the API pages: the fields of a class as one table, with what the source says beside each in a comment."""
+"""For the API pages: the fields of a class as one table, with the comment beside each; sessions of Python as code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import tokenize
 from typing import Any
 
-from griffe import Attribute, Class, Docstring, Extension, Module
+from griffe import Attribute, Class, Docstring, Extension, Function, Module
 
 TOOLS = ("fmt:", "noqa", "type:", "ruff:", "pragma")  # comments that are for no reader
 
@@ -24,9 +24,10 @@ def tabulate(place: Module | Class) -> None:
     for member in list(place.members.values()):
         if isinstance(member, Module | Class) and not member.is_alias:
             tabulate(member)
-    if not isinstance(place, Class) or "Config" in map(
-        str, place.bases
-    ):  # a recipe's keys have a reference of their own
+        if isinstance(member, Module | Class | Function | Attribute) and not member.is_alias and member.docstring:
+            member.docstring.value = with_sessions(member.docstring.value)
+    recipe = "Config" in [str(base) for base in place.bases] if isinstance(place, Class) else False
+    if not isinstance(place, Class) or recipe:  # the keys of a recipe have a reference of their own
         return
     fields = [m for m in place.members.values() if isinstance(m, Attribute) and is_field(m)]
     if fields:
@@ -35,6 +36,11 @@ def tabulate(place: Module | Class) -> None:
         place.docstring = Docstring(f"{text}\n\n| field | type | |\n|---|---|---|\n{rows}", parent=place)
         for field in fields:
             place.del_member(field.name)
+
+
+def with_sessions(text: str) -> str:
+    """`>>>` begins a session up to the next empty line; Markdown would take it for a quotation."""
+    return re.sub(r"^>>> (?:.+\n?)+", lambda match: f"```pycon\n{match[0].rstrip()}\n```\n", text, flags=re.M)
 
 
 def is_field(member: Attribute) -> bool:

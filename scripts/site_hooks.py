@@ -53,14 +53,21 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Formulas in MathML, which browsers draw without a script."""
-    inline = r'<span class="arithmatex">\\\((.*?)\\\)</span>'
-    content = re.sub(inline, lambda m: convert(html.unescape(m[1])), content, flags=re.DOTALL)
-    block = r'<div class="arithmatex">\\\[(.*?)\\\]</div>'
 
     def formula(match: re.Match[str]) -> str:
-        return f'<div class="formula">{convert(html.unescape(match[1]), display="block")}</div>'
+        inline, block = match[1], match[2]
+        if inline is not None:
+            return mathml(inline, "inline")
+        return f'<div class="formula">{mathml(block, "block")}</div>'
 
-    return re.sub(block, formula, content, flags=re.DOTALL)
+    arithmatex = r'<span class="arithmatex">\\\((.*?)\\\)</span>|<div class="arithmatex">\\\[(.*?)\\\]</div>'
+    return re.sub(arithmatex, formula, content, flags=re.DOTALL)
+
+
+def mathml(tex: str, display: str) -> str:
+    """With the thin space that TeX puts between a function's name and what it is of."""
+    name = r"(<mi>(?:log|exp|max|min)</mi>)(?=<m(?:i|sub|sup|subsup)>)"
+    return re.sub(name, r'\1<mspace width="0.17em"/>', convert(html.unescape(tex), display=display))
 
 
 def on_post_build(config: MkDocsConfig) -> None:

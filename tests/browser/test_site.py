@@ -1,0 +1,57 @@
+"""The built documentation in a browser, opened from the disk: its search, its width on a phone, and no complaint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+ROOT = Path(__file__).parents[2]
+OVERFLOWS = """
+  const hides = (e) => ["auto", "scroll", "hidden"].includes(getComputedStyle(e).overflowX);
+  const scrolls = (e) => e && (hides(e) || scrolls(e.parentElement));
+  const wide = (e) => { const box = e.getBoundingClientRect(); return box.width && box.right > innerWidth + 1; };
+  return [...document.querySelectorAll("article *")].filter((e) => wide(e) && !scrolls(e.parentElement))
+    .map((e) => e.tagName + ": " + e.textContent.slice(0, 60));
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return folder
+
+
+def test_the_search_from_a_disk_finds_a_message_by_its_words(browser: webdriver.Chrome, site: Path) -> None:
+    browser.set_window_size(1440, 1000)
+    browser.get((site / "guides" / "install.html").as_uri())
+    browser.find_element(By.CSS_SELECTOR, "label.md-search__icon, .md-search__input").click()
+    browser.find_element(By.CSS_SELECTOR, ".md-search__input").send_keys(
+        "leave room for rollout.max_tokens in the context"
+    )
+    wait = WebDriverWait(browser, 30)
+    first = wait.until(lambda driver: driver.find_elements(By.CSS_SELECTOR, ".md-search-result__item"))[0]
+    assert "Troubleshooting" in first.text
+    assert "prompts are too long" in first.text
+
+
+def test_no_page_is_wider_than_a_phone_or_complains(browser: webdriver.Chrome, site: Path) -> None:
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.get_log("browser")
+    try:
+        for path in sorted(site.rglob("*.html")):
+            if path.name == "404.html":  # for a server: its paths are absolute
+                continue
+            browser.get(path.as_uri())
+            assert browser.execute_script(OVERFLOWS) == [], path.name
+            assert [entry["message"] for entry in browser.get_log("browser")] == [], path.name
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
