@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -74,6 +75,32 @@ def test_recipe_keys_in_the_text_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_extras_in_the_text_exist(page: Path) -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = re.findall(r"limbeck\[([a-z,-]+)\]", page.read_text(encoding="utf-8"))
+    assert {extra for extras in named for extra in extras.split(",")} <= set(known)
+
+
+def test_every_extra_for_users_is_listed() -> None:
+    known = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    )
+    page = (ROOT / "docs" / "guides" / "install.md").read_text(encoding="utf-8")
+    table = page.partition("| extra |")[2].partition("\n\n")[0]
+    listed = {extra for row in re.findall(r"^\| (`.*?`) \|", table, re.M) for extra in re.findall(r"`(\w+)`", row)}
+    assert listed == known - {"test", "browser", "dev"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_lists_and_tables_are_those_of_the_site_too(page: Path) -> None:
+    """A forge is lenient: in the site a list or table that follows a line of text would be part of its paragraph."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert not re.findall(r"^(?![-*|> ]|\d+\. ).+\n(?:[-*]|\d+\.) .*", text, re.M)
+    assert not re.findall(r"^[^|\n].*\n\|.*", text, re.M)
+    assert not re.findall(r"^ {1,3}(?:[-*]|\d+\.) .*", text, re.M), "what is below an item of a list has four blanks"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_make_targets_exist(page: Path) -> None:
     for command in commands(page, "make "):
         subprocess.run(["make", "--dry-run", *shlex.split(command)[1:]], cwd=ROOT, check=True, capture_output=True)
@@ -90,8 +117,6 @@ def test_options_in_the_text_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_toml_blocks_are_recipes(page: Path) -> None:
-    import tomllib
-
     base = {"student": {"model": "demo:student"}, "teacher": {"model": "demo:teacher"}, "task": {"kind": "arithmetic"}}
     for block in re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         parse_recipe({**base, **tomllib.loads(block)})
