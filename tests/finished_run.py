@@ -98,6 +98,14 @@ def make_hostile(run: Path) -> None:
 
     for path in (run / "rollouts").glob("step-*.parquet"):
         rewrite(path, hostile)
+    for path in (run / "evaluations").glob("step-*.jsonl"):
+        answers = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for number, answer in enumerate(answers):
+            texts = dict.fromkeys(("prompt", "question", "answer", "response"), HOSTILE)
+            call = json.dumps({"name": HOSTILE, "arguments": {HOSTILE: HOSTILE}})
+            turns = [{"role": HOSTILE, "text": f"<tool_call>{call}"}]
+            answer |= {**texts, "prompt_id": f"{number}{HOSTILE}", "turns": turns}
+        path.write_text("".join(json.dumps(answer) + "\n" for answer in answers), encoding="utf-8")
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     broken = json.loads(lines[-2])
     broken["alarms"] = [{"name": HOSTILE, "message": HOSTILE}]

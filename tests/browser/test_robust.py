@@ -15,6 +15,7 @@ from tests.view import made
 from .looking import Served, colours_of, hover
 from .page import Page, serving
 
+EVALUATIONS = "samples?view=evaluations&before=none"
 HIDING = r"""[...document.querySelectorAll('body *:not(script)')].flatMap((node) =>
   [...[...node.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data),
    ...[...node.attributes].map((a) => a.value)])
@@ -27,8 +28,11 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page, copied: Path, served
     report = copied.parent / "report.html"
     write_report(copied, report, 50)
     for place in (address, report.as_uri()):
-        for tab in ("curves", "tokens", "disagreement", "recipe"):
+        for tab in ("curves", "tokens", EVALUATIONS, "disagreement", "recipe"):
             page.open(f"{place}#{tab}")
+            if tab == EVALUATIONS:
+                page.press(".answer-row")
+                page.until("document.querySelector('.half .call')")
             if tab == "curves":
                 page.until("document.querySelector('.alarms')")
             if tab == "tokens":
@@ -111,7 +115,7 @@ def test_no_tab_is_wider_than_its_window(page: Page, copied: Path, served: Serve
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     )
     try:
-        for tab in ("curves", "tokens", "disagreement", "recipe"):
+        for tab in ("curves", "tokens", EVALUATIONS, "disagreement", "recipe"):
             page.open(f"{address}#{tab}")
             page.until("document.querySelector('.card')")
             assert page.run("return document.documentElement.scrollWidth") <= width, tab

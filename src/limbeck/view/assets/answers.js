@@ -45,6 +45,7 @@ export class AnswersPanel {
   async open() {
     if (!store.run()) { this.node.replaceChildren(el("p", { class: "card blank" }, "There is no run here yet.")); return; }
     const asked = this.asked = {};
+    if (!this.chosenNow) this.node.replaceChildren(el("p", { class: "card blank" }, "Reading…"));
     try {
       const chosen = await this.chosen();
       const [after, before] = await Promise.all([[chosen.run, chosen.after], [chosen.other, chosen.before]].map(([run, step]) => (step === undefined ? null : source.answers(run.id, step))));
@@ -146,7 +147,7 @@ export class AnswersPanel {
   }
 
   row(item, names, paired, open) {
-    const button = el("button", { type: "button", class: `answer-row${paired ? "" : " alone"}`, "aria-expanded": String(open), data: { key: item.key }, onclick: () => toggle(button.getAttribute("aria-expanded") === "false") },
+    const button = el("button", { type: "button", class: `answer-row${paired ? "" : " alone"}`, "aria-expanded": String(open), onclick: () => toggle(button.getAttribute("aria-expanded") === "false") },
       el("span", { class: `badge ${item.outcome}` }, names[item.outcome]),
       el("span", { class: "asked" }, briefly(item.row.question || item.key), item.row.answer && el("small", {}, `right: ${briefly(item.row.answer)}`)),
       paired && cell(item.before, "Before"), cell(item.after, "After"));

@@ -53,7 +53,7 @@ function turnHead(turn) {
     finish === "length" && el("span", { class: "flag" }, "cut at its limit")));
 }
 
-const bubble = (turn, side) => el("section", { class: `turn ${side}`, data: { role: turn.role } }, turnHead(turn), speechNodes(turn.text ?? "", turn.role === "system" ? SYSTEM_LINES : undefined));
+const bubble = (turn, side) => el("section", { class: `turn ${side}${turn.role === "tool" ? " tool" : ""}` }, turnHead(turn), speechNodes(turn.text ?? "", turn.role === "system" ? SYSTEM_LINES : undefined));
 
 const SYSTEM_LINES = 6;  // of tools and rules that are the same in every rollout
 const SPLIT = "\ufffd stands for a part of a character that is split over several tokens.";
