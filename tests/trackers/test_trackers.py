@@ -13,14 +13,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from limbeck import api
 from limbeck.config.recipe import Recipe, parse_recipe
 from limbeck.errors import RecipeError
-from limbeck.trackers import make_trackers
+from limbeck.trackers import background, make_trackers
 from limbeck.trackers.background import BackgroundTracker
+from limbeck.trackers.samples import COLUMNS
+from limbeck.trackers.tensorboard import TensorBoardSink
+from limbeck.trackers.wandb import WandbSink
 from tests import finished_run
+from tests.view import made
 
 
 def _line(step: int, kind: str = "train", **values: Any) -> dict[str, Any]:
@@ -143,9 +148,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _recipe(output: Path, tracker: dict[str, Any], models: Path | None = None) -> Recipe:
+def _recipe(output: Path, tracker: dict[str, Any], models: Path | None = None, **more: Any) -> Recipe:
     """Two short steps; without `models` one that is only read."""
-    changes = {"trackers": [tracker], "steps": 2, "record": {"every": 0}, "output": str(output / "runs")}
+    changes = {"trackers": [tracker], "steps": 2, "record": {"every": 0}, "output": str(output / "runs"), **more}
     if models is not None:
         return parse_recipe(finished_run.table_of(models, **changes))
     table = {"student": {"model": "demo:student"}, "teacher": {"model": "demo:student"}}
@@ -192,12 +197,72 @@ def test_tensorboard_has_the_numbers_of_the_file(models: Path, tmp_path: Path) -
             assert scalars[line["step"]] == pytest.approx(value, rel=1e-5)
 
 
+def _hparams(folder: Path) -> tuple[dict[str, Any], list[Any]]:
+    """What TensorBoard's HPARAMS tab asks its server for: columns, and a row a run."""
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(folder))
+    backend = backend_context.Context(base_plugin.TBContext(logdir=str(folder), data_provider=provider))
+    request, experiment = RequestContext(), get_experiment
+    found = experiment.Handler(request, backend, "", api_pb2.GetExperimentRequest()).run()
+    asked = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=100)
+    asked.allowed_statuses.extend([api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE])
+    rows = list_session_groups.Handler(request, backend, "", asked).run()
+    return {info.name: info for info in found.hparam_infos}, list(rows.session_groups)
+
+
+def test_tensorboard_has_a_row_a_run_of_hyperparameters_and_final_metrics(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.plugins.hparams import api_pb2
+
+    def run(name: str, lr: float, lines: list[dict[str, Any]], start: int = 0, **more: Any) -> None:
+        models = {"student": {"model": "demo:student"}, "teacher": {"model": "demo:student"}}
+        table = {**models, "task": {"kind": "arithmetic"}, **more}
+        recipe = parse_recipe({**table, "name": name, "steps": 2, "learner": {"lr": lr}})
+        sink = TensorBoardSink(tmp_path / name / "tensorboard", recipe)
+        sink.open(start)
+        for line in lines:
+            sink.log(line["step"], background._values(line), ())
+        sink.close()
+
+    lines = [_line(0, "eval", accuracy=0.1), _line(1, reward=0.2), _line(2, reward=0.3)]
+    lines.append(_line(2, "eval", accuracy=0.75))
+    run("a", 1e-3, lines)
+    run("b", 5e-3, lines[:2], objective={"reference": {"weight": 0.25}})
+    columns, rows = _hparams(tmp_path)
+    assert {"learner.lr", "task.digits", "student.model", "seed", "objective.reference.weight"} <= set(columns)
+    assert not {"name", "output", "record.every"} & set(columns)
+    by_name = {row.sessions[0].name: row for row in rows}
+    a, b = by_name["a/tensorboard/hparams"], by_name["b/tensorboard/hparams"]
+    assert [row.hparams["learner.lr"].number_value for row in (a, b)] == [1e-3, 5e-3]
+    metrics = {value.name.tag: value.value for value in a.metric_values}
+    assert metrics == pytest.approx(
+        {"final/eval/accuracy": 0.75, "final/train/reward": 0.3, "final/eval/reverse_kl/exact": 0.5 / 3,
+         "final/train/reverse_kl/exact": 0.5 / 3}
+    )  # fmt: skip
+    assert {value.name.tag: value.value for value in b.metric_values}["final/train/reward"] == pytest.approx(0.2)
+    assert [row.sessions[0].status for row in (a, b)] == [api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE]
+    run("b", 5e-3, lines[2:], start=1)  # what was stopped goes on, and ends
+    b = {row.sessions[0].name: row for row in _hparams(tmp_path)[1]}["b/tensorboard/hparams"]
+    assert b.sessions[0].status == api_pb2.STATUS_SUCCESS
+    assert {value.name.tag: value.value for value in b.metric_values}["final/eval/accuracy"] == pytest.approx(0.75)
+
+
 def test_wandb_offline_writes_a_run_of_all_lines(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setattr("limbeck.trackers.background.PATIENCE", 120.0)
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
-    folder = api.train(_recipe(tmp_path, {"kind": "wandb", "mode": "offline"}, models)).folder
+    tracker = {"kind": "wandb", "mode": "offline", "group": "seeds of tiny"}
+    folder = api.train(
+        _recipe(tmp_path, tracker, models, record={"every": 2, "watch": 1, "rollouts_per_step": 2})
+    ).folder
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     deadline = time.monotonic() + 60  # wandb's own process closes the file some time after `finish` has returned
@@ -206,6 +271,40 @@ def test_wandb_offline_writes_a_run_of_all_lines(models: Path, tmp_path: Path, m
     assert [row["step"] for row in rows] == [line["step"] for line in lines]
     for row, line in zip(rows, lines, strict=True):
         assert row[f"{line['kind']}/reverse_kl/exact"] == pytest.approx(line["reverse_kl/exact"])
+        assert ("samples/path" in row) == (line["kind"] == "train")
+        if "samples/path" in row:
+            table = json.loads((file.parent / "files" / row["samples/path"]).read_text())
+            assert table["data"] == _recorded(folder, line["step"])
+            assert table["columns"][:5] == ["source", "task", "prompt_id", "prompt_text", "response_text"]
+    assert {run.run_group for run in _wandb_runs(file)} == {"seeds of tiny"}
+
+
+def _recorded(folder: Path, step: int) -> list[list[Any]]:
+    rows = pq.read_table(folder / "rollouts" / f"step-{step:06d}.parquet").to_pylist()
+    return [[row[name] for name in COLUMNS] for row in rows]
+
+
+def test_wandb_is_given_no_text_where_the_recipe_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    made.write_rollout_files(tmp_path, range(1, 2))
+    line = {"train/reward": 1.0}
+    for samples, expected in ((True, ["samples"]), (False, [])):
+        recipe = _recipe(tmp_path, {"kind": "wandb", "mode": "offline", "samples": samples})
+        sink = WandbSink(recipe.trackers[0], recipe, tmp_path)
+        assert list(sink._samples(1, line)) == expected
+        assert list(sink._samples(2, line)) == [], "it was not recorded"
+        assert list(sink._samples(1, {"eval/accuracy": 1.0})) == []
+
+
+def _wandb_runs(file: Path) -> list[Any]:
+    from wandb.proto import wandb_internal_pb2
+
+    records = []
+    for data in _leveldb_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        records += [record.run] if record.HasField("run") else []
+    return records
 
 
 def _wandb_history(file: Path) -> list[dict[str, Any]]:

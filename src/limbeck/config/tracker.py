@@ -24,6 +24,12 @@ class WandbTrackerConfig(Config):
     kind: Literal["wandb"] = "wandb"
     project: Line = Field("limbeck", description="where its runs are listed")
     entity: Line | None = Field(None, description="user or team; your own where absent")
+    group: Line | None = Field(
+        None, description="runs with the same one are shown together, such as the seeds of a setting"
+    )
+    samples: bool = Field(
+        True, description="send the recorded rollouts too, a table each recorded step: prompts and responses"
+    )
     mode: Literal["online", "offline"] = Field("online", description="offline: written down, for `wandb sync`")
 
 

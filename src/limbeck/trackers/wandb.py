@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from limbeck.config.recipe import Recipe
 from limbeck.config.tracker import WandbTrackerConfig
 from limbeck.errors import RecipeError
+from limbeck.trackers.samples import COLUMNS, recorded_samples
 
 ID_FILE = "wandb-id"  # in the run's folder, so that a resumed run goes on in the same W&B run
 LOGIN_SECONDS = 60
@@ -36,6 +37,7 @@ class WandbSink:
             project=self.section.project,
             entity=self.section.entity,
             name=self.recipe.name,
+            group=self.section.group,
             id=self._id(),
             resume="allow",
             mode=self.section.mode,
@@ -48,12 +50,19 @@ class WandbSink:
         self.run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:
-        self.run.log({"step": step, **values})
+        self.run.log({"step": step, **values, **self._samples(step, values)})
         for alarm in alarms:
             self.run.alert(title=alarm.partition(":")[0], text=f"step {step}: {alarm}", wait_duration=300)
 
     def close(self) -> None:
         self.run.finish()
+
+    def _samples(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
+        """A table of what was recorded of a step, which is on the disk before the step's line is written."""
+        if not self.section.samples or not any(name.startswith("train/") for name in values):
+            return {}
+        rows = recorded_samples(self.folder, step)
+        return {} if rows is None else {"samples": self.wandb.Table(columns=list(COLUMNS), data=rows)}
 
     def _id(self) -> str:
         path = self.folder / ID_FILE
