@@ -203,6 +203,15 @@ def test_the_x_axis_is_steps_tokens_or_time(page: Page, tmp_path: Path, served: 
     page.until("!location.hash.includes('x=')")
 
 
+def test_the_system_stays_along_steps(page: Page, run: Path, served: Served) -> None:
+    page.open(served(run) + "#curves?x=tokens")
+    page.until(DRAWN)
+    page.press("#tab-system")
+    page.until("location.hash.startsWith('#system')")
+    name = page.until("document.querySelector('.system .chart')?.dataset.chart")
+    assert ", at step 6: " in _said(page, name, "End")
+
+
 def test_an_axis_that_the_file_does_not_have_says_so(page: Page, tmp_path: Path, served: Served) -> None:
     lines = [{key: value for key, value in line.items() if key != "tokens/sampled"} for line in _steady(5)]
     page.open(served(_write(tmp_path / "run", lines)) + "#curves?x=tokens")
@@ -250,6 +259,8 @@ def test_runs_over_seeds_are_a_line_with_a_band(page: Page, tmp_path: Path, serv
     page.until(DRAWN)
     assert "student 3 [1, 6]" in _said(page, "Entropy")
     assert "smallest to largest run" in page.texts(".toolbar .hint")[0]
+    _chart(page, "Accuracy", "return 0")
+    assert page.texts("[data-chart=Accuracy] h3 small") == ["held-out, smallest to largest run over runs"]
     choose = """
       const select = [...document.querySelectorAll('.grouping select')][0];
       select.value = '';

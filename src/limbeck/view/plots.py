@@ -39,8 +39,8 @@ PLOTS = (
         "reverse_kl",
         "reverse KL (nats / token)",
         (
-            _Curve("reverse_kl/sampled", "train", "sampled", ":"),
             _Curve("reverse_kl/exact", "train", "exact"),
+            _Curve("reverse_kl/sampled", "train", "sampled", ":"),
             _Curve("reverse_kl/exact", "eval", "held-out", "o"),
         ),
     ),
@@ -62,12 +62,18 @@ def write_plots(path: Path, folder: Path) -> list[Path]:
     except ImportError:
         raise RunError("--png needs matplotlib: pip install 'limbeck[report]'") from None
     runs = {run.path.name: run.metrics() for run in Runs(path).all()}
+    temperatures = {run.path.name: _temperatures(run.describe()["recipe"]) for run in Runs(path).all()}
+    # Numbers at different temperatures are different quantities: then each curve says its own.
+    mixed = len({str(value) for kinds in temperatures.values() for value in kinds.values()}) > 1
     written = []
     with rc_context(STYLE):
         for plot in PLOTS:
             figure = Figure()
             axes = figure.add_subplot()
-            drawn = [_draw(axes, plot, name, metrics, i, len(runs)) for i, (name, metrics) in enumerate(runs.items())]
+            drawn = [
+                _draw(axes, plot, name, metrics, i, len(runs), temperatures[name] if mixed else {})
+                for i, (name, metrics) in enumerate(runs.items())
+            ]
             if not any(drawn):
                 continue
             axes.set_xlabel("step")
@@ -84,7 +90,23 @@ def write_plots(path: Path, folder: Path) -> list[Path]:
     return written
 
 
-def _draw(axes: Any, plot: _Plot, run: str, metrics: Mapping[str, Any], index: int, runs: int) -> bool:
+def _temperatures(recipe: Mapping[str, Any]) -> dict[str, float]:
+    """At which temperature a run's lines of each kind are: an evaluation may have its own."""
+    tables = {name: recipe.get(name) for name in ("rollout", "eval")}
+    rollout, evaluation = (table if isinstance(table, dict) else {} for table in tables.values())
+    sampled_at = rollout.get("temperature", 1.0)
+    return {"train": sampled_at, "eval": evaluation.get("temperature", sampled_at)}
+
+
+def _draw(
+    axes: Any,
+    plot: _Plot,
+    run: str,
+    metrics: Mapping[str, Any],
+    index: int,
+    runs: int,
+    temperatures: Mapping[str, float],
+) -> bool:
     """Whether the run had values for the plot."""
     drawn = False
     for number, curve in enumerate(plot.curves):
@@ -95,6 +117,7 @@ def _draw(axes: Any, plot: _Plot, run: str, metrics: Mapping[str, Any], index: i
         colour = COLOURS[(index if runs > 1 else number) % len(COLOURS)]
         steps, values = columns["step"], _floats(values)
         label = f"{run} {curve.label}" if runs > 1 else curve.label
+        label += f", T = {temperatures[curve.kind]}" if temperatures else ""
         band = _band(columns["values"], curve, values)
         if curve.line == "o":
             bars = [[abs(v - end) for v, end in zip(values, side, strict=True)] for side in band] if band else None

@@ -81,14 +81,14 @@ export function partCharts(runs) {
 
 const COVERED = new Set([...HEADLINES, ...LEARNING, ...DIAGNOSTICS].flatMap((spec) => spec.lines.map((line) => `${line.from ?? "train"} ${line.key}`)));
 
-// What no chart above shows: [from, key], by the first part of the key.
+// What no chart above shows: [from, key], by the first part of the key. What the machine does is in the System tab.
 export function otherMetrics(runs) {
   const parts = new Set(partCharts(runs).flatMap((spec) => spec.lines.map((line) => `${line.from ?? "train"} ${line.key}`)));
   const names = new Set(runs.flatMap((run) => ["train", "eval"].flatMap((from) => Object.keys(run[from].values).map((key) => `${from} ${key}`))));
   const families = new Map();
   for (const name of [...names].sort()) {
     const [from, key] = [name.slice(0, name.indexOf(" ")), name.slice(name.indexOf(" ") + 1)];
-    if (COVERED.has(name) || parts.has(name) || key.endsWith("/se") || /\/(low|high)$/.test(key) || /^accuracy\/(min|max)$/.test(key)) continue;
+    if (COVERED.has(name) || parts.has(name) || key.endsWith("/se") || /\/(low|high)$/.test(key) || /^accuracy\/(min|max)$/.test(key) || key.startsWith("system/")) continue;
     const family = from === "eval" ? "evaluations" : key.includes("/") ? key.split("/")[0] : "counts and others";
     families.set(family, [...(families.get(family) ?? []), [from, key]]);
   }

@@ -14,8 +14,9 @@ const charts = new Set();
 export class Chart {
   // build() -> { lines, alarms, missing, notice }: see `curves.js`. Drawn when it comes into sight. A line of `points` is measured at
   // some steps only: it is drawn as points with error bars, and nothing between them. `help`: what it is, what is good, what to do.
-  constructor({ title, unit = "", size = "", format = num, height = 200, stacked = false, linear = stacked || format === percent, span = 0, axis = "step", name = title, help, build }) {
-    Object.assign(this, { title, size, format, height, stacked, linear, span, axis, name, help, build });
+  // `axis`: what runs along x, where it is not a run's steps. These are along what the Curves tab asks for, or always `along`.
+  constructor({ title, unit = "", size = "", format = num, height = 200, stacked = false, linear = stacked || format === percent, span = 0, axis = "step", along = null, name = title, help, build }) {
+    Object.assign(this, { title, size, format, height, stacked, linear, span, axis, along, name, help, build });
     this.values = el("div", { class: "values" });
     this.step = el("span", { class: "at" });
     this.note = el("p", { class: "note", hidden: true });
@@ -61,6 +62,9 @@ export class Chart {
     this.helped.setAttribute("aria-expanded", on);
   }
 
+  get x() { return this.along ?? view.x; }
+  get shared() { return this.axis === "step" && this.x === view.x; }
+  get across() { return this.axis === "step" ? X_AXES[this.x] : { label: this.axis, tick: X_AXES.steps.tick }; }
   get full() { return this.axis === "step" && view.chart === this.name ? Math.max(320, Math.min(620, innerHeight - 260)) : this.height; }
   resize() {
     if (this.u && this.plot.clientWidth && (this.u.width !== this.plot.clientWidth || this.u.height !== this.full)) this.u.setSize({ width: this.plot.clientWidth, height: this.full });
@@ -75,7 +79,7 @@ export class Chart {
   // Takes from `build` what is drawn, as for a picture of it too.
   rebuild() {
     const { lines, alarms = [], missing = "", unit, notice = "", ...changes } = this.build();
-    Object.assign(this, changes, { lines, alarms, missing });  // such as the title of a chart that shows another quantity for these runs
+    Object.assign(this, changes, { lines, alarms: alarms.map((alarm) => ({ x: alarm.step, ...alarm })), missing });  // such as the title of a chart that shows another quantity for these runs
     if (unit !== undefined) this.unit.textContent = printable(unit);
     this.notice.hidden = !notice;
     this.notice.textContent = printable(notice);
@@ -103,7 +107,7 @@ export class Chart {
     const [xs, columns] = align(lines);
     const positive = (column) => (this.logarithmic ? column.map((value) => (value > 0 ? value : null)) : column);
     this.data = [xs, ...columns.flat().map(positive)];
-    const signature = JSON.stringify([lines.map((line) => [line.owner, line.label, line.colour, line.columns.length]), this.logarithmic, view.x]);
+    const signature = JSON.stringify([lines.map((line) => [line.owner, line.label, line.colour, line.columns.length]), this.logarithmic, this.x]);
     if (this.u && signature === this.signature && !this.anew) {
       this.u.setData(this.data, false);
       this.scale();
@@ -153,9 +157,9 @@ export class Chart {
     this.u?.destroy();
     this.plot.replaceChildren();
     const axis = { stroke: colour("--muted"), font: FONT, ticks: { show: false }, grid: { stroke: colour("--grid"), width: 1 } };
-    const across = X_AXES[this.axis === "step" ? view.x : "steps"], shared = this.axis === "step";
+    const { across } = this;
     this.u = new uPlot({
-      width: this.plot.clientWidth || 400, height: this.full, ...this.series(), legend: { show: false }, padding: [8, view.x === "time" ? 22 : 14, 0, 0],
+      width: this.plot.clientWidth || 400, height: this.full, ...this.series(), legend: { show: false }, padding: [8, this.x === "time" ? 22 : 14, 0, 0],
       scales: {
         x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
         y: { distr: this.logarithmic ? 3 : 1, range: () => this.yRange() },
@@ -166,7 +170,7 @@ export class Chart {
           ...(this.logarithmic && { splits: (u, i, low, high) => logTicks(low, high), filter: (u, all) => all }),
           values: (u, ticks, at, space, apart) => ticks.map((t) => (t === null ? "" : tickText(this.format, t, this.logarithmic ? t : apart))) },
       ],
-      cursor: { sync: shared ? { key: "steps", scales: ["x", null] } : undefined, y: false, points: { size: 7 }, drag: { x: true, y: false, setScale: false } },
+      cursor: { sync: this.shared ? { key: "steps", scales: ["x", null] } : undefined, y: false, points: { size: 7 }, drag: { x: true, y: false, setScale: false } },
       hooks: {
         setCursor: [(u) => this.describe(u.cursor.idx)],
         setSelect: [(u) => {
@@ -188,10 +192,10 @@ export class Chart {
     this.beyond.textContent = `▲ ${count} ${count === 1 ? "value is" : "values are"} beyond the axis`;
   }
 
-  // All charts over steps are zoomed together; one over something else is on its own.
-  get zoomed() { return this.axis === "step" ? view.zoom : this.zoom; }
+  // All charts along the same axis are zoomed together; one over something else is on its own.
+  get zoomed() { return this.shared ? view.zoom : this.zoom; }
   zoomTo(range) {
-    if (this.axis === "step") { setView({ zoom: range }); return; }
+    if (this.shared) { setView({ zoom: range }); return; }
     this.zoom = range;
     this.scale();
   }
@@ -226,8 +230,8 @@ export class Chart {
 
   // `step 40`; on another axis also where that is, if all lines have the same steps there.
   stepAt(place) {
-    const there = X_AXES[view.x].said(place), line = this.lines.find((one) => one.x.includes(place));
-    const same = view.x === "steps" || this.lines.some((one) => one.owner);
+    const there = this.across.said(place), line = this.lines.find((one) => one.x.includes(place));
+    const same = this.x === "steps" || this.lines.some((one) => one.owner);
     return same || !line ? there : `step ${line.steps[line.x.lastIndexOf(place)].toLocaleString("en-US")}, ${there}`;
   }
 
@@ -275,7 +279,7 @@ export function focusAll(owner) {
 
 // After a zoom: the lines stay, the axes move.
 export function rescaleAll() {
-  for (const chart of charts) if (chart.u && chart.axis === "step") chart.scale();
+  for (const chart of charts) if (chart.u && chart.shared) chart.scale();
 }
 
 // Help closes where somebody presses beside it.

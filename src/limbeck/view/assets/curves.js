@@ -22,8 +22,9 @@ function found(run, line) {
 }
 
 // A group's line of what is `wanted`, of its runs at `at`: one run's own, or the mean of several with a band. A faint line is
-// behind a stronger one of its chart; where several groups are overlaid it is not drawn.
-function lineOf(group, spec, wanted, several) {
+// behind a stronger one of its chart; where several groups are overlaid it is not drawn. Bands of a chart mean one thing: where
+// some are a `spread` of runs, a group of one run has none.
+function lineOf(group, spec, wanted, { several, spread }) {
   const having = group.runs.map((run) => [run, found(run, wanted)]).filter(([run, line]) => line && places(run, line.from ?? "train", view.x) && (spec.at === undefined || temperatureOf(run, line) === spec.at));
   if (!having.length) return null;
   const line = having[0][1], runs = having.filter(([, one]) => one.key === line.key).map(([run]) => run);
@@ -31,7 +32,7 @@ function lineOf(group, spec, wanted, several) {
   if (stronger && several && !spec.parts) return null;
   const ink = colour(several && !spec.parts ? group.colour : line.ink);
   return {
-    ...(runs.length > 1 ? together(runs, line) : alone(runs[0], line)), colour: ink, band: `${ink}2e`, key: line.key, from: line.from, label: line.label, group: group.label,
+    ...(runs.length > 1 ? together(runs, line) : alone(runs[0], spread ? { ...line, band: "" } : line)), colour: ink, band: `${ink}2e`, key: line.key, from: line.from, label: line.label, group: group.label,
     run: runs.length > 1 ? group.label : runs[0].id, owner: several ? group.label : undefined, temperatures: [...new Set(runs.map((run) => temperatureOf(run, line)))].sort((a, b) => a - b),
     dash: line.dash, width: stronger ? 1 : 1.75, alpha: stronger ? 0.55 : 1, faint: Boolean(stronger), points: line.points,
   };
@@ -74,10 +75,10 @@ function missingOf(spec, runs) {
 }
 
 function build(spec) {
-  const runs = store.shown, groups = shownGroups();
-  const lines = groups.flatMap((group) => spec.lines.map((line) => lineOf(group, spec, line, groups.length > 1))).filter(Boolean);
-  const spread = lines.some((line) => line.counts) && spec.lines.some((line) => line.band === "interval") && { unit: `held-out, ${BANDS[bandNow()][0]} over runs` };
-  return { notice: "", unit: spec.unit ?? "", ...spread, ...spec.adapt?.(runs), ...mixed(spec, lines), alarms: alarmsOf(runs), missing: missingOf(spec, runs) };
+  const runs = store.shown, groups = shownGroups(), how = { several: groups.length > 1, spread: groups.some((group) => group.runs.length > 1) };
+  const lines = groups.flatMap((group) => spec.lines.map((line) => lineOf(group, spec, line, how))).filter(Boolean);
+  const unit = how.spread && spec.lines.some((line) => line.band === "interval") ? `held-out, ${BANDS[bandNow()][0]} over runs` : spec.unit ?? "";
+  return { notice: "", unit, ...spec.adapt?.(runs), ...mixed(spec, lines), alarms: alarmsOf(runs), missing: missingOf(spec, runs) };
 }
 
 const temperaturesOf = (spec, runs) => [...new Set(runs.flatMap((run) => spec.lines.filter((line) => found(run, line)).map((line) => temperatureOf(run, line))))].sort((a, b) => a - b);

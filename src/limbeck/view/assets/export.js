@@ -1,8 +1,7 @@
 // A chart as files: its numbers, as the run's files have them, and its drawing.
-import { X_AXES, places } from "./axes.js";
+import { places } from "./axes.js";
 import { known } from "./series.js";
 import { svgOf } from "./vector.js";
-import { view } from "./viewstate.js";
 
 function save(name, type, text) {
   const link = document.createElement("a");
@@ -55,8 +54,7 @@ export function saveSvg(chart) {
   root.dataset.theme = "light";
   try {
     chart.rebuild();
-    const across = chart.axis === "step" ? X_AXES[view.x] : { label: chart.axis, tick: X_AXES.steps.tick };
-    save(fileName(chart, "svg"), "image/svg+xml", svgOf(chart, across));
+    save(fileName(chart, "svg"), "image/svg+xml", svgOf(chart, chart.across));
   } finally {
     root.dataset.theme = theme;
     chart.rebuild();

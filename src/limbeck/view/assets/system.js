@@ -62,7 +62,7 @@ export class SystemPanel {
     if (wanted === this.drawn) { for (const chart of this.charts) chart.update(); return; }
     this.drawn = wanted;
     for (const chart of this.charts) chart.remove();
-    this.charts = charts.map((spec) => new Chart({ ...spec, name: `system ${spec.title}`, linear: true, build: () => ({ alarms: run.alarms, lines: spec.lines.map((line, i) => lineOfKey(run, spec, line, SYSTEM_INKS[i % SYSTEM_INKS.length])) }) }));
+    this.charts = charts.map((spec) => new Chart({ ...spec, name: `system ${spec.title}`, along: "steps", linear: true, build: () => ({ alarms: run.alarms, lines: spec.lines.map((line, i) => lineOfKey(run, spec, line, SYSTEM_INKS[i % SYSTEM_INKS.length])) }) }));
     this.grid.replaceChildren(...this.charts.map((chart) => chart.node));
   }
 }
