@@ -75,7 +75,7 @@ def read_metrics(path: Path, offset: int = 0) -> Metrics:
     """The complete lines from byte `offset` on; all of them where the file is no longer the one that was read."""
     try:
         with open_file(path) as file:
-            if offset and not _goes_on(file, offset):
+            if offset and not goes_on(file, offset):
                 offset = 0
             file.seek(offset)
             data = file.read()
@@ -98,7 +98,7 @@ def read_metrics(path: Path, offset: int = 0) -> Metrics:
     return metrics
 
 
-def _goes_on(file: Any, offset: int) -> bool:
+def goes_on(file: Any, offset: int) -> bool:
     """Whether a line ends right before `offset`: a file that was cut and written again seldom has one there."""
     file.seek(offset - 1)
     return bool(file.read(1) == b"\n")
@@ -107,11 +107,11 @@ def _goes_on(file: Any, offset: int) -> bool:
 def _add_lines(metrics: Metrics, lines: Iterable[bytes]) -> Iterable[str]:
     """Adds each line; what is wrong with those that cannot be."""
     for number, data in enumerate(lines, start=1):
-        if data.strip() and (fault := _add_line(metrics, data)):
+        if data.strip() and (fault := add_line(metrics, data)):
             yield f"line {number} ({fault})"
 
 
-def _add_line(metrics: Metrics, data: bytes) -> str | None:
+def add_line(metrics: Metrics, data: bytes) -> str | None:
     if len(data) > MAX_LINE:
         return f"{len(data):,} bytes, expected at most {MAX_LINE:,}"
     try:

@@ -6,6 +6,7 @@ import math
 import time
 import tomllib
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from limbeck.errors import RunError
@@ -15,6 +16,7 @@ from limbeck.view.disagreement import Disagreement
 from limbeck.view.evaluations import Evaluations
 from limbeck.view.metrics import MAX_STEP, read_metrics
 from limbeck.view.rollouts import Rollouts, first_line
+from limbeck.view.summary import MetricsSummary, is_alive, read_history, stamp_of
 
 RUN_FILES = ("metrics.jsonl", "recipe.toml", "rollouts")  # any of them makes a folder a run's
 MAX_RECIPE = 2**20  # bytes
@@ -29,25 +31,37 @@ class RunFiles:
         self.rollouts = Rollouts(path / "rollouts")
         self.evaluations = Evaluations(path / "evaluations")
         self.disagreement = Disagreement(self.rollouts)
+        self._summary = MetricsSummary(path / "metrics.jsonl")
+        self._seen: tuple[Any, ...] = ()
+        self._described: dict[str, Any] = {}
 
     def metrics(self, offset: int = 0) -> dict[str, Any]:
         """Columns of `metrics.jsonl` from `offset` on, and how long ago the file changed."""
         metrics = read_metrics(self.path / "metrics.jsonl", offset)
         return {**metrics.as_json(), "changed_seconds_ago": self._age()}
 
-    def describe(self) -> dict[str, Any]:
-        """What heads the page."""
+    def describe(self) -> tuple[dict[str, Any], bool]:
+        """What heads the page and fills the table of runs, and whether it is another than the last time."""
+        files = [stamp_of(self.path / name) for name in ("recipe.toml", "metrics.jsonl", "history.jsonl")]
+        alive = is_alive(self._described.get("history", {}))
+        before, self._seen = self._seen, (*files, alive)
+        if before == self._seen:
+            return {**self._described, "changed_seconds_ago": self._age()}, False
         recipe, problems = self._recipe()
-        age = self._age()
-        return {
+        history = read_history(self.path / "history.jsonl")
+        self._described = {
             "id": self.path.name,
             "folder": str(self.path),
             "recipe": recipe,
             "steps": recipe.get("steps"),
-            "changed_seconds_ago": age,
             "live_seconds": LIVE_SECONDS,
+            "summary": self._summary.read(),
+            "history": history,
+            "changed": None if files[1] is None else files[1][2] / 1e9,
+            "alive": is_alive(history),
             "problems": problems,
         }
+        return {**self._described, "changed_seconds_ago": self._age()}, True
 
     def _recipe(self) -> tuple[dict[str, Any], list[str]]:
         try:
@@ -77,6 +91,9 @@ class Runs:
 
     def __init__(self, path: Path) -> None:
         self._known: dict[str, RunFiles] = {}
+        self._versions: dict[str, int] = {}
+        self._version = int(time.time() * 1000)  # above that of an earlier server, which a page may still know
+        self._describing = Lock()
         try:
             self.path = path.resolve()
             found = self.path.is_dir()
@@ -100,10 +117,20 @@ class Runs:
                 return run
         raise RunError(f"there is no run {shown(id_)} in {self.path}. Reload the page.")
 
-    def describe(self) -> dict[str, Any]:
-        runs = self.all()
-        problems = [] if runs else [f"There is no run in {self.path} yet: `limbeck demo` makes one in minutes."]
-        return {"runs": [run.describe() for run in runs], "problems": problems}
+    def describe(self, since: int = 0) -> dict[str, Any]:
+        """All runs' names, what is known of those that changed after version `since`, and the version now."""
+        with self._describing:
+            runs, changed = self.all(), []
+            self._version += 1
+            for run in runs:
+                description, is_new = run.describe()
+                if is_new:
+                    self._versions[run.path.name] = self._version
+                if self._versions[run.path.name] > since:
+                    changed.append(description)
+            problems = [] if runs else [f"There is no run in {self.path} yet: `limbeck demo` makes one in minutes."]
+            ids = [run.path.name for run in runs]
+            return {"ids": ids, "runs": changed, "problems": problems, "version": self._version}
 
     def _children(self) -> list[Path]:
         return [path for path in self.path.iterdir() if path.is_dir() and not path.name.startswith(".")]

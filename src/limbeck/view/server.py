@@ -42,7 +42,7 @@ def make_app(path: Path, host: str = "127.0.0.1") -> Starlette:
     routes = [
         Route("/", _asset),
         Route("/assets/{name:path}", _asset),
-        Route("/api/runs", _answer(lambda request: runs.describe())),
+        Route("/api/runs", _answer(lambda r: runs.describe(_number(r, "since")))),
         Route("/api/metrics", _answer(lambda r: _run(runs, r).metrics(_number(r, "offset")))),
         Route("/api/rollouts", _answer(lambda r: _index(runs, r))),
         Route("/api/rollout", _answer(lambda r: _run(runs, r).rollouts.rollout(_text(r, "id")))),

@@ -47,6 +47,16 @@ export function ago(seconds) {
   return `${Math.round(seconds / 86400)} days ago`;
 }
 
+// `0.7 s`, `42 s`, `3 min 05 s`, `2 h 10 min`, `3 d 4 h`. `formatting.duration` of Python is the same up to hours.
+export function timeTaken(seconds) {
+  const rounded = Math.round(seconds), two = (value) => String(value).padStart(2, "0");
+  if (seconds > 0 && seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  if (rounded < 60) return `${rounded} s`;
+  if (rounded < 3600) return `${Math.floor(rounded / 60)} min ${two(rounded % 60)} s`;
+  if (rounded < 172800) return `${Math.floor(rounded / 3600)} h ${two(Math.floor((rounded % 3600) / 60))} min`;
+  return `${Math.floor(rounded / 86400)} d ${Math.floor((rounded % 86400) / 3600)} h`;
+}
+
 export const last = (list) => list[list.length - 1];
 
 export function firstAndLast(values = []) {

@@ -4,6 +4,7 @@ import { curvesPanel } from "./curves.js";
 import { DisagreementPanel } from "./disagreement.js";
 import { el, printable } from "./dom.js";
 import { recipePanel } from "./recipe.js";
+import { RunsPanel } from "./runs.js";
 import { SamplesPanel } from "./samples.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
@@ -38,7 +39,7 @@ const problems = el("section", { class: "problems", role: "status", "aria-label"
 
 function drawProblems() {
   const texts = [...store.problems.map((text) => ["", text]),
-    ...store.shown.flatMap((run) => Object.values(run.problems).flat().map((text) => [store.runs.length > 1 ? run.id : "", text]))];
+    ...store.shown.flatMap((run) => Object.entries(run.problems).flatMap(([part, texts]) => (part === "metrics" && !run.step && (run.live || run.state === "new") ? [] : texts)).map((text) => [store.runs.length > 1 ? run.id : "", text]))];
   problems.hidden = texts.length === 0;
   problems.replaceChildren(...texts.slice(0, 8).map(([run, text]) => el("p", { class: "problem" }, run && el("b", {}, `${run}: `), text)),
     texts.length > 8 ? el("p", { class: "problem" }, `and ${texts.length - 8} more`) : "");
@@ -70,6 +71,7 @@ async function start() {
   document.title = names.length === 1 ? printable(`${names[0]} · Limbeck`) : "Limbeck";
   main.prepend(problems);
   const tabs = makeTabs({
+    runs: ["Runs", new RunsPanel(), () => store.runs.length > 1],
     curves: ["Curves", curvesPanel()],
     samples: ["Samples", new SamplesPanel()],
     disagreement: ["Disagreement", new DisagreementPanel()],

@@ -10,7 +10,7 @@ class Live {
     if (!answer.ok) throw new Error(data.error || `the server answered ${answer.status}`);
     return data;
   }
-  runs() { return this.get("runs"); }
+  runs(since) { return this.get("runs", { since }); }
   metrics(run, offset) { return this.get("metrics", { run, offset }); }
   rollouts(run, known, last) { return this.get("rollouts", { run, known, last }); }
   rollout(run, id) { return this.get("rollout", { run, id }); }

@@ -2,20 +2,27 @@
 import { address } from "./address.js";
 import { Lost, source } from "./source.js";
 
+const MAX_STEP_SECONDS = 86400;  // a process that is still there and silent for longer is another one of the same number
+const RACE_SECONDS = 20;  // a machine's name does not prove that its processes are seen: a line this young does
 export const RUN_COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7"];
 
 class RunData {
   constructor(info, index) {
     this.id = info.id;
     this.colour = RUN_COLOURS[index % RUN_COLOURS.length];
-    this.shown = address.list("runs")?.includes(info.id) ?? index < RUN_COLOURS.length;
-    this.info = info;
+    this.shown = false;
+    this.describe(info);
     this.forget();
     this.rows = [];
     this.known = 0;
     this.lastFile = "";
     this.rolloutsAsked = false;
     this.problems = { recipe: info.problems, metrics: [], rollouts: [], server: [] };
+  }
+  describe(info) {
+    this.info = info;
+    this.aged = performance.now();
+    if (this.problems) this.problems = { ...this.problems, recipe: info.problems };
   }
   forget() {
     this.train = { step: [], values: {} };
@@ -27,6 +34,7 @@ class RunData {
     const part = await source.metrics(this.id, this.offset);
     this.problems.metrics = part.problems;
     this.info.changed_seconds_ago = part.changed_seconds_ago;
+    this.aged = performance.now();
     const changed = part.offset !== this.offset || (part.reset && this.offset > 0);
     if (part.reset) this.forget();
     this.offset = part.offset;
@@ -60,11 +68,29 @@ class RunData {
       return false;
     }
   }
-  get step() { return this.train.step[this.train.step.length - 1] ?? 0; }
-  get finished() { return this.info.steps && this.step >= this.info.steps; }
-  get live() {
+  get step() { return this.train.step[this.train.step.length - 1] ?? this.info.summary?.step ?? 0; }
+  get finished() { return Boolean(this.info.steps) && this.step >= this.info.steps; }
+  // Seconds since its last line; null where there is none. In a report, when that was written.
+  get age() {
     const age = this.info.changed_seconds_ago;
-    return source.live && !this.finished && age !== null && age < this.info.live_seconds;
+    return age === null || age === undefined ? null : source.live ? age + (performance.now() - this.aged) / 1000 : age;
+  }
+  // A process of the server's machine is there or not; of another one, a file that changed lately has to do.
+  get live() {
+    const { history = {}, alive, live_seconds: soon } = this.info;
+    if (!source.live || this.finished || history.outcome) return false;
+    const age = this.age ?? (history.since ? Date.now() / 1000 - history.since : null);
+    return age !== null && (alive === true ? age < MAX_STEP_SECONDS : age < (alive === false ? RACE_SECONDS : soon));
+  }
+  // running, finished, failed, stopped, killed; `new` before the first line, `silent` where nobody knows.
+  get state() {
+    const { history = {}, alive } = this.info;
+    if (history.outcome === "failed") return "failed";
+    if (this.finished) return "finished";
+    if (this.live) return "running";
+    if (history.outcome) return history.outcome === "finished" ? "silent" : history.outcome;
+    if (alive === false) return "killed";
+    return this.age === null ? "new" : "silent";
   }
 }
 
@@ -86,6 +112,7 @@ function append(columns, part) {
 class Store extends EventTarget {
   runs = [];
   problems = [];
+  version = 0;  // of what is known of the runs
   watchRollouts = false;
   tell(what) { this.dispatchEvent(new Event(what)); }
   get shown() { return this.runs.filter((run) => run.shown); }
@@ -98,14 +125,23 @@ class Store extends EventTarget {
   // One round: new runs, new lines, new rollouts. Returns nothing; tells who listens.
   async refresh() {
     const before = JSON.stringify([this.problems, this.runs.map((run) => run.problems)]);
-    const answer = await source.runs();
-    this.problems = answer.problems;
-    let changed = false;
+    const answer = await source.runs(this.version);
+    const gone = (address.list("runs") ?? []).filter((id) => !answer.ids.includes(id));
+    this.problems = [...answer.problems, ...(gone.length ? [`The address names runs that are not here: ${gone.slice(0, 5).join(", ")}${gone.length > 5 ? `, and ${gone.length - 5} more` : ""}.`] : [])];
+    this.version = answer.version;
+    let changed = this.runs.length > 0 && this.runs.some((run) => !answer.ids.includes(run.id));
+    if (changed) this.runs = this.runs.filter((run) => answer.ids.includes(run.id));
     for (const info of answer.runs) {
       const known = this.runs.find((run) => run.id === info.id);
-      if (known) Object.assign(known, { info, problems: { ...known.problems, recipe: info.problems } });
+      if (known) known.describe(info);
       else { this.runs.push(new RunData(info, this.runs.length)); changed = true; }
     }
+    if (changed) {
+      const places = new Map(answer.ids.map((id, place) => [id, place]));
+      this.runs.sort((a, b) => places.get(a.id) - places.get(b.id));
+      this.mark(address.list("runs"));
+    }
+    if (changed || answer.runs.length) this.tell("described");
     const read = await Promise.all(this.shown.map((run) => run.attempt(run.readMetrics)));
     if (changed || read.some(Boolean)) this.tell("metrics");
     this.tell("round");
@@ -127,13 +163,25 @@ class Store extends EventTarget {
       }
     }
   }
-  show(run, on) { return this.choose(this.runs.filter((other) => (other === run ? on : other.shown)).map((other) => other.id)); }
-  // Shows these runs, and no others. null: the first few.
-  async choose(ids) {
-    const first = this.runs.slice(0, RUN_COLOURS.length).map((run) => run.id);
-    const wanted = new Set(ids ?? first);
+  // Which runs are shown: those named, or the newest few. A colour of its own for each, as long as there are some.
+  mark(ids) {
+    const wanted = new Set(ids ?? this.newest());
     for (const run of this.runs) run.shown = wanted.has(run.id);
-    const same = wanted.size === first.length && first.every((id) => wanted.has(id));
+    const taken = new Set();
+    const repeated = this.shown.filter((run) => taken.size === taken.add(run.colour).size);
+    const free = RUN_COLOURS.filter((colour) => !taken.has(colour));
+    for (const run of repeated) run.colour = free.shift() ?? run.colour;
+  }
+  newest() {
+    const started = (run) => run.info.history?.started ?? 0;
+    return [...this.runs].sort((a, b) => started(b) - started(a)).slice(0, RUN_COLOURS.length).map((run) => run.id);
+  }
+  show(run, on) { return this.choose(this.runs.filter((other) => (other === run ? on : other.shown)).map((other) => other.id)); }
+  // Shows these runs, and no others. null: the newest few.
+  async choose(ids) {
+    this.mark(ids);
+    const few = new Set(this.newest());
+    const same = this.shown.length === few.size && this.shown.every((run) => few.has(run.id));
     address.set({ runs: same ? null : this.shown.map((run) => run.id) });
     await Promise.all(this.shown.filter((run) => !run.offset).map((run) => run.attempt(run.readMetrics).catch(() => {})));  // lost: the next round says so
     this.tell("metrics");
@@ -143,7 +191,6 @@ class Store extends EventTarget {
 
 export const store = new Store();
 address.addEventListener("navigate", () => {
-  const wanted = address.list("runs");
-  const before = store.shown.map((run) => run.id).join("\n");
-  if (before !== (wanted ?? store.runs.slice(0, RUN_COLOURS.length).map((run) => run.id)).join("\n")) store.choose(wanted);
+  const wanted = address.list("runs") ?? store.newest();
+  if (wanted.length !== store.shown.length || store.shown.some((run) => !wanted.includes(run.id))) store.choose(address.list("runs"));
 });

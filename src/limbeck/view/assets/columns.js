@@ -1,0 +1,105 @@
+// What a table of runs can show of each: its state, place and times, its results, its metrics, and every key of its recipe.
+import { differing, flat, isAside, keysOf, recipeText } from "./flat.js";
+import { ago, timeTaken, num, percent, significant, whole } from "./format.js";
+import { store } from "./store.js";
+
+const ofPlace = (key) => (run) => run.info.history?.place?.[key];
+const evaluated = (run, key) => run.info.summary?.eval?.[key];
+const trained = (run, key) => run.info.summary?.train?.[key];
+const FIRST = 0, LAST = 1, LEAST = 2, GREATEST = 3, AT_LEAST = 4, AT_GREATEST = 5;  // of an evaluation's numbers
+
+// Seconds that its processes have worked.
+function elapsed(run) {
+  const { history = {} } = run.info;
+  if (!history.started) return undefined;
+  const now = run.live ? Date.now() / 1000 : run.info.changed ?? 0;
+  const since = history.since ? Math.max(0, now - history.since) : 0;
+  return history.worked + since;
+}
+
+// Seconds until its last step, at the pace of its last ones, with the evaluations on the way.
+function remaining(run) {
+  const { steps, summary, recipe } = run.info, pace = summary?.seconds_per_step;
+  if (!steps || !pace || run.state !== "running") return undefined;
+  const every = recipe.eval?.every, left = steps - run.step;
+  return left * pace + (every ? Math.ceil(left / every) * (evaluated(run, "seconds")?.[LAST] ?? 0) : 0);
+}
+
+const klOf = (run) => evaluated(run, "reverse_kl/exact") ?? evaluated(run, "reverse_kl/sampled");
+const clock = (seconds) => new Date(seconds * 1000).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+export const STATE_NAMES = { running: "running", finished: "finished", failed: "failed", killed: "killed", stopped: "stopped", silent: "not finished", new: "no steps" };
+const exactly = (seconds) => new Date(seconds * 1000).toISOString().replace("T", " ").replace(/\.\d+Z$/, " UTC");
+const isShares = () => !store.runs.some((run) => { const range = evaluated(run, "accuracy"); return range && (range[LEAST] < 0 || range[GREATEST] > 1); });
+const shareOrNumber = (value) => (isShares() ? percent(value) : num(value));
+
+// id -> { label, of(run) its value, show(value, run) as text, better: 1 where more is, -1 where less is; about: what it is }.
+// Of several runs a number is their mean; with `sum` their sum, with `spread` from the least to the greatest.
+const RUN_COLUMNS = {
+  state: { label: "State", of: (run) => run.state, show: (value) => STATE_NAMES[value], about: "running, finished, failed, stopped by a signal, or killed" },
+  step: { label: "Step", of: (run) => run.step, show: (value, run) => `${whole(value)}${run?.info.steps ? ` / ${whole(run.info.steps)}` : ""}`, spread: true, about: "updates made, of those asked for" },
+  accuracy: { label: "Accuracy", of: (run) => evaluated(run, "accuracy")?.[LAST], show: shareOrNumber, better: 1, about: "of the last evaluation" },
+  best: { label: "Best accuracy", of: (run) => evaluated(run, "accuracy")?.[GREATEST], show: shareOrNumber, better: 1, at: (run) => evaluated(run, "accuracy")?.[AT_GREATEST], about: "the largest of all evaluations, and its step" },
+  gain: { label: "Gain", of: (run) => { const range = evaluated(run, "accuracy"); return range?.length ? range[LAST] - range[FIRST] : undefined; }, show: (value) => `${value > 0 ? "+" : ""}${isShares() ? `${num(100 * value, 1)} pt` : num(value)}`, better: 1, about: "of accuracy, from the first evaluation to the last" },
+  kl: { label: "Reverse KL", of: (run) => klOf(run)?.[LAST], show: (value) => num(value), better: -1, about: "of the last evaluation, in nats a token; the exact one where the teacher gives its distribution" },
+  leastkl: { label: "Least KL", of: (run) => klOf(run)?.[LEAST], show: (value) => num(value), better: -1, at: (run) => klOf(run)?.[AT_LEAST], about: "the smallest of all evaluations, and its step" },
+  speed: { label: "Tokens / s", of: (run) => trained(run, "tokens_per_second/step")?.[LAST], show: (value) => whole(value), better: 1, about: "sampled tokens of the last step, by its seconds" },
+  alarms: { label: "Alarms", sum: true, of: (run) => run.info.summary?.alarms, show: (value) => (value ? `▲ ${whole(value)}` : "none") },
+  started: { label: "Started", spread: true, of: (run) => run.info.history?.started, show: clock, title: exactly, about: "of its first process, on this machine's clock" },
+  elapsed: { label: "Elapsed", of: elapsed, spread: true, show: (value) => timeTaken(value), about: "how long its processes have worked; the time between two starts does not count" },
+  eta: { label: "Left", of: remaining, spread: true, show: (value) => timeTaken(value), about: "to its last step, at the pace of its last steps" },
+  changed: { label: "Last line", of: (run) => run.age ?? undefined, show: (value) => ago(value), about: "when metrics.jsonl changed" },
+  starts: { label: "Starts", of: (run) => run.info.history?.starts, show: (value) => whole(value), about: "1, and one more each time it was resumed" },
+  host: { label: "Host", of: ofPlace("host"), about: "the machine of its last start" },
+  pid: { label: "Process", of: ofPlace("pid"), show: String },
+  device: { label: "Device", of: (run) => ofPlace("device_name")(run) ?? ofPlace("device")(run) },
+  commit: { label: "Commit", of: ofPlace("commit"), show: (value, run) => `${value.slice(0, 8)}${ofPlace("uncommitted")(run) ? " +" : ""}`, title: (value, run) => `${value}${ofPlace("uncommitted")(run) ? ", with changes that were not committed" : ""}`, mono: true, about: "of the working folder; + where files of it had changed since" },
+  limbeck: { label: "limbeck", of: ofPlace("limbeck") },
+  torch: { label: "torch", of: ofPlace("torch") },
+  transformers: { label: "transformers", of: ofPlace("transformers") },
+  python: { label: "Python", of: ofPlace("python") },
+};
+const METRIC_PARTS = { recipe: "Recipe", eval: "Last evaluation", train: "Last step" };
+const HEADS = [["Run", ["state", "step", "alarms", "started", "elapsed", "eta", "changed", "starts", "speed"]], ["Result", ["accuracy", "best", "gain", "kl", "leastkl"]],
+  ["Where and with what", ["host", "pid", "device", "commit", "limbeck", "torch", "transformers", "python"]]];
+
+const columnsMade = new Map();
+
+// The column of an id: one of RUN_COLUMNS, or `recipe:rollout.temperature`, `eval:KEY`, `train:KEY`. undefined for what is none.
+export function columnOf(id) {
+  if (RUN_COLUMNS[id]) return { show: String, ...RUN_COLUMNS[id], id };
+  const [part, key] = [id.slice(0, id.indexOf(":")), id.slice(id.indexOf(":") + 1)];
+  if (!(part in METRIC_PARTS) || !key) return undefined;
+  if (!columnsMade.has(id)) columnsMade.set(id, part === "recipe"
+    ? { id, label: key.split(".").pop(), about: key, of: (run) => flat(run).get(key), show: recipeText, mono: true, text: (run) => recipeText(flat(run).get(key)) }
+    : { id, label: key, about: `${key} of the last ${part === "eval" ? "evaluation" : "step"}`, of: (run) => (part === "eval" ? evaluated : trained)(run, key)?.[LAST], show: (value) => significant(value) });
+  return columnsMade.get(id);
+}
+
+// What can be chosen: [head, [id, ...]].
+export function allColumns() {
+  const keys = (part) => [...new Set(store.runs.flatMap((run) => Object.keys(run.info.summary?.[part] ?? {})))].filter((key) => !/\/(se|low|high)$/.test(key)).sort();
+  const recipe = keysOf(store.runs), differs = new Set(differing(store.runs, recipe));
+  return [...HEADS, ["Recipe: differs", recipe.filter((key) => differs.has(key) && key !== "name").map((key) => `recipe:${key}`)],
+    ["Recipe: the same in all", recipe.filter((key) => !differs.has(key)).map((key) => `recipe:${key}`)],
+    ["Last evaluation", keys("eval").map((key) => `eval:${key}`)], ["Last step", keys("train").map((key) => `train:${key}`)]];
+}
+
+// Those that are shown where nobody has chosen: what the runs have, and what tells their recipes apart.
+export function usualColumns() {
+  const has = (id) => store.runs.some((run) => columnOf(id).of(run) !== undefined);
+  const differs = differing(store.runs).filter((key) => !isAside(key)).slice(0, 5).map((key) => `recipe:${key}`);
+  const hosts = new Set(store.runs.map(RUN_COLUMNS.host.of).filter(Boolean));
+  const fell = store.runs.some((run) => RUN_COLUMNS.best.of(run) > RUN_COLUMNS.accuracy.of(run));
+  return ["state", "step", ...["accuracy", ...(fell ? ["best"] : []), "kl"].filter(has), ...differs, ...["alarms", "started", "elapsed", "eta"].filter(has), ...(hosts.size > 1 ? ["host"] : [])];
+}
+
+// For sorting: numbers by size, texts as people count them, and what is missing at the end whichever way.
+export function comparing(column, descending) {
+  const sign = descending ? -1 : 1;
+  const missing = (value) => value === undefined || value === null || value === "";
+  return (a, b) => {
+    if (missing(a) || missing(b)) return missing(a) - missing(b);
+    if (typeof a === "number" && typeof b === "number") return sign * (a - b);
+    return sign * String(a).localeCompare(String(b), "en", { numeric: true });
+  };
+}
