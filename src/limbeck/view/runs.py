@@ -32,6 +32,7 @@ class RunFiles:
         self.evaluations = Evaluations(path / "evaluations")
         self.disagreement = Disagreement(self.rollouts)
         self._summary = MetricsSummary(path / "metrics.jsonl")
+        self.changes = 0
         self._seen: tuple[Any, ...] = ()
         self._described: dict[str, Any] = {}
 
@@ -40,13 +41,13 @@ class RunFiles:
         metrics = read_metrics(self.path / "metrics.jsonl", offset)
         return {**metrics.as_json(), "changed_seconds_ago": self._age()}
 
-    def describe(self) -> tuple[dict[str, Any], bool]:
-        """What heads the page and fills the table of runs, and whether it is another than the last time."""
+    def describe(self) -> dict[str, Any]:
+        """What heads the page and fills the table of runs. `changes` counts how often it was another."""
         files = [stamp_of(self.path / name) for name in ("recipe.toml", "metrics.jsonl", "history.jsonl")]
         alive = is_alive(self._described.get("history", {}))
         before, self._seen = self._seen, (*files, alive)
         if before == self._seen:
-            return {**self._described, "changed_seconds_ago": self._age()}, False
+            return {**self._described, "changed_seconds_ago": self._age()}
         recipe, problems = self._recipe()
         history = read_history(self.path / "history.jsonl")
         self._described = {
@@ -61,7 +62,8 @@ class RunFiles:
             "alive": is_alive(history),
             "problems": problems,
         }
-        return {**self._described, "changed_seconds_ago": self._age()}, True
+        self.changes += 1
+        return {**self._described, "changed_seconds_ago": self._age()}
 
     def _recipe(self) -> tuple[dict[str, Any], list[str]]:
         try:
@@ -91,7 +93,7 @@ class Runs:
 
     def __init__(self, path: Path) -> None:
         self._known: dict[str, RunFiles] = {}
-        self._versions: dict[str, int] = {}
+        self._versions: dict[str, tuple[int, int]] = {}  # changes of a run, and the version in which they came
         self._version = int(time.time() * 1000)  # above that of an earlier server, which a page may still know
         self._describing = Lock()
         try:
@@ -123,10 +125,10 @@ class Runs:
             runs, changed = self.all(), []
             self._version += 1
             for run in runs:
-                description, is_new = run.describe()
-                if is_new:
-                    self._versions[run.path.name] = self._version
-                if self._versions[run.path.name] > since:
+                description, name = run.describe(), run.path.name
+                if self._versions.get(name, (0, 0))[0] != run.changes:
+                    self._versions[name] = (run.changes, self._version)
+                if self._versions[name][1] > since:
                     changed.append(description)
             problems = [] if runs else [f"There is no run in {self.path} yet: `limbeck demo` makes one in minutes."]
             ids = [run.path.name for run in runs]
