@@ -42,8 +42,9 @@ def test_in_one_process_a_role_waits_while_the_others_work(page: Page, tmp_path:
         ["Sampler", "6", "4", "", "40%"],
         ["Teacher", "1", "9", "", "90%"],
         ["Learner", "2", "8", "", "80%"],
+        ["Grading, recording, the rest", "1", "\u2013", "", "\u2013"],
     ]
-    assert "Sampler sets the pace" in page.texts(".verdict")[0]
+    assert "The sampler sets the pace" in page.texts(".verdict")[0]
     page.run("""const select = [...document.querySelectorAll('.system select')].at(-1);
       select.value = 'all'; select.dispatchEvent(new Event('change'))""")
     page.until("location.hash === '#system?steps=all'")

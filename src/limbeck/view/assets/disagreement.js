@@ -40,9 +40,13 @@ export class DisagreementPanel {
     const run = store.run(address.get("run"));
     if (!run) { this.body.replaceChildren(el("p", { class: "card blank" }, "There is no run here yet.")); return; }
     const asked = this.asked = {};
+    if (!this.body.hasChildNodes()) this.head.replaceChildren(el("span", { class: "hint" }, "Reading…"));
+    this.node.setAttribute("aria-busy", "true");
     const wanted = this.wanted;
     const data = await source.disagreement(run.id, wanted).catch((error) => ({ rollouts: 0, problems: [`The sums cannot be read: ${error.message}.`] }));
-    if (asked === this.asked) this.draw(run, wanted, data);
+    if (asked !== this.asked) return;
+    this.node.removeAttribute("aria-busy");
+    this.draw(run, wanted, data);
   }
 
   change(changes) {
@@ -145,10 +149,10 @@ function positionChart(data) {
     line(data.positions, data.before ? `steps ${data.steps.join(" to ")}` : "mean", "--c1")] }) });
 }
 
-// Bars are as long as their share of the largest one.
+// Bars are as long as a token's share beside the largest of all tokens.
 function tokenRows(tokens, data) {
   const shareOf = (t) => (data.kl_total > 0 ? Math.max(0, t.kl / data.kl_total) : 0);
-  const most = Math.max(...tokens.map(shareOf), 1e-12);
+  const most = Math.max(...data.tokens.map(shareOf), 1e-12);
   return tokens.map((t) => el("tr", {}, el("th", { scope: "row" }, el("code", { title: `token ${t.token_id}` }, tokenText(t.token))),
     el("td", {}, whole(t.count)), data.before && el("td", { class: "from" }, num(t.before?.kl_mean, 3)), el("td", {}, num(t.kl_mean, 3)), el("td", {}, num(t.log_ratio_mean, 3)),
     el("td", {}, percent(t.student_p)), el("td", {}, percent(t.teacher_p)),

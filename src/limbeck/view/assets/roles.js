@@ -15,14 +15,18 @@ export function roleTimes(run, from) {
   const fleet = Object.keys(values).filter((key) => key.startsWith("seconds/worked/")).map((key) => key.slice("seconds/worked/".length)).sort((a, b) => orderOf(a) - orderOf(b) || a.localeCompare(b));
   const counted = fleet.map((role) => ({ role, name: capital(role.replace("/", " ")), worked: mean(`seconds/worked/${role}`), waited: mean(`seconds/waited/${role}`) })).filter((each) => each.worked !== null && each.waited !== null);
   if (counted.length) return counted;
-  const lagged = mean("seconds/wait/sample") !== null;
-  return Object.entries(PHASE_ROLES).flatMap(([phase, name]) => {
-    const worked = mean(`seconds/${phase}`), step = mean("seconds/step");
+  const lagged = mean("seconds/wait/sample") !== null, step = mean("seconds/step");
+  const roles = Object.entries(PHASE_ROLES).flatMap(([phase, name]) => {
+    const worked = mean(`seconds/${phase}`);
     if (worked === null || step === null) return [];
     return [{ role: name.toLowerCase(), name, worked, waited: lagged ? mean(`seconds/wait/${phase}`) ?? 0 : Math.max(0, step - worked) }];
   });
+  const rest = roles.length && !lagged ? step - roles.reduce((total, { worked }) => total + worked, 0) : 0;
+  if (rest > 0.01 * step) roles.push({ role: "rest", name: REST, worked: rest, waited: step - rest });
+  return roles;
 }
 
+const REST = "Grading, recording, the rest";
 const orderOf = (role) => ["sampler", "teacher", "reference", "learner"].indexOf(role.split("/")[0]);  // as a step has them
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const waitingOf = ({ worked, waited }) => waited / Math.max(worked + waited, 1e-12);
@@ -30,7 +34,8 @@ const waitingOf = ({ worked, waited }) => waited / Math.max(worked + waited, 1e-
 // Which role sets the pace, and what would change it.
 export function verdictOf(run, roles) {
   const [first, ...others] = [...roles].sort((a, b) => waitingOf(a) - waitingOf(b));
-  const said = `${first.name} sets the pace: it waits ${percent(waitingOf(first), 0)} of the time${others.length ? `, ${others.map((role) => `${role.name.toLowerCase()} ${percent(waitingOf(role), 0)}`).join(", ")}` : ""}. `;
+  if (first.role === "rest") return `No role sets the pace: ${REST.toLowerCase()} take ${percent(1 - waitingOf(first), 0)} of the time. “Time by phase” among the curves says which; record.every says how often rollouts are recorded.`;
+  const said = `The ${first.name.toLowerCase()} sets the pace: it waits ${percent(waitingOf(first), 0)} of the time${others.some(({ role }) => role !== "rest") ? `, ${others.filter(({ role }) => role !== "rest").map((role) => `the ${role.name.toLowerCase()} ${percent(waitingOf(role), 0)}`).join(", ")}` : ""}. `;
   const { rollout, cluster } = run.info.recipe;
   if (cluster) {
     const key = MORE[first.role.split("/")[0]];

@@ -105,11 +105,11 @@ function numbersOf(run, from) {
 function rolesCard(run, from) {
   const roles = roleTimes(run, from);
   if (!roles.length) return null;
-  const rows = roles.map(({ name, worked, waited }) => {
-    const share = worked / Math.max(worked + waited, 1e-12);
-    return el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, num(worked, 2)), el("td", {}, num(waited, 2)),
+  const rows = roles.map(({ role, name, worked, waited }) => {
+    const share = worked / Math.max(worked + waited, 1e-12), waits = (text) => (role === "rest" ? "–" : text);
+    return el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, num(worked, 2)), el("td", {}, waits(num(waited, 2))),
       el("td", { class: "work" }, el("span", { class: "worked", role: "img", "aria-label": `works ${percent(share, 0)} of the time`, vars: { "--p": share.toFixed(4) } })),
-      el("td", {}, percent(1 - share, 0)));
+      el("td", {}, waits(percent(1 - share, 0))));
   });
   const head = ["Role", "Works, s / step", "Waits, s / step", "", "Waits"];
   return el("section", { class: "card roles" }, el("h3", {}, "How long each role works and waits"), el("p", { class: "verdict" }, verdictOf(run, roles)),
