@@ -32,6 +32,7 @@ def page(browser: webdriver.Chrome, served: Callable[[Path], str]) -> Iterator[P
     """Looked at for complaints before its server goes away, hence after `served`."""
     page = Page(browser)
     browser.set_window_size(1440, 1000)
+    browser.execute_cdp_cmd("Page.resetNavigationHistory", {})  # at its limit of 50 entries, Back leaves the page
     page.errors()
     yield page
     errors = page.errors()
