@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from math import comb
 from pathlib import Path
@@ -109,7 +110,7 @@ def _run(folder: Path, name: str, evaluations: dict[int, list[dict[str, Any]]]) 
         made.write_answers(folder / name, step, answers)
 
 
-def _graded(rewards: list[float | None], **more: Any) -> list[dict[str, Any]]:
+def _graded(rewards: Sequence[float | None], **more: Any) -> list[dict[str, Any]]:
     return [
         made.answer(f"q{n}", reward=reward, response=f"It is {n} or {reward}.", prompt=f"Long question {n}?", **more)
         for n, reward in enumerate(rewards)

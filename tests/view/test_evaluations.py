@@ -98,8 +98,8 @@ def test_values_of_other_types_are_left_out(tmp_path: Path) -> None:
     row = _written(tmp_path, 3, [line]).answer(3, 0)
     assert (row["prompt"], row["answer"], row["segment"], row["reward"], row["tokens"]) == ("", None, 0, None, None)
     assert row["turns"] == [{"role": "", "text": ""}]
-    line = b'{"prompt_id": "a", "response": "b", "reward": NaN}'
-    assert _written(tmp_path, 4, [line]).answers(4)["rows"][0]["reward"] is None
+    not_finite = b'{"prompt_id": "a", "response": "b", "reward": NaN}'
+    assert _written(tmp_path, 4, [not_finite]).answers(4)["rows"][0]["reward"] is None
 
 
 def test_a_long_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
