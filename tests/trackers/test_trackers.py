@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from limbeck.trackers.tensorboard import TensorBoardSink
 from limbeck.trackers.wandb import WandbSink
 from tests import finished_run
 from tests.view import made
+
+from .wandb_file import history_of, runs_of
 
 
 def _line(step: int, kind: str = "train", **values: Any) -> dict[str, Any]:
@@ -266,7 +267,7 @@ def test_wandb_offline_writes_a_run_of_all_lines(models: Path, tmp_path: Path, m
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     deadline = time.monotonic() + 60  # wandb's own process closes the file some time after `finish` has returned
-    while len(rows := _wandb_history(file)) < len(lines) and time.monotonic() < deadline:
+    while len(rows := history_of(file)) < len(lines) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [row["step"] for row in rows] == [line["step"] for line in lines]
     for row, line in zip(rows, lines, strict=True):
@@ -276,7 +277,7 @@ def test_wandb_offline_writes_a_run_of_all_lines(models: Path, tmp_path: Path, m
             table = json.loads((file.parent / "files" / row["samples/path"]).read_text())
             assert table["data"] == _recorded(folder, line["step"])
             assert table["columns"][:5] == ["source", "task", "prompt_id", "prompt_text", "response_text"]
-    assert {run.run_group for run in _wandb_runs(file)} == {"seeds of tiny"}
+    assert {run.run_group for run in runs_of(file)} == {"seeds of tiny"}
 
 
 def _recorded(folder: Path, step: int) -> list[list[Any]]:
@@ -294,48 +295,6 @@ def test_wandb_is_given_no_text_where_the_recipe_says_so(tmp_path: Path) -> None
         assert list(sink._samples(1, line)) == expected
         assert list(sink._samples(2, line)) == [], "it was not recorded"
         assert list(sink._samples(1, {"eval/accuracy": 1.0})) == []
-
-
-def _wandb_runs(file: Path) -> list[Any]:
-    from wandb.proto import wandb_internal_pb2
-
-    records = []
-    for data in _leveldb_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        records += [record.run] if record.HasField("run") else []
-    return records
-
-
-def _wandb_history(file: Path) -> list[dict[str, Any]]:
-    """The lines of a run that are in W&B's file so far."""
-    from wandb.proto import wandb_internal_pb2
-
-    rows = []
-    for data in _leveldb_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.HasField("history"):
-            items = record.history.item
-            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return rows
-
-
-def _leveldb_records(data: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log, which an offline run of W&B is after seven bytes of its own."""
-    position, block, parts = 7, 32768, []
-    while position + 7 <= len(data):
-        if (left := block - position % block) < 7:
-            position += left
-            continue
-        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
-        if position + 7 + length > len(data):  # still being written
-            return
-        parts.append(data[position + 7 : position + 7 + length])
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part of one
-            yield b"".join(parts)
-            parts = []
 
 
 def test_wandb_online_without_a_key_is_said_before_the_run_starts(
