@@ -174,7 +174,7 @@ function legendBar() {
     node.hidden = groups.length < 2;
     node.replaceChildren(...groups.map((group) => el("button", {
       type: "button", title: `Hide ${group.label}`, onmouseenter: () => focusAll(group.label), onmouseleave: () => focusAll(null), onfocus: () => focusAll(group.label), onblur: () => focusAll(null),
-      onclick: () => { focusAll(null); for (const run of group.runs) store.show(run, false); },
+      onclick: () => { focusAll(null); store.choose(store.shown.filter((run) => !group.runs.includes(run)).map((run) => run.id)); },
     }, el("i", { class: "dot", vars: { "--ink": `var(${group.colour})` } }), el("span", {}, group.label), group.grouped && el("small", {}, `${group.runs.length} ${group.runs.length === 1 ? "run" : "runs"}`))),
     hidden ? el("span", { class: "hint" }, `${hidden} not shown`) : "");
   };
