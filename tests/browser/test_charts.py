@@ -129,7 +129,7 @@ def test_a_run_without_exact_values_is_drawn_beside_one_that_has_them(
     ]
     _write(tmp_path / "runs" / "a", _steady(20))
     _write(tmp_path / "runs" / "b", sampled, seed=1)
-    page.open(served(tmp_path / "runs"))
+    page.open(served(tmp_path / "runs") + "#curves")
     said = _said(page, "Reverse KL")
     assert "a: exact" in said
     assert "b: sampled" in said
@@ -138,7 +138,7 @@ def test_a_run_without_exact_values_is_drawn_beside_one_that_has_them(
 def test_kls_at_different_temperatures_have_charts_of_their_own(page: Page, tmp_path: Path, served: Served) -> None:
     for name, temperature in (("cold", 0.7), ("cool", 0.7), ("hot", 1.3)):
         _write(tmp_path / "runs" / name, _steady(12), temperature)
-    page.open(served(tmp_path / "runs"))
+    page.open(served(tmp_path / "runs") + "#curves")
     page.until(DRAWN)
     assert [name for name in _charts(page) if name.startswith("Reverse KL")] == [
         "Reverse KL at T = 0.7",
@@ -384,7 +384,7 @@ def test_a_chart_is_found_by_its_title_or_key(page: Page, run: Path, served: Ser
 
 def _find(page: Page, text: str) -> None:
     script = """
-      const find = document.querySelector('.toolbar [type=search]');
+      const find = document.querySelector('#panel-curves [type=search]');
       find.value = arguments[0];
       find.dispatchEvent(new Event('input'));
     """

@@ -74,9 +74,12 @@ def test_runs_are_overlaid_and_one_that_goes_away_hides_no_other(page: Page, cop
     said = "document.querySelector('.chart .plot').getAttribute('aria-label')"
     page.until(f"{said}.includes('other: exact') && {said}.includes('; tiny: exact')")
     assert "sampled" not in page.run(f"return {said}"), "what is faint is left out where runs are overlaid"
-    page.run("document.querySelector('.runs [data-run=other] input').click()")
+    page.press(".legendbar button", "other")
     page.until(f"!{said}.includes('other') && {said}.includes('sampled')")
-    page.run("document.querySelector('.runs [data-run=other] input').click()")
+    page.run("document.querySelector('.legendbar a').click()")
+    page.until("document.querySelector('.run-table [data-run=other] input')")
+    page.run("document.querySelector('.run-table [data-run=other] input').click()")
+    page.press("#tab-curves")
     page.until(f"{said}.includes('other: exact')")
     shutil.rmtree(copied.parent / "other")
     page.until(f"!{said}.includes('other') && {said}.includes('exact')")

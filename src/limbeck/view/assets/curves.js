@@ -1,14 +1,14 @@
 // The Curves tab: what is drawn from metrics.jsonl, in which order, and how it is looked at.
 import { address } from "./address.js";
 import { X_AXES, placeOf, places } from "./axes.js";
-import { Chart, focusAll, rescaleAll, updateAll } from "./charts.js";
-import { DIAGNOSTICS, HEADLINES, LEARNING, PHASES, PHASE_CHART, PHASE_INKS, hasShares, healthOf, otherMetrics, partCharts, temperatureOf, valuesOf } from "./chartlist.js";
+import { Chart, rescaleAll, updateAll } from "./charts.js";
+import { DIAGNOSTICS, HEADLINES, LEARNING, PHASES, PHASE_CHART, PHASE_INKS, healthOf, otherMetrics, partCharts, temperatureOf, valuesOf } from "./chartlist.js";
 import { check, choice, colour, el, segments } from "./dom.js";
-import { ago, firstAndLast, num, percent, significant, whole } from "./format.js";
+import { significant } from "./format.js";
 import { ALL_BUT_SEED, BANDS, bandNow, combine, groupedBy, shownGroups } from "./groups.js";
 import { helpOf, helpOfKey } from "./help.js";
 import { known, smooth } from "./series.js";
-import { source } from "./source.js";
+import { alarmList, legendBar, runHead } from "./runhead.js";
 import { store } from "./store.js";
 import { setView, view } from "./viewstate.js";
 
@@ -144,41 +144,25 @@ const matches = (spec) => `${spec.title} ${(spec.lines ?? []).map((line) => line
 const PHASE_SPEC = { ...PHASE_CHART, make: buildPhases, lines: PHASES.map((phase) => ({ key: `seconds/${phase}` })) };
 
 export function curvesPanel() {
-  const table = el("div", { class: "card runs" }), alarms = el("div"), bar = toolbar(), legend = legendBar();
+  const run = runHead(), alarms = el("div"), bar = toolbar(), legend = legendBar();
   const first = new ChartGrid(), second = new ChartGrid(), health = healthSection(), more = moreSection();
   const nothing = el("p", { class: "card blank", hidden: true }, "No chart has that in its title or among its keys.");
   const draw = () => {
-    table.replaceChildren(runTable());
+    run.draw();
     alarms.replaceChildren(...alarmList());
     redraw();
   };
   const redraw = () => {
     bar.show();
-    legend.show();
+    legend.draw();
     const count = first.show([...HEADLINES, ...partCharts(store.shown)]) + second.show([...health.show(), ...LEARNING.slice(0, 2), PHASE_SPEC, ...LEARNING.slice(2)]) + more.show();
     nothing.hidden = count > 0;
     updateAll();
   };
   store.addEventListener("metrics", draw);
-  store.addEventListener("round", () => { for (const run of store.runs) table.querySelector(`[data-run="${CSS.escape(run.id)}"] .state`)?.replaceChildren(stateOf(run)); });
   view.addEventListener("change", ({ keys }) => { if (keys.join() === "zoom") { bar.show(); rescaleAll(); } else redraw(); });
   draw();
-  return { node: el("div", {}, table, alarms, bar.node, legend.node, first.node, health.node, second.node, more.node, nothing), open: () => { view.read(); redraw(); } };
-}
-
-// What each colour is, of all charts, where there are several; it stays in sight. Pointing at one lets the others step back.
-function legendBar() {
-  const node = el("div", { class: "legendbar", role: "group", "aria-label": "Runs shown" });
-  const show = () => {
-    const groups = shownGroups(), hidden = store.runs.length - store.shown.length;
-    node.hidden = groups.length < 2;
-    node.replaceChildren(...groups.map((group) => el("button", {
-      type: "button", title: `Hide ${group.label}`, onmouseenter: () => focusAll(group.label), onmouseleave: () => focusAll(null), onfocus: () => focusAll(group.label), onblur: () => focusAll(null),
-      onclick: () => { focusAll(null); store.choose(store.shown.filter((run) => !group.runs.includes(run)).map((run) => run.id)); },
-    }, el("i", { class: "dot", vars: { "--ink": `var(${group.colour})` } }), el("span", {}, group.label), group.grouped && el("small", {}, `${group.runs.length} ${group.runs.length === 1 ? "run" : "runs"}`))),
-    hidden ? el("span", { class: "hint" }, `${hidden} not shown`) : "");
-  };
-  return { node, show };
+  return { node: el("div", {}, run.node, alarms, bar.node, legend.node, first.node, health.node, second.node, more.node, nothing), open: () => { view.read(); redraw(); } };
 }
 
 // Diagnostics: the healthy ones in one line. `show` returns those to be drawn: where something is wrong or was, first.
@@ -266,48 +250,4 @@ function toolbar() {
 function regroup(changes) {
   address.set(changes);
   store.tell("metrics");
-}
-
-function stateOf(run) {
-  if (run.finished) return el("span", { class: "pill" }, "finished");
-  if (run.live) return el("span", { class: "pill live" }, el("i"), "running");
-  const age = run.info.changed_seconds_ago;
-  return el("span", { class: "pill off" }, !source.live ? "not finished" : age === null ? "no steps" : `last line ${ago(age)}`);
-}
-
-const change = ([from, to], format) => (from === undefined ? "–" : el("span", { class: "change" }, el("span", { class: "from" }, format(from)), el("span", { "aria-label": "to" }, " → "), el("b", {}, format(to))));
-
-function runTable() {
-  const head = ["Run", "", "Step", "Temperature", "Reverse KL, held-out", store.runs.every(hasShares) ? "Accuracy, held-out" : "Reward, held-out", "Entropy", "Tokens / s", "Alarms"];
-  const rows = store.runs.map((run) => {
-    const box = el("input", { type: "checkbox", checked: run.shown, "aria-label": `Show ${run.id}`, onchange: () => store.show(run, box.checked) });
-    const evals = run.eval.values;
-    const done = run.info.steps ? run.step / run.info.steps : 0;
-    return el("tr", { data: { run: run.id }, class: run.shown ? "" : "off" },
-      el("th", { scope: "row" }, el("label", { vars: { "--ink": `var(${store.runs.length > 1 ? run.colour : "--c1"})` } }, store.runs.length > 1 && box, el("i", { class: "dot" }), run.id)),
-      el("td", { class: "state" }, stateOf(run)),
-      el("td", {}, el("span", {}, whole(run.step), el("small", {}, `${run.info.steps ? ` / ${whole(run.info.steps)}` : ""}${run.info.recipe.rollout?.lag ? `, lag ${run.info.recipe.rollout.lag}` : ""}`)), el("progress", { max: 1, value: done, "aria-label": "steps made" })),
-      el("td", {}, num(run.info.recipe.rollout?.temperature, 2)),
-      el("td", {}, change(firstAndLast(evals["reverse_kl/exact"] ?? evals["reverse_kl/sampled"] ?? run.train.values["reverse_kl/exact"] ?? run.train.values["reverse_kl/sampled"]), num)),
-      el("td", {}, change(firstAndLast(evals.accuracy), hasShares(run) ? percent : num)),
-      el("td", {}, change(firstAndLast(run.train.values["entropy/student"]), (v) => num(v, 3))),
-      el("td", {}, whole(firstAndLast(run.train.values["tokens_per_second/step"])[1])),
-      el("td", { class: run.alarms.length ? "warn" : "" }, run.alarms.length ? `▲ ${run.alarms.length}` : "none"));
-  });
-  return el("table", {}, el("caption", { class: "hidden" }, "Runs"), el("thead", {}, el("tr", {}, head.map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, rows));
-}
-
-// One line a kind of alarm: a run that has one has it at many steps.
-function alarmList() {
-  const groups = new Map();
-  for (const run of store.shown) for (const alarm of run.alarms) {
-    const key = `${run.id}\u0000${alarm.name}`;
-    const group = groups.get(key) ?? { run, name: alarm.name, first: alarm, count: 0 };
-    groups.set(key, { ...group, count: group.count + 1, last: alarm });
-  }
-  if (!groups.size) return [];
-  return [el("section", { class: "card alarms", "aria-label": "Alarms" }, el("h2", {}, "Alarms"), el("ul", {}, [...groups.values()].map((group) =>
-    el("li", {}, el("b", {}, "▲ ", group.name),
-      el("span", { class: "when" }, store.shown.length > 1 ? `${group.run.id}, ` : "", group.count > 1 ? `${group.count} steps, ${group.first.step} to ${group.last.step}` : `step ${group.first.step}`),
-      el("span", {}, group.last.message)))))];
 }

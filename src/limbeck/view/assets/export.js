@@ -1,22 +1,14 @@
 // A chart as files: its numbers, as the run's files have them, and its drawing.
 import { places } from "./axes.js";
+import { csvText, saveText } from "./clip.js";
 import { known } from "./series.js";
 import { svgOf } from "./vector.js";
 
-function save(name, type, text) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type }));
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}
-
 const fileName = (chart, ending) => `${chart.title.toLowerCase().replace(/[^a-z0-9@.]+/g, "-").replace(/^-|-$/g, "")}.${ending}`;
-const csvCell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
 
 export function saveCsv(chart) {
   chart.rebuild();
-  save(fileName(chart, "csv"), "text/csv", csvOf(chart));
+  saveText(fileName(chart, "csv"), "text/csv", csvOf(chart));
 }
 
 // One row a run and step. Every number is the file's, in the shortest decimals that give it back: nothing is smoothed
@@ -38,7 +30,7 @@ export function csvOf(chart) {
   const order = [...new Set(chart.lines.map((line) => line.run ?? ""))];
   const sorted = [...rows.values()].sort((a, b) => order.indexOf(a.run) - order.indexOf(b.run) || a[place] - b[place]);
   const heads = ["run", place, ...(sorted.some((row) => row.tokens !== undefined) ? ["tokens"] : []), ...(sorted.some((row) => row.seconds !== undefined) ? ["seconds"] : []), ...columns];
-  return [heads, ...sorted.map((row) => heads.map((head) => row[head] ?? ""))].map((row) => `${row.map((value) => csvCell(String(value))).join(",")}\r\n`).join("");
+  return csvText([heads, ...sorted.map((row) => heads.map((head) => row[head]))]);
 }
 
 // How many tokens and seconds had been spent by then, where one run is behind the line.
@@ -54,7 +46,7 @@ export function saveSvg(chart) {
   root.dataset.theme = "light";
   try {
     chart.rebuild();
-    save(fileName(chart, "svg"), "image/svg+xml", svgOf(chart, chart.across));
+    saveText(fileName(chart, "svg"), "image/svg+xml", svgOf(chart, chart.across));
   } finally {
     root.dataset.theme = theme;
     chart.rebuild();
