@@ -105,6 +105,8 @@ def test_keys_are_read_as_what_they_were_written_as(page: Page, three_runs: Path
     """
     assert _address(page, kinds) == ["#curves?n=0.5&on=1", 0.5, True, 7]
     assert _address(page, "return address.link('samples', {run: 'a'})") == "#samples?run=a&sort=new"
+    clash = "try { address.set({'recipe.runs': 'rows'}); } catch (error) { return error.message; }"
+    assert "a key of all tabs" in _address(page, clash)
     assert "curves.smooth" in _address(
         page, "try { address.get('smooth', 0); } catch (error) { return error.message; }"
     )

@@ -127,7 +127,7 @@ def test_a_column_that_is_none_is_named(page: Page, runs: Path, served: Served) 
 
 def test_states_are_left_out_and_the_rest_is_shown(page: Page, runs: Path, served: Served) -> None:
     page.open(served(runs))
-    page.press('.state[data-state="failed"]')
+    page.press('.state-chip[data-state="failed"]')
     assert len(_rows(page)) == 11
     assert "t0.7-lr0.01" not in _rows(page)
     assert _hash(page) == "#runs?hide=failed"
@@ -137,7 +137,7 @@ def test_states_are_left_out_and_the_rest_is_shown(page: Page, runs: Path, serve
     page.press("#tab-curves")
     page.until("document.querySelectorAll('.chart canvas').length > 2")
     page.driver.back()
-    page.press('.state[data-state="failed"]')
+    page.press('.state-chip[data-state="failed"]')
     assert len(_rows(page)) == 12
 
 

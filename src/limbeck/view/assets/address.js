@@ -102,7 +102,10 @@ class Address extends EventTarget {
 }
 
 function requireKey(key) {
-  if (!(key in SHARED) && !key.includes(".")) throw new Error(`address key ${key}: name it with its tab, such as curves.${key}`);
+  if (key in SHARED) return;
+  const name = key.slice(key.indexOf(".") + 1);
+  if (!key.includes(".")) throw new Error(`address key ${key}: name it with its tab, such as curves.${key}`);
+  if (name in SHARED) throw new Error(`address key ${key}: ${name} is a key of all tabs, and would be read as that one`);
 }
 
 export const address = new Address();

@@ -29,7 +29,15 @@ const klOf = (run) => evaluated(run, "reverse_kl/exact") ?? evaluated(run, "reve
 const clock = (seconds) => new Date(seconds * 1000).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 export const STATE_NAMES = { running: "running", finished: "finished", failed: "failed", killed: "killed", stopped: "stopped", silent: "not finished", new: "no steps" };
 const exactly = (seconds) => new Date(seconds * 1000).toISOString().replace("T", " ").replace(/\.\d+Z$/, " UTC");
-const isShares = () => !store.runs.some((run) => { const range = evaluated(run, "accuracy"); return range && (range[LEAST] < 0 || range[GREATEST] > 1); });
+// What follows from all runs, made once as long as nothing new is known of them.
+function onceAnEdition(make) {
+  let edition, value;
+  return () => {
+    if (edition !== store.edition) [edition, value] = [store.edition, make()];
+    return value;
+  };
+}
+const isShares = onceAnEdition(() => !store.runs.some((run) => { const range = evaluated(run, "accuracy"); return range && (range[LEAST] < 0 || range[GREATEST] > 1); }));
 const shareOrNumber = (value) => (isShares() ? percent(value) : num(value));
 
 // id -> { label, of(run) its value, show(value, run) as text, better: 1 where more is, -1 where less is; about: what it is }.
@@ -85,13 +93,13 @@ export function allColumns() {
 }
 
 // Those that are shown where nobody has chosen: what the runs have, and what tells their recipes apart.
-export function usualColumns() {
+export const usualColumns = onceAnEdition(() => {
   const has = (id) => store.runs.some((run) => columnOf(id).of(run) !== undefined);
   const differs = differing(store.runs).filter((key) => !isAside(key)).slice(0, 5).map((key) => `recipe:${key}`);
   const hosts = new Set(store.runs.map(RUN_COLUMNS.host.of).filter(Boolean));
   const fell = store.runs.some((run) => RUN_COLUMNS.best.of(run) > RUN_COLUMNS.accuracy.of(run));
   return ["state", "step", ...["accuracy", ...(fell ? ["best"] : []), "kl"].filter(has), ...differs, ...["alarms", "started", "elapsed", "eta"].filter(has), ...(hosts.size > 1 ? ["host"] : [])];
-}
+});
 
 // For sorting: numbers by size, texts as people count them, and what is missing at the end whichever way.
 export function comparing(column, descending) {

@@ -138,7 +138,7 @@ export class RunsPanel {
     if (signature === this.stated) return;
     this.stated = signature;
     const focused = document.activeElement?.dataset?.state;
-    this.states.replaceChildren(...there.map(([state, count]) => el("button", { type: "button", class: "state", "aria-pressed": String(!hidden.includes(state)), data: { state }, title: hidden.includes(state) ? `List ${STATE_NAMES[state]} runs` : `Leave out ${STATE_NAMES[state]} runs`,
+    this.states.replaceChildren(...there.map(([state, count]) => el("button", { type: "button", class: "state-chip", "aria-pressed": String(!hidden.includes(state)), data: { state }, title: hidden.includes(state) ? `List ${STATE_NAMES[state]} runs` : `Leave out ${STATE_NAMES[state]} runs`,
       onclick: () => this.keep({ "runs.hide": hidden.includes(state) ? hidden.filter((one) => one !== state) : [...hidden, state] }) }, STATE_NAMES[state], el("b", {}, String(count)))));
     if (focused) this.states.querySelector(`[data-state="${focused}"]`)?.focus();
   }

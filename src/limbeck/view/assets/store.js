@@ -112,7 +112,8 @@ function append(columns, part) {
 class Store extends EventTarget {
   runs = [];
   problems = [];
-  version = 0;  // of what is known of the runs
+  version = 0;  // of what the server has told
+  edition = 0;  // counts what it told that was new
   watchRollouts = false;
   tell(what) { this.dispatchEvent(new Event(what)); }
   get shown() { return this.runs.filter((run) => run.shown); }
@@ -141,7 +142,7 @@ class Store extends EventTarget {
       this.runs.sort((a, b) => places.get(a.id) - places.get(b.id));
       this.mark(address.list("runs"));
     }
-    if (changed || answer.runs.length) this.tell("described");
+    if (changed || answer.runs.length) { this.edition += 1; this.tell("described"); }
     const read = await Promise.all(this.shown.map((run) => run.attempt(run.readMetrics)));
     if (changed || read.some(Boolean)) this.tell("metrics");
     this.tell("round");
