@@ -401,6 +401,9 @@ def test_tasks_and_evaluation_sets_are_lines_of_one_chart(page: Page, tmp_path: 
     assert "sums 50.0% at" not in _said(page, "Accuracy by task")
     assert "sums 50.0%, words 25.0%" in _said(page, "Accuracy by task")
     assert "hard 12.5%" in _said(page, "Accuracy by evaluation set")
+    _write(tmp_path / "other", lines, seed=1)
+    page.open(served(tmp_path) + "#curves")
+    assert "other: sums 50.0%" in _said(page, "Accuracy, task sums"), "of several runs each task has a chart"
 
 
 def test_a_report_has_the_charts_with_their_help_and_files(

@@ -62,20 +62,22 @@ export const DIAGNOSTICS = [
   rules: [{ key: "teacher/tokens_left_out", over: "tokens/trained", above: 0.05, say: "of the tokens are left out" }] },
 ];
 
-// One line a task or an evaluation set, where there are several.
+// Tasks and evaluation sets. Of one run (or group) a chart has a line for each; of several each has a chart, as lines are by run.
 const PARTS = [
-  { title: "Reverse KL by task", unit: "held-out, nats / token", kl: true, from: "eval", pattern: /^task\/(.+)\/reverse_kl\/exact$/, band: "se" },
-  { title: "Accuracy by task", unit: "held-out, 95% interval", from: "eval", pattern: /^task\/(.+)\/accuracy$/, band: "interval", share: true },
-  { title: "Reward by task", unit: "training", pattern: /^task\/(.+)\/reward$/ },
-  { title: "Reverse KL by evaluation set", unit: "nats / token", kl: true, from: "eval", pattern: /^((?!task\/)[^/]+)\/reverse_kl\/exact$/, band: "se" },
-  { title: "Accuracy by evaluation set", unit: "95% interval", from: "eval", pattern: /^((?!task\/)[^/]+)\/accuracy$/, band: "interval", share: true },
+  { title: "Reverse KL", by: "task", unit: "held-out, nats / token", kl: true, from: "eval", pattern: /^task\/(.+)\/reverse_kl\/exact$/, band: "se" },
+  { title: "Accuracy", by: "task", unit: "held-out, 95% interval", from: "eval", pattern: /^task\/(.+)\/accuracy$/, band: "interval", share: true },
+  { title: "Reward", by: "task", unit: "training", pattern: /^task\/(.+)\/reward$/ },
+  { title: "Reverse KL", by: "evaluation set", unit: "nats / token", kl: true, from: "eval", pattern: /^((?!task\/)[^/]+)\/reverse_kl\/exact$/, band: "se" },
+  { title: "Accuracy", by: "evaluation set", unit: "95% interval", from: "eval", pattern: /^((?!task\/)[^/]+)\/accuracy$/, band: "interval", share: true },
 ];
 
-export function partCharts(runs) {
-  return PARTS.flatMap(({ pattern, from, band, share, ...spec }) => {
+export function partCharts(runs, several) {
+  return PARTS.flatMap(({ title, by, pattern, from, band, share, ...spec }) => {
     const keys = [...new Set(runs.flatMap((run) => Object.keys(run[from ?? "train"].values).filter((key) => pattern.test(key))))].sort();
     const lines = keys.map((key, i) => ({ key, from, band, label: key.match(pattern)[1], ink: INKS[i % INKS.length], points: from === "eval" }));
-    return keys.length ? [{ ...spec, parts: true, lines, ...(share && runs.every(hasShares) && { format: percent }) }] : [];
+    const shaped = { ...spec, ...(share && runs.every(hasShares) && { format: percent }) };
+    if (several) return lines.map((line) => ({ ...shaped, title: `${title}, ${by} ${line.label}`, lines: [line] }));
+    return keys.length ? [{ ...shaped, title: `${title} by ${by}`, lines }] : [];
   });
 }
 
@@ -83,7 +85,7 @@ const COVERED = new Set([...HEADLINES, ...LEARNING, ...DIAGNOSTICS].flatMap((spe
 
 // What no chart above shows: [from, key], by the first part of the key. What the machine does is in the System tab.
 export function otherMetrics(runs) {
-  const parts = new Set(partCharts(runs).flatMap((spec) => spec.lines.map((line) => `${line.from ?? "train"} ${line.key}`)));
+  const parts = new Set(partCharts(runs, false).flatMap((spec) => spec.lines.map((line) => `${line.from ?? "train"} ${line.key}`)));
   const names = new Set(runs.flatMap((run) => ["train", "eval"].flatMap((from) => Object.keys(run[from].values).map((key) => `${from} ${key}`))));
   const families = new Map();
   for (const name of [...names].sort()) {

@@ -29,8 +29,8 @@ function lineOf(group, spec, wanted, { several, spread }) {
   if (!having.length) return null;
   const line = having[0][1], runs = having.filter(([, one]) => one.key === line.key).map(([run]) => run);
   const stronger = wanted.faint ? spec.lines.some((other) => !other.faint && found(runs[0], other)) : wanted.behind && measured(runs[0], { ...wanted, key: wanted.behind });
-  if (stronger && several && !spec.parts) return null;
-  const ink = colour(several && !spec.parts ? group.colour : line.ink);
+  if (stronger && several) return null;
+  const ink = colour(several ? group.colour : line.ink);
   return {
     ...(runs.length > 1 ? together(runs, line) : alone(runs[0], spread ? { ...line, band: "" } : line)), colour: ink, band: `${ink}2e`, key: line.key, from: line.from, label: line.label, group: group.label,
     run: runs.length > 1 ? group.label : runs[0].id, owner: several ? group.label : undefined, temperatures: [...new Set(runs.map((run) => temperatureOf(run, line)))].sort((a, b) => a - b),
@@ -155,7 +155,7 @@ export function curvesPanel() {
   const redraw = () => {
     bar.show();
     legend.draw();
-    const count = first.show([...HEADLINES, ...partCharts(store.shown)]) + second.show([...health.show(), ...LEARNING.slice(0, 2), PHASE_SPEC, ...LEARNING.slice(2)]) + more.show();
+    const count = first.show(HEADLINES) + second.show([...health.show(), ...partCharts(store.shown, shownGroups().length > 1), ...LEARNING.slice(0, 2), PHASE_SPEC, ...LEARNING.slice(2)]) + more.show();
     nothing.hidden = count > 0;
     updateAll();
   };
