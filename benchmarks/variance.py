@@ -39,8 +39,8 @@ from torch import Tensor
 
 from limbeck.assemble.run import assemble
 from limbeck.config.recipe import Recipe, load_recipe
+from limbeck.config.shipped import shipped_recipe
 from limbeck.config.teacher import LimbeckTeacherConfig
-from limbeck.demo.run import RECIPE
 from limbeck.learners.batch import make_batch
 from limbeck.learners.local import LocalLearner
 from limbeck.learners.policy import LocalPolicy
@@ -266,7 +266,7 @@ def line(name: str, sums: dict[str, Gradients], norm: float, size: float) -> dic
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="gradient variance of the estimator family")
-    parser.add_argument("recipe", nargs="?", default=str(RECIPE))
+    parser.add_argument("recipe", nargs="?", default=str(shipped_recipe("demo").path))
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--quick", action="store_true", help="few batches: does it run, and is nothing far off?")
     parser.add_argument("--batches", type=int)
