@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-STUDIES = Path(__file__).parents[1]
+STUDIES = Path(__file__).resolve().parents[1]
 BENCHMARKS = STUDIES.parent / "benchmarks"
 if str(BENCHMARKS) not in sys.path:
     sys.path.append(str(BENCHMARKS))

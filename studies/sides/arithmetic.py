@@ -60,8 +60,6 @@ def trl_plan(kind: str, of: Mapping[str, Any], generations: int = 1) -> dict[str
     rollout, learner = of["rollout"], of["learner"]
     options = {
         "learning_rate": learner["lr"],
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": learner["warmup_steps"],
         "max_grad_norm": learner["max_grad_norm"],
         "adam_beta1": learner["betas"][0],
         "adam_beta2": learner["betas"][1],
@@ -77,6 +75,7 @@ def trl_plan(kind: str, of: Mapping[str, Any], generations: int = 1) -> dict[str
         "prompts": [prompt.text for prompt in prompts],
         "answers": [prompt.answer for prompt in prompts],
         "rows": rollout["prompts_per_step"],
+        "warmup": learner["warmup_steps"],
         "threads": of["threads"],
         "seed": of["seed"],
         "options": options,

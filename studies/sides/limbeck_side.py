@@ -60,7 +60,8 @@ class Side:
         await one_step(self.run, self.pipeline, self.made + 1, self.alarms)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         self.made += 1
-        return {"seconds": seconds, "cpu": cpu, "tokens": self.recorder.steps[-1]["tokens/trained"]}
+        line = self.recorder.steps[-1]
+        return {"seconds": seconds, "cpu": cpu, "tokens": line["tokens/trained"], "rate": line["lr"]}
 
     async def save(self, folder: str) -> dict[str, Any]:
         (await self.run.learner.publish()).save(Path(folder), "float32")

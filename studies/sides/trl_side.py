@@ -3,9 +3,9 @@
     python -m sides.trl_side PLAN.json        (see `steps/worker.py` for what it hears and says)
 
 PLAN.json has `kind`, the folders `student` and `teacher`, `prompts` and their `answers` in the order of the steps,
-`rows` of an update, `options` of the trainer, `threads` and `seed`. Tuned for a CPU as in `steps/trl_side.py`: float32,
-fused AdamW, no gradient checkpointing, no logging, no checkpoints. It runs in TRL's own virtual environment and imports
-nothing of Limbeck.
+`rows` of an update, updates of `warmup`, `options` of the trainer, `threads` and `seed`. Tuned for a CPU as in
+`steps/trl_side.py`: float32, fused AdamW, no gradient checkpointing, no logging, no checkpoints. It runs in TRL's own
+virtual environment and imports nothing of Limbeck.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
@@ -50,14 +51,21 @@ class Side:
         else:
             teacher = AutoModelForCausalLM.from_pretrained(plan["teacher"], dtype=torch.float32)
             self.trainer = DistillationTrainer(teacher_model=teacher, args=DistillationConfig(**options), **shared)
+        self.trainer.create_scheduler = self.create_scheduler
+        self.warmup = plan["warmup"]
         self.watch()
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Limbeck's warm-up: its first update has a rate. That of transformers begins with an update at 0."""
+        optimizer = self.trainer.optimizer if optimizer is None else optimizer
+        self.trainer.lr_scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup)))
+        return self.trainer.lr_scheduler
 
     def options(self, plan: dict[str, Any], output: str) -> dict[str, Any]:
         return {
             "output_dir": output,
             "seed": plan["seed"],
             "per_device_train_batch_size": plan["rows"],
-            "lr_scheduler_type": "constant",
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
             "optim": "adamw_torch_fused",
@@ -92,12 +100,13 @@ class Side:
             self.line.say({"updates": self.made})
         else:
             sys.exit(0)
+        self.rate = self.trainer.optimizer.param_groups[0]["lr"]
         self.started, self.cpu = time.perf_counter(), time.process_time()
 
     def finish(self) -> None:
         seconds, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu
         self.made += 1
-        self.line.say({"seconds": seconds, "cpu": cpu, "tokens": self.tokens})
+        self.line.say({"seconds": seconds, "cpu": cpu, "tokens": self.tokens, "rate": self.rate})
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Side:
     cpu: float = 0.0
     updates: int = 0
     tokens: int = 0
+    rates: list[float] = field(default_factory=list)  # of learning, of each update
     at_marks: dict[int, Snapshot] = field(default_factory=dict)
 
     def __enter__(self) -> Side:
@@ -62,6 +63,7 @@ class Side:
         self.seconds += made["seconds"] + ahead[0]
         self.cpu += made["cpu"] + ahead[1]
         self.tokens += made["tokens"]
+        self.rates.append(made["rate"])
         self.updates += 1
         if self.updates in self.marks:
             self.at_marks[self.updates] = self.snapshot()

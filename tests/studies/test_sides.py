@@ -38,7 +38,7 @@ class Steps:
             Path(folder).mkdir()
             return {}
         self.turns.append(self.name)
-        return {"seconds": self.seconds, "cpu": self.seconds / 2, "tokens": 10}
+        return {"seconds": self.seconds, "cpu": self.seconds / 2, "tokens": 10, "rate": 1e-3}
 
 
 def side(name: str, seconds: float, turns: list[str], folder: Path) -> Side:
@@ -86,7 +86,7 @@ def test_trl_is_given_limbecks_prompts_in_the_order_of_its_steps_and_its_setting
     learner = parsed.learner
     assert isinstance(learner, LocalLearnerConfig)
     assert (options["adam_beta1"], options["adam_beta2"]) == tuple(learner.betas)
-    assert (options["warmup_steps"], options["max_grad_norm"]) == (learner.warmup_steps, learner.max_grad_norm)
+    assert (plan["warmup"], options["max_grad_norm"]) == (learner.warmup_steps, learner.max_grad_norm)
     assert learner.weight_decay == 0  # as TRL is given it
 
 
