@@ -135,9 +135,12 @@ def test_a_run_without_exact_values_is_drawn_beside_one_that_has_them(
     assert "b: sampled" in said
 
 
-def test_kls_at_different_temperatures_have_charts_of_their_own(page: Page, tmp_path: Path, served: Served) -> None:
+def test_kls_at_different_temperatures_have_charts_of_their_own(
+    page: Page, tmp_path: Path, served: Served, saved: Callable[[str, str], Path]
+) -> None:
+    alarmed = _steady(12, alarms=[{"name": "length", "message": "too long"}])
     for name, temperature in (("cold", 0.7), ("cool", 0.7), ("hot", 1.3)):
-        _write(tmp_path / "runs" / name, _steady(12), temperature)
+        _write(tmp_path / "runs" / name, alarmed if name == "hot" else _steady(12), temperature)
     page.open(served(tmp_path / "runs") + "#curves")
     page.until(DRAWN)
     assert [name for name in _charts(page) if name.startswith("Reverse KL")] == [
@@ -145,6 +148,8 @@ def test_kls_at_different_temperatures_have_charts_of_their_own(page: Page, tmp_
         "Reverse KL at T = 1.3",
     ]
     assert "hot" not in _said(page, "Reverse KL at T = 0.7")
+    assert "▲ alarms of hot" in saved("Reverse KL at T = 1.3", "SVG").read_text()
+    assert "alarms" not in saved("Reverse KL at T = 0.7", "SVG").read_text(), "of a run that is not drawn"
     assert "hot, T 1.3: student" in _said(page, "Entropy"), "what depends on the temperature says it"
     page.press(".toolbar .check span", "Overlay temperatures")
     page.until("[...document.querySelectorAll('.chart')].some((chart) => chart.dataset.chart === 'Reverse KL')")
@@ -250,17 +255,24 @@ def _zoomed(page: Page, side: str) -> str:
     return said
 
 
-def test_runs_over_seeds_are_a_line_with_a_band(page: Page, tmp_path: Path, served: Served) -> None:
+def test_runs_over_seeds_are_a_line_with_a_band(
+    page: Page, tmp_path: Path, served: Served, saved: Callable[[str, str], Path]
+) -> None:
     values = (1.0, 2.0, 6.0)
     for seed, norm in enumerate(values):
         lines = _steady(6)
         _write(tmp_path / "runs" / f"s{seed}", [{**line, "entropy/student": norm} for line in lines], seed=seed)
     page.open(served(tmp_path / "runs") + "#curves?group=all-but-seed&band=range")
     page.until(DRAWN)
-    assert "student 3 [1, 6]" in _said(page, "Entropy")
+    assert "student 3 [1, 6] n = 3" in _said(page, "Entropy")
     assert "smallest to largest run" in page.texts(".toolbar .hint")[0]
     _chart(page, "Accuracy", "return 0")
-    assert page.texts("[data-chart=Accuracy] h3 small") == ["held-out, smallest to largest run over runs"]
+    assert page.texts("[data-chart=Accuracy] h3 small") == ["held-out, mean, smallest to largest run"]
+    with saved("Entropy", "CSV").open(newline="") as file:
+        row = list(csv.DictReader(file))[1]
+    numbers = {key: row[f"entropy/student{key}"] for key in ("", "/runs-min", "/runs-max", "/runs")}
+    assert numbers == {"": "3", "/runs-min": "1", "/runs-max": "6", "/runs": "3"}, "the file says which band it is"
+    assert float(row["tokens"]) == 2 * made.metrics_line(1)["tokens/sampled"]
     choose = """
       const select = [...document.querySelectorAll('.grouping select')][0];
       select.value = '';
@@ -348,7 +360,8 @@ def test_svg_is_the_chart_as_lines_points_and_text(
     page.until(DRAWN)
     root = ElementTree.parse(saved("Reverse KL", "SVG")).getroot()
     texts = [node.text for node in root.iter(f"{SVG}text")]
-    assert {"Reverse KL", "exact", "held-out", "sampled", "step", "nats / token", "100"} <= set(texts)
+    assert {"Reverse KL", "exact", "held-out", "sampled", "step", "100"} <= set(texts)
+    assert "nats / token, ± 1 standard error" in texts
     paths = list(root.iter(f"{SVG}path"))
     drawn = {
         kind: [node for node in paths if node.get("class") == kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import tomllib
@@ -26,10 +27,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _in_page(page: Page, script: str, *arguments: Any) -> Any:
+    names = [
+        "groups",
+        "store",
+        "flat",
+        "address",
+        "axes",
+        "series",
+        "runrows",
+        "columns",
+        "chartlist",
+        "marks",
+        "format",
+    ]
+    taken = ", ".join(f"{{{name}}}" if name in ("store", "address") else name for name in names)
     code = (
         "const done = arguments[arguments.length - 1];"
-        "Promise.all(['groups', 'store', 'flat', 'address'].map((name) => import(`/assets/${name}.js`)))"
-        f".then(([groups, {{store}}, flat, {{address}}]) => {{ {script} }}).then(done)"
+        f"Promise.all({names}.map((name) => import(`/assets/${{name}}.js`)))"
+        f".then(([{taken}]) => {{ {script} }}).then(done)"
     )
     return page.driver.execute_async_script(code, *arguments)
 
@@ -54,7 +69,7 @@ def test_a_groups_line_is_its_runs_mean_with_a_band(page: Page, runs: Path, serv
     page.open(served(runs))
     script = "return groups.combine(store.runs.slice(0, 3), 'train', 'reverse_kl/exact', {band: band});"
     line = _in_page(page, script.replace(": band", ': "se"'))
-    assert line["step"] == line["x"] == [1, 2, 3, 4, 5, 6]
+    assert line["step"] == [1, 2, 3, 4, 5, 6]
     assert line["n"] == [3, 3, 3, 3, 2, 1], "runs that have got so far"
     at_two = [made_runs.shifted(2, seed, 0.7, 1e-3)["reverse_kl/exact"] for seed in range(3)]
     mean, deviation = statistics.mean(at_two), statistics.stdev(at_two)
@@ -68,10 +83,93 @@ def test_a_groups_line_is_its_runs_mean_with_a_band(page: Page, runs: Path, serv
         line = _in_page(page, script.replace(": band", f': "{band}"'))
         assert [line["mean"][1], line["low"][1], line["high"][1]] == pytest.approx([mean, low, high]), band
         assert (line["low"][5], line["high"][5]) == (None, None), "one run has no spread"
-    x_of = "{xOf: (run) => run.train.step.map((step) => step * (run.id.endsWith('0') ? 1 : 3))}"
-    elsewhere = f"return groups.combine(store.runs.slice(0, 2), 'train', 'lr', {x_of}).x"
-    assert _in_page(page, elsewhere) == [2, 4, 6, 8, 10, 6]
     assert _in_page(page, "return groups.combine(store.runs, 'train', 'none')") is None
+
+
+def test_a_group_has_the_value_of_a_step_that_most_of_its_runs_have(page: Page, runs: Path, served: Served) -> None:
+    """In the table as in the curves: here step 3, as only one of the three was evaluated at 6."""
+    page.open(served(runs) + "#runs")
+    script = """
+      const [group] = groups.groupsOf(store.runs, ['rollout.temperature']);
+      return ['accuracy', 'gain', 'speed'].map((id) => runrows.cellOf(columns.columnOf(id), group.runs));
+    """
+    accuracy, gain, speed = _in_page(page, script)
+    found = [
+        {
+            line["step"]: line["accuracy"]
+            for line in map(json.loads, (runs / f"t0.7-s{seed}" / "metrics.jsonl").read_text().splitlines())
+            if line["kind"] == "eval"
+        }
+        for seed in range(3)
+    ]
+    assert accuracy["value"] == pytest.approx(statistics.mean(one[3] for one in found))
+    assert gain["value"] == pytest.approx(statistics.mean(one[3] - one[0] for one in found))
+    assert accuracy["note"].endswith("at 3, all 3")
+    assert speed["note"].endswith("at 4 to 6"), "the last steps of its runs, which differ"
+    for axis in ("steps", "tokens"):
+        page.open(served(runs) + f"#curves?group=rollout.temperature&x={axis}")
+        said = "document.querySelector('[data-chart=Accuracy] .plot').getAttribute('aria-label')"
+        page.until(f"{said}.includes('temperature 0.7')")
+        label = page.run(f"return {said}")
+        if axis == "steps":
+            assert f"held-out {100 * accuracy['value']:.1f}%" in label
+            assert "at step 3: temperature 0.7" in label
+            assert "n = 3;" in label
+        drawn = "document.querySelector('[data-chart=Accuracy] canvas')"
+        assert page.until(drawn)
+    tokens = """
+      const run = (...amounts) => ({train: {step: amounts.map((_, i) => i + 1), values: {'tokens/sampled': amounts}}});
+      return axes.placesOfSeveral([run(10, 10, 10), run(30)], [0, 1, 2, 3], 'tokens');
+    """
+    assert _in_page(page, tokens) == [0, 20, 30, 40], "an axis that never goes back"
+
+
+def test_a_group_is_chosen_whole_and_called_by_what_tells_it(page: Page, tmp_path: Path, served: Served) -> None:
+    for seed in range(9):
+        made_runs.write_run(tmp_path / f"s{seed}", seed, 0.7, steps=2, every=2, rollouts=False)
+    made_runs.write_run(tmp_path / "hot", 0, 1.3, steps=2, every=2, rollouts=False, started=1.0)
+    page.open(served(tmp_path) + "#curves")
+    page.until("document.querySelectorAll('.legendbar button').length === 7")
+    groups = "groups.shownGroups().map((group) => [group.label, group.runs.length, group.total])"
+    _in_page(page, "return groups.groupBy(['all-but-seed'])")
+    assert _in_page(page, f"return {groups}") == [["temperature 1.3", 1, 1], ["temperature 0.7", 9, 9]]
+    _in_page(page, "return store.choose(['s0', 's1'])")
+    assert page.texts(".legendbar small") == ["2 of 9 runs"], "fewer than there are is said"
+    labels = """
+      const recipeOf = (end, seed) => ({task: {path: `/data/${'long/'.repeat(9)}${end}`}, seed});
+      const runs = ['x', 'y'].map((end, i) => ({info: {recipe: recipeOf(end, i)}}));
+      return groups.groupsOf(runs, ['task.path', 'seed'], runs).map((group) => group.label);
+    """
+    assert _in_page(page, labels)[1] == "seed 1, path …g/long/long/long/long/y"
+
+
+def test_axes_and_marks_of_what_is_flat_far_out_or_at_the_same_place(page: Page, runs: Path, served: Served) -> None:
+    page.open(served(runs))
+    script = """
+      const line = (...column) => ({label: 'a', x: column.map((_, i) => i), columns: [column]});
+      const hundred = Array.from({length: 100}, (_, i) => i % 7);
+      const shown = (column) => series.extent([line(...column)], [0, 200], {clip: true});
+      const far = hundred.with(50, 9000), spread = axes.roomFor([0.5, 0.5 + 1e-16]);
+      const points = [0, 1, 2].map(() => ({...line(1, 2), points: true, x: [0, 10]}));
+      const train = {step: far.map((_, i) => i + 1), values: {grad_norm: far.map((v) => v + 1)}};
+      const run = {id: 'a', alarms: [], info: {recipe: {}}, train};
+      const spec = chartlist.DIAGNOSTICS.find((one) => one.title === 'Gradient norm');
+      return {
+        far: shown(far), newest: shown(hundred.with(99, 9000)), spread: spread[1] - spread[0],
+        ticks: axes.tickTexts(format.significant, [9.75e-5, 1e-4, 1.025e-4], 2.5e-6),
+        beside: [...marks.dodged(points, 100).values()], close: [...marks.dodged(points, 0.3).values()],
+        health: chartlist.healthOf(run, spec),
+      };
+    """
+    found = _in_page(page, script)
+    assert found["far"] == [0, 6]
+    assert found["newest"] == [0, 9000], "the start of a divergence is seen"
+    assert found["spread"] > 0.004, "rounding is no curve"
+    assert found["ticks"] == ["0.975e\u22124", "1e\u22124", "1.025e\u22124"]
+    assert found["beside"] == [-6, 0, 6]
+    assert found["close"] == pytest.approx([-0.8, 0, 0.8]), "never across the next ones"
+    assert found["health"]["ok"]
+    assert found["health"]["far"] == ["9,001 at step 51 (healthy: up to 40)"]
 
 
 def test_what_differs_as_toml(page: Page, runs: Path, served: Served) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from limbeck.view.metrics import read_metrics
 from limbeck.view.runs import Runs
-from limbeck.view.summary import MetricsSummary, is_alive, read_history
+from limbeck.view.summary import EVALUATIONS, MetricsSummary, is_alive, read_history
 
 from . import made, made_runs
 
@@ -44,6 +44,14 @@ def _expected(path: Path) -> dict[str, Any]:
         "seconds_per_step": sum(seconds) / len(seconds) if seconds else None,
         "train": train,
         "eval": evals,
+        "evaluations": {
+            "step": metrics.eval.step[-EVALUATIONS:],
+            "values": {
+                key: column[-EVALUATIONS:]
+                for key, column in metrics.eval.values.items()
+                if not key.endswith(("/se", "/low", "/high"))
+            },
+        },
     }
 
 

@@ -13,8 +13,11 @@ from limbeck.view.runs import Runs
 COLOURS = ("#1f6fb2", "#d9700f", "#0a8f6c", "#a855a0", "#8a6d00", "#6f8aa3", "#c23b3b")
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "legend.frameon": False, "savefig.dpi": 200, "figure.figsize": (4.6, 3.0), "figure.constrained_layout.use": True,
+    "legend.frameon": False, "savefig.dpi": 200, "figure.constrained_layout.use": True,
 }  # fmt: skip
+WIDTH, HEIGHT, LEGEND_ROW = 4.6, 3.0, 0.19  # inches
+LEGEND_WIDTH = 62  # characters of a legend's row
+APART = 3.0  # points between evaluations of several runs at the same step
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ PLOTS = (
             _Curve("reverse_kl/exact", "eval", "held-out", "o"),
         ),
     ),
-    _Plot("accuracy", "mean reward", (REWARD,)),
+    _Plot("accuracy", "accuracy", (REWARD,)),
     _Plot(
         "entropy",
         "entropy (nats / token)",
@@ -68,7 +71,7 @@ def write_plots(path: Path, folder: Path) -> list[Path]:
     written = []
     with rc_context(STYLE):
         for plot in PLOTS:
-            figure = Figure()
+            figure = Figure(figsize=(WIDTH, HEIGHT))
             axes = figure.add_subplot()
             drawn = [
                 _draw(axes, plot, name, metrics, i, len(runs), temperatures[name] if mixed else {})
@@ -77,8 +80,9 @@ def write_plots(path: Path, folder: Path) -> list[Path]:
             if not any(drawn):
                 continue
             axes.set_xlabel("step")
-            axes.set_ylabel(plot.label)
-            axes.legend()
+            shares = all(map(_has_shares, runs.values()))
+            axes.set_ylabel(plot.label if shares or plot.name != "accuracy" else "mean reward")
+            _add_legend(figure, axes)
             written.append(folder / f"{plot.name}.png")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +92,30 @@ def write_plots(path: Path, folder: Path) -> list[Path]:
     if not written:
         raise RunError(f"there is nothing to plot in {path}: no metrics.jsonl with steps or evaluations.")
     return written
+
+
+def _add_legend(figure: Any, axes: Any) -> None:
+    """Below the plot, where no point is behind it; the figure grows by its rows."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, LEGEND_WIDTH // (max(map(len, labels)) + 8))
+    figure.set_figheight(HEIGHT + LEGEND_ROW * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def _has_shares(metrics: Mapping[str, Any]) -> bool:
+    """Whether all rewards are in [0, 1], so that their mean is an accuracy. As `hasShares` of the page."""
+    beyond = [value for value in metrics["eval"]["values"].get("accuracy/min", ()) if value is not None]
+    rewards = [value for value in metrics["train"]["values"].get("reward", ()) if value is not None]
+    return not beyond and all(0 <= value <= 1 for value in rewards)
+
+
+def _colour(index: int, count: int) -> Any:
+    """One for each of `count` lines."""
+    if count <= len(COLOURS):
+        return COLOURS[index]
+    from matplotlib import colormaps
+
+    return colormaps["turbo"](0.04 + 0.92 * index / (count - 1))
 
 
 def _temperatures(recipe: Mapping[str, Any]) -> dict[str, float]:
@@ -114,22 +142,30 @@ def _draw(
         values = columns["values"].get(curve.key)
         if not values or all(value is None for value in values):
             continue
-        colour = COLOURS[(index if runs > 1 else number) % len(COLOURS)]
+        colour = _colour(index, runs) if runs > 1 else _colour(number, len(plot.curves))
         steps, values = columns["step"], _floats(values)
         label = f"{run} {curve.label}" if runs > 1 else curve.label
         label += f", T = {temperatures[curve.kind]}" if temperatures else ""
         band = _band(columns["values"], curve, values)
         if curve.line == "o":
             bars = [[abs(v - end) for v, end in zip(values, side, strict=True)] for side in band] if band else None
+            beside = min(APART, 24 / runs) * (index - (runs - 1) / 2)
             axes.errorbar(
-                steps, values, yerr=bars, fmt="o", color=colour, label=label, linewidth=1, markersize=3, capsize=2
-            )
+                steps, values, yerr=bars, fmt="o", color=colour, label=label, linewidth=1, markersize=3, capsize=2,
+                transform=_moved(axes, beside),
+            )  # fmt: skip
         else:
             axes.plot(steps, values, curve.line, color=colour, label=label, linewidth=1.2)
             if band:
                 axes.fill_between(steps, *band, color=colour, alpha=0.15, linewidth=0)
         drawn = True
     return drawn
+
+
+def _moved(axes: Any, points: float) -> Any:
+    from matplotlib.transforms import ScaledTranslation
+
+    return axes.transData + ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
 
 
 def _band(columns: Mapping[str, Any], curve: _Curve, values: Sequence[float]) -> tuple[list[float], list[float]] | None:

@@ -19,6 +19,8 @@ from limbeck.files.disk import open_file
 from limbeck.view.metrics import Columns, Metrics, add_line, goes_on
 
 TAIL = 20  # of the last steps, over which the time of one is averaged
+EVALUATIONS = 40  # of the last ones, each by itself: runs of one group are compared at a step that most of them have
+PARTS = ("/se", "/low", "/high")  # of a key's uncertainty, which the table has no column for
 ROUTINE = (b'"kind": "train"', b'"alarms": []')  # in every line of a step without an alarm, as a run writes it
 MAX_HISTORY = 2**20  # bytes
 PLACE = (
@@ -50,7 +52,10 @@ class MetricsSummary:
         self._tail: deque[bytes] = deque(maxlen=TAIL)
 
     def read(self) -> dict[str, Any]:
-        """`step`, `alarms`, `seconds_per_step`; `train`: key -> [first, last]; `eval`: key -> see `_range`."""
+        """`step`, `alarms`, `seconds_per_step`; `train`: key -> [first, last]; `eval`: key -> see `_range`.
+
+        `evaluations`: the last ones in columns, as `metrics.Columns`.
+        """
         lines = self._new_lines()
         if lines and self._goes_back(lines[0]):
             self._forget()
@@ -68,6 +73,7 @@ class MetricsSummary:
             "seconds_per_step": _mean(last.train.values.get("seconds/step", ())),
             "train": _first_and_last(self._metrics.train, last.train),
             "eval": {key: _range(self._metrics.eval.step, column) for key, column in self._metrics.eval.values.items()},
+            "evaluations": _last_ones(self._metrics.eval),
         }
 
     def _new_lines(self) -> list[bytes]:
@@ -102,6 +108,11 @@ class MetricsSummary:
             add_line(last, one)
         before = last.train.step[-1] if last.train.step else -1
         return any(step <= before for step in new.train.step) or any(step < before for step in new.eval.step)
+
+
+def _last_ones(evals: Columns) -> dict[str, Any]:
+    values = {key: column[-EVALUATIONS:] for key, column in evals.values.items() if not key.endswith(PARTS)}
+    return {"step": evals.step[-EVALUATIONS:], "values": values}
 
 
 def _first_and_last(first: Columns, tail: Columns) -> dict[str, list[float]]:

@@ -43,6 +43,25 @@ export function places(run, from, axis) {
   return x;
 }
 
+// Where steps of several runs stand together: what a step took is the mean over the runs that made it, so that the axis goes on
+// where one of them ends, and each step has one place whichever of them have a value there. null where a run's file does not say.
+export function placesOfSeveral(runs, steps, axis) {
+  const { key } = X_AXES[axis];
+  if (!key) return steps;
+  if (!runs.every((run) => places(run, "train", axis))) return null;
+  const amounts = new Map();
+  for (const run of runs) run.train.step.forEach((step, i) => {
+    const [total, n] = amounts.get(step) ?? [0, 0];
+    amounts.set(step, [total + (run.train.values[key][i] ?? 0), n + 1]);
+  });
+  const made = [...amounts.keys()].sort((p, q) => p - q);
+  let i = 0, sum = 0;
+  return steps.map((step) => {
+    for (; i < made.length && made[i] <= step; i += 1) { const [total, n] = amounts.get(made[i]); sum += total / n; }
+    return sum;
+  });
+}
+
 // Where a step of a run stands on the axis.
 export function placeOf(run, step, axis) {
   const x = places(run, "train", axis);
@@ -50,10 +69,13 @@ export function placeOf(run, step, axis) {
   return axis === "steps" ? step : x?.[i] ?? null;
 }
 
-// What a y axis shows of [low, high], with some room. `span` is the least that it covers, so that rounding errors do
-// not look like a curve. No share is above 1.
+const SMALLEST = 0.01;
+
+// What a y axis shows of [low, high], with some room. `span` is the least that it covers, and never less than a hundredth of the
+// values: rounding errors do not look like a curve. No share is above 1.
 export function roomFor([least, most], { span = 0, share = false, log = false } = {}) {
   if (log) return [firstDigit(least, Math.floor), firstDigit(most, Math.ceil)].map((value, i, both) => (both[0] === both[1] ? value * [0.5, 2][i] : value));
+  span = Math.max(span, SMALLEST * Math.max(Math.abs(least), Math.abs(most)));
   const lack = Math.max(0, span - (most - least)), full = share && most < 1 + 1e-6;
   const above = full ? Math.max(0, Math.min(lack / 2, 1 - most)) : lack / 2, below = least >= 0 ? Math.min(lack - above, least) : lack - above;
   const low = least - below, high = low + Math.max(most - least, span) || most;
@@ -80,6 +102,15 @@ export function logTicks(low, high) {
   const digits = high / low > 300 ? [1] : high / low > 20 ? [1, 2, 5] : [1, 2, 3, 4, 5, 6, 7, 8, 9], out = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) for (const digit of digits) out.push(Number(`${digit}e${power}`));
   return out.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+}
+
+// The labels of an axis of numbers `apart` from each other. Where the largest has an exponent, all have that one. `apart` is 0 along a
+// logarithm: there each is by itself.
+export function tickTexts(format, values, apart) {
+  const size = Math.max(...values.map((value) => Math.abs(value ?? 0)));
+  if (!apart || ![num, significant].includes(format) || size === 0 || (size >= 1e-3 && size < 1e6)) return values.map((value) => (known(value) ? tickText(format, value, apart || value) : ""));
+  const power = Math.floor(Math.log10(size)), digits = Math.min(8, Math.max(0, Math.ceil(power - Math.log10(apart) - 1e-9) + 1));
+  return values.map((value) => (!known(value) ? "" : value === 0 ? "0" : `${(value / 10 ** power).toFixed(digits).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "")}e${power}`.replaceAll("-", "−")));
 }
 
 // A label on the axis, with as many digits as tell it from the next one, `apart` away.

@@ -14,7 +14,7 @@ export const HEADLINES = [
     { key: "reverse_kl/exact", label: "exact", ink: "--c1", band: "se" },
     { key: "reverse_kl/exact", instead: "reverse_kl/sampled", from: "eval", label: "held-out", ink: "--c3", band: "se", points: true },
     { key: "reverse_kl/sampled", label: "sampled", ink: "--c6", behind: "reverse_kl/exact", band: "se" }] },
-  { title: "Accuracy", unit: "held-out, 95% interval", size: "wide", height: 250, format: percent, keep: true,
+  { title: "Accuracy", heldOut: true, size: "wide", height: 250, format: percent, keep: true,
     adapt: (runs) => (runs.every(hasShares) ? { title: "Accuracy", format: percent, linear: true } : { title: "Reward", format: num, linear: false }),
     lines: [
       { key: "accuracy", from: "eval", label: "held-out", ink: "--c3", band: "interval", points: true },
@@ -62,19 +62,21 @@ export const DIAGNOSTICS = [
   rules: [{ key: "teacher/tokens_left_out", over: "tokens/trained", above: 0.05, say: "of the tokens are left out" }] },
 ];
 
-// Tasks and evaluation sets. Of one run (or group) a chart has a line for each; of several each has a chart, as lines are by run.
+// Tasks, teachers and evaluation sets. Of one run (or group) a chart has a line for each; of several each has a chart, as lines are by run.
 const PARTS = [
   { title: "Reverse KL", by: "task", unit: "held-out, nats / token", kl: true, from: "eval", pattern: /^task\/(.+)\/reverse_kl\/exact$/, band: "se" },
-  { title: "Accuracy", by: "task", unit: "held-out, 95% interval", from: "eval", pattern: /^task\/(.+)\/accuracy$/, band: "interval", share: true },
+  { title: "Accuracy", by: "task", unit: "held-out", from: "eval", pattern: /^task\/(.+)\/accuracy$/, band: "interval", share: true },
   { title: "Reward", by: "task", unit: "training", pattern: /^task\/(.+)\/reward$/ },
+  { title: "Reverse KL", by: "teacher", unit: "training, nats / token", kl: true, pattern: /^teacher\/(.+)\/reverse_kl\/(?:exact|sampled)$/, band: "se" },
   { title: "Reverse KL", by: "evaluation set", unit: "nats / token", kl: true, from: "eval", pattern: /^((?!task\/)[^/]+)\/reverse_kl\/exact$/, band: "se" },
-  { title: "Accuracy", by: "evaluation set", unit: "95% interval", from: "eval", pattern: /^((?!task\/)[^/]+)\/accuracy$/, band: "interval", share: true },
+  { title: "Accuracy", by: "evaluation set", from: "eval", pattern: /^((?!task\/)[^/]+)\/accuracy$/, band: "interval", share: true },
 ];
 
 export function partCharts(runs, several) {
   return PARTS.flatMap(({ title, by, pattern, from, band, share, ...spec }) => {
-    const keys = [...new Set(runs.flatMap((run) => Object.keys(run[from ?? "train"].values).filter((key) => pattern.test(key))))].sort();
-    const lines = keys.map((key, i) => ({ key, from, band, label: key.match(pattern)[1], ink: INKS[i % INKS.length], points: from === "eval" }));
+    const all = new Set(runs.flatMap((run) => Object.keys(run[from ?? "train"].values).filter((key) => pattern.test(key))));
+    const keys = [...all].filter((key) => !key.endsWith("/sampled") || !all.has(key.replace(/sampled$/, "exact"))).sort();
+    const lines = keys.map((key, i) => ({ key, instead: key.endsWith("/exact") ? key.replace(/exact$/, "sampled") : undefined, from, band, label: key.match(pattern)[1], ink: INKS[i % INKS.length], points: from === "eval" }));
     const shaped = { ...spec, ...(share && runs.every(hasShares) && { format: percent }) };
     if (several) return lines.map((line) => ({ ...shaped, title: `${title}, ${by} ${line.label}`, lines: [line] }));
     return keys.length ? [{ ...shaped, title: `${title} by ${by}`, lines }] : [];
@@ -110,24 +112,30 @@ export function temperatureOf(run, line) {
 }
 
 const LAST_STEPS = 10;
+const FAR = 100;  // times the limit: more than a jump that the clipping takes
 const median = (values) => { const sorted = values.filter(known).sort((a, b) => a - b); return sorted[sorted.length >> 1]; };
 const shares = (run, { key, over }) => run.train.values[key]?.map((value, i) => (
   over && known(value) ? value / Math.max(1, value + (run.train.values[over]?.[i] ?? 0)) : value));
 export const valuesOf = (run, line) => (line.over ? shares(run, line) : run[line.from ?? "train"].values[line.key]);
 
-// Of a diagnostic in a run: null where it was not measured, or { ok, why, was }, judged by the median of the last steps.
-// `was`: an alarm of the run itself at other steps, which is over.
+// Of a diagnostic in a run: null where it was not measured, or { ok, why, was, far }, judged by the median of the last steps.
+// `was`: the steps of alarms of the run itself, which are over. `far`: in words, a value at any step that is beyond all doubt.
 export function healthOf(run, spec) {
   const measured = spec.rules.map((rule) => [rule, valuesOf(run, rule)]).filter(([, values]) => values?.some(known));
   if (!measured.length) return null;
   const recent = run.train.step[Math.max(0, run.train.step.length - LAST_STEPS)], format = spec.format ?? num;
+  const limitsOf = (rule, values) => [rule.above, rule.below].map((limit) => (typeof limit === "function" ? limit(values, run.info.recipe) : limit));
   const why = measured.flatMap(([rule, values]) => {
-    const now = median(values.slice(-LAST_STEPS)), [high, low] = [rule.above, rule.below].map((limit) => (typeof limit === "function" ? limit(values, run.info.recipe) : limit));
+    const now = median(values.slice(-LAST_STEPS)), [high, low] = limitsOf(rule, values);
     const alarm = run.alarms.findLast?.((one) => one.name === rule.alarm && one.step >= recent);
     const bad = known(now) && (now > high || now < low);
     return bad ? [`${format(now)} ${rule.say} (healthy: ${[low !== undefined && `from ${format(low)}`, high !== undefined && `up to ${format(high)}`].filter(Boolean).join(" ")})`]
       : alarm ? [`alarm at step ${alarm.step}: ${alarm.message}`] : [];
   });
   const was = measured.flatMap(([rule]) => run.alarms.filter((one) => one.name === rule.alarm).map((one) => one.step));
-  return { ok: !why.length, why, was: why.length ? [] : was };
+  const far = measured.flatMap(([rule, values]) => {
+    const [high] = limitsOf(rule, values), most = values.reduce((best, value, i) => (known(value) && !(value <= values[best]) ? i : best), 0);
+    return high > 0 && values[most] > FAR * high ? [`${format(values[most])} at step ${run.train.step[most].toLocaleString("en-US")} (healthy: up to ${format(high)})`] : [];
+  });
+  return { ok: !why.length, why, was: why.length ? [] : was, far };
 }

@@ -1,10 +1,10 @@
 // A chart of lines over steps, tokens or time, drawn by uPlot, with the values under the cursor in its head.
-import { X_AXES, logTicks, roomFor, tickText } from "./axes.js";
+import { X_AXES, logTicks, roomFor, tickTexts } from "./axes.js";
 import { announce, colour, el, printable } from "./dom.js";
 import { saveCsv, saveSvg } from "./export.js";
 import { num, percent } from "./format.js";
 import { legendOf } from "./legend.js";
-import { drawAlarms, drawClipped, drawErrorBars } from "./marks.js";
+import { dodged, drawAlarms, drawClipped, drawPoints } from "./marks.js";
 import { align, extent, known, outside } from "./series.js";
 import { setView, view } from "./viewstate.js";
 
@@ -50,14 +50,20 @@ export class Chart {
 
   explain() {
     if (!this.help) return "";
-    const titles = ["What it is", "What is good", "What to do"];
-    this.explained = el("dl", { class: "help", hidden: true, role: "note" }, this.help.flatMap((text, i) => [el("dt", {}, titles[i]), el("dd", {}, text)]));
+    this.explained = el("dl", { class: "help", hidden: true, role: "note" });
     return this.explained;
+  }
+
+  // Of what is drawn now.
+  fillHelp() {
+    const titles = ["What it is", "What is good", "What to do"];
+    this.explained.replaceChildren(...this.help.flatMap((text, i) => [el("dt", {}, titles[i]), el("dd", {}, text, i === 0 && this.around ? ` ${this.around}` : "")]));
   }
 
   showHelp(on) {
     if (!this.help) return;
     if (on) for (const chart of charts) chart.showHelp(false);
+    if (on) this.fillHelp();
     this.explained.hidden = !on;
     this.helped.setAttribute("aria-expanded", on);
   }
@@ -140,7 +146,7 @@ export class Chart {
       const base = series.length, stroke = line.colour, alone = line.columns[0].filter(known).length === 1;
       series.push({
         stroke, width: line.width ?? 1.75, dash: line.dash, spanGaps: true, alpha: line.alpha ?? 1,
-        points: { show: Boolean(line.points || (alone && line.label)), size: 6, fill: line.points ? colour("--card") : stroke, stroke, width: 1.75 },
+        points: { show: Boolean(!line.points && alone && line.label), size: 6, fill: stroke, stroke, width: 1.75 },
         ...(line.points && { paths: () => null }),
       });
       if (line.columns.length === 3) {
@@ -151,6 +157,16 @@ export class Chart {
     }
     if (this.stacked) series[1].fill = this.lines[0].band;
     return { series, bands };
+  }
+
+  // Of a series of uPlot's; the ends of a band have none.
+  inkOf(series) {
+    let place = 1;
+    for (const line of this.lines) {
+      if (place === series) return line.colour;
+      place += line.columns.length;
+    }
+    return "transparent";
   }
 
   create() {
@@ -168,9 +184,9 @@ export class Chart {
         { ...axis, grid: { show: false }, size: 26, space: 70, ...(across.incrs && { incrs: across.incrs }), values: (u, ticks) => ticks.map(across.tick) },
         { ...axis, size: (u, texts) => Math.max(52, 14 + 6.4 * Math.max(...(texts ?? [""]).map((text) => text.length))), space: 34,
           ...(this.logarithmic && { splits: (u, i, low, high) => logTicks(low, high), filter: (u, all) => all }),
-          values: (u, ticks, at, space, apart) => ticks.map((t) => (t === null ? "" : tickText(this.format, t, this.logarithmic ? t : apart))) },
+          values: (u, ticks, at, space, apart) => tickTexts(this.format, ticks, this.logarithmic ? 0 : apart) },
       ],
-      cursor: { sync: this.shared ? { key: "steps", scales: ["x", null] } : undefined, y: false, points: { size: 7 }, drag: { x: true, y: false, setScale: false } },
+      cursor: { sync: this.shared ? { key: "steps", scales: ["x", null] } : undefined, y: false, points: { size: 7, fill: (u, i) => this.inkOf(i) }, drag: { x: true, y: false, setScale: false } },
       hooks: {
         setCursor: [(u) => this.describe(u.cursor.idx)],
         setSelect: [(u) => {
@@ -178,12 +194,11 @@ export class Chart {
           this.zoomTo([u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")]);
           u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
         }],
-        drawAxes: [(u) => drawErrorBars(u, this.lines)],
-        draw: [(u) => { drawAlarms(u, this.alarms); drawClipped(u, this.clipped); this.sayClipped(); }],
+        draw: [(u) => { drawPoints(u, this.lines, this.shifts); drawAlarms(u, this.alarms); drawClipped(u, this.clipped); this.sayClipped(); }],
       },
     }, this.data, this.plot);
     this.u.over.addEventListener("dblclick", () => this.zoomTo(null));
-    if (this.zoomed) this.scale();
+    this.scale();
   }
 
   sayClipped() {
@@ -200,8 +215,21 @@ export class Chart {
     this.scale();
   }
   scale() {
-    const [min, max] = this.visible;
-    this.u.setScale("x", { min, max });
+    const { from, to, shifts } = this.spread(this.u.over.clientWidth || this.u.width - 70);
+    this.shifts = shifts;
+    this.u.setScale("x", { min: from, max: to });
+    const points = this.u.over.querySelectorAll(".u-cursor-pt");  // one a series: those of a moved line move with it
+    let place = 0;
+    for (const line of this.lines) {
+      if (points[place]) points[place].style.translate = `${shifts.get(line) ?? 0}px`;
+      place += line.columns.length;
+    }
+  }
+  // What the x axis shows on `width` pixels: [from, to], with room for points that stand beside each other at its ends.
+  spread(width) {
+    const [low, high] = this.visible, [from, to] = low === high ? [low - 1, high + 1] : [low, high], scale = width / (to - from);
+    const shifts = dodged(this.lines, scale), room = this.zoomed ? 0 : Math.max(0, ...shifts.values()) / scale;
+    return { from: from - room, to: to + room, shifts };
   }
 
   // The values at a place (the last ones where none is pointed at), as numbers beside their colours. A value that was
@@ -223,7 +251,7 @@ export class Chart {
     }
     const near = !pointed ? [] : this.alarms.filter((alarm) => Math.abs(this.u.valToPos(alarm.x, "x") - this.u.cursor.left) < 5);
     this.note.hidden = near.length === 0;
-    this.note.textContent = printable(near.slice(0, 3).map((alarm) => `▲ step ${alarm.step}: ${alarm.name}: ${alarm.message}`).join("\n"));
+    this.note.textContent = printable(near.slice(0, 3).map((alarm) => `▲ ${alarm.run ? `${alarm.run}, ` : ""}step ${alarm.step}: ${alarm.name}: ${alarm.message}`).join("\n"));
     this.summary = `${!valued ? "" : `at ${where}: `}${said}`;
     this.plot.setAttribute("aria-label", `${this.title} ${this.unit.textContent}, ${this.summary}. Arrow keys move along the ${shared ? "steps" : `${this.axis}s`}.`);
   }

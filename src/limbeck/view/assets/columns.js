@@ -25,7 +25,8 @@ function remaining(run) {
   return left * pace + (every ? Math.ceil(left / every) * (evaluated(run, "seconds")?.[LAST] ?? 0) : 0);
 }
 
-const klOf = (run) => evaluated(run, "reverse_kl/exact") ?? evaluated(run, "reverse_kl/sampled");
+const EXACT = "reverse_kl/exact";
+const klOf = (run) => evaluated(run, EXACT) ?? evaluated(run, "reverse_kl/sampled");
 const clock = (seconds) => new Date(seconds * 1000).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 export const STATE_NAMES = { running: "running", finished: "finished", failed: "failed", killed: "killed", stopped: "stopped", silent: "not finished", new: "no steps" };
 const exactly = (seconds) => new Date(seconds * 1000).toISOString().replace("T", " ").replace(/\.\d+Z$/, " UTC");
@@ -41,16 +42,17 @@ const isShares = onceAnEdition(() => !store.runs.some((run) => { const range = e
 const shareOrNumber = (value) => (isShares() ? percent(value) : num(value));
 
 // id -> { label, of(run) its value, show(value, run) as text, better: 1 where more is, -1 where less is; about: what it is }.
-// Of several runs a number is their mean; with `sum` their sum, with `spread` from the least to the greatest.
+// Of several runs a number is their mean; with `sum` their sum, with `spread` from the least to the greatest. `evaluated(runs)` is the
+// key of an evaluation whose last value it is: those of a group are taken at one step; `since(run)` is what is subtracted.
 const RUN_COLUMNS = {
   state: { label: "State", of: (run) => run.state, show: (value) => STATE_NAMES[value], about: "running, finished, failed, stopped by a signal, or killed" },
   step: { label: "Step", of: (run) => run.step, show: (value, run) => `${whole(value)}${run?.info.steps ? ` / ${whole(run.info.steps)}` : ""}`, spread: true, about: "updates made, of those asked for" },
-  accuracy: { label: "Accuracy", of: (run) => evaluated(run, "accuracy")?.[LAST], show: shareOrNumber, better: 1, about: "of the last evaluation" },
+  accuracy: { label: "Accuracy", of: (run) => evaluated(run, "accuracy")?.[LAST], evaluated: () => "accuracy", show: shareOrNumber, better: 1, about: "of the last evaluation" },
   best: { label: "Best accuracy", of: (run) => evaluated(run, "accuracy")?.[GREATEST], show: shareOrNumber, better: 1, at: (run) => evaluated(run, "accuracy")?.[AT_GREATEST], about: "the largest of all evaluations, and its step" },
-  gain: { label: "Gain", of: (run) => { const range = evaluated(run, "accuracy"); return range?.length ? range[LAST] - range[FIRST] : undefined; }, show: (value) => `${value > 0 ? "+" : ""}${isShares() ? `${num(100 * value, 1)} pt` : num(value)}`, better: 1, about: "of accuracy, from the first evaluation to the last" },
-  kl: { label: "Reverse KL", of: (run) => klOf(run)?.[LAST], show: (value) => num(value), better: -1, about: "of the last evaluation, in nats a token; the exact one where the teacher gives its distribution" },
+  gain: { label: "Gain", of: (run) => { const range = evaluated(run, "accuracy"); return range?.length ? range[LAST] - range[FIRST] : undefined; }, evaluated: () => "accuracy", since: (run) => evaluated(run, "accuracy")[FIRST], show: (value) => `${value > 0 ? "+" : ""}${isShares() ? `${num(100 * value, 1)} pt` : num(value)}`, better: 1, about: "of accuracy, from the first evaluation to the last" },
+  kl: { label: "Reverse KL", of: (run) => klOf(run)?.[LAST], evaluated: (runs) => (runs.some((run) => evaluated(run, EXACT)?.length) ? EXACT : "reverse_kl/sampled"), show: (value) => num(value), better: -1, about: "of the last evaluation, in nats a token; the exact one where the teacher gives its distribution" },
   leastkl: { label: "Least KL", of: (run) => klOf(run)?.[LEAST], show: (value) => num(value), better: -1, at: (run) => klOf(run)?.[AT_LEAST], about: "the smallest of all evaluations, and its step" },
-  speed: { label: "Tokens / s", of: (run) => trained(run, "tokens_per_second/step")?.[LAST], show: (value) => whole(value), better: 1, about: "sampled tokens of the last step, by its seconds" },
+  speed: { label: "Tokens / s", of: (run) => trained(run, "tokens_per_second/step")?.[LAST], ofLastStep: true, show: (value) => whole(value), better: 1, about: "sampled tokens of the last step, by its seconds" },
   alarms: { label: "Alarms", sum: true, of: (run) => run.info.summary?.alarms, show: (value) => (value ? `▲ ${whole(value)}` : "none") },
   started: { label: "Started", spread: true, of: (run) => run.info.history?.started, show: clock, title: exactly, about: "of its first process, on this machine's clock" },
   elapsed: { label: "Elapsed", of: elapsed, spread: true, show: (value) => timeTaken(value), about: "how long its processes have worked; the time between two starts does not count" },
@@ -66,6 +68,7 @@ const RUN_COLUMNS = {
   transformers: { label: "transformers", of: ofPlace("transformers") },
   python: { label: "Python", of: ofPlace("python") },
 };
+const UNCERTAINTY = /\/(se|low|high)$/;
 const METRIC_PARTS = { recipe: "Recipe", eval: "Last evaluation", train: "Last step" };
 const HEADS = [["Run", ["state", "step", "alarms", "started", "elapsed", "eta", "changed", "starts", "speed"]], ["Result", ["accuracy", "best", "gain", "kl", "leastkl"]],
   ["Where and with what", ["host", "pid", "device", "commit", "limbeck", "torch", "transformers", "python"]]];
@@ -79,13 +82,13 @@ export function columnOf(id) {
   if (!(part in METRIC_PARTS) || !key) return undefined;
   if (!columnsMade.has(id)) columnsMade.set(id, part === "recipe"
     ? { id, label: key.split(".").pop(), about: key, of: (run) => flat(run).get(key), show: recipeText, mono: true, text: (run) => recipeText(flat(run).get(key)) }
-    : { id, label: key, about: `${key} of the last ${part === "eval" ? "evaluation" : "step"}`, of: (run) => (part === "eval" ? evaluated : trained)(run, key)?.[LAST], show: (value) => significant(value) });
+    : { id, label: key, about: `${key} of the last ${part === "eval" ? "evaluation" : "step"}`, of: (run) => (part === "eval" ? evaluated : trained)(run, key)?.[LAST], ...(part === "train" ? { ofLastStep: true } : !UNCERTAINTY.test(key) && { evaluated: () => key }), show: (value) => significant(value) });
   return columnsMade.get(id);
 }
 
 // What can be chosen: [head, [id, ...]].
 export function allColumns() {
-  const keys = (part) => [...new Set(store.runs.flatMap((run) => Object.keys(run.info.summary?.[part] ?? {})))].filter((key) => !/\/(se|low|high)$/.test(key)).sort();
+  const keys = (part) => [...new Set(store.runs.flatMap((run) => Object.keys(run.info.summary?.[part] ?? {})))].filter((key) => !UNCERTAINTY.test(key)).sort();
   const recipe = keysOf(store.runs), differs = new Set(differing(store.runs, recipe));
   return [...HEADS, ["Recipe: differs", recipe.filter((key) => differs.has(key) && key !== "name").map((key) => `recipe:${key}`)],
     ["Recipe: the same in all", recipe.filter((key) => !differs.has(key)).map((key) => `recipe:${key}`)],

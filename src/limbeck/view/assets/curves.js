@@ -1,12 +1,12 @@
 // The Curves tab: what is drawn from metrics.jsonl, in which order, and how it is looked at.
 import { address } from "./address.js";
-import { X_AXES, placeOf, places } from "./axes.js";
+import { X_AXES, placeOf, places, placesOfSeveral } from "./axes.js";
 import { Chart, rescaleAll, updateAll } from "./charts.js";
 import { DIAGNOSTICS, HEADLINES, LEARNING, PHASES, PHASE_CHART, PHASE_INKS, healthOf, otherMetrics, partCharts, temperatureOf, valuesOf } from "./chartlist.js";
 import { check, choice, colour, el, segments } from "./dom.js";
 import { significant } from "./format.js";
-import { ALL_BUT_SEED, BANDS, bandNow, combine, groupedBy, shownGroups } from "./groups.js";
-import { helpOf, helpOfKey } from "./help.js";
+import { ALL_BUT_SEED, BANDS, bandNow, combine, groupBy, groupedBy, isMost, shownGroups } from "./groups.js";
+import { aroundOf, helpOf, helpOfKey } from "./help.js";
 import { known, smooth } from "./series.js";
 import { alarmList, legendBar, runHead } from "./runhead.js";
 import { store } from "./store.js";
@@ -30,9 +30,9 @@ function lineOf(group, spec, wanted, { several, spread }) {
   const line = having[0][1], runs = having.filter(([, one]) => one.key === line.key).map(([run]) => run);
   const stronger = wanted.faint ? spec.lines.some((other) => !other.faint && found(runs[0], other)) : wanted.behind && measured(runs[0], { ...wanted, key: wanted.behind });
   if (stronger && several) return null;
-  const ink = colour(several ? group.colour : line.ink);
-  return {
-    ...(runs.length > 1 ? together(runs, line) : alone(runs[0], spread ? { ...line, band: "" } : line)), colour: ink, band: `${ink}2e`, key: line.key, from: line.from, label: line.label, group: group.label,
+  const ink = colour(several ? group.colour : line.ink), drawn = runs.length > 1 ? together(runs, line, group.runs.length) : alone(runs[0], spread ? { ...line, band: "" } : line);
+  return drawn.steps.length === 0 ? null : {
+    ...drawn, sources: runs, colour: ink, band: `${ink}2e`, key: line.key, from: line.from, label: line.label, group: group.label,
     run: runs.length > 1 ? group.label : runs[0].id, owner: several ? group.label : undefined, temperatures: [...new Set(runs.map((run) => temperatureOf(run, line)))].sort((a, b) => a - b),
     dash: line.dash, width: stronger ? 1 : 1.75, alpha: stronger ? 0.55 : 1, faint: Boolean(stronger), points: line.points,
   };
@@ -45,40 +45,48 @@ function alone(run, line) {
   const interval = ends.length && ends.every(Boolean) ? ends : undefined;
   const [mean, error] = view.smooth && !line.points ? smooth(raw, errors, view.smooth) : [raw, errors];
   const around = errors ? [-1, 1].map((side) => mean.map((v, i) => (known(v) && known(error[i]) ? v + side * error[i] : null))) : interval ?? [];
-  return { x: places(run, from, view.x), steps: run[from].step, raw, errors, interval, columns: [mean, ...around], source: run };
+  return { x: places(run, from, view.x), steps: run[from].step, raw, errors, interval, columns: [mean, ...around] };
 }
 
-// The band is the spread of the runs around their mean, not the error of each.
-function together(runs, line) {
+// The band is the spread of the runs around their mean, not the error of each. Drawn is what more than half of them have; `whole` is
+// all, for a file of the numbers.
+function together(runs, line, size) {
   const from = line.from ?? "train";
   const columns = runs.map((run) => ({ run, [from]: { step: run[from].step, values: { [line.key]: valuesOf(run, line) } } }));
-  const all = combine(columns, from, line.key, { xOf: ({ run }) => places(run, from, view.x) });
-  // Along tokens or time a step's place is the mean of its runs': only as far as all of them went.
-  const most = Math.max(...all.n), kept = (column) => (view.x === "steps" ? column : column.filter((_, i) => all.n[i] === most));
-  const [step, x, mean, low, high, n] = ["step", "x", "mean", "low", "high", "n"].map((name) => kept(all[name]));
+  const all = combine(columns, from, line.key), most = all.n.flatMap((n, i) => (isMost(n, all.of) ? [i] : []));
+  const [step, mean, low, high, n] = ["step", "mean", "low", "high", "n"].map((name) => most.map((i) => all[name][i]));
   const drawn = view.smooth && !line.points ? [mean, low, high].map((column) => smooth(column, undefined, view.smooth)[0]) : [mean, low, high];
-  return { x: view.x === "steps" ? step : x, steps: step, raw: mean, interval: [low, high], counts: n, columns: drawn };
+  return { x: placesOfSeveral(runs, step, view.x), steps: step, raw: mean, interval: [low, high], counts: n, of: size, columns: drawn, whole: { steps: all.step, raw: all.mean, interval: [all.low, all.high], counts: all.n } };
 }
 
 // Faintly, what is smoothed: nothing is hidden by it.
 const unsmoothed = (lines) => (!view.smooth ? [] : lines.filter((line) => !line.points && !line.faint).map((line) => (
   { ...line, columns: [line.raw], width: 1, alpha: 0.22, label: "" })));
 
-const alarmsOf = (runs) => runs.flatMap((run) => run.alarms.map((alarm) => ({ ...alarm, x: placeOf(run, alarm.step, view.x) })))
+// Of several runs each alarm says whose it is.
+const alarmsOf = (runs) => runs.flatMap((run) => run.alarms.map((alarm) => ({ ...alarm, run: store.shown.length > 1 ? run.id : "", x: placeOf(run, alarm.step, view.x) })))
   .filter((alarm) => known(alarm.x)).sort((a, b) => a.x - b.x);
 
 function missingOf(spec, runs) {
   if (!runs.some((run) => run.train.step.length)) return "No steps yet";
   const needed = X_AXES[view.x].key;
   if (needed && !runs.some((run) => places(run, "train", view.x))) return `Not in metrics.jsonl: ${needed}, which this axis needs. Choose Steps.`;
+  if (runs.some((run) => spec.lines.some((line) => found(run, line)))) return "No step that more than half of a group's runs have a value of";
   return `Not in metrics.jsonl: ${[...new Set(spec.lines.map((line) => line.key))].join(", ")}`;
 }
 
 function build(spec) {
   const runs = store.shown, groups = shownGroups(), how = { several: groups.length > 1, spread: groups.some((group) => group.runs.length > 1) };
   const lines = groups.flatMap((group) => spec.lines.map((line) => lineOf(group, spec, line, how))).filter(Boolean);
-  const unit = how.spread && spec.lines.some((line) => line.band === "interval") ? `held-out, ${BANDS[bandNow()][0]} over runs` : spec.unit ?? "";
-  return { notice: "", unit, ...spec.adapt?.(runs), ...mixed(spec, lines), alarms: alarmsOf(runs), missing: missingOf(spec, runs) };
+  const adapted = spec.adapt?.(runs), help = adapted && helpOf(adapted.title);
+  return { notice: "", ...saidOf(spec, lines), ...adapted, ...(help && { help }), ...mixed(spec, lines), alarms: alarmsOf(runs.filter((run) => lines.some((line) => line.sources.includes(run)))), missing: missingOf(spec, runs) };
+}
+
+// What a chart's heading says after its title, and its help of bands and bars: of what is drawn.
+function saidOf(spec, lines) {
+  const where = spec.heldOut && (lines.length && !lines.some((line) => line.from === "eval") ? "training" : "held-out"), banded = lines.filter((line) => line.columns.length === 3);
+  const band = banded.some((line) => line.counts) ? BANDS[bandNow()].said : banded.some((line) => line.interval) ? "95% interval" : banded.length ? "± 1 standard error" : "";
+  return { unit: [where, spec.unit, band].filter(Boolean).join(", "), around: aroundOf(banded, BANDS[bandNow()]) };
 }
 
 const temperaturesOf = (spec, runs) => [...new Set(runs.flatMap((run) => spec.lines.filter((line) => found(run, line)).map((line) => temperatureOf(run, line))))].sort((a, b) => a - b);
@@ -97,7 +105,7 @@ function mixed(spec, lines) {
 // Seconds of each phase, one on top of the other, of the first run shown. A step without a phase spent
 // no time in it; what is in no phase is the last layer, where it is worth one.
 function buildPhases() {
-  const run = store.shown[0], values = run?.train.values ?? {}, x = run && places(run, "train", view.x);
+  const run = store.shown.find((one) => one.train.step.length) ?? store.shown[0], values = run?.train.values ?? {}, x = run && places(run, "train", view.x);
   const layers = PHASES.filter((phase) => values[`seconds/${phase}`]).map((phase) => [phase, values[`seconds/${phase}`].map((value) => value ?? 0)]);
   if (!layers.length || !x) return { lines: [], missing: run?.train.step.length ? "Not in metrics.jsonl: seconds/…" : "No steps yet" };
   const step = values["seconds/step"];
@@ -108,7 +116,7 @@ function buildPhases() {
     const [mean] = view.smooth ? smooth(raw, undefined, view.smooth) : [raw];
     below = below.map((height, j) => height + mean[j]);
     const ink = colour(PHASE_INKS[PHASES.indexOf(phase)] ?? "--muted");
-    return { x, steps: run.train.step, raw, columns: [below], colour: ink, band: `${ink}b0`, label: phase, key: `seconds/${phase}`, run: run.id, source: run, width: 0, fillTo: i ? i : undefined };
+    return { x, steps: run.train.step, raw, columns: [below], colour: ink, band: `${ink}b0`, label: phase, key: `seconds/${phase}`, run: run.id, sources: [run], width: 0, fillTo: i ? i : undefined };
   });
   return { lines, alarms: alarmsOf([run]), unit: store.shown.length > 1 ? `seconds / step, of ${run.id}` : "seconds / step" };
 }
@@ -173,7 +181,7 @@ function healthSection() {
   const show = () => {
     const runs = store.shown, several = runs.length > 1;
     const judged = DIAGNOSTICS.map((spec) => ({ spec, all: runs.map((run) => [run, healthOf(run, spec)]).filter(([, health]) => health) })).filter(({ all }) => all.length);
-    const isOpen = ({ all }) => all.some(([, health]) => !health.ok || health.was.length);
+    const isOpen = ({ all }) => all.some(([, health]) => isNotable(health));
     const wrong = judged.filter(isOpen), fine = judged.filter((one) => !isOpen(one)).map(({ spec }) => spec);
     card.hidden = !judged.length || Boolean(view.find);
     line.replaceChildren(fine.length ? el("b", { class: "right" }, "✓ ") : "", fine.length ? `${fine.length} ${fine.length === 1 ? "diagnostic is" : "diagnostics are"} healthy` : "No diagnostic is healthy throughout",
@@ -181,15 +189,20 @@ function healthSection() {
     toggle.hidden = !fine.length;
     toggle.textContent = view.healthy ? "Hide" : "Show";
     toggle.setAttribute("aria-expanded", view.healthy);
-    bad.replaceChildren(...wrong.flatMap(({ spec, all }) => all.filter(([, health]) => !health.ok || health.was.length).map(([run, health]) => el("li", {},
-      el("b", { class: health.ok ? "was" : "" }, health.ok ? "△ " : "▲ ", spec.title), el("span", {}, several ? `${run.id}: ` : "", health.ok ? healthySince(health.was) : `${health.why.join("; ")}, in the last steps`)))));
+    bad.replaceChildren(...wrong.flatMap(({ spec, all }) => all.filter(([, health]) => isNotable(health)).map(([run, health]) => el("li", {},
+      el("b", { class: health.ok ? "was" : "" }, health.ok ? "△ " : "▲ ", spec.title), el("span", {}, several ? `${run.id}: ` : "", saidOfHealth(health))))));
     bad.hidden = !wrong.length;
     return [...wrong.map(({ spec }) => spec), ...(view.healthy || view.find ? fine : [])];
   };
   return { node: card, show };
 }
 
-const healthySince = (steps) => `alarm at ${steps.length === 1 ? `step ${steps[0]}` : `${steps.length} steps, ${Math.min(...steps)} to ${Math.max(...steps)}`}; healthy in the last steps`;
+const isNotable = (health) => !health.ok || health.was.length > 0 || health.far.length > 0;
+
+function saidOfHealth({ ok, why, was, far }) {
+  const alarms = was.length ? [`alarm at ${was.length === 1 ? `step ${was[0]}` : `${was.length} steps, ${Math.min(...was)} to ${Math.max(...was)}`}`] : [];
+  return [...(ok ? alarms : [`${why.join("; ")}, in the last steps`]), ...far, ...(ok ? ["healthy in the last steps"] : [])].join("; ");
+}
 
 // Every other key of the file, by its first part.
 function moreSection() {
@@ -239,15 +252,10 @@ function toolbar() {
     if (grouping.dataset.now !== `${by} ${band}`) {
       grouping.dataset.now = `${by} ${band}`;
       const custom = by && by !== ALL_BUT_SEED ? [[by, by]] : [];
-      grouping.replaceChildren(choice("Group by", [["", "each run"], [ALL_BUT_SEED, "all but seed"], ...custom], by, (value) => regroup({ group: value ? value.split(",") : [] })),
-        by ? choice("Band", Object.entries(BANDS).map(([key, [name]]) => [key, name]), band, (value) => regroup({ band: value })) : "");
+      grouping.replaceChildren(choice("Group by", [["", "each run"], [ALL_BUT_SEED, "all but seed"], ...custom], by, (value) => groupBy(value ? value.split(",") : [])),
+        by ? choice("Band", Object.entries(BANDS).map(([key, { name }]) => [key, name]), band, (value) => { address.set({ band: value }); store.tell("metrics"); }) : "");
     }
-    hint.textContent = `Drag to zoom, double-click for all. ${by ? `Bands and bars: ${BANDS[band][0]}, over a group's runs.` : "Bands and bars: ± 1 standard error, clustered by prompt."}`;
+    hint.textContent = `Drag to zoom, double-click for all. ${by ? `Bands and bars: ${BANDS[band].name}, over a group's runs, where more than half of them have a value.` : "Bands and bars: ± 1 standard error, clustered by prompt."}`;
   };
   return { node: el("div", { class: "toolbar" }, axis, el("label", { class: "field" }, el("span", {}, "Smoothing"), slider, shown), boxes.map(([, box]) => box), grouping, find, reset, hint), show };
-}
-
-function regroup(changes) {
-  address.set(changes);
-  store.tell("metrics");
 }

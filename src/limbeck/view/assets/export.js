@@ -1,6 +1,7 @@
 // A chart as files: its numbers, as the run's files have them, and its drawing.
-import { places } from "./axes.js";
+import { placesOfSeveral } from "./axes.js";
 import { csvText, saveText } from "./clip.js";
+import { BANDS, bandNow } from "./groups.js";
 import { known } from "./series.js";
 import { svgOf } from "./vector.js";
 
@@ -12,17 +13,19 @@ export function saveCsv(chart) {
 }
 
 // One row a run and step. Every number is the file's, in the shortest decimals that give it back: nothing is smoothed
-// or left out. `/low` and `/high` are the ends of an interval; a line of several seeds has its mean, and how many they are.
+// or left out. `/low` and `/high` are the ends of a run's own interval. A line of several runs has their mean, how many they are (`/runs`), the
+// ends of what is chosen as band, which say what they are (such as `/runs-ci95-low`), and what they spent on average.
 export function csvOf(chart) {
   const rows = new Map(), columns = new Set(), [place] = chart.axis === "step" ? ["step"] : [chart.axis];
   for (const line of chart.lines.filter((one) => one.label)) {
     const name = `${line.from === "eval" ? "eval/" : ""}${line.key ?? line.label}`;
-    const parts = [["", line.raw], ["/se", line.errors], ["/low", line.interval?.[0]], ["/high", line.interval?.[1]], ["/runs", line.counts]];
+    const of = line.whole ?? line, at = of.steps ?? of.x, spent = spentOf(line, at), [low, high] = of.counts ? BANDS[bandNow()].columns : ["low", "high"];
+    const parts = [["", of.raw], ["/se", of.errors], [`/${low}`, of.interval?.[0]], [`/${high}`, of.interval?.[1]], ["/runs", of.counts]];
     for (const [ending, values] of parts) values?.forEach((value, i) => {
       if (!known(value)) return;
       columns.add(`${name}${ending}`);
-      const at = (line.steps ?? line.x)[i], key = `${line.run ?? ""} ${at}`;
-      const row = rows.get(key) ?? { run: line.run ?? "", [place]: at, ...axesOf(line, i) };
+      const key = `${line.run ?? ""} ${at[i]}`;
+      const row = rows.get(key) ?? { run: line.run ?? "", [place]: at[i], ...spent(i) };
       row[`${name}${ending}`] = value;
       rows.set(key, row);
     });
@@ -33,11 +36,11 @@ export function csvOf(chart) {
   return csvText([heads, ...sorted.map((row) => heads.map((head) => row[head]))]);
 }
 
-// How many tokens and seconds had been spent by then, where one run is behind the line.
-function axesOf(line, i) {
-  if (!line.source) return {};
-  const [tokens, seconds] = ["tokens", "time"].map((axis) => places(line.source, line.from ?? "train", axis)?.[i]);
-  return { ...(known(tokens) && { tokens }), ...(known(seconds) && { seconds }) };
+// How many tokens and seconds had been spent by each of these steps.
+function spentOf(line, steps) {
+  if (!line.sources) return () => ({});
+  const [tokens, seconds] = ["tokens", "time"].map((axis) => placesOfSeveral(line.sources, steps, axis));
+  return (i) => ({ ...(tokens && { tokens: tokens[i] }), ...(seconds && { seconds: seconds[i] }) });
 }
 
 // In the colours of the light theme, whichever is on: it is for paper. Nothing is painted in between.

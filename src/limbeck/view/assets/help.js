@@ -3,17 +3,17 @@
 
 const CHART_HELP = {
   "Reverse KL": [
-    "How far the student is from the teacher, in nats a token, on texts that the student wrote itself: the quantity that training makes smaller. Exact: over the teacher's whole distribution. Sampled: estimated from the sampled token alone, with the same mean and more noise; it can be below 0 by chance. Held-out: fresh samples of prompts that are not trained on. Bands and bars are one standard error. Student and teacher have the same temperature; a KL at another one is another quantity, so those have a chart of their own.",
+    "How far the student is from the teacher, in nats a token, on texts that the student wrote itself: the quantity that training makes smaller. Exact: over the teacher's whole distribution. Sampled: estimated from the sampled token alone, with the same mean and more noise; it can be below 0 by chance. Held-out: fresh samples of prompts that are not trained on. Student and teacher have the same temperature; a KL at another one is another quantity, so those have a chart of their own.",
     "It falls fast, then slowly, and held-out falls with it. Near 0 the two answer alike. Without an exact value, judge the sampled one smoothed.",
     "Flat from the start: raise learner.lr. Rises or jumps: lower it. Training falls and held-out does not: more prompts. Stays high at a few tokens: look at Disagreement, for a template or an end token that the two do not share.",
   ],
   Accuracy: [
-    "The share of held-out answers that the task's grader takes for right, with its 95% interval over prompts. The faint line is the same of the training prompts, which change every step. Only points were measured; nothing is known between them.",
-    "It rises towards the teacher's own accuracy (limbeck eval --compare measures it). Two points differ when neither lies in the other's interval.",
+    "The share of held-out answers that the task's grader takes for right. The faint line is the same of the training prompts, which change every step. Only points were measured; nothing is known between them.",
+    "It rises towards the teacher's own accuracy (limbeck eval --compare measures it). Two points whose intervals do not overlap differ. Those whose intervals overlap a little may differ too: this rough rule asks for more than 95%. Samples, Evaluations tests the difference on the prompts that both answered.",
     "Intervals too wide: raise eval.prompts. KL falls and accuracy does not: read answers under Samples; the grader may refuse a format, or answers may be cut.",
   ],
   Reward: [
-    "The mean reward of held-out answers, with its 95% interval over prompts. Some rewards are outside of 0 to 1, so the mean is no accuracy. The faint line is the same of the training prompts.",
+    "The mean reward of held-out answers. Some rewards are outside of 0 to 1, so the mean is no accuracy. The faint line is the same of the training prompts.",
     "It rises towards the teacher's own mean reward (limbeck eval --compare measures it).",
     "Intervals too wide: raise eval.prompts. KL falls and the reward does not: read answers under Samples.",
   ],
@@ -131,6 +131,13 @@ const KEY_HELP = [
   [/responses|prompts|samples/, "How many there were.", "What the recipe asks for.", "Fewer than asked: some failed. See Failed and unscored."],
   [/memory|cpu|gpu|load|rss|disk/i, "What the machine uses.", "Room is left, and it does not grow.", "Grows step by step: lower learner.micro_batch_tokens or engine.max_rows."],
 ];
+
+// What the bands and bars of a chart are, of lines that have some; `band` is what a group's are.
+export function aroundOf(lines, band) {
+  if (lines.some((line) => line.counts)) return `Of a group of runs: ${band.said}. One run's own uncertainty is not in it.`;
+  if (lines.some((line) => line.interval)) return "Bars are the 95% interval over prompts.";
+  return lines.length ? "Bands and bars are one standard error, clustered by prompt." : "";
+}
 
 export const helpOf = (title) => CHART_HELP[title];
 

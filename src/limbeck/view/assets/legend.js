@@ -7,13 +7,13 @@ function valueAt(line, place, shared) {
   const i = (line.points ? nearestAt : lastAt)(line.x, line.raw, place);
   if (i < 0) return { value: null };
   const apart = line.x[i] !== place && (line.points || !shared || line.x === line.steps);
-  return { value: line.raw[i], error: line.errors?.[i], range: line.interval?.map((column) => column[i]), elsewhere: apart ? (shared ? `step ${line.steps[i].toLocaleString("en-US")}` : `position ${line.x[i]}`) : "" };
+  return { value: line.raw[i], error: line.errors?.[i], range: line.interval?.map((column) => column[i]), runs: line.counts && (`n = ${line.counts[i]}${line.counts[i] < line.of ? ` of ${line.of}` : ""}`), elsewhere: apart ? (shared ? `step ${line.steps[i].toLocaleString("en-US")}` : `position ${line.x[i]}`) : "" };
 }
 
 function valueNodes(line, place, { format, shared, pointed }) {
-  const { value, error, range, elsewhere } = valueAt(line, place, shared);
+  const { value, error, range, runs, elsewhere } = valueAt(line, place, shared);
   return [` ${format(value)}`, known(error) && el("small", {}, ` ± ${format(error)}`),
-    known(range?.[0]) && el("small", {}, ` [${format(range[0])}, ${format(range[1])}]`),
+    known(range?.[0]) && el("small", {}, ` [${format(range[0])}, ${format(range[1])}]`), runs && el("small", {}, ` ${runs}`),
     elsewhere && (pointed || line.x === line.steps) && el("small", {}, ` at ${elsewhere}`)];
 }
 

@@ -10,24 +10,47 @@ function onCanvas(u, paint) {
   ctx.restore();
 }
 
-export function drawErrorBars(u, lines) {
+// Evaluations of several runs are at the same steps: there their points stand beside each other. line -> by how many pixels it is
+// moved, where one of the x axis is `scale` pixels.
+const APART = 6;
+export function dodged(lines, scale) {
+  const points = lines.filter((line) => line.points && line.columns[0].some(known)), shifts = new Map();
+  const gaps = points.flatMap((line) => line.x.slice(1).map((x, i) => x - line.x[i])).filter((gap) => gap > 0);
+  const apart = points.length < 2 ? 0 : Math.min(APART, (0.8 * scale * Math.min(...gaps, Infinity)) / points.length);
+  points.forEach((line, i) => shifts.set(line, (i - (points.length - 1) / 2) * apart));
+  return shifts;
+}
+
+// Points with error bars, each line's moved by its shift in pixels.
+export function drawPoints(u, lines, shifts) {
   onCanvas(u, (ctx, bbox, ratio) => {
-    const cap = 3 * ratio;
+    const cap = 3 * ratio, beyond = Math.max(2 * cap, ...[...shifts.values()].map((shift) => Math.abs(shift) * ratio + cap));
     ctx.beginPath();
-    ctx.rect(bbox.left - 2 * cap, bbox.top, bbox.width + 4 * cap, bbox.height);
+    ctx.rect(bbox.left - beyond, bbox.top - cap - ratio, bbox.width + 2 * beyond, bbox.height + 2 * (cap + ratio));
     ctx.clip();
-    ctx.lineWidth = 1.25 * ratio;
-    for (const line of lines.filter((each) => each.points && each.columns.length === 3)) {
+    let series = 1;
+    for (const line of lines) {
+      const { alpha } = u.series[series];
+      series += line.columns.length;
+      if (!line.points) continue;
+      ctx.globalAlpha = alpha ?? 1;
       ctx.strokeStyle = line.colour;
-      ctx.beginPath();
+      ctx.fillStyle = colour("--card");
+      const yOf = (value) => Math.max(bbox.top, Math.min(bbox.top + bbox.height, u.scales.y.distr === 3 && !(value > 0) ? Infinity : u.valToPos(value, "y", true)));
       line.x.forEach((place, i) => {
-        const [low, high] = [line.columns[1][i], line.columns[2][i]];
-        if (!known(low) || !known(high)) return;
-        const x = u.valToPos(place, "x", true), [from, to] = [low, high].map((value) => (
-          u.scales.y.distr === 3 && !(value > 0) ? bbox.top + bbox.height : u.valToPos(value, "y", true)));
-        for (const [x0, y0, x1, y1] of [[x, from, x, to], [x - cap, from, x + cap, from], [x - cap, to, x + cap, to]]) { ctx.moveTo(x0, y0); ctx.lineTo(x1, y1); }
+        const x = u.valToPos(place, "x", true) + (shifts.get(line) ?? 0) * ratio, [value, low, high] = line.columns.map((column) => column[i]);
+        if (!known(value) || x < bbox.left - beyond || x > bbox.left + bbox.width + beyond) return;
+        ctx.beginPath();
+        if (known(low) && known(high)) for (const [x0, y0, x1, y1] of [[x, yOf(low), x, yOf(high)], [x - cap, yOf(low), x + cap, yOf(low)], [x - cap, yOf(high), x + cap, yOf(high)]]) { ctx.moveTo(x0, y0); ctx.lineTo(x1, y1); }
+        ctx.lineWidth = 1.25 * ratio;
+        ctx.stroke();
+        if (u.scales.y.distr === 3 && !(value > 0)) return;
+        ctx.beginPath();
+        ctx.arc(x, u.valToPos(value, "y", true), 2.7 * ratio, 0, 2 * Math.PI);
+        ctx.lineWidth = 1.75 * ratio;
+        ctx.fill();
+        ctx.stroke();
       });
-      ctx.stroke();
     }
   });
 }

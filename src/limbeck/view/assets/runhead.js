@@ -48,7 +48,7 @@ export function legendBar() {
     node.replaceChildren(...groups.map((group) => el("button", {
       type: "button", title: `Hide ${group.label}`, onmouseenter: () => focusAll(group.label), onmouseleave: () => focusAll(null), onfocus: () => focusAll(group.label), onblur: () => focusAll(null),
       onclick: () => { focusAll(null); store.choose(store.shown.filter((run) => !group.runs.includes(run)).map((run) => run.id)); },
-    }, groups.length > 1 && el("i", { class: "dot", vars: { "--ink": `var(${group.colour})` } }), el("span", {}, group.label), group.grouped && el("small", {}, `${group.runs.length} ${group.runs.length === 1 ? "run" : "runs"}`))),
+    }, groups.length > 1 && el("i", { class: "dot", vars: { "--ink": `var(${group.colour})` } }), el("span", {}, group.label), group.grouped && el("small", { class: group.runs.length < group.total ? "warn" : "" }, `${group.runs.length < group.total ? `${group.runs.length} of ` : ""}${group.total} ${group.total === 1 ? "run" : "runs"}`))),
     el("a", { href: address.link("runs") }, groups.length ? hidden ? `${hidden} more in Runs` : "Choose in Runs" : "No run is shown: choose some in Runs"));
   };
   return { node, draw };

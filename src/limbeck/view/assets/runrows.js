@@ -3,7 +3,7 @@ import { address } from "./address.js";
 import { copyButton } from "./clip.js";
 import { comparing, STATE_NAMES } from "./columns.js";
 import { el } from "./dom.js";
-import { bandNow, summaryOf } from "./groups.js";
+import { bandNow, lastCommon, summaryOf } from "./groups.js";
 
 const PILLS = { running: "pill live", finished: "pill", failed: "pill warn", killed: "pill warn" };
 const LONGEST_LIST = 24;  // characters of several values in one cell
@@ -38,9 +38,27 @@ function numberOf(column, known, runs) {
     const ends = [...new Set([column.show(least), column.show(most)])];
     return { value: most, text: ends.join(" to "), note: "", title: of };
   }
-  const { mean, low, high } = summaryOf(known), band = bandNow(), show = (value) => column.show(value);
-  const note = low === null ? "" : band === "range" ? `${show(low)} to ${show(high)}` : `± ${show((high - low) / 2)}`;
-  return { value: mean, text: show(mean), note, title: of };
+  return column.evaluated ? evaluatedOf(column, runs) : meanCell(column, known, column.ofLastStep ? stepsOf(runs) : "", of);
+}
+
+function meanCell(column, values, where, title) {
+  const { mean, low, high } = summaryOf(values), band = bandNow(), show = (value) => column.show(value);
+  const around = low === null ? "" : band === "range" ? `${show(low)} to ${show(high)}` : `± ${show((high - low) / 2)}`;
+  return { value: mean, text: show(mean), note: [around, where].filter(Boolean).join(" "), title };
+}
+
+// Of a group's evaluations those at one step, as its curves: runs that stopped early or evaluate at other steps are without one.
+function evaluatedOf(column, runs) {
+  const common = lastCommon(runs, column.evaluated(runs));
+  if (!common) return { value: undefined, text: "–", note: "", title: "There is no step that more than half of these runs have an evaluation of" };
+  const step = common.step.toLocaleString("en-US"), n = common.values.length, own = runs.every((run) => run.info.summary.evaluations.step.at(-1) === common.step);
+  const where = n === runs.length && own ? "" : `at ${step}, ${n === runs.length ? `all ${n}` : `${n} of ${runs.length}`}`;
+  return meanCell(column, common.values.map(([run, value]) => value - (column.since?.(run) ?? 0)), where, `mean of ${n} of ${runs.length} runs at step ${step}, the last one that more than half of them have evaluated`);
+}
+
+function stepsOf(runs) {
+  const steps = runs.map((run) => run.step), [least, most] = [Math.min(...steps), Math.max(...steps)];
+  return least === most ? "" : `at ${least.toLocaleString("en-US")} to ${most.toLocaleString("en-US")}`;
 }
 
 export class Row {

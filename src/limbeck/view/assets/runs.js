@@ -5,7 +5,7 @@ import { allColumns, columnOf, comparing, STATE_NAMES, usualColumns } from "./co
 import { choice, debounce, el, scroller } from "./dom.js";
 import { finder } from "./find.js";
 import { differing, isAside, keysOf } from "./flat.js";
-import { ALL_BUT_SEED, BANDS, bandNow, groupedBy, groupsOf } from "./groups.js";
+import { ALL_BUT_SEED, BANDS, bandNow, groupBy, groupedBy, groupsOf } from "./groups.js";
 import { boxes, menu } from "./menu.js";
 import { cellOf, keepingFocus, Row } from "./runrows.js";
 import { store } from "./store.js";
@@ -146,17 +146,17 @@ export class RunsPanel {
   // How many are listed and drawn, and what to do with them.
   drawBar(runs, groups) {
     const listed = new Set(runs), shown = store.shown, aside = shown.filter((run) => !listed.has(run)), inOrder = groups.length ? groups.flatMap((group) => group.runs) : runs;
-    const signature = JSON.stringify([runs.length, groups.length, shown.map((run) => run.id), aside.length, inOrder.slice(0, FIRST_FEW).map((run) => run.id), this.hint.textContent, store.runs.length]);
+    const signature = JSON.stringify([runs.length, groups.length, shown.map((run) => run.id), aside.length, inOrder.map((run) => run.id).join(), this.hint.textContent, store.runs.length]);
     if (signature === this.barred) return;
     this.barred = signature;
     const act = (text, title, run) => el("button", { type: "button", class: "quiet", title, onclick: run }, text);
     const go = (text, tab, title) => el("a", { class: "quiet", href: address.link(tab), title }, text);
-    const few = inOrder.slice(0, FIRST_FEW), isFew = few.length === shown.length && few.every((run) => run.shown);
+    const few = groups.length ? groups.slice(0, FIRST_FEW).flatMap((group) => group.runs) : runs.slice(0, FIRST_FEW), isFew = few.length === shown.length && few.every((run) => run.shown);
     this.bar.replaceChildren(
       el("span", { role: "status" }, el("b", {}, runs.length < store.runs.length ? `${runs.length} of ${plural(store.runs.length, "run")}` : plural(runs.length, "run")), groups.length ? ` in ${plural(groups.length, "group")}` : "", `, ${shown.length} shown`),
       this.hint,
       aside.length ? act(`Hide ${aside.length} that ${aside.length === 1 ? "is" : "are"} not listed`, "They are shown in the curves, and not in this table", () => this.only(shown.filter((run) => listed.has(run)))) : "",
-      runs.length > FIRST_FEW && !isFew ? act(`Show the first ${FIRST_FEW}`, `Those at the top of this table, and no others`, () => this.only(few)) : "",
+      (groups.length || runs.length) > FIRST_FEW && !isFew ? act(`Show the first ${FIRST_FEW}${groups.length ? " groups" : ""}`, `Those at the top of this table, and no others`, () => this.only(few)) : "",
       runs.length && runs.some((run) => !run.shown) ? act(runs.length > MOST_SHOWN ? `Show the first ${MOST_SHOWN}` : `Show all ${runs.length}`, "In the curves and the comparison of recipes", () => this.only(inOrder.slice(0, MOST_SHOWN))) : "",
       shown.length ? act("Show none", "", () => this.only([])) : "",
       el("span", { class: "spring" }),
@@ -164,7 +164,7 @@ export class RunsPanel {
   }
 
   groupMenu() {
-    const by = groupedBy(), set = (keys) => this.keep({ group: keys.length ? keys : null });
+    const by = groupedBy(), set = (keys) => { groupBy(keys); this.draw(); };
     const keys = keysOf(store.runs), differs = differing(store.runs, keys).filter((key) => key !== "name"), item = (key) => [key, key, key];
     const on = (id) => groupedBy().includes(id);
     const change = (id, add) => {
@@ -172,7 +172,7 @@ export class RunsPanel {
       set(id === ALL_BUT_SEED ? (add ? [ALL_BUT_SEED] : []) : add ? [...now.filter((key) => key !== ALL_BUT_SEED), id] : now.filter((key) => key !== id));
       for (const box of list.querySelectorAll("input[data-id]")) box.checked = on(box.dataset.id);
     };
-    const foot = el("div", { class: "menu-foot" }, choice("Band", Object.entries(BANDS).map(([id, [label]]) => [id, label]), bandNow(), (id) => { address.set({ band: id }); store.tell("metrics"); }),
+    const foot = el("div", { class: "menu-foot" }, choice("Band", Object.entries(BANDS).map(([id, { name }]) => [id, name]), bandNow(), (id) => { address.set({ band: id }); store.tell("metrics"); }),
       by.length ? el("button", { type: "button", class: "quiet", onclick: () => { set([]); this.grouping.close(true); } }, "No groups") : "");
     const list = boxes([["Repeats of one recipe", [[ALL_BUT_SEED, "all but seed", "Runs whose recipes differ in seed, name and place alone"]]], ["Keys that differ", differs.filter((key) => !isAside(key) || key === "threads").map(item)], ["Other keys", keys.filter((key) => !differs.includes(key) && key !== "name").map(item)]], on, change, foot);
     return list;

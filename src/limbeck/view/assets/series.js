@@ -56,12 +56,13 @@ export function nearestAt(x, values, place) {
 }
 
 // What the axis has to cover, [low, high], of the lines between two places, or null where there is nothing. With `clip`
-// the hundredth part of a line's values that is furthest out may be left outside (of fewer than a hundred, one), at
-// either end; but only where it would take more of the axis than all the rest. Evaluations are few, and never left out.
+// the hundredth part of a line's values that is furthest out, rounded up, may be left outside at either end (of fewer than ten
+// none); but only where it would take more of the axis than all the rest. Evaluations are few, and never left out; nor are
+// the newest values of a line, which may be the start of a divergence.
 export function extent(lines, [from, to], { clip = false, log = false } = {}) {
   const usable = (value) => known(value) && (!log || value > 0);
   const inside = lines.map((line) => [line, line.x.flatMap((x, i) => (x >= from && x <= to ? [i] : []))]);
-  const values = inside.map(([line, places]) => [line, places.map((i) => line.columns[0][i]).filter(usable)]);
+  const values = inside.map(([line, places]) => [line, places.map((i) => line.columns[0][i]).filter(usable), newestOf(line, [from, to]).filter(usable)]);
   const [bottom, top] = clip ? clippedAt(values, log ? Math.log : (value) => value) : [-Infinity, Infinity];
   let low = Infinity, high = -Infinity;
   for (const [line, places] of inside) for (const i of places) {
@@ -72,14 +73,21 @@ export function extent(lines, [from, to], { clip = false, log = false } = {}) {
   return low > high ? null : [low, high];
 }
 const FEW = 10;  // values, of which none is called an outlier
+const NEWEST_FEW = 3;
+
+function newestOf(line, [from, to]) {
+  const places = [];
+  for (let i = line.x.length - 1; i >= 0 && places.length < NEWEST_FEW; i -= 1) if (known(line.columns[0][i])) places.push(i);
+  return places.filter((i) => line.x[i] >= from && line.x[i] <= to).map((i) => line.columns[0][i]);
+}
 
 function clippedAt(values, size) {
   let low = Infinity, high = -Infinity, least = Infinity, most = -Infinity;
-  for (const [line, all] of values) {
+  for (const [line, all, newest] of values) {
     if (!all.length) continue;
     const sorted = Float64Array.from(all).sort(), out = line.points || all.length < FEW ? 0 : Math.ceil(all.length / 100);
-    low = Math.min(low, sorted[out]);
-    high = Math.max(high, sorted[sorted.length - 1 - out]);
+    low = Math.min(low, sorted[out], ...newest);
+    high = Math.max(high, sorted[sorted.length - 1 - out], ...newest);
     least = Math.min(least, sorted[0]);
     most = Math.max(most, sorted[sorted.length - 1]);
   }

@@ -164,24 +164,25 @@ class Store extends EventTarget {
       }
     }
   }
-  // Which runs are shown: those named, or the newest few. A colour of its own for each, as long as there are some.
+  // Which runs are shown: those named, or the newest few; of groups the newest few, with all of their runs (`byGroup`, of groups.js). A colour of its own for each, as long as there are some.
   mark(ids) {
-    const wanted = new Set(ids ?? this.newest());
+    const wanted = new Set(ids ?? this.usual());
     for (const run of this.runs) run.shown = wanted.has(run.id);
     const taken = new Set();
     const repeated = this.shown.filter((run) => taken.size === taken.add(run.colour).size);
     const free = RUN_COLOURS.filter((colour) => !taken.has(colour));
     for (const run of repeated) run.colour = free.shift() ?? run.colour;
   }
+  usual() { return this.byGroup?.() ?? this.newest().slice(0, RUN_COLOURS.length).map((run) => run.id); }
   newest() {
     const started = (run) => run.info.history?.started ?? 0;
-    return [...this.runs].sort((a, b) => started(b) - started(a)).slice(0, RUN_COLOURS.length).map((run) => run.id);
+    return [...this.runs].sort((a, b) => started(b) - started(a));
   }
   show(run, on) { return this.choose(this.runs.filter((other) => (other === run ? on : other.shown)).map((other) => other.id)); }
   // Shows these runs, and no others. null: the newest few.
   async choose(ids) {
     this.mark(ids);
-    const few = new Set(this.newest());
+    const few = new Set(this.usual());
     const same = this.shown.length === few.size && this.shown.every((run) => few.has(run.id));
     address.set({ runs: same ? null : this.shown.map((run) => run.id) });
     await Promise.all(this.shown.filter((run) => !run.offset).map((run) => run.attempt(run.readMetrics).catch(() => {})));  // lost: the next round says so
@@ -192,6 +193,6 @@ class Store extends EventTarget {
 
 export const store = new Store();
 address.addEventListener("navigate", () => {
-  const wanted = address.list("runs") ?? store.newest();
+  const wanted = address.list("runs") ?? store.usual();
   if (wanted.length !== store.shown.length || store.shown.some((run) => !wanted.includes(run.id))) store.choose(address.list("runs"));
 });

@@ -1,5 +1,5 @@
 // A chart as SVG for a paper: drawn anew from the numbers on the page's own scales, with axes, units and a legend.
-import { logTicks, tickText, ticks } from "./axes.js";
+import { logTicks, tickTexts, ticks } from "./axes.js";
 import { colour } from "./dom.js";
 import { align, known, spans, thin } from "./series.js";
 
@@ -32,7 +32,7 @@ class Drawing {
 export function svgOf(chart, across) {
   const lines = chart.lines, [xs, columns] = align(lines);
   chart.data = [xs, ...columns.flat()];
-  const [from, to] = chart.visible, wide = from === to ? [from - 1, to + 1] : [from, to], range = chart.yRange([from, to]);
+  const { from, to, shifts } = chart.spread(WIDTH - 80), wide = [from, to], range = chart.yRange(chart.visible);
   const labelled = lines.filter((line) => line.label), rows = legendRows(labelled);
   const height = HEIGHT + rows.length * 18, box = { left: 66, right: WIDTH - 14, top: 40 + rows.length * 18, bottom: height - 44 };
   const x = pictureScale(wide, [box.left, box.right]), y = pictureScale(range, [box.bottom, box.top], chart.logarithmic);
@@ -47,11 +47,11 @@ export function svgOf(chart, across) {
   drawing.at = drawing.add("g", { "clip-path": "url(#plot)" });
   drawLines(drawing, chart, { x, y, wide, box });
   drawing.at = drawing.root;
-  for (const line of lines.filter((one) => one.points)) drawPoints(drawing, line, { x, y, wide, range, box });
+  for (const line of lines.filter((one) => one.points)) drawMarkers(drawing, line, { shift: shifts.get(line) ?? 0, x, y, wide, range, box });
   for (const { line, i, above } of chart.clipped) drawing.add("path", { class: "clipped", fill: line.colour, d: arrow(x(line.x[i]), above ? box.top : box.bottom, above ? 1 : -1) });
-  const alarms = chart.alarms.map((alarm) => alarm.x).filter((place) => place >= wide[0] && place <= wide[1]).map(x);
+  const seen = chart.alarms.filter((alarm) => alarm.x >= wide[0] && alarm.x <= wide[1]), alarms = seen.map((alarm) => x(alarm.x)), whose = [...new Set(seen.map((alarm) => alarm.run).filter(Boolean))];
   for (const [start, end] of spans(alarms, 10)) drawing.add("path", { class: "alarm", fill: colour("--alarm"), d: `${arrow(start, box.bottom - 8, 1)}${start < end ? `M${start} ${box.bottom}H${end}v-2.5H${start}z` : ""}` });
-  if (alarms.length) drawing.add("text", { x: box.right, y: 22, "text-anchor": "end", fill: colour("--alarm") }, "▲ alarms");
+  if (alarms.length) drawing.add("text", { x: box.right, y: 22, "text-anchor": "end", fill: colour("--alarm") }, `▲ alarms${whose.length ? ` of ${whose.length > 2 ? `${whose.length} runs` : whose.join(", ")}` : ""}`);
   return drawing.toString();
 }
 
@@ -88,10 +88,11 @@ const strokeOf = (line) => ({ stroke: line.colour, "stroke-width": line.width ||
 function drawAxes(drawing, chart, { x, y, wide, range, box, across }) {
   const [down, apart] = chart.logarithmic ? [logTicks(...range), 0] : ticks(...range, 6), [along] = ticks(...wide, 7, across.incrs);
   const label = { fill: "#4a5663" };
-  for (const value of down) {
+  const texts = tickTexts(chart.format, down, apart);
+  down.forEach((value, i) => {
     drawing.add("line", { x1: box.left, x2: box.right, y1: y(value), y2: y(value), stroke: "#e1e5ea" });
-    drawing.add("text", { x: box.left - 8, y: y(value) + 4, "text-anchor": "end", ...label }, tickText(chart.format, value, apart || value));
-  }
+    drawing.add("text", { x: box.left - 8, y: y(value) + 4, "text-anchor": "end", ...label }, texts[i]);
+  });
   for (const value of along.filter((one) => across.tick(one))) {
     drawing.add("line", { x1: x(value), x2: x(value), y1: box.bottom, y2: box.bottom + 4, stroke: "#8893a0" });
     drawing.add("text", { x: x(value), y: box.bottom + 18, "text-anchor": "middle", ...label }, across.tick(value));
@@ -128,11 +129,11 @@ function drawLayer(drawing, line, below, points, box) {
 }
 
 // Not cut at the edges of the plot: a point at the first step is whole.
-function drawPoints(drawing, line, { x, y, wide, range, box }) {
+function drawMarkers(drawing, line, { shift, x, y, wide, range, box }) {
   const usable = (value) => known(value) && value >= range[0] && value <= range[1];
   line.x.forEach((place, i) => {
     if (place < wide[0] || place > wide[1] || !usable(line.columns[0][i])) return;
-    const at = x(place), [low, high] = [line.columns[1]?.[i], line.columns[2]?.[i]];
+    const at = round(x(place) + shift), [low, high] = [line.columns[1]?.[i], line.columns[2]?.[i]];
     if (known(high) && known(low)) {
       const foot = usable(low) ? y(low) : box.bottom, top = usable(high) ? y(high) : box.top;
       drawing.add("path", { class: "bar", d: `M${at} ${foot}V${top}M${at - 3} ${foot}h6M${at - 3} ${top}h6`, stroke: line.colour, "stroke-width": 1.25 });
