@@ -88,7 +88,11 @@ def test_values_that_are_no_numbers_cost_themselves_alone(tmp_path: Path) -> Non
     metrics = read_metrics(path)
     assert metrics.problems == []
     assert metrics.train.values == {"a": [None, None], "b": [None, None], "c": [None, None], "\ud800": [1, None]}
-    assert [(alarm["name"], type(alarm["message"])) for alarm in metrics.alarms] == [("5", str), ("name", str)]
+    assert [(alarm["name"], type(alarm["message"])) for alarm in metrics.alarms] == [
+        ("5", str),
+        ("name", str),
+        ("not_finite", str),
+    ]
     json.dumps(metrics.as_json(), allow_nan=False)
 
 

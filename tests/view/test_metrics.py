@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.view.metrics import Columns, read_metrics
+from limbeck.view.summary import MetricsSummary
 
 from . import made
 
@@ -99,3 +100,13 @@ def test_a_missing_or_unreadable_file_is_said(tmp_path: Path) -> None:
     assert "is missing" in read_metrics(tmp_path / "metrics.jsonl").problems[0]
     (tmp_path / "metrics.jsonl").mkdir()
     assert "cannot be read" in read_metrics(tmp_path / "metrics.jsonl").problems[0]
+
+
+def test_a_number_that_is_none_is_an_alarm_of_its_step(tmp_path: Path) -> None:
+    lines = [made.metrics_line(1), made.metrics_line(2, entropy=float("nan"), grad_norm=float("inf"))]
+    path = _write(tmp_path / "metrics.jsonl", *lines, made.metrics_line(3))
+    (alarm,) = read_metrics(path).alarms
+    assert (alarm["step"], alarm["name"]) == (2, "not_finite")
+    assert "inf" in alarm["message"]
+    assert "nan" in alarm["message"]
+    assert MetricsSummary(path).read()["alarms"] == 1

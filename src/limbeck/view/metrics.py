@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -129,7 +130,7 @@ def add_line(metrics: Metrics, data: bytes) -> str | None:
     (metrics.train if kind == "train" else metrics.eval).add(line)
     if kind == "train":
         metrics.alarms = [alarm for alarm in metrics.alarms if alarm["step"] < step]
-        metrics.alarms += _alarms(line)
+        metrics.alarms += _alarms(line) + _not_finite(line)
     return None
 
 
@@ -140,6 +141,16 @@ def _alarms(line: Mapping[str, Any]) -> list[dict[str, Any]]:
         for alarm in (alarms if isinstance(alarms, list) else [])
         if isinstance(alarm, dict)
     ]
+
+
+def _not_finite(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An alarm of what no curve can show, so that it is not passed over in silence."""
+    keys = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
+    if not keys:
+        return []
+    named = ", ".join(f"{shown(key)} is {line[key]}" for key in keys[:SHOWN_PROBLEMS])
+    more = f", and {len(keys) - SHOWN_PROBLEMS} more" if len(keys) > SHOWN_PROBLEMS else ""
+    return [{"step": line["step"], "name": "not_finite", "message": f"{named}{more}: the curves have no value there"}]
 
 
 def _text(value: Any) -> str:

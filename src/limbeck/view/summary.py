@@ -22,6 +22,7 @@ TAIL = 20  # of the last steps, over which the time of one is averaged
 EVALUATIONS = 40  # of the last ones, each by itself: runs of one group are compared at a step that most of them have
 PARTS = ("/se", "/low", "/high")  # of a key's uncertainty, which the table has no column for
 ROUTINE = (b'"kind": "train"', b'"alarms": []')  # in every line of a step without an alarm, as a run writes it
+NOT_FINITE = (b"NaN", b"Infinity")  # in no line that a run of ours writes
 MAX_HISTORY = 2**20  # bytes
 PLACE = (
     "host", "pid", "device", "device_name", "python", "limbeck", "torch", "transformers", "commit", "uncommitted",
@@ -93,7 +94,7 @@ class MetricsSummary:
 
     def _add(self, line: bytes) -> None:
         read = self._metrics.train.step
-        if not read or not all(part in line for part in ROUTINE):
+        if not read or not all(part in line for part in ROUTINE) or any(part in line for part in NOT_FINITE):
             before = read[-1:], len(read)
             add_line(self._metrics, line)
             if (read[-1:], len(read)) == before:  # an evaluation, or no line of metrics
