@@ -53,6 +53,10 @@ def test_many_runs_have_colours_of_their_own_and_points_beside_each_other(
     plots.write_plots(tmp_path / "runs", tmp_path)
     axes = figures["accuracy"].axes[0]
     assert axes.get_ylabel() == "accuracy"
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert left < 0 < 4 < right
+    evaluation = made.eval_line(4)
+    assert bottom < evaluation["accuracy/low"] < evaluation["accuracy/high"] < top < 1.5
     points = [bars.lines[0] for bars in axes.containers]
     assert len({str(line.get_color()) for line in points}) == 9
     places = [line.get_transform().transform(line.get_xydata()[0])[0] for line in points]

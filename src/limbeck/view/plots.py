@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ STYLE = {
     "legend.frameon": False, "savefig.dpi": 200, "figure.constrained_layout.use": True,
 }  # fmt: skip
 WIDTH, HEIGHT, LEGEND_ROW = 4.6, 3.0, 0.19  # inches
-LEGEND_WIDTH = 62  # characters of a legend's row
+LEGEND_WIDTH = 74  # characters of a legend's row
 APART = 3.0  # points between evaluations of several runs at the same step
 
 
@@ -154,6 +155,10 @@ def _draw(
                 steps, values, yerr=bars, fmt="o", color=colour, label=label, linewidth=1, markersize=3, capsize=2,
                 transform=_moved(axes, beside),
             )  # fmt: skip
+            # The axes do not look at what is moved: they are told.
+            seen = [pair for column in (values, *(band or ())) for pair in zip(steps, column, strict=True)]
+            axes.update_datalim([pair for pair in seen if math.isfinite(pair[1])])
+            axes.autoscale_view()
         else:
             axes.plot(steps, values, curve.line, color=colour, label=label, linewidth=1.2)
             if band:
