@@ -101,6 +101,30 @@ def test_lists_and_tables_are_those_of_the_site_too(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_blocks_below_an_item_of_a_list_are_indented_by_fours(page: Path) -> None:
+    """The site counts four blanks a level: a code block at six is prose, and a paragraph at two ends the list."""
+    text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    odd = [block for block in re.findall(r"\n\n( +)(?=\S)", text) if len(block) % 4]
+    assert not odd, page
+    assert not re.findall(r"^(?:[-*]|\d+\.) .*(?:\n {2,}\S.*)*\n\n {4}(?:limbeck|pip|python|vllm) .*", text, re.M)
+
+
+def test_runs_of_the_pages_have_names_of_their_own() -> None:
+    """Who follows two pages in one folder must not meet the run of the other."""
+    pages: dict[str, set[str]] = {}
+    for page in PAGES:
+        trained = [command for command in commands(page) if "limbeck train" in command or "limbeck sft" in command]
+        shown = re.findall(r"^ *((?:PYTHONPATH=\. )?limbeck train .*)$", page.read_text(encoding="utf-8"), re.M)
+        for command in {*trained, *shown}:
+            for run in re.findall(r"\bname=([\w-]+)", command):
+                pages.setdefault(run, set()).add(name(page))
+        for run in re.findall(r"\"name(?:=|\": \")([\w-]+)\"", "".join(python_blocks(page))):
+            pages.setdefault(run, set()).add(name(page))
+    assert {"short", "from-python", "python"} <= set(pages)
+    assert not {run: sorted(where) for run, where in pages.items() if len(where) > 1}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_make_targets_exist(page: Path) -> None:
     for command in commands(page, "make "):
         subprocess.run(["make", "--dry-run", *shlex.split(command)[1:]], cwd=ROOT, check=True, capture_output=True)
@@ -225,5 +249,8 @@ def _serving(command: str, folder: Path, environment: dict[str, str]) -> Iterato
 def test_python_examples_run(page: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for block in python_blocks(page):
+        if "result = limbeck.train(" in block:  # what a reader tries first makes the student better
+            block += '\nassert result.after["reverse_kl/exact"] < result.before["reverse_kl/exact"]\n'
+            block += 'assert result.after["accuracy"] > result.before["accuracy"]\n'
         done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

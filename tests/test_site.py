@@ -47,6 +47,34 @@ def test_the_navigation_names_every_page_once() -> None:
     assert sorted(named) == sorted(pages | set(config.extra["root_pages"].values()))
 
 
+def titles(entry: Any) -> Iterator[str]:
+    """What the navigation calls its pages."""
+    if isinstance(entry, list):
+        for part in entry:
+            yield from titles(part)
+    elif isinstance(entry, dict):
+        for title, below in entry.items():
+            yield from [title] if isinstance(below, str) else titles(below)
+
+
+def test_what_ships_names_pages_by_their_titles() -> None:
+    """Who has the wheel has no docs/: a message, a docstring and a recipe name the page as the site does."""
+    known = set(titles(load_config(str(ROOT / "mkdocs.yml")).nav))
+    files = [
+        *(ROOT / "src" / "limbeck").rglob("*.py"),
+        *(ROOT / "recipes").iterdir(),
+        *(ROOT / "examples").rglob("*.py"),
+    ]
+    named: set[str] = set()
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\bdocs/[\w/-]+\.md", text), path
+        flat = re.sub(r'"?\n[\s#]*f?"?', " ", text)
+        named |= {re.sub(r"\s+", " ", title) for title in re.findall(r"the (?:guide|page) \*([^*]+)\*", flat, re.I)}
+    assert len(named) > 4
+    assert named <= known
+
+
 def test_the_citation_is_of_this_version() -> None:
     """With the keys of the Citation File Format 1.2.0 that it requires, and no other than it has."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))

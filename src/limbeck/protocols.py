@@ -1,8 +1,7 @@
-"""The seams of the house. Each takes records and returns records, or a `Failure` for each item.
+"""What the parts of a run are to each other. Each takes records and returns records, or a `Failure` for each item.
 
-A backend is one class in its own folder that satisfies one of these, and one entry in one table of `assemble/`.
-Your own is a class of yours: see docs/guides/extending.md, and `limbeck.testing` for a fake of each. Answers are
-in the order of the questions, one each.
+A part of your own is a class that satisfies one of these: the guide *Parts of your own* shows each, and
+`limbeck.testing` has a fake of each. Answers are in the order of the questions, one each.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The dumps of other trainers, as their own files are written. Nothing of theirs is imported.
 
-Each reader says what its file never holds. docs/guides/audit.md says how each trainer is made to write it, and of
+Each reader says what its file never holds. The guide *Auditing a run* says how each trainer is made to write it, and of
 which date its code was read.
 """
 

@@ -1,6 +1,6 @@
 """The neutral schema and our own recorded rollouts: rows of named columns, in JSON lines or Parquet.
 
-docs/guides/audit.md has the table of columns. A name may be in the singular, as in our own files.
+The guide *Auditing a run* has the table of columns. A name may be in the singular, as in our own files.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _ids(row: Mapping[str, Any], where: str, ours: bool) -> tuple[Sequence[int],
     if whole is None:
         raise DataError(
             f"{where} has the columns {shown(sorted(row), 300)}, expected prompt_ids and response_ids, or token_ids "
-            "with prompt_length. See docs/guides/audit.md."
+            "with prompt_length. See the guide *Auditing a run*."
         )
     length = len(prompt) if prompt is not None else _number(row, "prompt_length", where, int)
     if length is None:

@@ -81,7 +81,7 @@ def _checked(path: Path) -> Dump:
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} is not laid out as its kind is ({type(error).__name__}: {shown(str(error))}). "
-            "docs/guides/audit.md says what each trainer's file holds."
+            "The guide *Auditing a run* says what each trainer's file holds."
         ) from None
 
 
@@ -166,7 +166,9 @@ def _pickle(path: Path) -> Dump:
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ...
         raise DataError(f"{path} is not loaded: {_what_it_holds(path, error)}") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds {type(content).__name__}, expected a dictionary. See docs/guides/audit.md.")
+        raise DataError(
+            f"{path} holds {type(content).__name__}, expected a dictionary. See the guide *Auditing a run*."
+        )
     keys = {str(key) for key in content}
     if "samples" in keys or "rollout_data" in keys:
         return read_slime(content, path.name, _step_in(path))
@@ -176,7 +178,7 @@ def _pickle(path: Path) -> Dump:
         return _trl_tensors(content, path)
     raise DataError(
         f"{path} has the keys {shown(sorted(keys), 300)}, expected samples or rollout_data (slime, miles), prompts and "
-        "responses (verl), or prompt_ids and completion_ids (TRL). See docs/guides/audit.md."
+        "responses (verl), or prompt_ids and completion_ids (TRL). See the guide *Auditing a run*."
     )
 
 
@@ -234,9 +236,11 @@ def _what_it_holds(path: Path, error: Exception) -> str:
         size = path.stat().st_size
         return (
             f"its {size:,} bytes are no file of torch.save, or a damaged or unfinished one ({type(error).__name__}). "
-            "Write it again with torch.save, as docs/guides/audit.md shows."
+            "Write it again with torch.save, as the guide *Auditing a run* shows."
         )
-    remedy = VERL_REMEDY if "DataProto" in name else "Save tensors and plain lists, as docs/guides/audit.md shows."
+    remedy = (
+        VERL_REMEDY if "DataProto" in name else "Save tensors and plain lists, as the guide *Auditing a run* shows."
+    )
     return f"it holds {name}, and loading it would run code. {remedy}"
 
 

@@ -31,7 +31,7 @@ def temperature_finding(
     }[name]
     remedy = {
         "teacher": "limbeck serve, limbeck bake --temperature, or log-probs rescaled within certified bounds: "
-        "docs/guides/remote-teachers.md",
+        "see the guide *A teacher behind a URL*",
         "student": f"divide the student's logits by {temperature:g} before the log-softmax, in the loss too",
         "sampler": "ask for log-probs after temperature (vLLM: logprobs_mode=processed_logprobs), or recompute them",
     }[name]

@@ -21,8 +21,8 @@ import click
 def audit(dump: Path, student: str, teacher: str, temperature: float, as_json: bool) -> None:
     """Recompute both sides of DUMP and say what is wrong, and since when.
 
-    DUMP is a file or folder of rollouts: our own, the neutral schema of docs/guides/audit.md, or what slime, miles,
-    verl, TRL and prime-rl write. The exit status is 0 where something was
+    DUMP is a file or folder of rollouts: our own, the neutral schema of the guide *Auditing a run*, or what
+    slime, miles, verl, TRL and prime-rl write. The exit status is 0 where something was
     checked and there is no finding, else 1.
     """
     from limbeck.audit.report import page

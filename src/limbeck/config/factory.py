@@ -5,7 +5,7 @@
     factory = "my_package.tasks:riddles"      # called as riddles(build, level=3)
     level = 3                                 # every other key of the table is an option
 
-`build` is a `Build`. What the factory must return is the protocol of the seam (`limbeck.protocols`).
+`build` is a `Build`. What the factory must return is the protocol of the part (`limbeck.protocols`).
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class ArithmeticTaskConfig(Config):
 class ColumnsConfig(Config):
     """Which columns of a data set mean what. A dotted name, `reward_model.ground_truth`, is in a table or JSON text.
 
-    The layouts of TRL, verl and slime are recognised: see docs/guides/data.md.
+    The layouts of TRL, verl and slime are recognised: see the guide *Your data*.
     """
 
     prompt: Line = Field("prompt", description="text to continue, or a chat")

@@ -8,7 +8,7 @@
     student  1407
 
 Problems are reckoned from left to right, as on a pocket calculator. Both classes are ordinary parts of a user's own
-(docs/guides/environments.md): `recipes/calculator.toml` names them.
+(the guide *Environments of several turns*): `recipes/calculator.toml` names them.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ logger = logging.getLogger("limbeck")
 class Encoder:
     """Turns what a row says into token ids.
 
-    `options` go to the chat template. `continued`: messages that end with the assistant's are gone on with.
+    `options` go to the chat template. `continued`: the student continues a last message of the assistant's.
 
     Raises `DataError` where a system message or options are asked for and there is no chat template to take them.
     """

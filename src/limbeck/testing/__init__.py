@@ -1,11 +1,11 @@
-"""Fakes of every seam, for tests of your own parts: small, exact, and honest about the temperature.
+"""Fakes of every part, for tests of your own parts: small, exact, and honest about the temperature.
 
     teacher = BigramTeacher(log_probs_at_one)         scores by a table, at any temperature
     engine = BigramEngine(log_probs_at_one)           samples from a table, reproducibly
     learner = CountingLearner(log_probs_at_one)       publishes the table that the engine samples from
     limbeck.train(recipe, teacher=teacher, engine=engine, learner=learner, task=FakeTask({...}), observers=[Recorder()])
 
-None of them imports torch. `docs/guides/extending.md` shows them at work.
+None of them imports torch. The guide *Parts of your own* shows them at work.
 """
 
 from limbeck.testing.engine import BigramEngine

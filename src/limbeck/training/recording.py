@@ -214,7 +214,7 @@ def _top_columns(side: str, top: Top | None, mask: np.ndarray, names: TokenNames
 
 
 def schema() -> pa.Schema:
-    """The columns of a file, in order; docs/reference/files.md says what each means."""
+    """The columns of a file, in order; the page *Files and metrics of a run* says what each means."""
     import pyarrow as pa
 
     text, integer, real = pa.string(), pa.int32(), pa.float32()

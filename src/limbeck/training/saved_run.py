@@ -40,7 +40,8 @@ class SavedRun:
     def metrics(self) -> DataFrame:
         """The lines of `metrics.jsonl`, one row each: `kind` is `train` or `eval`; NaN where a line has no such key.
 
-        docs/reference/files.md says what the columns are. Raises `RunError` for a damaged file, and without pandas.
+        The page *Files and metrics of a run* says what the columns are. Raises `RunError` for a
+        damaged file, and without pandas.
         """
         frame: DataFrame = _pandas().DataFrame(RunFolder(self.folder).lines())
         return frame

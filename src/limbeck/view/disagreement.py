@@ -31,7 +31,7 @@ DIMENSIONS: dict[str, Callable[[Cell], str | int]] = {
 
 
 class NoStepsError(LimbeckError):
-    """Steps that are none."""
+    """What was given is no choice of steps."""
 
 
 @dataclass(frozen=True)
