@@ -22,9 +22,9 @@ def test_what_is_not_seen_becomes_a_symbol_and_the_rest_stays() -> None:
 
 
 def test_printed_answers_command_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = Answer("p", COMMANDS + "[bold]prompt", COMMANDS + "[/] response", 0.0, 3, "stop")
+    answer = Answer("p", COMMANDS + "[bold]prompt", "?", None, 0, 0, COMMANDS + "[/] response", (), 0.0, 3, "stop")
     show_evaluation(Evaluation(1, 1, False, RewardSummary(0.0, None), {}, (answer,), 1.0), 1)
     printed = capsys.readouterr().out
     assert not set(printed) & set(COMMANDS)
-    for part in ("␛", "⟨U+202E⟩", "[bold]prompt", "[/] response"):
+    for part in ("⟨U+001B⟩", "⟨U+202E⟩", "[bold]prompt", "[/] response"):
         assert part in printed

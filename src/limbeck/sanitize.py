@@ -16,13 +16,10 @@ def printable(text: str) -> str:
     r"""`text` with a symbol for each character that a terminal would obey or hide.
 
     >>> printable("\x1b[31mred\x1b[0m \u202egnp.exe\r")
-    '␛[31mred␛[0m ⟨U+202E⟩gnp.exe␍'
+    '⟨U+001B⟩[31mred⟨U+001B⟩[0m ⟨U+202E⟩gnp.exe⟨U+000D⟩'
     """
     return HIDDEN.sub(_symbol, text)
 
 
 def _symbol(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+    return f"⟨U+{ord(match[0]):04X}⟩"  # few fonts have the symbols of control characters

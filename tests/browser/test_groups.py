@@ -77,7 +77,7 @@ def test_a_groups_line_is_its_runs_mean_with_a_band(page: Page, runs: Path, serv
     for band, low, high in (
         ("se", mean - error, mean + error),
         ("sd", mean - deviation, mean + deviation),
-        ("ci", mean - 4.303 * error, mean + 4.303 * error),
+        ("ci", mean - 4.302653 * error, mean + 4.302653 * error),
         ("range", min(at_two), max(at_two)),
     ):
         line = _in_page(page, script.replace(": band", f': "{band}"'))
@@ -178,7 +178,9 @@ def test_what_differs_as_toml(page: Page, runs: Path, served: Served) -> None:
     script = """
       const sets = {'x.y': {path: 'p'}};
       const recipe = {name: 'a "b"', betas: [0.9, 1], eval: {sets}, trackers: [{kind: 'wandb', on: true}]};
-      const run = {info: {recipe}};
+      const written = {name: '"a \\\\"b\\\\""', betas: '[0.9, 1.0]', eval: {sets: {'x.y': {path: '"p"'}}},
+        trackers: '[{ kind = "wandb", on = true }]'};
+      const run = {info: {recipe, written}};
       return [flat.keysOf([run]), flat.tomlOf(run, flat.keysOf([run]))];
     """
     keys, toml = _in_page(page, script)

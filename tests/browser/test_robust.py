@@ -47,7 +47,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page, copied: Path, served
         page.until("document.querySelectorAll('.flow .t').length > 3")
         text = page.texts(".flow .t")[0]
         assert "<script>document.title" in text
-        assert "␛[31m" in text
+        assert "⟨U+001B⟩[31m" in text
         assert "⟨U+202E⟩" in text
         assert "⟨U+200B⟩" in text
 

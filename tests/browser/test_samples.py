@@ -86,22 +86,53 @@ def _check_pairs(page: Page) -> None:
     found = _module(page, "paired.js", "a[0].map(([w, l]) => m.signTest(w, l))", cases)
     for (won, lost), p in zip(cases, found, strict=True):
         assert p == pytest.approx(_p(won, lost), rel=1e-9, abs=1e-250), (won, lost)
-    quantiles = _module(page, "paired.js", "[1, 5, 6, 10, 30, 1000].map(m.student95)")
-    assert quantiles == pytest.approx([12.706, 2.571, 2.447, 2.228, 2.042, 1.962], abs=2e-3)
+    points = _module(page, "student.js", "[1, 5, 6, 10, 30, 1000].map(m.studentPoint)")
+    assert points == pytest.approx([12.7062, 2.5706, 2.4469, 2.2281, 2.0423, 1.9623], abs=1e-4)
+    assert _module(page, "student.js", "[m.studentP(2.5, 7), m.studentP(-0.5, 4), m.studentP(0, 3)]") == pytest.approx(
+        [0.0410, 0.6433, 1.0], abs=1e-4
+    )
     rows = [[{"reward": was, "was": was, "now": now, "outcome": name} for was, now, name in group] for group in (
         [(0, 1, "won")] * 15 + [(1, 0, "lost")] * 2 + [(0, 0, "wrong")] * 47,
         [(0.5, 0.75, "won"), (0.5, 0.5, "even"), (1.0, 0.25, "lost"), (0.0, 1.0, "won")],
         [(-1.0, 3.0, "won")] * 2,
+        [(0.9, 0.91, "won")] * 24 + [(1.0, 0.0, "lost")] * 6,
+        [(0.0, 1.0, "won")] * 5 + [(0.0, 0.0, "wrong")] * 25,
     )]  # fmt: skip
-    sums = _module(page, "paired.js", "a[0].map(m.summarisePairs)", rows)
-    one, graded, few = sums
+    sums = _module(page, "paired.js", "a[0].map((pairs) => m.summarisePairs(pairs))", rows)
+    one, graded, few, mostly_won, five = sums
+    assert mostly_won["high"] < 0, "worse, though most were won"
+    assert mostly_won["p"] == pytest.approx(0.016, abs=1e-3)
+    assert five["low"] < 0 < five["p"] - 0.05, "the interval and McNemar's test agree: p is 1/16"
+    _check_sides(page)
     # Bonett and Price: (16/66 - 3/66) -+ 1.96 * sqrt((16/66 + 3/66 - (13/66)^2) / 66)
-    assert (one["low"], one["high"]) == pytest.approx((0.0764, 0.3175), abs=1e-3)
+    # and below that, where 15 of 17 is at least 63.6% by Clopper and Pearson: (2 * 0.636 - 1) * 17 / 64
+    assert (one["low"], one["high"]) == pytest.approx((0.0720, 0.3174), abs=1e-3)
     assert (one["exact"], graded["exact"], few["shares"]) == (True, False, False)
     assert (graded["low"], graded["high"]) == pytest.approx(
         (0.125 - 3.182 * 0.36084, 0.125 + 3.182 * 0.36084), abs=2e-3
     )
     assert few["low"] is None
+
+
+def _check_sides(page: Page) -> None:
+    """Episodes that failed count as 0; ids that stand for other questions are no pairs."""
+    expression = """(() => {
+        const row = (i, reward, asked) => ({
+          set: "", prompt_id: `p${i}`, sample: 0, segment: 0,
+          question: `q${i}${asked}`, reward: reward ? 1 : 0, same: "x",
+        });
+        const rows = (count, right, asked = "") => Array.from({length: count}, (_, i) => row(i, i < right, asked));
+        const pairsOf = (before, after, ...failed) => (
+          m.pairAnswers(m.sideOf(before, "", failed[0]), m.sideOf(after, "", failed[1])));
+        const all = rows(100, 40), some = rows(60, 45), other = rows(100, 100, "?");
+        return [
+          pairsOf(all, some, 0, 40), pairsOf(all, some, 0, 0), pairsOf(some, some, 40, 40), pairsOf(all, other, 0, 0),
+        ].map((found) => [found.pairs.length, found.alone, found.others, found.bothFailed,
+          m.summarisePairs(found.pairs, found.bothFailed).now]);
+    })()"""
+    assert _module(page, "paired.js", expression) == [
+        [100, 0, 0, 0, 0.45], [60, 40, 0, 0, 0.75], [60, 0, 0, 40, 0.45], [0, 0, 100, 0, None],
+    ]  # fmt: skip
 
 
 def _run(folder: Path, name: str, evaluations: dict[int, list[dict[str, Any]]]) -> None:
@@ -168,7 +199,7 @@ def test_sets_samples_and_answers_without_a_grade(page: Page, evaluated: Path, s
     page.open(f"{address}#samples?run=a&view=evaluations&set=hot")
     page.until("document.querySelectorAll('.answer-row').length === 1")
     assert _outcomes(page) == {"All": 1, "Lost": 1}, "of two samples one was right, of the one left none"
-    assert "exact sign test over prompts" in page.texts(".verdict")[0]
+    assert "Too few prompts" in page.texts(".verdict")[0]
     assert page.texts(".answer-row .of") == ["1 of 2"]
     page.press(".answer-row")
     page.press(".opened .segments button", "2")

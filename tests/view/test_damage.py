@@ -74,7 +74,7 @@ def test_a_damaged_line_costs_itself_alone_and_is_named(name: str, tmp_path: Pat
     metrics = read_metrics(path)
     assert metrics.train.step == [1, 3]
     assert metrics.train.values["objective"] == [0.25, 0.5]
-    [problem] = metrics.problems
+    [problem] = metrics.skipped
     assert "line 2" in problem
     assert len(problem) < 300
     json.dumps(metrics.as_json(), allow_nan=False)
@@ -86,7 +86,7 @@ def test_values_that_are_no_numbers_cost_themselves_alone(tmp_path: Path) -> Non
     alarms = f'"alarms": [1, {{"name": 5, "message": {"[" * 900}{"]" * 900}}}, {{"message": "m\\u0000"}}]'
     path.write_text(f'{{"step": 1, {odd}, {alarms}}}\n{{"step": 2, "alarms": "none"}}\n')
     metrics = read_metrics(path)
-    assert metrics.problems == []
+    assert metrics.problems + metrics.skipped == []
     assert metrics.train.values == {"a": [None, None], "b": [None, None], "c": [None, None], "\ud800": [1, None]}
     assert [(alarm["name"], type(alarm["message"])) for alarm in metrics.alarms] == [
         ("5", str),

@@ -56,6 +56,9 @@ def test_a_half_written_line_is_said_and_read_when_it_is_whole(tmp_path: Path) -
         file.write('in"}\n')
     later = read_metrics(path, metrics.offset)
     assert (later.train.step, later.problems, later.reset) == ([2], [], False)
+    with path.open("a") as file:
+        file.write("\nbroken\n")
+    assert read_metrics(path, later.offset).skipped == ["metrics.jsonl: skipped line 4 (not JSON)."], "of the file"
 
 
 @pytest.mark.parametrize("kept", [0, 1])
@@ -92,7 +95,7 @@ def test_bad_lines_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     metrics = read_metrics(path)
     assert metrics.train.step == [1, 3]
     assert metrics.train.values["x"] == [0.5, None]
-    (problem,) = metrics.problems
+    (problem,) = metrics.skipped
     assert "line 1 (not JSON); line 3 (no step); line 4 (no step), and 2 more" in problem
 
 

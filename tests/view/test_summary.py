@@ -41,6 +41,7 @@ def _expected(path: Path) -> dict[str, Any]:
     return {
         "step": metrics.train.step[-1] if metrics.train.step else 0,
         "alarms": len(metrics.alarms),
+        "alarm_names": sorted({alarm["name"] for alarm in metrics.alarms}),
         "seconds_per_step": sum(seconds) / len(seconds) if seconds else None,
         "train": train,
         "eval": evals,
@@ -106,7 +107,7 @@ def test_a_history_says_when_where_and_how(tmp_path: Path) -> None:
     assert read_history(path) == {}
     start = {"event": "start", "step": 0, "steps": 10, "host": "gpu", "pid": 7, "uncommitted": True, "secret": "x"}
     events = [
-        {**start, "time": "2026-01-01T00:00:00Z"},
+        {**start, "time": "2026-01-01T00:00:00Z", "commit": "4f1c"},
         {"event": "end", "time": "2026-01-01T00:10:00Z", "outcome": "killed"},
         {**start, "time": "2026-01-02T00:00:00Z", "host": "other"},
     ]
@@ -119,6 +120,7 @@ def test_a_history_says_when_where_and_how(tmp_path: Path) -> None:
         "worked": 600.0,
         "since": begun + 86400,
         "place": {"host": "other", "pid": 7, "uncommitted": True},
+        "began": {"host": "gpu", "commit": "4f1c"},
     }
     with path.open("a") as file:
         file.write('{"half": \n[1]\n{"event": "end"}\n{"event": "end", "time": 4}\n' + '{"event": "start", "time"')
@@ -144,6 +146,26 @@ def test_a_process_of_this_machine_is_known_to_be_gone() -> None:
     for pid in (0, -1, 2**40, "7", None):
         assert is_alive(history(pid)) is None
     assert is_alive({}) is None
+
+
+def test_a_run_says_what_it_has_and_its_recipe_as_it_was_written(tmp_path: Path) -> None:
+    made_runs.write_run(tmp_path / "a", steps=4, every=2)
+    recipe = (
+        'steps = 4\nlr = 1.0\nbetas = [0.9, 1.0]\nday = 2026-01-01\nmost = inf\n[t]\nmany = [{ "a b" = 1.0, n = 1 }]\n'
+    )
+    (tmp_path / "a" / "recipe.toml").write_text(recipe)
+    made_runs.write_run(tmp_path / "b", reached=0, outcome=None)
+    described = Runs(tmp_path).describe()
+    a, b = described["runs"]
+    assert described["folder"] == tmp_path.name
+    assert (a["recorded"], b["recorded"]) == (
+        {"rollouts": True, "evaluations": True},
+        {"rollouts": False, "evaluations": False},
+    )
+    assert a["written"] == {
+        "steps": "4", "lr": "1.0", "betas": "[0.9, 1.0]", "day": "2026-01-01", "most": "inf",
+        "t": {"many": '[{ "a b" = 1.0, n = 1 }]'},
+    }  # fmt: skip
 
 
 def test_only_runs_that_changed_are_described_again(tmp_path: Path) -> None:

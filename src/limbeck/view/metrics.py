@@ -59,7 +59,8 @@ class Metrics:
     alarms: list[dict[str, Any]] = field(default_factory=list)
     offset: int = 0  # bytes; of the first line not read yet
     reset: bool = True  # False: to be added to what was read before
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # of the file as it is now
+    skipped: list[str] = field(default_factory=list)  # of the lines that were read, which are not read again
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -69,6 +70,7 @@ class Metrics:
             "offset": self.offset,
             "reset": self.reset,
             "problems": self.problems,
+            "skipped": self.skipped,
         }
 
 
@@ -86,17 +88,24 @@ def read_metrics(path: Path, offset: int = 0) -> Metrics:
         return Metrics(problems=[f"metrics.jsonl cannot be read: {error.strerror or error}."])
     end = data.rfind(b"\n") + 1
     metrics = Metrics(offset=offset + end, reset=offset == 0)
-    bad = list(_add_lines(metrics, data[:end].split(b"\n")[:-1]))
+    bad = list(_add_lines(metrics, data[:end].split(b"\n")[:-1]))  # (which of these lines, what is wrong)
     metrics.train.fill_up()
     metrics.eval.fill_up()
     if bad:
+        before = _lines_before(path, offset)
+        named = "; ".join(f"line {before + number} ({fault})" for number, fault in bad[:SHOWN_PROBLEMS])
         more = f", and {len(bad) - SHOWN_PROBLEMS} more" if len(bad) > SHOWN_PROBLEMS else ""
-        metrics.problems.append(f"metrics.jsonl: skipped {'; '.join(bad[:SHOWN_PROBLEMS])}{more}.")
+        metrics.skipped.append(f"metrics.jsonl: skipped {named}{more}.")
     if end < len(data):
         metrics.problems.append(
             "metrics.jsonl ends in a half-written line, which is skipped: the run is writing it now, or was stopped."
         )
     return metrics
+
+
+def _lines_before(path: Path, offset: int) -> int:
+    with open_file(path) as file:
+        return file.read(offset).count(b"\n")
 
 
 def goes_on(file: Any, offset: int) -> bool:
@@ -105,11 +114,11 @@ def goes_on(file: Any, offset: int) -> bool:
     return bool(file.read(1) == b"\n")
 
 
-def _add_lines(metrics: Metrics, lines: Iterable[bytes]) -> Iterable[str]:
-    """Adds each line; what is wrong with those that cannot be."""
+def _add_lines(metrics: Metrics, lines: Iterable[bytes]) -> Iterable[tuple[int, str]]:
+    """Adds each line; which of them cannot be, from 1 on, and what is wrong with it."""
     for number, data in enumerate(lines, start=1):
         if data.strip() and (fault := add_line(metrics, data)):
-            yield f"line {number} ({fault})"
+            yield number, fault
 
 
 def add_line(metrics: Metrics, data: bytes) -> str | None:

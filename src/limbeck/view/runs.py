@@ -11,6 +11,7 @@ from typing import Any
 
 from limbeck.errors import RunError
 from limbeck.files.disk import open_file
+from limbeck.files.names import numbered
 from limbeck.formatting import shown
 from limbeck.view.disagreement import Disagreement
 from limbeck.view.evaluations import Evaluations
@@ -20,6 +21,7 @@ from limbeck.view.summary import MetricsSummary, is_alive, read_history, stamp_o
 
 RUN_FILES = ("metrics.jsonl", "recipe.toml", "rollouts")  # any of them makes a folder a run's
 MAX_RECIPE = 2**20  # bytes
+FOLDERS = {"rollouts": ".parquet", "evaluations": ".jsonl"}
 LIVE_SECONDS = 120  # a run whose files changed this recently, and that has steps left, is going on
 
 
@@ -43,43 +45,51 @@ class RunFiles:
 
     def describe(self) -> dict[str, Any]:
         """What heads the page and fills the table of runs. `changes` counts how often it was another."""
-        files = [stamp_of(self.path / name) for name in ("recipe.toml", "metrics.jsonl", "history.jsonl")]
+        files = [stamp_of(self.path / name) for name in ("recipe.toml", "metrics.jsonl", "history.jsonl", *FOLDERS)]
         alive = is_alive(self._described.get("history", {}))
         before, self._seen = self._seen, (*files, alive)
         if before == self._seen:
             return {**self._described, "changed_seconds_ago": self._age()}
-        recipe, problems = self._recipe()
+        recipe, written, problems = self._recipe()
         history = read_history(self.path / "history.jsonl")
         self._described = {
             "id": self.path.name,
             "folder": str(self.path),
             "recipe": recipe,
+            "written": written,
             "steps": recipe.get("steps"),
             "live_seconds": LIVE_SECONDS,
             "summary": self._summary.read(),
             "history": history,
             "changed": None if files[1] is None else files[1][2] / 1e9,
             "alive": is_alive(history),
+            "recorded": {name: _holds(self.path / name, ending) for name, ending in FOLDERS.items()},
             "problems": problems,
         }
         self.changes += 1
         return {**self._described, "changed_seconds_ago": self._age()}
 
-    def _recipe(self) -> tuple[dict[str, Any], list[str]]:
+    def _recipe(self) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        """The recipe for JSON, the same with each value as TOML, and what is wrong with it."""
         try:
             with open_file(self.path / "recipe.toml") as file:
                 data = file.read(MAX_RECIPE + 1)
             if len(data) > MAX_RECIPE:
                 raise ValueError(f"it has more than {MAX_RECIPE:,} bytes")
-            recipe = _jsonable(tomllib.loads(data.decode()))
+            read = tomllib.loads(data.decode())
+            recipe, written = _jsonable(read), _written(read)
         except FileNotFoundError:
-            return {}, ["recipe.toml is missing: what the run was asked to do is not known."]
+            return {}, {}, ["recipe.toml is missing: what the run was asked to do is not known."]
         except (OSError, ValueError, RecursionError) as error:
-            return {}, [f"recipe.toml cannot be read: {first_line(error)}."]
+            return {}, {}, [f"recipe.toml cannot be read: {first_line(error)}."]
         steps = recipe.get("steps")
         if steps is None or (isinstance(steps, int) and not isinstance(steps, bool) and 0 < steps <= MAX_STEP):
-            return recipe, []
-        return {**recipe, "steps": None}, [f"recipe.toml has steps = {shown(steps)}, expected a number above 0."]
+            return recipe, written, []
+        return (
+            {**recipe, "steps": None},
+            written,
+            [f"recipe.toml has steps = {shown(steps)}, expected a number above 0."],
+        )
 
     def _age(self) -> float | None:
         try:
@@ -132,10 +142,23 @@ class Runs:
                     changed.append(description)
             problems = [] if runs else [f"There is no run in {self.path} yet: `limbeck demo` makes one in minutes."]
             ids = [run.path.name for run in runs]
-            return {"ids": ids, "runs": changed, "problems": problems, "version": self._version}
+            return {
+                "folder": self.path.name,
+                "ids": ids,
+                "runs": changed,
+                "problems": problems,
+                "version": self._version,
+            }
 
     def _children(self) -> list[Path]:
         return [path for path in self.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _holds(folder: Path, ending: str) -> bool:
+    try:
+        return bool(numbered(folder, ending))
+    except OSError:  # said where its files are shown
+        return False
 
 
 def _is_run(path: Path) -> bool:
@@ -156,3 +179,26 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, int) and abs(value) > MAX_STEP:
         return str(value)
     return value if isinstance(value, str | int) else str(value)
+
+
+def _written(table: dict[str, Any]) -> dict[str, Any]:
+    """Each value of a recipe as TOML: JSON does not tell 1.0 from 1, and has no dates."""
+    return {key: _written(item) if isinstance(item, dict) else _toml(item) for key, item in table.items()}
+
+
+def _toml(value: Any) -> str:
+    """In one line.
+
+    >>> _toml([{"lr": 1.0, "a b": 2}])
+    '[{ lr = 1.0, "a b" = 2 }]'
+    """
+    import tomli_w
+
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        items = ", ".join(
+            f"{tomli_w.dumps({key: 0}).partition(' = ')[0]} = {_toml(item)}" for key, item in value.items()
+        )
+        return f"{{ {items} }}"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")

@@ -53,8 +53,9 @@ class MetricsSummary:
         self._tail: deque[bytes] = deque(maxlen=TAIL)
 
     def read(self) -> dict[str, Any]:
-        """`step`, `alarms`, `seconds_per_step`; `train`: key -> [first, last]; `eval`: key -> see `_range`.
+        """What `runs.describe` has under `summary`.
 
+        `step`, `alarms`, `alarm_names`, `seconds_per_step`; `train`: key -> [first, last]; `eval`: key -> see `_range`.
         `evaluations`: the last ones in columns, as `metrics.Columns`.
         """
         lines = self._new_lines()
@@ -71,6 +72,7 @@ class MetricsSummary:
         return {
             "step": last.train.step[-1] if last.train.step else 0,
             "alarms": len(self._metrics.alarms),
+            "alarm_names": sorted({alarm["name"] for alarm in self._metrics.alarms}),
             "seconds_per_step": _mean(last.train.values.get("seconds/step", ())),
             "train": _first_and_last(self._metrics.train, last.train),
             "eval": {key: _range(self._metrics.eval.step, column) for key, column in self._metrics.eval.values.items()},
@@ -141,7 +143,9 @@ def _mean(column: Sequence[float | None]) -> float | None:
 
 
 def read_history(path: Path) -> dict[str, Any]:
-    """When a run was started (`started`, unix time), on what (`place`, of its last start), and how it ended.
+    """When a run was started (`started`, unix time), on what, and how it ended.
+
+    `place` is that of its last start, `began` what its first one had else: a run may be resumed elsewhere.
 
     `worked` are the seconds of its processes that ended; `since` is when the last one started, if it has not. A line
     that is none is left out. Empty where there is no such file.
@@ -161,14 +165,20 @@ def read_history(path: Path) -> dict[str, Any]:
             worked += max(0.0, event["at"] - since)
         since = event["at"] if event["event"] == "start" else None
     end = events[-1] if events[-1]["event"] == "end" else {}
+    first, last = _place(starts[0]), _place(starts[-1])
     return {
         "starts": len(starts),
         "started": starts[0]["at"],
         "worked": worked,
         "since": since,
-        "place": {key: starts[-1][key] for key in PLACE if isinstance(starts[-1].get(key), str | int)},
+        "place": last,
+        "began": {key: value for key, value in first.items() if value != last.get(key)},
         **{key: end[key] for key in ("outcome", "message") if isinstance(end.get(key), str)},
     }
+
+
+def _place(start: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: start[key] for key in PLACE if isinstance(start.get(key), str | int)}
 
 
 def is_alive(history: Mapping[str, Any]) -> bool | None:

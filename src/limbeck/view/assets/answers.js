@@ -4,7 +4,7 @@ import { choice, debounce, el } from "./dom.js";
 import { num, percent, whole } from "./format.js";
 import { grade } from "./grade.js";
 import { openedAnswer } from "./opened.js";
-import { byPrompt, OUTCOMES, pairAnswers, rewardOf, summarisePairs } from "./paired.js";
+import { OUTCOMES, pairAnswers, rewardsIn, sideOf, summarisePairs } from "./paired.js";
 import { source } from "./source.js";
 import { store } from "./store.js";
 
@@ -23,7 +23,7 @@ export class AnswersPanel {
 
   // What the address says, as far as it is there: { after: [run, step], before: [run, step] or null }.
   async chosen() {
-    const run = store.run(address.get("run")), other = store.runs.find((r) => r.id === address.get("samples.with")) ?? run;
+    const run = store.run(address.get("run"), "evaluations"), other = store.runs.find((r) => r.id === address.get("samples.with")) ?? run;
     const [steps, others] = await Promise.all([run, other].map((r) => source.evaluations(r.id)));
     const among = (list, key, otherwise) => { const asked = address.get(key); return list.includes(Number(asked)) && asked !== null ? Number(asked) : otherwise; };
     const after = among(steps.steps, "samples.after", steps.steps.at(-1));
@@ -49,8 +49,9 @@ export class AnswersPanel {
     try {
       const chosen = await this.chosen();
       const [after, before] = await Promise.all([[chosen.run, chosen.after], [chosen.other, chosen.before]].map(([run, step]) => (step === undefined ? null : source.answers(run.id, step))));
+      await Promise.all([chosen.run, chosen.other].map((run) => store.readOnce(run)));
       if (asked !== this.asked) return;  // another one was chosen meanwhile
-      Object.assign(this, { chosenNow: chosen, afterRows: after?.rows ?? [], beforeRows: before?.rows ?? null, problems: [...(after?.problems ?? []), ...(before?.problems ?? [])], limit: SHOWN });
+      Object.assign(this, { chosenNow: chosen, afterRows: after?.rows ?? [], beforeRows: before?.rows ?? null, problems: [...(after?.problems ?? []), ...(before?.problems ?? [])], whole: [before, after].map((found) => !found?.problems.length), limit: SHOWN });
     } catch (error) {
       if (asked === this.asked) this.node.replaceChildren(el("p", { class: "card blank" }, error.message));
       return;
@@ -70,11 +71,17 @@ export class AnswersPanel {
   get sets() { return [...new Set(this.afterRows.map((row) => row.set))]; }
   get set() { const asked = address.get("samples.set", ""); return this.sets.includes(asked) ? asked : this.sets[0] ?? ""; }
 
-  // [{ key, row, after, now, outcome }] of all prompts of the set, and what is before where there is something to compare.
+  // What metrics.jsonl says of the two evaluations: { failed, accuracy, prompts } each.
+  get told() {
+    const { run, other, after, before } = this.chosenNow;
+    return [other.evaluated(before, this.set), run.evaluated(after, this.set)];
+  }
+
+  // { pairs: [{ key, row, after, now, outcome }], ... } of all prompts of the set, and what is before where there is something to compare.
   items() {
-    if (this.beforeRows) return pairAnswers(this.beforeRows, this.afterRows, this.set);
-    const items = [...byPrompt(this.afterRows, this.set)].map(([key, after]) => ({ key, row: after[0], after, now: rewardOf(after), outcome: outcomeAlone(rewardOf(after)) }));
-    return { pairs: items, alone: 0 };
+    const [before, after] = [this.beforeRows, this.afterRows].map((rows, i) => rows && sideOf(rows, this.set, this.whole[i] ? this.told[i].failed : 0));
+    if (before) return { ...pairAnswers(before, after), sides: [before, after] };
+    return { pairs: rewardsIn(after).map((item) => ({ ...item, outcome: outcomeAlone(item.now) })), sides: [null, after] };
   }
 
   draw() {
@@ -83,13 +90,13 @@ export class AnswersPanel {
       this.node.replaceChildren(this.bar(), el("p", { class: "card blank" }, "This run has no answers of evaluations (evaluations/step-*.jsonl) yet: see [eval] in the recipe."));
       return;
     }
-    const { pairs, alone } = this.items();
+    const found = this.items(), { pairs } = found;
     const names = this.beforeRows ? Object.fromEntries(Object.entries(OUTCOMES).map(([key, [name]]) => [key, name])) : ALONE;
     const counts = Object.keys(names).map((key) => [key, pairs.filter((pair) => pair.outcome === key).length]).filter(([, count]) => count);
     const asked = address.get("samples.outcome", ""), outcome = counts.some(([key]) => key === asked) ? asked : "";
     const inSight = pairs.filter((pair) => (!outcome || pair.outcome === outcome) && (!this.found || pair.after.some((row) => this.found.has(row.number))));
     this.node.replaceChildren(this.bar(), ...this.problems.map((text) => el("p", { class: "problem" }, text)),
-      el("section", { class: "card verdict", "aria-label": "Summary" }, this.beforeRows ? this.verdict(pairs, alone) : this.single(pairs), shareBar(counts, names, pairs.length), this.filterBar(counts, names, pairs.length, outcome)),
+      el("section", { class: "card verdict", "aria-label": "Summary" }, this.beforeRows ? this.verdict(found) : this.single(found), shareBar(counts, names, pairs.length), this.filterBar(counts, names, pairs.length, outcome)),
       el("section", { class: "card answer-list", "aria-label": "Answers" }, this.list(inSight, names)));
     if (focused) this.search.focus();
   }
@@ -110,23 +117,38 @@ export class AnswersPanel {
   }
 
   // What the two evaluations say, in a sentence.
-  verdict(pairs, alone) {
-    if (!pairs.length) return el("p", { class: "hint" }, "These two have no prompt in common: a task that makes its own prompts makes others under another seed.");
-    const { counts, graded, was, now, p, low, high, shares, exact } = summarisePairs(pairs);
-    const left = alone > 0 && el("p", { class: "hint" }, `${whole(alone)} ${alone === 1 ? "prompt has" : "prompts have"} an answer in one of the two only, and ${alone === 1 ? "is" : "are"} left out.`);
-    if (!graded) return [el("p", { class: "headline" }, `${whole(counts.changed)} of ${whole(pairs.length)} answers changed`), el("p", { class: "hint" }, "These answers have no grade."), left];
+  verdict({ pairs, alone, others, bothFailed, sides }) {
+    const notes = [
+      ...sides.map((side, i) => (side.missing || (side.failed && side.samples) ? `${i ? "After" : "Before"}, ${counted(side.failed, "episode")} failed: ${side.failed === 1 ? "it has" : "they have"} no answer, and ${side.failed === 1 ? "counts" : "count"} as 0.` : "")),
+      alone > 0 && `${counted(alone, "prompt")} ${alone === 1 ? "has" : "have"} an answer in one of the two only, and ${alone === 1 ? "is" : "are"} left out.`,
+      others > 0 && `${counted(others, "prompt id")} ${others === 1 ? "stands" : "stand"} for another question in the other evaluation, and ${others === 1 ? "is" : "are"} left out.`,
+    ].filter(Boolean).map((text) => el("p", { class: "hint" }, text));
+    if (!pairs.length) return [el("p", { class: "hint" }, "These two have no prompt in common: a task that makes its own prompts makes others under another seed."), ...notes];
+    if (others > pairs.length) return [el("p", { class: "headline" }, "Not compared", el("small", {}, "most prompt ids stand for other questions in the other evaluation")), ...notes];
+    const { counts, graded, was, now, p, low, high, shares, exact } = summarisePairs(pairs, bothFailed);
+    if (!graded) return [el("p", { class: "headline" }, `${whole(counts.changed)} of ${whole(pairs.length)} answers changed`), el("p", { class: "hint" }, "These answers have no grade."), ...notes];
     const value = (v) => (shares ? percent(v) : num(v, 3)), signed = (v) => `${v < 0 ? "−" : "+"}${shares ? num(100 * Math.abs(v), 1) : num(Math.abs(v), 3)}`;
     const interval = low === null ? "" : ` [${signed(low)}, ${signed(high)}]`;
     return [
       el("p", { class: "headline" }, `${value(was)} → ${value(now)}`, el("small", {}, `${shares ? "accuracy" : "mean reward"} on ${whole(graded)} prompts: `, el("span", { class: "whole" }, `${signed(now - was)}${shares ? " points" : ""}`), el("span", { class: "whole" }, interval))),
-      el("p", {}, `${whole(counts.won)} won, ${whole(counts.lost)} lost. ${chanceOf(p, counts)} `, el("span", { class: "hint" }, `p ${pText(p)}, ${exact ? "McNemar's exact test" : "exact sign test over prompts"}; the interval is of the difference, 95%.`)), left];
+      el("p", {}, `${whole(counts.won)} won, ${whole(counts.lost)} lost. ${chanceOf(now - was, low, high)} `, p !== null && el("span", { class: "hint" }, `p ${pText(p)}, ${exact ? "McNemar's exact test" : "Student's paired test over prompts"}; the interval is of the difference, 95%.`)),
+      ...[was, now].flatMap((mean, i) => this.notAsTold(mean, this.told[i], graded, i ? "After" : "Before", alone + others > 0)), ...notes];
   }
 
-  single(pairs) {
-    const graded = pairs.filter((pair) => pair.now !== null);
+  single({ pairs, sides: [, side] }) {
+    const graded = pairs.filter((pair) => pair.now !== null), count = graded.length + side.missing;
     if (!graded.length) return el("p", { class: "headline" }, `${whole(pairs.length)} answers`, el("small", {}, "not graded"));
-    const mean = graded.reduce((total, pair) => total + pair.now, 0) / graded.length, shares = graded.every((pair) => pair.now >= 0 && pair.now <= 1);
-    return el("p", { class: "headline" }, shares ? percent(mean) : num(mean, 3), el("small", {}, `${shares ? "accuracy" : "mean reward"} on ${whole(graded.length)} prompts`));
+    const mean = graded.reduce((total, pair) => total + pair.now, 0) / count, shares = graded.every((pair) => pair.now >= 0 && pair.now <= 1);
+    return [el("p", { class: "headline" }, shares ? percent(mean) : num(mean, 3), el("small", {}, `${shares ? "accuracy" : "mean reward"} on ${whole(count)} prompts`)),
+      side.failed && side.samples ? el("p", { class: "hint" }, `${counted(side.failed, "episode")} failed: ${side.failed === 1 ? "it has" : "they have"} no answer, and ${side.failed === 1 ? "counts" : "count"} as 0.`) : "",
+      ...this.notAsTold(mean, this.told[1], count, "", false)];
+  }
+
+  // Where the mean of these answers is not what metrics.jsonl has, it is said: answers are missing, or were not compared.
+  notAsTold(mean, { accuracy, prompts, failed }, count, side, partly) {
+    if (accuracy === undefined || Math.abs(mean - accuracy) < 5e-4) return [];
+    const text = `metrics.jsonl has ${accuracy >= 0 && accuracy <= 1 ? percent(accuracy) : num(accuracy, 3)}${prompts ? ` on ${whole(prompts)} prompts` : ""}${failed ? `, with ${counted(failed, "failed episode")} as 0` : ""}`;
+    return [el("p", { class: partly ? "hint" : "problem" }, `${side ? `${side}: ` : ""}${text}; this is of the ${whole(count)} ${partly ? "that are compared" : "that have an answer here"}.`)];
   }
 
   filterBar(counts, names, total, outcome) {
@@ -165,6 +187,7 @@ export class AnswersPanel {
 
 // A prompt's answers in a line or two: the first one's text, and how many samples are right.
 function cell(samples, label) {
+  if (!samples.length) return el("span", { class: "said" }, el("span", { class: "hidden" }, `${label}: `), el("span", { class: "flag" }, "failed"));
   const right = samples.filter((row) => row.reward !== null && row.reward >= 1).length, graded = samples.some((row) => row.reward !== null);
   return el("span", { class: "said" }, el("span", { class: "hidden" }, `${label}: `), samples.length > 1 ? graded && el("b", { class: "of" }, `${right} of ${samples.length}`) : grade(samples[0]),
     el("span", { class: "mono" }, briefly(samples[0].response)), samples[0].finish === "length" && el("span", { class: "flag" }, "cut"));
@@ -178,10 +201,14 @@ function briefly(text) {
 
 const pText = (p) => (p < 0.0001 ? "< 0.0001" : `= ${p < 0.01 ? p.toFixed(4) : p.toFixed(2)}`);
 
-function chanceOf(p, { won, lost }) {
-  if (won + lost === 0) return "No prompt differs.";
-  if (p < 0.05) return won > lost ? "More than chance would give: it is better." : "More than chance would give: it is worse.";
-  return "No more than chance would give.";
+const counted = (count, what) => `${whole(count)} ${what}${count === 1 ? "" : "s"}`;
+
+// The sign of the difference, where its interval leaves out 0.
+function chanceOf(difference, low, high) {
+  if (low === null) return difference === 0 ? "No difference." : "Too few prompts, or too alike, to say whether chance gives this.";
+  if (low > 0) return "More than chance would give: it is better.";
+  if (high < 0) return "More than chance would give: it is worse.";
+  return difference === 0 ? "No difference." : "It could be chance.";
 }
 
 function shareBar(counts, names, total) {

@@ -3,7 +3,15 @@ import { differing, flat, isAside, keysOf, recipeText } from "./flat.js";
 import { ago, timeTaken, num, percent, significant, whole } from "./format.js";
 import { store } from "./store.js";
 
-const ofPlace = (key) => (run) => run.info.history?.place?.[key];
+// Of its last start; of its first one, where the last one has none.
+const ofPlace = (key) => (run) => run?.info.history?.place?.[key] ?? run?.info.history?.began?.[key];
+// As text, and what it was at first where a run was resumed elsewhere.
+const placeShown = (key, show = String) => (value, run) => {
+  const { began = {}, place = {} } = run?.info.history ?? {};
+  return key in began ? `${show(began[key])}, then ${key in place ? show(place[key]) : "not known"}` : show(value);
+};
+const bothPlaces = (run, key) => [run.info.history?.began, run.info.history?.place].map((place) => place?.[key]).filter(Boolean).map(String);
+export const alarmNames = (run) => run.info.summary?.alarm_names ?? [];
 const evaluated = (run, key) => run.info.summary?.eval?.[key];
 const trained = (run, key) => run.info.summary?.train?.[key];
 const FIRST = 0, LAST = 1, LEAST = 2, GREATEST = 3, AT_LEAST = 4, AT_GREATEST = 5;  // of an evaluation's numbers
@@ -53,20 +61,17 @@ const RUN_COLUMNS = {
   kl: { label: "Reverse KL", of: (run) => klOf(run)?.[LAST], evaluated: (runs) => (runs.some((run) => evaluated(run, EXACT)?.length) ? EXACT : "reverse_kl/sampled"), show: (value) => num(value), better: -1, about: "of the last evaluation, in nats a token; the exact one where the teacher gives its distribution" },
   leastkl: { label: "Least KL", of: (run) => klOf(run)?.[LEAST], show: (value) => num(value), better: -1, at: (run) => klOf(run)?.[AT_LEAST], about: "the smallest of all evaluations, and its step" },
   speed: { label: "Tokens / s", of: (run) => trained(run, "tokens_per_second/step")?.[LAST], ofLastStep: true, show: (value) => whole(value), better: 1, about: "sampled tokens of the last step, by its seconds" },
-  alarms: { label: "Alarms", sum: true, of: (run) => run.info.summary?.alarms, show: (value) => (value ? `▲ ${whole(value)}` : "none") },
+  alarms: { label: "Alarms", sum: true, of: (run) => run.info.summary?.alarms, show: (value) => (value ? `▲ ${whole(value)}` : "none"), title: (value, run) => (value ? alarmNames(run).join(", ") : undefined), texts: alarmNames },
   started: { label: "Started", spread: true, of: (run) => run.info.history?.started, show: clock, title: exactly, about: "of its first process, on this machine's clock" },
   elapsed: { label: "Elapsed", of: elapsed, spread: true, show: (value) => timeTaken(value), about: "how long its processes have worked; the time between two starts does not count" },
   eta: { label: "Left", of: remaining, spread: true, show: (value) => timeTaken(value), about: "to its last step, at the pace of its last steps" },
   changed: { label: "Last line", of: (run) => run.age ?? undefined, show: (value) => ago(value), about: "when metrics.jsonl changed" },
   starts: { label: "Starts", of: (run) => run.info.history?.starts, show: (value) => whole(value), about: "1, and one more each time it was resumed" },
-  host: { label: "Host", of: ofPlace("host"), about: "the machine of its last start" },
+  host: { label: "Host", of: ofPlace("host"), show: placeShown("host"), about: "the machine of its last start, after that of its first where it was resumed elsewhere" },
   pid: { label: "Process", of: ofPlace("pid"), show: String },
-  device: { label: "Device", of: (run) => ofPlace("device_name")(run) ?? ofPlace("device")(run) },
-  commit: { label: "Commit", of: ofPlace("commit"), show: (value, run) => `${value.slice(0, 8)}${ofPlace("uncommitted")(run) ? " +" : ""}`, title: (value, run) => `${value}${ofPlace("uncommitted")(run) ? ", with changes that were not committed" : ""}`, mono: true, about: "of the working folder; + where files of it had changed since" },
-  limbeck: { label: "limbeck", of: ofPlace("limbeck") },
-  torch: { label: "torch", of: ofPlace("torch") },
-  transformers: { label: "transformers", of: ofPlace("transformers") },
-  python: { label: "Python", of: ofPlace("python") },
+  device: { label: "Device", of: (run) => ofPlace("device_name")(run) ?? ofPlace("device")(run), show: (value, run) => placeShown(ofPlace("device_name")(run) === undefined ? "device" : "device_name")(value, run) },
+  commit: { label: "Commit", of: ofPlace("commit"), show: (value, run) => `${placeShown("commit", (commit) => commit.slice(0, 8))(value, run)}${ofPlace("uncommitted")(run) ? " +" : ""}`, title: (value, run) => `${placeShown("commit")(value, run)}${ofPlace("uncommitted")(run) ? ", with changes that were not committed" : ""}`, texts: (run) => bothPlaces(run, "commit"), mono: true, about: "of the working folder; + where files of it had changed since" },
+  ...Object.fromEntries([["limbeck", "limbeck"], ["torch", "torch"], ["transformers", "transformers"], ["python", "Python"]].map(([key, label]) => [key, { label, of: ofPlace(key), show: placeShown(key) }])),
 };
 const UNCERTAINTY = /\/(se|low|high)$/;
 const METRIC_PARTS = { recipe: "Recipe", eval: "Last evaluation", train: "Last step" };
@@ -77,9 +82,9 @@ const columnsMade = new Map();
 
 // The column of an id: one of RUN_COLUMNS, or `recipe:rollout.temperature`, `eval:KEY`, `train:KEY`. undefined for what is none.
 export function columnOf(id) {
-  if (RUN_COLUMNS[id]) return { show: String, ...RUN_COLUMNS[id], id };
+  if (Object.hasOwn(RUN_COLUMNS, id)) return { show: String, ...RUN_COLUMNS[id], id };
   const [part, key] = [id.slice(0, id.indexOf(":")), id.slice(id.indexOf(":") + 1)];
-  if (!(part in METRIC_PARTS) || !key) return undefined;
+  if (!Object.hasOwn(METRIC_PARTS, part) || !key) return undefined;
   if (!columnsMade.has(id)) columnsMade.set(id, part === "recipe"
     ? { id, label: key.split(".").pop(), about: key, of: (run) => flat(run).get(key), show: recipeText, mono: true, text: (run) => recipeText(flat(run).get(key)) }
     : { id, label: key, about: `${key} of the last ${part === "eval" ? "evaluation" : "step"}`, of: (run) => (part === "eval" ? evaluated : trained)(run, key)?.[LAST], ...(part === "train" ? { ofLastStep: true } : !UNCERTAINTY.test(key) && { evaluated: () => key }), show: (value) => significant(value) });

@@ -5,6 +5,7 @@ import { el, segments } from "./dom.js";
 import { tokenFlow } from "./flow.js";
 import { num } from "./format.js";
 import { grade } from "./grade.js";
+import { asksTheSame } from "./paired.js";
 import { store } from "./store.js";
 import { diffWords, wordNodes } from "./words.js";
 
@@ -16,7 +17,7 @@ export async function otherRuns(run, row) {
   await Promise.all(others.filter((other) => !other.rolloutsAsked).map((other) => other.attempt(other.readRollouts)));
   store.tell("problems");
   return others.flatMap((other) => {
-    const rows = other.rows.filter((r) => r.prompt_id === row.prompt_id && r.source === row.source && (r.sample ?? 0) === (row.sample ?? 0) && (r.segment ?? 0) === (row.segment ?? 0));
+    const rows = other.rows.filter((r) => r.prompt_id === row.prompt_id && asksTheSame(r, row) && r.source === row.source && (r.sample ?? 0) === (row.sample ?? 0) && (r.segment ?? 0) === (row.segment ?? 0));
     const nearest = rows.sort((a, b) => Math.abs(a.step - row.step) - Math.abs(b.step - row.step))[0];
     return nearest ? [[other, nearest]] : [];
   });

@@ -102,10 +102,10 @@ function mixed(spec, lines) {
   return { lines: named, ...(spec.kl && { notice: `KLs at different temperatures (T = ${all.join(", ")}) are different quantities: compare within one only.` }) };
 }
 
-// Seconds of each phase, one on top of the other, of the first run shown. A step without a phase spent
+// Seconds of each phase, one on top of the other, of the newest run shown that has them. A step without a phase spent
 // no time in it; what is in no phase is the last layer, where it is worth one.
 function buildPhases() {
-  const run = store.shown.find((one) => one.train.step.length) ?? store.shown[0], values = run?.train.values ?? {}, x = run && places(run, "train", view.x);
+  const run = store.byAge(store.shown).find((one) => PHASES.some((phase) => one.train.values[`seconds/${phase}`])) ?? store.shown[0], values = run?.train.values ?? {}, x = run && places(run, "train", view.x);
   const layers = PHASES.filter((phase) => values[`seconds/${phase}`]).map((phase) => [phase, values[`seconds/${phase}`].map((value) => value ?? 0)]);
   if (!layers.length || !x) return { lines: [], missing: run?.train.step.length ? "Not in metrics.jsonl: seconds/…" : "No steps yet" };
   const step = values["seconds/step"];

@@ -37,7 +37,7 @@ export class DisagreementPanel {
   }
 
   async open() {
-    const run = store.run(address.get("run"));
+    const run = store.run(address.get("run"), "rollouts");
     if (!run) { this.body.replaceChildren(el("p", { class: "card blank" }, "There is no run here yet.")); return; }
     const asked = this.asked = {};
     if (!this.body.hasChildNodes()) this.head.replaceChildren(el("span", { class: "hint" }, "Reading…"));

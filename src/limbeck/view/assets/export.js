@@ -25,7 +25,7 @@ export function csvOf(chart) {
       if (!known(value)) return;
       columns.add(`${name}${ending}`);
       const key = `${line.run ?? ""} ${at[i]}`;
-      const row = rows.get(key) ?? { run: line.run ?? "", [place]: at[i], ...spent(i) };
+      const row = rows.get(key) ?? Object.assign(Object.create(null), { run: line.run ?? "", [place]: at[i], ...spent(i) });
       row[`${name}${ending}`] = value;
       rows.set(key, row);
     });

@@ -1,5 +1,5 @@
 // What is typed to find runs: words of their names, and comparisons such as `accuracy>0.8 lr=0.001 -failed`.
-import { columnOf } from "./columns.js";
+import { alarmNames, columnOf } from "./columns.js";
 import { flat } from "./flat.js";
 import { store } from "./store.js";
 
@@ -25,7 +25,10 @@ function comparingWith(column, operator, text) {
     const value = column.of(run);
     if (value === undefined || value === null) return operator === "!=";
     if (typeof value === "number" && !Number.isNaN(number)) return compare(value, number);
-    return compare(String(column.text?.(run) ?? value).toLowerCase(), wanted);
+    const texts = (column.texts?.(run) ?? [String(column.text?.(run) ?? value)]).map((one) => one.toLowerCase());
+    if (!column.texts) return compare(texts[0], wanted);
+    const begins = texts.some((one) => one.startsWith(wanted));  // a commit by its first digits, an alarm by its name
+    return operator === "!=" ? !begins : operator === "=" ? begins : texts.some((one) => compare(one, wanted));
   };
 }
 
@@ -36,12 +39,13 @@ export function finder(query) {
     const plain = term.replaceAll('"', ""), parts = /^(.+?)(!=|<=|>=|=|<|>)(.*)$/.exec(plain);
     if (parts) {
       const column = meant(parts[1]);
+      if (column && !parts[3]) continue;  // half typed
       if (column) tests.push(comparingWith(column, parts[2], parts[3]));
       else problems.push(parts[1]);
       continue;
     }
     const not = /^[-!]./.test(plain), word = (not ? plain.slice(1) : plain).toLowerCase();
-    tests.push((run) => [run.id, run.state, run.info.history?.place?.host ?? ""].some((text) => text.toLowerCase().includes(word)) !== not);
+    tests.push((run) => [run.id, run.state, run.info.history?.place?.host ?? "", ...alarmNames(run)].some((text) => text.toLowerCase().includes(word)) !== not);
   }
   return { test: (run) => tests.every((test) => test(run)), problem: problems.length ? `There is no column ${problems.join(", ")}.` : "" };
 }

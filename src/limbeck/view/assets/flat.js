@@ -50,19 +50,13 @@ export function differing(runs, keys = keysOf(runs)) {
 // One text for all runs that have the same values of these keys.
 export const signatureOf = (run, keys) => keys.map((key) => sameness(flat(run).get(key))).join("\u0000");
 
-// These keys of a run's recipe as TOML, under the heads of their tables.
+// These keys of a run's recipe as TOML, under the heads of their tables, each value as its file has it.
 export function tomlOf(run, keys) {
-  const values = flat(run), tables = new Map([["", []]]);
+  const values = new Map(entriesOf(run.info.written ?? {})), tables = new Map([["", []]]);
   for (const key of keys.filter((one) => values.has(one))) {
     const path = paths.get(key), table = path.slice(0, -1).map(quoted).join(".");
     if (!tables.has(table)) tables.set(table, []);
-    tables.get(table).push(`${quoted(path[path.length - 1])} = ${tomlValue(values.get(key))}`);
+    tables.get(table).push(`${quoted(path[path.length - 1])} = ${values.get(key)}`);
   }
   return [...tables].filter(([, lines]) => lines.length).map(([table, lines]) => [...(table ? [`[${table}]`] : []), ...lines, ""].join("\n")).join("\n");
-}
-
-function tomlValue(value) {
-  if (Array.isArray(value)) return `[${value.map(tomlValue).join(", ")}]`;
-  if (isTable(value)) return `{ ${Object.entries(value).map(([name, item]) => `${quoted(name)} = ${tomlValue(item)}`).join(", ")} }`;
-  return typeof value === "string" ? JSON.stringify(value).replaceAll("\u007f", "\\u007f") : String(value);
 }

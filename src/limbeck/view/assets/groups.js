@@ -2,11 +2,12 @@
 import { address } from "./address.js";
 import { differing, flat, isAside, keysOf, recipeText, signatureOf } from "./flat.js";
 import { RUN_COLOURS, store } from "./store.js";
+import { studentPoint } from "./student.js";
 
 // What a band is, from the spread of `n` runs around their mean. `said` of a chart that has it; `columns` of its ends in a file.
 export const BANDS = {
   se: { name: "± 1 standard error", said: "mean ± SE over runs", columns: ["runs-se-low", "runs-se-high"], of: (mean, deviation, n) => [-1, 1].map((side) => mean + side * deviation / Math.sqrt(n)) },
-  ci: { name: "95% interval", said: "mean, 95% interval over runs", columns: ["runs-ci95-low", "runs-ci95-high"], of: (mean, deviation, n) => [-1, 1].map((side) => mean + side * studentOf(n - 1) * deviation / Math.sqrt(n)) },
+  ci: { name: "95% interval", said: "mean, 95% interval over runs", columns: ["runs-ci95-low", "runs-ci95-high"], of: (mean, deviation, n) => [-1, 1].map((side) => mean + side * studentPoint(n - 1) * deviation / Math.sqrt(n)) },
   sd: { name: "± 1 standard deviation", said: "mean ± SD over runs", columns: ["runs-sd-low", "runs-sd-high"], of: (mean, deviation) => [-1, 1].map((side) => mean + side * deviation) },
   range: { name: "smallest to largest run", said: "mean, smallest to largest run", columns: ["runs-min", "runs-max"], of: (mean, deviation, n, values) => [Math.min(...values), Math.max(...values)] },
 };
@@ -14,11 +15,6 @@ export const BANDS = {
 // those in the table of runs. Fewer would be other runs' values.
 export const isMost = (n, of) => 2 * n > of;
 export const ALL_BUT_SEED = "all-but-seed";
-
-// 97.5% points of Student's distribution, by degrees of freedom from 1 on; 1.96 beyond.
-const STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16, 2.145, 2.131, 2.12, 2.11, 2.101, 2.093, 2.086,
-  2.08, 2.074, 2.069, 2.064, 2.06, 2.056, 2.052, 2.048, 2.045, 2.042];
-const studentOf = (freedom) => STUDENT[freedom - 1] ?? 1.96;
 
 // The keys by which the address asks for groups: [] for none.
 export const groupedBy = () => address.get("group", []);

@@ -1,4 +1,5 @@
 // The page: its tabs, its theme, and the notices of what could not be read.
+import { address } from "./address.js";
 import { updateAll } from "./charts.js";
 import { curvesPanel } from "./curves.js";
 import { DisagreementPanel } from "./disagreement.js";
@@ -38,8 +39,9 @@ function applyTheme() {
 const problems = el("section", { class: "problems", role: "status", "aria-label": "Notices", hidden: true });
 
 function drawProblems() {
+  const told = (run, part) => (part === "rollouts" ? address.tab === "samples" : part !== "metrics" || run.step || !(run.live || run.state === "new"));
   const texts = [...store.problems.map((text) => ["", text]),
-    ...store.shown.flatMap((run) => Object.entries(run.problems).flatMap(([part, texts]) => (part === "metrics" && !run.step && (run.live || run.state === "new") ? [] : texts)).map((text) => [store.runs.length > 1 ? run.id : "", text]))];
+    ...store.shown.flatMap((run) => Object.entries(run.problems).flatMap(([part, texts]) => (told(run, part) ? texts : [])).map((text) => [store.runs.length > 1 ? run.id : "", text]))];
   problems.hidden = texts.length === 0;
   problems.replaceChildren(...texts.slice(0, 8).map(([run, text]) => el("p", { class: "problem" }, run && el("b", {}, `${run}: `), text)),
     texts.length > 8 ? el("p", { class: "problem" }, `and ${texts.length - 8} more`) : "");
@@ -67,8 +69,8 @@ async function start() {
     main.append(el("p", { class: "problem" }, `The data cannot be read: ${error.message}`));
     return;
   }
-  const names = store.runs.map((run) => run.id);
-  document.title = names.length === 1 ? printable(`${names[0]} · Limbeck`) : "Limbeck";
+  document.title = printable(`${store.folder} · Limbeck`);
+  main.querySelector("h1").textContent = document.title;
   main.prepend(problems);
   const tabs = makeTabs({
     runs: ["Runs", new RunsPanel(), () => store.runs.length > 1],

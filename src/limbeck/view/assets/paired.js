@@ -1,4 +1,5 @@
 // Answers of two evaluations to the same prompts: which were won, which were lost, and what chance would give.
+import { studentP, studentPoint } from "./student.js";
 
 export const OUTCOMES = {
   won: ["Won", "a higher reward after than before"],
@@ -26,71 +27,109 @@ export function byPrompt(rows, set) {
   return prompts;
 }
 
-// The mean reward of a prompt's samples; null where one was not graded.
-export const rewardOf = (samples) => (samples.some((row) => row.reward === null) ? null : meanOf(samples.map((row) => row.reward)));
+// The mean reward of `count` samples of a prompt, of which those that failed are no rows and earned 0; null where one was
+// not graded.
+export const rewardOf = (samples, count = samples.length) => (samples.some((row) => row.reward === null) ? null : count ? samples.reduce((total, row) => total + row.reward, 0) / count : 0);
 
-export function outcomeOf(before, after) {
-  const was = rewardOf(before), now = rewardOf(after);
+// One side: its prompts, how many samples each has, and how many prompts have none as all of theirs failed. `failed` is
+// how many episodes did, as metrics.jsonl says.
+export function sideOf(rows, set, failed = 0) {
+  const prompts = byPrompt(rows, set), samples = Math.max(1, ...[...prompts.values()].map((some) => some.length));
+  const holes = [...prompts.values()].reduce((total, some) => total + samples - some.length, 0);
+  const whole = failed >= holes && (failed - holes) % samples === 0;  // else the file is cut, and its holes say nothing
+  return { prompts, failed, samples: whole ? samples : null, missing: whole ? (failed - holes) / samples : 0 };
+}
+const rewardIn = (side, samples) => (samples ? rewardOf(samples, side.failed && side.samples ? side.samples : undefined) : 0);
+export const rewardsIn = (side) => [...side.prompts].map(([key, samples]) => ({ key, row: samples[0], after: samples, now: rewardIn(side, samples) }));
+
+function outcomeOf(before, after, was, now) {
   if (was === null || now === null) return before.length === after.length && before.every((row, i) => row.same === after[i].same) ? "same" : "changed";
   if (now !== was) return now > was ? "won" : "lost";
   return now >= 1 ? "right" : now <= 0 ? "wrong" : "even";
 }
 
-// [{ key, row, before, after, was, now, outcome }] of the prompts that have an answer in both, and how many do not.
-export function pairAnswers(before, after, set) {
-  const [first, second] = [byPrompt(before, set), byPrompt(after, set)];
-  const pairs = [...second].filter(([key]) => first.has(key)).map(([key, samples]) => (
-    { key, row: samples[0], before: first.get(key), after: samples, was: rewardOf(first.get(key)), now: rewardOf(samples), outcome: outcomeOf(first.get(key), samples) }));
-  return { pairs, alone: first.size + second.size - 2 * pairs.length };
+// One that is not known is taken for the same.
+export const asksTheSame = (a, b) => !a.question || !b.question || a.question === b.question;
+
+// { pairs, alone, others, bothFailed }. `pairs` of the prompts that both sides were asked: { key, row, before, after, was, now,
+// outcome }; without a row where it failed. `alone`: how many have an answer on one side only, and nobody knows why.
+// `others`: how many ids stand for another question on the other side. `bothFailed`: prompts of which no side has a row.
+export function pairAnswers(first, second) {
+  const keys = [...new Set([...second.prompts.keys(), ...first.prompts.keys()])], pairs = [], lone = [[], []];
+  let others = 0;
+  const pair = (key) => {
+    const before = first.prompts.get(key) ?? [], after = second.prompts.get(key) ?? [], was = rewardIn(first, before), now = rewardIn(second, after);
+    pairs.push({ key, row: after[0] ?? before[0], before, after, was, now, outcome: outcomeOf(before, after, was, now) });
+  };
+  for (const key of keys) {
+    const [before, after] = [first, second].map(({ prompts }) => prompts.get(key)?.[0]);
+    if (before && after) { if (asksTheSame(before, after)) pair(key); else others += 1; } else lone[before ? 0 : 1].push(key);
+  }
+  const failedHere = [[second, lone[0]], [first, lone[1]]].map(([side, some]) => some.length <= side.missing && !others);
+  failedHere.forEach((known, i) => { if (known) lone[i].forEach(pair); });
+  const left = [second.missing - lone[0].length, first.missing - lone[1].length];
+  const bothFailed = failedHere.every(Boolean) && left[0] === left[1] ? left[0] : 0;
+  return { pairs, others, bothFailed, alone: failedHere.reduce((total, known, i) => total + (known ? 0 : lone[i].length), 0) };
 }
 
-// { counts, graded, was, now, p, low, high, exact } of pairs. p is of the exact sign test over prompts that differ, which
-// with one answer a prompt is McNemar's exact test. [low, high] is the 95% interval of now - was.
-export function summarisePairs(pairs) {
+// { counts, graded, was, now, shares, exact, p, low, high } of pairs, and of `bothFailed` more that are 0 on both sides. With one
+// reward of 0 or 1 a prompt it is McNemar's exact test; else Student's of the prompts' differences. [low, high] is the 95%
+// interval of now - was, which leaves out 0 exactly where p < 0.05; p, low and high are null where there is too little to say.
+export function summarisePairs(pairs, bothFailed = 0) {
   const counts = Object.fromEntries(Object.keys(OUTCOMES).map((key) => [key, pairs.filter((pair) => pair.outcome === key).length]));
-  const graded = pairs.filter((pair) => pair.was !== null && pair.now !== null);
+  const graded = [...pairs.filter((pair) => pair.was !== null && pair.now !== null), ...new Array(bothFailed).fill({ was: 0, now: 0 })];
   if (!graded.length) return { counts, graded: 0 };
   const was = meanOf(graded.map((pair) => pair.was)), now = meanOf(graded.map((pair) => pair.now));
-  const shares = graded.every((pair) => [pair.was, pair.now].every((reward) => reward >= 0 && reward <= 1));
-  const exact = graded.every((pair) => [pair.was, pair.now].every((reward) => reward === 0 || reward === 1));
-  const [low, high] = exact ? intervalOfShares(counts.won, counts.lost, graded.length) : intervalOfMeans(graded.map((pair) => pair.now - pair.was));
-  return { counts, graded: graded.length, was, now, shares, exact, p: signTest(counts.won, counts.lost), low, high };
+  const all = (test) => graded.every((pair) => [pair.was, pair.now].every(test));
+  const shares = all((reward) => reward >= 0 && reward <= 1);
+  const exact = all((reward) => reward === 0 || reward === 1) && pairs.every((pair) => (pair.before?.length ?? 1) <= 1 && (pair.after?.length ?? 1) <= 1);
+  const found = exact ? mcNemar(counts.won, counts.lost, graded.length) : ofMeans(graded.map((pair) => pair.now - pair.was));
+  return { counts, graded: graded.length, was, now, shares, exact, ...found };
 }
 
 // Two-sided exact p-value of a fair coin that fell `won` times to one side and `lost` times to the other.
-export function signTest(won, lost) {
-  const count = won + lost, least = Math.min(won, lost);
-  let log = -count * Math.LN2, total = 0;
-  for (let k = 0; k <= least; k += 1) {
+export const signTest = (won, lost) => Math.min(1, 2 * tailOf(won + lost, Math.min(won, lost), 0.5));
+
+// The probability of at most `most` successes in `count` trials of probability `p`, 0 < p < 1.
+function tailOf(count, most, p) {
+  let log = count * Math.log1p(-p), total = 0;
+  for (let k = 0; k <= most; k += 1) {
     total += Math.exp(log);
-    log += Math.log((count - k) / (k + 1));
+    log += Math.log((count - k) / (k + 1)) + Math.log(p) - Math.log1p(-p);
   }
-  return Math.min(1, 2 * total);
+  return total;
 }
 
 // Of a difference of two paired shares: Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of
-// binomial proportions based on paired data".
-function intervalOfShares(won, lost, count) {
-  const up = (won + 1) / (count + 2), down = (lost + 1) / (count + 2);
+// binomial proportions based on paired data", widened where the exact interval of Clopper and Pearson, given how many prompts
+// differ, is wider. That one leaves out 0 exactly where McNemar's exact test has p < 0.05, and so does this.
+function mcNemar(won, lost, count) {
+  const up = (won + 1) / (count + 2), down = (lost + 1) / (count + 2), differ = (won + lost) / count, p = signTest(won, lost);
   const half = Z95 * Math.sqrt((up + down - (up - down) ** 2) / (count + 2));
-  return [Math.max(-1, up - down - half), Math.min(1, up - down + half)];
+  const exact = [differ * (2 * leastShare(won, lost) - 1), differ * (1 - 2 * leastShare(lost, won))];
+  let low = Math.max(-1, Math.min(exact[0], up - down - half)), high = Math.min(1, Math.max(exact[1], up - down + half));
+  if (p < 0.05 && low <= 0 && high >= 0) [low, high] = won > lost ? [exact[0], high] : [low, exact[1]];
+  return { p, low, high };
 }
 
-// Student's interval of a mean of differences; none of fewer than three.
-function intervalOfMeans(differences) {
-  const count = differences.length, mean = meanOf(differences);
-  if (count < 3) return [null, null];
-  const variance = differences.reduce((total, value) => total + (value - mean) ** 2, 0) / (count - 1);
-  const half = student95(count - 1) * Math.sqrt(variance / count);
-  return [mean - half, mean + half];
+// The lower end of Clopper and Pearson's 95% interval for the share of `won`.
+function leastShare(won, lost) {
+  let [low, high] = [0, won ? 1 : 0];
+  for (let i = 0; won && i < 50; i += 1) {
+    const middle = (low + high) / 2;
+    if (tailOf(won + lost, lost, 1 - middle) < 0.025) low = middle;
+    else high = middle;
+  }
+  return low;
 }
 
 const Z95 = 1.959964;
-const FIRST95 = [12.706, 4.303, 3.182, 2.776, 2.571];  // of 1 to 5 degrees of freedom
 
-// The 97.5% quantile of Student's t: Cornish and Fisher's expansion, right to 0.002 from 6 degrees of freedom on.
-export function student95(degrees) {
-  if (degrees <= FIRST95.length) return FIRST95[degrees - 1];
-  const z = Z95, powers = [z ** 3 + z, 5 * z ** 5 + 16 * z ** 3 + 3 * z, 3 * z ** 7 + 19 * z ** 5 + 17 * z ** 3 - 15 * z];
-  return z + powers[0] / (4 * degrees) + powers[1] / (96 * degrees ** 2) + powers[2] / (384 * degrees ** 3);
+// Student's test and interval of a mean of differences; none of fewer than three, or where all are the same.
+function ofMeans(differences) {
+  const count = differences.length, mean = meanOf(differences);
+  const error = Math.sqrt(differences.reduce((total, value) => total + (value - mean) ** 2, 0) / Math.max(1, count - 1) / count);
+  if (count < 3 || error <= 1e-12 * Math.abs(mean)) return { p: null, low: null, high: null };
+  const half = studentPoint(count - 1) * error;
+  return { p: studentP(mean / error, count - 1), low: mean - half, high: mean + half };
 }

@@ -55,7 +55,7 @@ const shapeOf = (runs) => address.get("recipe.shape") ?? (runs.length > MOST_COL
 // Of where they ran: all of one run, and of several what differs.
 function placesOf(runs) {
   const all = address.get("recipe.all", false) || runs.length === 1;
-  return PLACES.map(columnOf).filter((column) => runs.some((run) => column.of(run) !== undefined) && (all || new Set(runs.map(column.of)).size > 1));
+  return PLACES.map(columnOf).filter((column) => runs.some((run) => column.of(run) !== undefined) && (all || new Set(runs.map((run) => placeText(column, run))).size > 1));
 }
 const placeText = (column, run) => { const value = column.of(run); return value === undefined ? "–" : column.show(value, run); };
 

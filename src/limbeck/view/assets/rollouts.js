@@ -52,7 +52,7 @@ export class RolloutsPanel {
   get run() { return store.run(this.runId); }
 
   async open() {
-    this.runId = address.get("run");
+    this.runId = store.run(address.get("run"), "rollouts")?.id;
     const { run } = this, id = address.get("samples.rollout"), token = address.has("samples.token") ? address.get("samples.token", 0) : undefined;
     if (token !== undefined) address.set({ "samples.token": null });
     if (!run) { this.detail.node.replaceChildren(el("p", { class: "blank" }, "There is no run here yet.")); return; }
@@ -109,10 +109,10 @@ export class RolloutsPanel {
   // The list's items: each a rollout, or a prompt with its rollouts, the first by the sort on top.
   arrange() {
     const { filter, found } = this, all = this.run?.rows ?? [];
-    const rows = all.filter((row) => (filter.source === "all" || row.source === filter.source) && GRADES[filter.grade][1](row)
+    const rows = all.filter((row) => (filter.source === "all" || row.source === filter.source) && (Object.hasOwn(GRADES, filter.grade) ? GRADES[filter.grade] : GRADES.any)[1](row)
       && (!filter.cut || row.finish === "length") && (!filter.teacher || row.teacher === filter.teacher) && (!filter.task || row.task === filter.task)
       && (!found || found.has(row.id)));
-    rows.sort((SORTS[filter.sort] ?? SORTS.kl)[1]);
+    rows.sort((Object.hasOwn(SORTS, filter.sort) ? SORTS[filter.sort] : SORTS.kl)[1]);
     this.items = filter.grouped ? [...Map.groupBy(rows, (row) => row.prompt_id ?? row.id).values()].map((group) => ({ row: group[0], group })) : rows.map((row) => ({ row }));
     const which = `${whole(rows.length)}${rows.length < all.length ? ` of ${whole(all.length)}` : ""} ${all.length === 1 ? "rollout" : "rollouts"}`;
     this.count.textContent = `${which}${filter.grouped ? ` of ${whole(this.items.length)} ${this.items.length === 1 ? "prompt" : "prompts"}` : ""}${this.run?.recorded > all.length ? `; ${whole(this.run.recorded)} were recorded` : ""}`;

@@ -22,6 +22,8 @@ export function runHead() {
 
 const change = ([from, to], format) => (from === undefined ? "–" : el("span", { class: "change" }, el("span", { class: "from" }, format(from)), el("span", { "aria-label": "to" }, " → "), el("b", {}, format(to))));
 
+const klKey = (values) => ["reverse_kl/exact", "reverse_kl/sampled"].find((key) => values[key]?.some((value) => value !== null));
+
 function runTable(run) {
   const evals = run.eval.values, train = run.train.values, { recipe, steps } = run.info;
   const cells = [
@@ -29,7 +31,7 @@ function runTable(run) {
     ["", statePill(run)],
     ["Step", [el("span", {}, whole(run.step), el("small", {}, `${steps ? ` / ${whole(steps)}` : ""}${recipe.rollout?.lag ? `, lag ${recipe.rollout.lag}` : ""}`)), el("progress", { max: 1, value: steps ? run.step / steps : 0, "aria-label": "steps made" })]],
     ["Temperature", num(recipe.rollout?.temperature, 2)],
-    ["Reverse KL, held-out", change(firstAndLast(evals["reverse_kl/exact"] ?? evals["reverse_kl/sampled"] ?? train["reverse_kl/exact"] ?? train["reverse_kl/sampled"]), num)],
+    [`Reverse KL, ${klKey(evals) ? "held-out" : "training"}`, change(firstAndLast(klKey(evals) ? evals[klKey(evals)] : train[klKey(train)]), num)],
     [hasShares(run) ? "Accuracy, held-out" : "Reward, held-out", change(firstAndLast(evals.accuracy), hasShares(run) ? percent : num)],
     ["Entropy", change(firstAndLast(train["entropy/student"]), (value) => num(value, 3))],
     ["Tokens / s", whole(firstAndLast(train["tokens_per_second/step"])[1])],

@@ -2,11 +2,21 @@
 
 export class Lost extends Error {}
 
+// JSON's tables without a prototype: a key of a file may be `constructor` or `__proto__`, and finds nothing but itself.
+export function bare(value) {
+  if (Array.isArray(value)) value.forEach(bare);
+  else if (value !== null && typeof value === "object") {
+    Object.values(value).forEach(bare);
+    Object.setPrototypeOf(value, null);
+  }
+  return value;
+}
+
 class Live {
   live = true;
   async get(what, query = {}) {
     const answer = await fetch(`api/${what}?${new URLSearchParams(query)}`).catch(() => { throw new Lost("the server does not answer: it was stopped"); });
-    const data = await answer.json().catch(() => ({}));
+    const data = bare(await answer.json().catch(() => ({})));
     if (!answer.ok) throw new Error(data.error || `the server answered ${answer.status}`);
     return data;
   }
@@ -53,4 +63,4 @@ class Embedded {
 }
 
 const embedded = document.getElementById("data");
-export const source = embedded ? new Embedded(JSON.parse(embedded.textContent)) : new Live();
+export const source = embedded ? new Embedded(bare(JSON.parse(embedded.textContent))) : new Live();

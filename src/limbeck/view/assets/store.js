@@ -17,7 +17,7 @@ class RunData {
     this.known = 0;
     this.lastFile = "";
     this.rolloutsAsked = false;
-    this.problems = { recipe: info.problems, metrics: [], rollouts: [], server: [] };
+    this.problems = { recipe: info.problems, skipped: [], metrics: [], rollouts: [], server: [] };
   }
   describe(info) {
     this.info = info;
@@ -25,14 +25,15 @@ class RunData {
     if (this.problems) this.problems = { ...this.problems, recipe: info.problems };
   }
   forget() {
-    this.train = { step: [], values: {} };
-    this.eval = { step: [], values: {} };
+    this.train = { step: [], values: Object.create(null) };
+    this.eval = { step: [], values: Object.create(null) };
     this.alarms = [];
     this.offset = 0;
   }
   async readMetrics() {
     const part = await source.metrics(this.id, this.offset);
     this.problems.metrics = part.problems;
+    this.problems.skipped = part.reset ? part.skipped : [...this.problems.skipped, ...part.skipped];  // lines that were read once are not read again
     this.info.changed_seconds_ago = part.changed_seconds_ago;
     this.aged = performance.now();
     const changed = part.offset !== this.offset || (part.reset && this.offset > 0);
@@ -68,6 +69,13 @@ class RunData {
       return false;
     }
   }
+  // What its evaluation at a step says of a set of prompts.
+  evaluated(step, set) {
+    const at = this.eval.step.indexOf(step), of = (key) => this.eval.values[set ? `${set}/${key}` : key]?.[at] ?? undefined;
+    return { failed: of("env/failed") ?? 0, accuracy: of("accuracy"), prompts: of("prompts") };
+  }
+  // Whether there is something to see: `steps`, `rollouts` or `evaluations`.
+  has(what) { return what === "steps" ? this.step > 0 : Boolean(this.info.recorded?.[what]); }
   get step() { return this.train.step[this.train.step.length - 1] ?? this.info.summary?.step ?? 0; }
   get finished() { return Boolean(this.info.steps) && this.step >= this.info.steps; }
   // Seconds since its last line; null where there is none. In a report, when that was written.
@@ -117,7 +125,15 @@ class Store extends EventTarget {
   watchRollouts = false;
   tell(what) { this.dispatchEvent(new Event(what)); }
   get shown() { return this.runs.filter((run) => run.shown); }
-  run(id) { return this.runs.find((run) => run.id === id) ?? this.shown[0] ?? this.runs[0]; }
+  // The run of that name; else the newest one that has something to show, of those that are shown if one of them has.
+  run(id, what = "steps") {
+    const having = (runs) => this.byAge(runs).find((run) => run.has(what));
+    return this.runs.find((run) => run.id === id) ?? having(this.shown) ?? having(this.runs) ?? this.shown[0] ?? this.runs[0];
+  }
+  // The metrics of a run that may not be shown.
+  async readOnce(run) {
+    if (!run.offset) await run.attempt(run.readMetrics).catch(() => {});  // lost: the next round says so
+  }
 
   async start() {
     await this.refresh();
@@ -130,6 +146,7 @@ class Store extends EventTarget {
     const gone = (address.list("runs") ?? []).filter((id) => !answer.ids.includes(id));
     this.problems = [...answer.problems, ...(gone.length ? [`The address names runs that are not here: ${gone.slice(0, 5).join(", ")}${gone.length > 5 ? `, and ${gone.length - 5} more` : ""}.`] : [])];
     this.version = answer.version;
+    this.folder = answer.folder;
     let changed = this.runs.length > 0 && this.runs.some((run) => !answer.ids.includes(run.id));
     if (changed) this.runs = this.runs.filter((run) => answer.ids.includes(run.id));
     for (const info of answer.runs) {
@@ -143,7 +160,8 @@ class Store extends EventTarget {
       this.mark(address.list("runs"));
     }
     if (changed || answer.runs.length) { this.edition += 1; this.tell("described"); }
-    const read = await Promise.all(this.shown.map((run) => run.attempt(run.readMetrics)));
+    const followed = this.runs.filter((run) => run.shown || run.id === address.get("run"));
+    const read = await Promise.all(followed.map((run) => run.attempt(run.readMetrics)));
     if (changed || read.some(Boolean)) this.tell("metrics");
     this.tell("round");
     const wanted = this.runs.filter((run) => run.rolloutsAsked && this.watchRollouts);
@@ -174,10 +192,11 @@ class Store extends EventTarget {
     for (const run of repeated) run.colour = free.shift() ?? run.colour;
   }
   usual() { return this.byGroup?.() ?? this.newest().slice(0, RUN_COLOURS.length).map((run) => run.id); }
-  newest() {
+  byAge(runs) {
     const started = (run) => run.info.history?.started ?? 0;
-    return [...this.runs].sort((a, b) => started(b) - started(a));
+    return [...runs].sort((a, b) => started(b) - started(a));
   }
+  newest() { return this.byAge(this.runs); }
   show(run, on) { return this.choose(this.runs.filter((other) => (other === run ? on : other.shown)).map((other) => other.id)); }
   // Shows these runs, and no others. null: the newest few.
   async choose(ids) {
@@ -185,7 +204,7 @@ class Store extends EventTarget {
     const few = new Set(this.usual());
     const same = this.shown.length === few.size && this.shown.every((run) => few.has(run.id));
     address.set({ runs: same ? null : this.shown.map((run) => run.id) });
-    await Promise.all(this.shown.filter((run) => !run.offset).map((run) => run.attempt(run.readMetrics).catch(() => {})));  // lost: the next round says so
+    await Promise.all(this.shown.map((run) => this.readOnce(run)));
     this.tell("metrics");
     this.tell("problems");
   }

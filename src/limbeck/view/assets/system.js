@@ -43,11 +43,12 @@ export class SystemPanel {
     store.addEventListener("metrics", () => { if (address.tab === "system") this.open(); });
   }
 
-  open() {
+  async open() {
     const run = store.run(address.get("run")), span = address.get("system.steps", "late");
     this.head.replaceChildren(...(!run ? [] : [
       store.runs.length > 1 ? choice("Run", store.runs.map((r) => [r.id, r.id]), run.id, (id) => { address.set({ run: id }); this.open(); }) : "",
       choice("Steps", Object.entries(SPANS_OF_TIME), span in SPANS_OF_TIME ? span : "late", (value) => { address.set({ "system.steps": value }); this.open(); })]));
+    if (run && !run.offset) { await store.readOnce(run); if (run !== store.run(address.get("run"))) return; }  // another one was chosen meanwhile
     const columns = run?.train, keys = Object.keys(columns?.values ?? {});
     const charts = run ? chartsOf(keys) : [];
     if (!run || !columns.step.length) { this.draw(null, [], [el("p", { class: "card blank" }, run ? "No steps yet." : "There is no run here yet.")]); return; }

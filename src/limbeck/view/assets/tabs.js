@@ -24,7 +24,7 @@ export function makeTabs(views, bar, main, opened) {
   const refresh = () => { for (const name of Object.keys(views)) tabOf(name).hidden = !names().includes(name); };
   for (const [key, [label, panel]] of Object.entries(views)) {
     bar.append(el("button", { type: "button", role: "tab", id: `tab-${key}`, "aria-controls": `panel-${key}`, onclick: () => address.go(key) }, label));
-    main.append(el("div", { role: "tabpanel", id: `panel-${key}`, "aria-labelledby": `tab-${key}`, hidden: true }, panel.node));
+    main.append(el("div", { role: "tabpanel", id: `panel-${key}`, "aria-labelledby": `tab-${key}`, hidden: true }, el("h2", { class: "hidden" }, label), panel.node));
   }
   fadingEdges(bar);
   bar.addEventListener("keydown", (event) => {
