@@ -102,3 +102,7 @@ def test_what_was_given_needs_no_package(table: dict[str, Any], monkeypatch: pyt
     with pytest.raises(RecipeError, match=r"limbeck\[tensorboard\]"):
         limbeck.train({**table, "name": "board", "trackers": [{"kind": "tensorboard"}]})
     assert limbeck.evaluate({**table, "trackers": [{"kind": "tensorboard"}]}, ["eval.prompts=2"]).prompts == 2
+
+
+def test_dir_lists_what_there_is_and_nothing_else() -> None:
+    assert dir(limbeck) == sorted(limbeck.__all__)

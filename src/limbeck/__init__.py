@@ -35,3 +35,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module(f"limbeck.{_HOMES.get(name, 'api')}"), name)
     raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -62,7 +62,7 @@ def test_plain_lines_are_one_a_step_with_time_left(capsys: pytest.CaptureFixture
         console.stepped(line)
     printed = capsys.readouterr().out.splitlines()
     assert printed[:3] == ["the run takes at most: 1 MB of disk", "loading models", "resuming after step 2 of 5"]
-    assert printed[3].startswith("step 3/5: reverse KL 0.1667 nats/token  reward 0.250")
+    assert printed[3].startswith("step 3/5: reverse KL, sampled 0.1667 nats/token  reward 0.250")
     assert not printed[3].endswith("left"), "one step says nothing: it is the slow one"
     assert printed[4].endswith(" left")
     assert printed[5].startswith("about ")
@@ -94,9 +94,17 @@ def test_an_evaluation_is_described_by_what_it_has() -> None:
     rewards = {"step": 4, "accuracy": -0.5, "accuracy/low": -0.9, "accuracy/high": -0.1}
     rewards |= {"accuracy/min": -1.0, "accuracy/max": 0.0, "reverse_kl/sampled": 0.25}
     assert describe_evaluation(rewards) == (
-        "evaluation at step 4:  mean reward -0.500 [-0.900, -0.100]  reverse KL 0.2500 nats/token"
+        "evaluation at step 4:  mean reward -0.500 [-0.900, -0.100]  reverse KL, sampled 0.2500 nats/token"
     )
     assert describe_evaluation({"step": 0, "accuracy": 1.0}) == "evaluation at step 0:  accuracy 1.000"
+
+
+def test_a_sampled_kl_is_called_so_and_stands_for_no_exact_one() -> None:
+    def names(**line: float) -> list[str]:
+        return [name for name, _, _ in shown_values(line) if "KL" in name]
+
+    assert names(**{"reverse_kl/sampled": 0.25}) == ["reverse KL, sampled"]
+    assert names(**{"reverse_kl/sampled": 0.25, "reverse_kl/exact": 0.5}) == ["reverse KL"]
 
 
 def test_the_live_panel_shows_no_negative_zero() -> None:

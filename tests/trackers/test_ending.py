@@ -43,8 +43,18 @@ def test_rewards_and_the_kl_of_each() -> None:
 def test_without_a_grader_or_an_exact_kl() -> None:
     values = {"reverse_kl/sampled": 0.25}
     assert shown(comparison({"student before": values})) == [
-        ["", "reverse KL (nats/token)"],
+        ["", "reverse KL, sampled (nats/token)"],
         ["student before", "0.2500"],
+    ]
+
+
+def test_a_kl_has_its_error_and_a_sampled_one_beside_an_exact_one_its_own_column() -> None:
+    sampled, exact = {"reverse_kl/sampled": 0.25, "reverse_kl/sampled/se": 0.0125}, {"reverse_kl/exact": 0.5}
+    rows = {"before": sampled, "after": exact | sampled | {"reverse_kl/exact/se": 0.002}}
+    assert shown(comparison(rows)) == [
+        ["", "reverse KL, sampled (nats/token)", "reverse KL (nats/token)"],
+        ["before", "0.2500 ± 0.0125", ""],
+        ["after", "", "0.5000 ± 0.0020"],
     ]
 
 

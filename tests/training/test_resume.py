@@ -104,8 +104,9 @@ def test_more_steps_go_on_from_the_last_checkpoint(table: dict, tmp_path: Path) 
 
 def test_another_recipe_in_the_same_folder_is_refused(table: dict, straight: Path) -> None:
     changed = {**table, "rollout": {**table["rollout"], "temperature": 1.0}}
-    with pytest.raises(RunError, match=r"another recipe: rollout\.temperature \(0\.7 then, 1\.0 now\)"):
+    with pytest.raises(RunError, match=r"another recipe: rollout\.temperature \(0\.7 then, 1\.0 now\)") as caught:
         limbeck.train(recipe(changed, straight))
+    assert f"add student.model={straight / 'run' / 'model'} to the other name" in str(caught.value)
     assert (straight / "run" / "recipe.toml").read_text().count("temperature = 0.7") == 1
 
 

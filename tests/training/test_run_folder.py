@@ -50,6 +50,17 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(folder: RunFolder) -> None
     assert (folder.checkpoints / "step-000005" / "model" / "weights").read_text() == "five"
 
 
+def test_the_first_checkpoint_that_fails_speaks_of_no_earlier_ones(folder: RunFolder) -> None:
+    with pytest.raises(RunError, match=r"step-000010: .*No space left"):
+        folder.save(10, full_disk, keep_last=1)
+
+
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    expected = r"cannot make the folder /proc/nowhere: .* No folder can be made in /proc: .*output="
+    with pytest.raises(RunError, match=expected):
+        RunFolder(Path("/proc/nowhere/run")).open("", {})
+
+
 def test_safetensors_running_out_of_disk_is_the_same_error(folder: RunFolder) -> None:
     from safetensors import SafetensorError
 

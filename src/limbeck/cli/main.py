@@ -184,13 +184,14 @@ def view(path: Path, host: str, port: int, no_open: bool) -> None:
 )
 def report(path: Path, output: Path, rollouts: int, png: Path | None) -> None:
     """Write the page on the run or runs in PATH as one HTML file, which opens without a network."""
+    from limbeck.view.plots import require_matplotlib, write_plots
     from limbeck.view.report import write_report
 
+    if png is not None:  # before anything is written
+        require_matplotlib()
     write_report(path, output, rollouts)
     click.echo(f"{output}  ({output.stat().st_size / 2**20:.1f} MB)")
     if png is not None:
-        from limbeck.view.plots import write_plots
-
         for file in write_plots(path, png):
             click.echo(str(file))
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from limbeck.config.aliases import known_as
 from limbeck.config.values import Place, fault_of
 from limbeck.formatting import shown
 
@@ -39,6 +40,18 @@ class Config(BaseModel):
                 types = set(_plain_types(field.annotation))
                 if types & {int, float} and bool not in types:
                     raise ValueError(f"{key} is {shown(value).lower()}, expected a number")
+        return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _show_how_tables_are_listed(cls, given: Any) -> Any:
+        """`trackers=wandb`: Pydantic would ask for a tuple."""
+        for key, value in given.items() if isinstance(given, Mapping) else ():
+            field = fields_of(cls).get(key)
+            if field is None or get_origin(field.annotation) is not tuple or not configs_of(field.annotation):
+                continue
+            if not isinstance(value, list | tuple) or any(isinstance(item, str) for item in value):
+                raise ValueError(f"{key} is {shown(value)}, expected a list of tables{_example(key, value, field)}")
         return given
 
     @model_validator(mode="before")
@@ -90,6 +103,23 @@ def _plain_types(annotation: Any) -> Iterator[Any]:
         yield from _plain_types(part)
 
 
+def _example(key: str, given: Any, field: FieldInfo) -> str:
+    """` such as trackers=[{kind="wandb"}]`, with the kind that was given where it is one."""
+    kinds = {
+        value: tag
+        for section in configs_of(field.annotation)
+        for tag, info in fields_of(section).items()
+        if get_origin(info.annotation) is Literal
+        for value in get_args(info.annotation)
+        if tag in ("kind", "from")
+    }
+    table = list(given.values()) if isinstance(given, Mapping) else given
+    names = [name for name in (table if isinstance(table, list | tuple) else [table]) if isinstance(name, str)]
+    listed = [name for name in names if name in kinds] or list(kinds)[:1]
+    tables = ", ".join(f'{{{kinds[name]} = "{name}"}}' for name in listed)
+    return f": {key}=[{tables}]" if listed else ""
+
+
 def _kinds_with(key: str, section: type[Config]) -> list[str]:
     """The other kinds of this table that have the key, such as `kind = 'file'`."""
     kinds = []
@@ -115,7 +145,9 @@ def _unknown_key(key: str, section: type[Config]) -> str:
     everywhere = [] if Config.root is None else dict.fromkeys(keys_of(Config.root))
     found = [path for path in everywhere if path.rpartition(".")[2] == key]
     elsewhere = [path for path in found if ".NAME." not in path] or found
-    if near:
+    if alias := known_as(key):
+        hint = alias
+    elif near:
         hint = f"Did you mean {near[0]!r}?"
     elif kinds := _kinds_with(key, section):
         hint = f"It goes with {' or '.join(kinds[:3])}."

@@ -86,6 +86,17 @@ def _owner(error: OSError) -> str:
     return ""
 
 
+def make_folder(path: Path, elsewhere: str) -> None:
+    """A folder and those around it. Raises `RunError` where the file system has none made, as /proc; else `OSError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise RunError(
+            f"cannot make the folder {error.filename}: {error.strerror}. No folder can be made in "
+            f"{Path(error.filename).parent}: {elsewhere}."
+        ) from error
+
+
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
     """A file to read. Raises `OSError`, also for a pipe or a device: those would be waited for, or have no end."""

@@ -23,6 +23,7 @@ from limbeck.models.complete import check_loading, check_stop_ids
 from limbeck.models.decode import TransformersRows
 from limbeck.models.equivalence import distance, prove_head, tolerance
 from limbeck.models.folder import CONFIG, TOKENIZER, bounded, check_files, read_json
+from limbeck.models.hub import refuse_what_is_nowhere
 from limbeck.models.prefill import MASK_PLACES, prefill
 from limbeck.models.shards import largest, local
 from limbeck.models.spread import devices_for, spread
@@ -167,6 +168,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except BaseException as error:
         if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):  # Rust's, of a damaged file
             raise
+        refuse_what_is_nowhere(name, path, error)
         for file in ("tokenizer.json", "special_tokens_map.json"):  # named where they are no tables at all
             if (Path(path) / file).is_file():
                 read_json(Path(path) / file)
@@ -249,6 +251,7 @@ def read_config(name: str, path: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, the config class's own
+        refuse_what_is_nowhere(name, path, error)
         remedy = "Take the config.json that came with the model."
         raise _not_loaded(f"cannot read the config.json of {name!r}", error, remedy) from error
     if why := NOT_BY_ITSELF.get(config.model_type):

@@ -24,8 +24,10 @@ SPARKLINE = 48
 SET = "/samples_per_prompt"  # how the names of a set's metrics end, of one of them
 TASK_ACCURACY = re.compile(r"task/[^/]+/accuracy")
 KL_KEYS = ("reverse_kl/exact", "reverse_kl/sampled")  # the exact one leads where it is there
+SAMPLED = "reverse KL, sampled"  # shown where there is no exact one
 LIVE_ROWS = (  # name, the keys of which the first that is there is shown, decimals, unit
-    ("reverse KL", KL_KEYS, 4, " nats/token"),
+    ("reverse KL", KL_KEYS[:1], 4, " nats/token"),
+    (SAMPLED, KL_KEYS[1:], 4, " nats/token"),
     ("reward", ("reward",), 3, ""),
     ("turns", ("env/turns",), 1, " an episode"),
     ("failed", ("env/failed",), 0, " episodes"),
@@ -211,6 +213,7 @@ def shown_values(line: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     return [
         (name, line[key], number(float(line[key]), digits) + unit)
         for name, keys, digits, unit in rows
+        if name != SAMPLED or KL_KEYS[0] not in line
         for key in [next((key for key in keys if key in line), None)]
         if key is not None
     ]
@@ -231,10 +234,8 @@ def _describe_set(line: Mapping[str, Any]) -> str:
     if "accuracy" in line:
         parts.append(f"{reward_name(line)} {describe_reward(line)}")
     parts += [f"{key} {number(value, 3)}" for key, value in line.items() if key.startswith("pass@") and key != "pass@1"]
-    for key in KL_KEYS:
-        if key in line:
-            parts.append(f"reverse KL {with_error(line[key], line.get(f'{key}/se'))} nats/token")
-            break
+    if kl := shown_kl(line):
+        parts.append(f"{kl[0]} {kl[1]} nats/token")
     if failed := line.get("env/failed"):
         parts.append(f"{failed:.0f} episodes failed, which count as 0")
     if left_out := line.get("teacher/tokens_left_out"):
@@ -242,6 +243,14 @@ def _describe_set(line: Mapping[str, Any]) -> str:
     tasks = [key.removeprefix("task/").removesuffix("/accuracy") for key in line if TASK_ACCURACY.fullmatch(key)]
     parts += [f"{name} {number(float(line[f'task/{name}/accuracy']), 3)}" for name in tasks]
     return "  ".join(parts)
+
+
+def shown_kl(line: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The reverse KL of an evaluation as (name, `0.1250 ± 0.0020`): the exact one, else the sampled one, else None."""
+    for name, key in zip(("reverse KL", SAMPLED), KL_KEYS, strict=True):
+        if key in line:
+            return name, with_error(line[key], line.get(f"{key}/se"))
+    return None
 
 
 def reward_name(line: Mapping[str, Any]) -> str:

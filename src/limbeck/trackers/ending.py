@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.formatting import counted, duration, interval, number
-from limbeck.trackers.console import KL_KEYS, reward_name
+from limbeck.trackers.console import reward_name, shown_kl
 
 Evaluations = Mapping[str, Mapping[str, Any]]  # by whose they are: the values as in metrics.jsonl
 
@@ -23,13 +23,14 @@ def comparison(evaluations: Evaluations, caption: str = "") -> Any:
     if graded:
         table.add_column(reward_name(next((v for v in graded if "accuracy/min" in v), graded[0])))
         table.add_column("95% interval")
-    table.add_column("reverse KL (nats/token)")
+    kls = {name: kl for name, values in evaluations.items() if name != "teacher" and (kl := shown_kl(values))}
+    for kind in (kinds := list(dict.fromkeys(kl[0] for kl in kls.values())) or ["reverse KL"]):
+        table.add_column(f"{kind} (nats/token)")
     for name, values in evaluations.items():
         reward = values.get("accuracy")
         range_ = interval(values.get("accuracy/low"), values.get("accuracy/high"))
         cells: list[Any] = [number(None if reward is None else float(reward), 3), Text(range_)] if graded else []
-        kl = next((values[key] for key in KL_KEYS if key in values), None)
-        table.add_row(name, *cells, "" if name == "teacher" or kl is None else number(kl))
+        table.add_row(name, *cells, *(kls[name][1] if name in kls and kls[name][0] == kind else "" for kind in kinds))
     return table
 
 

@@ -15,6 +15,7 @@ from limbeck.errors import RunError
 from limbeck.files.digests import RECIPE_FILE
 from limbeck.files.disk import read_file
 from limbeck.formatting import significant
+from limbeck.learners.checkpoint import MODEL_FOLDER
 from limbeck.learners.schedule import learning_rate
 
 EVALUATION_KEYS = ("prompts", "samples_per_prompt", "greedy")
@@ -60,8 +61,17 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], now: Mapping[st
     if differing:
         raise RunError(
             f"{folder} holds a run of another recipe: {'; '.join(differing[:5])}. Give this one another name=..., or "
-            "start over with --fresh."
+            f"start over with --fresh: both begin with the recipe's student. {_from_its_weights(folder)}"
         )
+
+
+def _from_its_weights(folder: Path) -> str:
+    if (model := folder / MODEL_FOLDER).is_dir():
+        return f"To go on from the weights that were trained, add student.model={model} to the other name."
+    return (
+        f"To go on from the weights that were trained, `limbeck export {folder} OUT` and add student.model=OUT to the "
+        "other name."
+    )
 
 
 def _with_defaults(recipe: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -48,6 +48,7 @@ from limbeck.files.disk import (
     disk_errors,
     flush,
     flush_tree,
+    make_folder,
     read_file,
     remove,
     sweep,
@@ -104,7 +105,7 @@ class RunFolder:
         if from_checkpoint is not None and not self.path.is_dir():
             raise RunError(f"there is no run in {self.path}, and so no checkpoint of step {from_checkpoint}.")
         with self.writing(f"cannot open the run folder {self.path}"):
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path, ELSEWHERE)
             if fresh:
                 self._refuse_to_remove()
             self._lock.acquire()
@@ -178,7 +179,8 @@ class RunFolder:
         half, removed = self._hidden(final, HALF), self._hidden(final, REMOVED)
         values = {"step": step, "metrics_bytes": self._metrics.size, "recipe": dict(self._recipe)}
         try:
-            with self.writing(f"cannot write checkpoint {final}; earlier checkpoints are intact"):
+            kept = "; earlier checkpoints are intact" if self.newest_step() else ""
+            with self.writing(f"cannot write checkpoint {final}{kept}"):
                 remove(half)
                 half.mkdir(parents=True)
                 write(half)

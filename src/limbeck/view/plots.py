@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,18 @@ PLOTS = (
 )
 
 
+def require_matplotlib() -> None:
+    """Raises `RunError` where it is missing."""
+    if find_spec("matplotlib") is None:
+        raise RunError("--png needs matplotlib: pip install 'limbeck[report]'")
+
+
 def write_plots(path: Path, folder: Path) -> list[Path]:
     """The plots there are values for. Raises `RunError` where matplotlib or the values are missing."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RunError("--png needs matplotlib: pip install 'limbeck[report]'") from None
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     runs = {run.path.name: run.metrics() for run in Runs(path).all()}
     temperatures = {run.path.name: _temperatures(run.describe()["recipe"]) for run in Runs(path).all()}
     # Numbers at different temperatures are different quantities: then each curve says its own.

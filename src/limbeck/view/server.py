@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import webbrowser
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,14 +15,14 @@ from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
-from limbeck.errors import LimbeckError, RunError
+from limbeck.errors import LimbeckError
 from limbeck.formatting import shown
 from limbeck.view import page
 from limbeck.view.disagreement import NoStepsError
 from limbeck.view.metrics import MAX_STEP
 from limbeck.view.runs import Runs
 from limbeck.wire.hosts import hosts_of, is_loopback
-from limbeck.wire.listening import base_url
+from limbeck.wire.listening import base_url, listen
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -90,22 +89,12 @@ class _OnlyThisMachine:
 
 
 def serve(path: Path, host: str, port: int, open_browser: bool, announce: Callable[[str], None]) -> None:
-    """Serve until interrupted. Raises `RunError` where the port is taken."""
+    """Serve until interrupted. Raises `RecipeError` where the port is taken."""
     import uvicorn
 
     app = make_app(path, host)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()  # before the address is printed: an early request waits, and is not refused
-    except (OSError, OverflowError, ValueError) as error:  # a port above 65535; a host that is no name
-        listener.close()
-        why = getattr(error, "strerror", None) or error
-        raise RunError(
-            f"cannot listen at {shown(host)}, port {port}: {why}. Choose another with --port; 0 takes a free one."
-        ) from None
+    listener = listen(host, port, "--port")
+    listener.listen()  # before the address is printed: an early request waits, and is not refused
     address = f"{base_url(host, listener.getsockname()[1])}/"
     announce(address)
     if open_browser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from limbeck.errors import RecipeError
+from limbeck.formatting import shown
 
 
 def listen(host: str, port: int, key: str) -> socket.socket:
@@ -12,6 +13,7 @@ def listen(host: str, port: int, key: str) -> socket.socket:
 
     Raises `RecipeError` where it cannot be had.
     """
+    listener: socket.socket | None = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family)
@@ -20,10 +22,13 @@ def listen(host: str, port: int, key: str) -> socket.socket:
         # first; asyncio sets it for sockets alone whose protocol is named.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # a port above 65535; a host that is no name
+        if listener is not None:
+            listener.close()
+        why = getattr(error, "strerror", None) or error
         raise RecipeError(
-            f"cannot listen at {host} port {port}: {error}. Choose another {key} (0 takes a free one), or stop what is "
-            "there."
+            f"cannot listen at {shown(host)}, port {port}: {why}. Choose another {key} (0 takes a free one), or stop "
+            "what is there."
         ) from None
     return listener
 
