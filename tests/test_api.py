@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,10 @@ class Told:
         self.events.append("loading")
         self.takes = takes
 
+    def proven(self, methods: Sequence[str]) -> None:
+        self.events.append("proven")
+        self.methods = list(methods)
+
     def started(self, step: int, steps: int) -> None:
         self.events.append("started")
 
@@ -51,7 +55,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_loading_comes_first_with_what_the_run_takes(table: dict[str, Any]) -> None:
     told = Told()
     limbeck.train(table, ["name=told"], observers=[told])
-    assert told.events == ["loading", "started", "stepped", "closed"]
+    assert told.events == ["loading", "proven", "started", "stepped", "closed"]
+    assert told.methods == ["teacher at T = 0.7: exact, in this process"]
     assert told.takes.startswith("the run takes at most: this process ")
     assert told.takes.endswith(" of disk")
 

@@ -26,7 +26,17 @@ from limbeck.config.teacher import LocalTeacherConfig
 from limbeck.errors import LostLearnerError, ModelError
 from limbeck.formatting import counted
 from limbeck.learners.export import newest_model
-from limbeck.protocols import Engine, Environment, Learner, Objective, Observer, SeesLoading, Task, Teacher
+from limbeck.protocols import (
+    Engine,
+    Environment,
+    Learner,
+    Objective,
+    Observer,
+    SeesLoading,
+    SeesTeachers,
+    Task,
+    Teacher,
+)
 from limbeck.records import ProbeResult
 from limbeck.trackers import make_trackers
 from limbeck.trackers.console import in_notebook, make_console
@@ -282,8 +292,10 @@ def _run_to_end(
     run: Run | None = None
     done = True
     try:
-        run = runner.run(assemble(recipe, folder, checkpoint, given, again=losses.count > 0)).run
+        assembled = runner.run(assemble(recipe, folder, checkpoint, given, again=losses.count > 0))
+        run = assembled.run
         run.observers, run.stop = observers, stop
+        report([one for one in observers if isinstance(one, SeesTeachers)], "proven", assembled.methods)
         runner.run(train_run(run))
     except BaseException as error:
         stopped = stop.caught(error)

@@ -274,6 +274,15 @@ class Observer(Protocol):
 
 
 @runtime_checkable
+class SeesTeachers(Protocol):
+    """An observer that is also told, before `started`, what the contract proved."""
+
+    def proven(self, methods: Sequence[str]) -> None:
+        """`methods`: a line for each teacher, such as `teacher at T = 0.7: exact, by the server`."""
+        ...
+
+
+@runtime_checkable
 class SeesLoading(Protocol):
     """An observer that is also told when the models begin to load; `closed` comes after it even if no step does."""
 

@@ -224,6 +224,20 @@ def test_memory_of_all_processes_together_and_disk() -> None:
     assert "checkpoint.keep_last" in disk.text
 
 
+def test_remedies_help_and_parts_have_owners() -> None:
+    sizing = eight(on_gpu=False, checkpoint={"keep_last": 1}, record={"every": 10})
+    memory, disk = misfits(sizing, Machine((), 10**9, 10**9))
+    assert "record.max_mb" not in disk.text, "a part that is small"
+    assert "learner.lora, output" in disk.text
+    assert "learner's weights" in memory.text
+    assert "teacher.devices" not in memory.text, "without GPUs there is one"
+
+
+def test_of_a_gpu_that_is_not_there_nothing_is_said() -> None:
+    found = misfits(eight(), Machine((), 2**50, 2**50))
+    assert [misfit.text.partition(".")[0] for misfit in found] == ["the run takes 1 GPU, and this machine has 0"]
+
+
 def test_too_few_gpus_for_the_processes() -> None:
     sizing = eight(cluster={"learners": 2, "samplers": 1})
     (misfit,) = misfits(sizing, Machine((2**45,) * 2, 2**45, 2**50))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from limbeck.assemble.proven import method_line
 from limbeck.config.teacher import REMOTE_KINDS, SGLangTeacherConfig, VLLMTeacherConfig
 from limbeck.contract.bake_probe import ProbeFile, ProbeSequence
 from limbeck.contract.probes import continuations
@@ -112,6 +114,10 @@ async def test_a_stock_server_is_found_out_and_rescaled_within_its_certificate(
     async with FakeServer() as server:
         teacher = await prove(client_of(server, kind), temperature, support)
         assert (teacher.proof.method, teacher.proof.acknowledges) == ("rescale", False)
+        site: Any = SimpleNamespace(recipe=SimpleNamespace(rollout=SimpleNamespace(temperature=0.7)))
+        line = method_line("t", teacher, teacher.proof.results, site)
+        assert line.startswith("t at T = 0.7: rescaled from log-probs at T = 1, certified to ")
+        assert "(top 60: median " in line
         assert "did not acknowledge" in results_of(teacher)["method native"].measured
         asked = requests(temperature, support=support)
         scored = await teacher.score(asked)

@@ -57,10 +57,12 @@ def test_the_panel_shows_phase_progress_numbers_and_alarms() -> None:
 def test_plain_lines_are_one_a_step_with_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     console = PlainConsole()
     console.loading("the run takes at most: 1 MB of disk")
+    console.proven(["teacher at T = 0.7: exact, by the server"])
     console.started(2, 5)
     for line in (_line(3), _line(4), _alarm(5)):
         console.stepped(line)
     printed = capsys.readouterr().out.splitlines()
+    assert printed.pop(2) == "teacher at T = 0.7: exact, by the server"
     assert printed[:3] == ["the run takes at most: 1 MB of disk", "loading models", "resuming after step 2 of 5"]
     assert printed[3].startswith("step 3/5: reverse KL, sampled 0.1667 nats/token  reward 0.250")
     assert not printed[3].endswith("left"), "one step says nothing: it is the slow one"
@@ -121,8 +123,10 @@ def test_loading_is_shown_before_the_first_step_and_ends_with_the_run() -> None:
     console.loading("the run takes at most: 1 MB of disk")
     assert _panel(console).split()[:3] == ["demo", "loading", "models"]
     assert "step" not in _panel(console)
+    console.proven(["teacher at T = 0.7: exact, in this process"])
     console.closed()
     assert "stopped" in _panel(console), "a run that never began is not done"
+    assert "teacher at T = 0.7: exact, in this process" in out.getvalue()
     assert "1 MB of disk" in out.getvalue()
 
 
@@ -130,6 +134,7 @@ def test_json_lines_are_those_of_the_file(capsys: pytest.CaptureFixture[str]) ->
     console = make_console(_recipe(), as_json=True)
     assert console is not None
     console.loading("the run takes at most: 1 MB of disk")
+    console.proven(["teacher at T = 1: exact, by the server"])
     console.started(0, 2)
     console.stepped(_line(1))
     assert json.loads(capsys.readouterr().out) == _line(1)

@@ -23,6 +23,7 @@ from limbeck.errors import RecipeError
 from limbeck.formatting import size
 
 SHOWN_PARTS, SHOWN_KEYS = 3, 4
+LARGE = 0.05  # of all: the keys of a smaller part would not help
 GROUPS, CGROUP = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -122,12 +123,13 @@ def _on_gpus(sizing: Sizing, machine: Machine) -> Iterator[Misfit]:
         keys = ", ".join(dict.fromkeys(process.key for process in wanted if process.key))
         takes = f"the run takes {count} GPU{'s' * (count > 1)}, and this machine has {len(machine.gpus)}"
         yield Misfit(f"{takes}. {_change(keys)}".rstrip(), True)
-    for process in wanted:
+    for process in wanted if machine.gpus else ():
         peak = process.peak("device")
         if peak.bytes > there:
             certain = process.peak("device", exact=True).bytes > there
             takes = f"{process.name}: {size(peak.bytes)} of GPU memory while {peak.doing}, and a GPU has {size(there)}"
-            yield Misfit(f"{takes}. {_why(peak.parts)}", certain)
+            held = [_owned(owner, part) for owner, part in process.held("device", peak.phase)]
+            yield Misfit(f"{takes}. {_why(held)}", certain)
 
 
 def _in_memory(sizing: Sizing, machine: Machine) -> Iterator[Misfit]:
@@ -136,9 +138,9 @@ def _in_memory(sizing: Sizing, machine: Machine) -> Iterator[Misfit]:
     certain = sum(process.count * process.peak("host", exact=True).bytes for process in sizing.processes)
     if total > machine.memory:
         parts = [
-            replace(part, bytes=process.count * part.bytes)
+            replace(_owned(owner, part), bytes=process.count * part.bytes)
             for process in sizing.processes
-            for part in process.peak("host").parts
+            for owner, part in process.held("host", process.peak("host").phase)
         ]
         takes = f"memory: {size(total)} at once, and this machine has {size(machine.memory)}"
         yield Misfit(f"{takes}. {_why(parts)}", certain > machine.memory)
@@ -152,11 +154,17 @@ def _on_disk(sizing: Sizing, machine: Machine) -> Iterator[Misfit]:
         yield Misfit(f"{takes}. {_why(sizing.disk)}", certain)
 
 
+def _owned(owner: str, part: Part) -> Part:
+    """By whose it is: several roles have weights."""
+    return part if owner == "process" else replace(part, what=f"{owner}'s {part.what}")
+
+
 def _why(parts: Sequence[Part]) -> str:
     """The largest parts, and the keys that make the large ones smaller."""
     largest = sorted(parts, key=lambda part: -part.bytes)
+    large = sum(part.bytes for part in parts) * LARGE
     named = ", ".join(f"{part.what} {size(part.bytes)}" for part in largest[:SHOWN_PARTS])
-    keys = list(dict.fromkeys(key for part in largest for key in part.keys))
+    keys = list(dict.fromkeys(key for part in largest if part.bytes >= large for key in part.keys))
     return f"The largest: {named}. {_change(', '.join(keys[:SHOWN_KEYS]))}".rstrip()
 
 

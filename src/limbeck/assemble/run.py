@@ -62,6 +62,7 @@ class Assembled:
 
     run: Run
     results: tuple[ProbeResult, ...]
+    methods: tuple[str, ...]  # a line for each teacher: how its scores come to be at the rollout's temperature
 
 
 async def assemble(
@@ -158,7 +159,7 @@ async def _assemble(
         resources=resources,
     )
     run.versions.begin(policies)
-    return Assembled(run, results)
+    return Assembled(run, results, proven.methods)
 
 
 def _journal(folder: RunFolder, environment: Environment, engines: Sequence[Samples]) -> Journal | None:

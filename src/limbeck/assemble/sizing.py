@@ -75,6 +75,11 @@ class Process:
     key: str = ""
     devices: int = 1
 
+    def held(self, where: Where, phase: Phase) -> Iterator[tuple[str, Part]]:
+        """What is there in a phase, with the name of the role that holds it."""
+        for one in self.roles:
+            yield from ((one.name, part) for part in one.parts if part.where == where and phase in part.phases)
+
     def peak(self, where: Where, exact: bool = False) -> Peak:
         """With `exact`, of what is certain alone."""
         parts = [part for role_ in self.roles for part in role_.parts if part.where == where]
@@ -172,7 +177,8 @@ def _frozen(work: Work) -> Iterator[tuple[Role, int]]:
     for name, section in members_of(work.recipe).items():
         if name in work.models.teachers and isinstance(section, LocalTeacherConfig):
             devices = section.devices if work.on_gpu else 1
-            parts = role.teacher(work, work.models.teachers[name], devices, ("teacher.dtype", "teacher.devices"))
+            keys = ("teacher.dtype", "teacher.devices") if work.on_gpu else ("teacher.dtype",)
+            parts = role.teacher(work, work.models.teachers[name], devices, keys)
             yield Role(name, tuple(parts)), devices
         if isinstance(section, SelfTeacherConfig):
             yield Role(name, tuple(role.past_self(work, section))), 1
@@ -213,10 +219,11 @@ def _disk(work: Work, given: Given) -> Iterator[Part]:
         each = state + (1 + recipe.rollout.lag) * role.trained_bytes(work)
         written = 1 if not checkpoint.every else ceil(recipe.steps / checkpoint.every)
         kept = min(written, checkpoint.keep_last)
-        yield Part(f"checkpoints: {kept} kept", kept * each, exact=True, keys=("checkpoint.keep_last",))
+        smaller = ("output",) if adapters else ("learner.lora", "output")
+        yield Part(f"checkpoints: {kept} kept", kept * each, exact=True, keys=("checkpoint.keep_last", *smaller))
         # the next checkpoint while the others are there, or the model when all is done
         over = max(each if written > kept else 0, student.parameters * FLOAT32 + adapters)
-        yield Part("the next one, or the finished model", over, exact=True)
+        yield Part("the next one, or the finished model", over, exact=True, keys=smaller)
     if recipe.record.every:
         yield Part("recorded rollouts", recipe.record.max_mb * 2**20, keys=("record.max_mb",))
     if _by_folder(recipe, given) and not _in_memory(recipe):

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from limbeck.assemble.own import OwnTeacher
+from limbeck.assemble.proven import method_line
 from limbeck.assemble.site import Site
+from limbeck.assemble.sources import OpenedData
 from limbeck.assemble.teacher_kinds import KINDS, PROBE_PROMPTS, LocalKind, Opened, OwnKind, SelfKind
 from limbeck.assemble.views import example_of, heads_as_seen, open_view, seen_tokens, texts_of
 from limbeck.config.self_teacher import ONLY, members_of
@@ -43,6 +45,7 @@ class Proven:
     heads: Mapping[str, Head]  # by fingerprint, over the student's ids, of those that answer with hidden states
     results: tuple[ProbeResult, ...]
     seconds: Callable[[], Mapping[str, float]]  # of the last scoring, by teacher where there are several
+    methods: tuple[str, ...]  # a line for each teacher: how its scores come to be at the rollout's temperature
     asks_about_ids: bool  # whether one of them has to be told which tokens are on the student's support
 
 
@@ -93,6 +96,7 @@ class OpenTeachers:
         teachers: dict[str, Teacher] = {}
         heads: dict[str, Head] = {}
         results: list[ProbeResult] = []
+        methods: list[str] = []
         support = self._support(site)
         for name, member in self.members.items():
             prompts = self._prompts_of(name, task)
@@ -101,6 +105,8 @@ class OpenTeachers:
             texts = texts_of(member.view, prompts, member.context, site)
             teacher = teachers[name] = await member.prove(site, texts, support)
             heads |= heads_as_seen(member.view, member.heads)
+            if not isinstance(member, OpenedData):  # the data itself has no temperature
+                methods.append(method_line(name, teacher, member.results, site))
             found = [*member.results, *example_of(member.view, prompts, texts[0], site)]
             if not site.resumed and member.is_student(site):
                 found.append(await _same_weights(teacher, member, site, texts, support))
@@ -110,11 +116,11 @@ class OpenTeachers:
             for name, teacher in teachers.items()
         )
         if not self.routed:
-            return Proven(teachers[ONLY], self.members[ONLY].view, heads, tuple(results), dict, ids)
+            return Proven(teachers[ONLY], self.members[ONLY].view, heads, tuple(results), dict, tuple(methods), ids)
         router = RoutedTeacher(teachers, self.default)
         router.check_routes([*task.train, *task.held_out])
         views = RoutedViews({name: member.view for name, member in self.members.items()}, self.default)
-        return Proven(router, views, heads, tuple(results), lambda: router.seconds, ids)
+        return Proven(router, views, heads, tuple(results), lambda: router.seconds, tuple(methods), ids)
 
     def _prompts_of(self, name: str, task: Task) -> Sequence[Prompt]:
         """Those that the teacher scores; of a teacher that scores none, all, which it can be proven on as well."""

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
@@ -70,6 +70,10 @@ class LiveConsole:
         if takes:
             self.console.print(takes, highlight=False, style="dim")
         self.live.start()
+
+    def proven(self, methods: Sequence[str]) -> None:
+        for line in methods:
+            self.console.print(line, highlight=False, style="dim")
 
     def started(self, step: int, steps: int) -> None:
         self.step = self.first = step
@@ -146,6 +150,10 @@ class PlainConsole:
     def loading(self, takes: str) -> None:
         if not self.as_json:
             print(*filter(None, (takes, LOADING)), sep="\n", flush=True)
+
+    def proven(self, methods: Sequence[str]) -> None:
+        if not self.as_json:
+            print(*methods, sep="\n", flush=True)
 
     def started(self, step: int, steps: int) -> None:
         self.steps = steps
