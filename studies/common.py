@@ -70,7 +70,7 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else f"{self.mean:.3f}"
+        return f"{self.mean:z.3f} [{self.low:z.3f}, {self.high:z.3f}]" if self.low < self.high else f"{self.mean:z.3f}"
 
 
 def interval(values: Sequence[float]) -> Interval:
