@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -112,7 +114,9 @@ def test_quoted_messages_are_those_of_the_code() -> None:
 
 
 def pattern(message: str) -> str:
-    """`...` stands for anything."""
+    """`...` stands for anything, and so does a reason of the system's own: people search for it."""
+    for number in errno.errorcode:
+        message = message.replace(f": {os.strerror(number)}.", ": ....")
     parts = [re.escape(part.strip(" .;:,")) for part in message.split("...") if part.strip(" .;:,()")]
     assert parts, message
     return "[^\n]*".join(parts)

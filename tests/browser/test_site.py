@@ -42,6 +42,30 @@ def test_the_search_from_a_disk_finds_a_message_by_its_words(browser: webdriver.
     assert "prompts are too long" in first.text
 
 
+SEARCHES = {  # what people type: the heading that has to be the first that is shown
+    "No space left on device": "Free some space",
+    "Address already in use": "cannot listen at",
+    "unknown key": "unknown key",
+    "out of memory": "Lower rollout.prompts_per_step",
+    "does not fit": "does not fit",
+    "ConnectError": "Is the server up",
+    "staleness": "Parts and work",
+    "kl_coef": "Your keys, here",
+}
+
+
+def test_the_search_shows_the_section_of_a_message_first(browser: webdriver.Chrome, site: Path) -> None:
+    browser.set_window_size(1440, 1000)
+    browser.get((site / "guides" / "install.html").as_uri())
+    browser.find_element(By.CSS_SELECTOR, "label.md-search__icon, .md-search__input").click()
+    typed, wait = browser.find_element(By.CSS_SELECTOR, ".md-search__input"), WebDriverWait(browser, 30)
+    for words, heading in SEARCHES.items():
+        typed.clear()
+        typed.send_keys(words)
+        at = f"return document.querySelector('.md-search-result__item')?.innerText.includes({heading!r})"
+        wait.until(lambda driver, at=at: driver.execute_script(at), words)
+
+
 def test_no_page_is_wider_than_a_phone_or_complains(browser: webdriver.Chrome, site: Path) -> None:
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
