@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from limbeck.cli.main import main
-from limbeck.errors import RunError
+from limbeck.errors import RecipeError, RunError
 from limbeck.view import page, report
 from limbeck.view.report import gather, write_report
 from limbeck.view.runs import Runs
@@ -168,7 +168,7 @@ def test_a_taken_port_is_said(two_runs: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(RunError, match="--port"):
+        with pytest.raises(RecipeError, match="--port"):
             serve(two_runs, "127.0.0.1", taken.getsockname()[1], False, print)
 
 
