@@ -90,6 +90,12 @@ def test_quantised_weights_count_as_in_their_files(tmp_path: Path) -> None:
     assert after.weights == 4 * before.parameters, "float32 in its file, whatever the recipe says"
 
 
+def test_a_folder_with_a_config_alone_is_counted(tmp_path: Path) -> None:
+    """A job is sized at a machine without the weights."""
+    EIGHT.save_pretrained(tmp_path)
+    assert model_size(ModelConfig(model=str(tmp_path))).parameters == PARAMETERS
+
+
 def test_a_model_that_is_not_there_and_one_that_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model folder at"):
         model_size(ModelConfig(model=str(tmp_path / "absent")))

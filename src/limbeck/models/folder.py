@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 BAKED_TEMPERATURE = "limbeck_temperature"  # in config.json, of a folder that `limbeck bake` wrote
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 MAX_BYTES = 64 * 2**20  # of one JSON file: an index of a large model has a few
 MOST_LAYERS = 10_000
 LARGEST = 2**48  # of a whole number in config.json
@@ -173,16 +174,19 @@ class _TooLargeError(Exception):
 
 @contextmanager
 def bounded(name: str, folder: Path) -> Iterator[None]:
-    """Stops a model from being made that is larger than the files in `folder` can fill; nothing else is bounded.
+    """Stops a model from being made that is larger than the files in `folder` can fill.
 
-    Raises `ModelError`. Counted where modules take their parameters, which have no memory yet.
+    A name of the hub, and a folder without weights, which can be counted but not loaded, have a bound far above any
+    model. Raises `ModelError`. Counted where modules take their parameters, which have no memory yet.
     """
     from torch.nn.modules.module import (
         register_module_buffer_registration_hook,
         register_module_parameter_registration_hook,
     )
 
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) if folder.is_dir() else 2**43
+    files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    filled = any(path.suffix in WEIGHTS for path in files)
+    size = sum(path.stat().st_size for path in files) if filled else 2**43
     most, made = PER_BYTE * size + SPARE, [0]
 
     def count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
