@@ -118,9 +118,13 @@ class Results:
         steps = [row["step"] for row in first if key in row]
         return steps, [self.at(condition, key, step) for step in steps]
 
+    def values_along(self, condition: str, key: str, x: str, at: float) -> dict[int, float]:
+        """By seed, where `x` (such as seconds, which differ from seed to seed) is `at`: between the nearest rows."""
+        return {seed: _between(self.runs[condition, seed], key, x, at) for seed in self.seeds(condition)}
+
     def along(self, condition: str, key: str, x: str, at: float) -> Interval:
-        """Where `x` (such as seconds, which differ from seed to seed) is `at`: each seed between its nearest rows."""
-        return interval([_between(self.runs[condition, seed], key, x, at) for seed in self.seeds(condition)])
+        """Over seeds, where `x` is `at`."""
+        return interval(list(self.values_along(condition, key, x, at).values()))
 
     def extent(self, condition: str, x: str) -> tuple[float, float]:
         """From where to where every seed of it has an `x`."""
