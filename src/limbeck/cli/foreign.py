@@ -24,7 +24,7 @@ class _Aside(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.partition(".")[0] in OURS or record.levelno >= logging.ERROR:
-            print(self.format(record), file=sys.stderr)
+            print(self.format(record), file=sys.stderr, flush=True)  # a server that waits shows it at once
         else:
             self.texts.add(record.getMessage())
 
