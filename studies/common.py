@@ -243,7 +243,7 @@ def _make(
             _say(number, len(missing), condition, seed, _one(study.run, condition, seed, setting, folder))
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         runs = {pool.submit(_one, study.run, *one, setting, folder): one for one in missing}
         for number, done in enumerate(as_completed(runs), 1):
             _say(number, len(missing), *runs[done], done.result())

@@ -121,7 +121,7 @@ def draw(results: Results, path: Path) -> None:
         axes[0, 0].set_ylim(0, 0.7)
         axes[0, 1].set_yscale("log")
         axes[0, 1].set_ylim(3e-3, 1)
-        axes[0, 0].legend()
+        axes[0, 1].legend(loc="lower left")
 
 
 STUDY = Study("supports", SETTING, QUICK, [*SUPPORTS, VARIANCE], run, report, draw, make_pair)
