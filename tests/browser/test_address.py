@@ -68,17 +68,15 @@ def test_an_address_of_an_earlier_version_still_opens_its_rollout(page: Page, th
 
 def test_the_runs_that_are_shown_are_in_the_address(page: Page, three_runs: Path, served: Served) -> None:
     address = served(three_runs)
-    page.open(f"{address}#curves")
-    assert "runs" not in _hash(page)
+    page.open(f"{address}#runs")
+    assert _hash(page) == "#runs"
     page.press('input[aria-label="Show a"]')
-    page.until("location.hash === '#curves?runs=b%2C+c,d%2Be+%26+50%25'")
+    page.until("location.hash === '#runs?runs=b%2C+c,d%2Be+%26+50%25'")
     page.open(f"{address}{_hash(page)}")
-    checked = (
-        "return [...document.querySelectorAll('[aria-label^=\"Show \"]')].filter(b => b.checked).map(b => b.ariaLabel)"
-    )
+    checked = "return [...document.querySelectorAll('[data-act=show]')].filter(b => b.checked).map(b => b.ariaLabel)"
     assert page.run(checked) == ["Show b, c", "Show d+e & 50%"]
     page.press('input[aria-label="Show a"]')
-    page.until("location.hash === '#curves'")
+    page.until("location.hash === '#runs'")
 
 
 def test_keys_are_read_as_what_they_were_written_as(page: Page, three_runs: Path, served: Served) -> None:

@@ -49,7 +49,6 @@ SEARCHES = {  # what people type: the heading that has to be the first that is s
     "out of memory": "Lower rollout.prompts_per_step",
     "does not fit": "does not fit",
     "ConnectError": "Is the server up",
-    "staleness": "Parts and work",
     "kl_coef": "Your keys, here",
 }
 
