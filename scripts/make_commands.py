@@ -56,7 +56,7 @@ def section(name: str, above: click.Context) -> Iterator[str]:
 
 
 def paragraphs(text: str) -> str:
-    """The help as Markdown; what click is told not to wrap (its \\b) is a block of its own."""
+    """The help as Markdown; what click does not wrap (its \\b) is a block of its own."""
     parts = re.split(r"\n\n+", inspect.cleandoc(text))
     blocks = [inspect.cleandoc(part.removeprefix("\b\n")) if part.startswith("\b") else part for part in parts]
     return "\n\n".join(f"```text\n{b}\n```" if b != part else b for b, part in zip(blocks, parts, strict=True))

@@ -275,7 +275,7 @@ class Observer(Protocol):
 
 @runtime_checkable
 class SeesTeachers(Protocol):
-    """An observer that is also told, before `started`, what the contract proved."""
+    """An observer that also receives, before `started`, what the contract proved."""
 
     def proven(self, methods: Sequence[str]) -> None:
         """`methods`: a line for each teacher, such as `teacher at T = 0.7: exact, by the server`."""
@@ -284,7 +284,7 @@ class SeesTeachers(Protocol):
 
 @runtime_checkable
 class SeesLoading(Protocol):
-    """An observer that is also told when the models begin to load; `closed` comes after it even if no step does."""
+    """An observer that also hears when the models begin to load; `closed` comes after it even if no step does."""
 
     def loading(self, takes: str) -> None:
         """`takes`: what memory and disk the run takes, in one line; empty where that is not known."""

@@ -161,7 +161,7 @@ def _draw(
                 steps, values, yerr=bars, fmt="o", color=colour, label=label, linewidth=1, markersize=3, capsize=2,
                 transform=_moved(axes, beside),
             )  # fmt: skip
-            # The axes do not look at what is moved: they are told.
+            # The axes do not look at what is moved: they receive its ends.
             seen = [pair for column in (values, *(band or ())) for pair in zip(steps, column, strict=True)]
             axes.update_datalim([pair for pair in seen if math.isfinite(pair[1])])
             axes.autoscale_view()

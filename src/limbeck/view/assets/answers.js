@@ -72,14 +72,14 @@ export class AnswersPanel {
   get set() { const asked = address.get("samples.set", ""); return this.sets.includes(asked) ? asked : this.sets[0] ?? ""; }
 
   // What metrics.jsonl says of the two evaluations: { failed, accuracy, prompts } each.
-  get told() {
+  get reported() {
     const { run, other, after, before } = this.chosenNow;
     return [other.evaluated(before, this.set), run.evaluated(after, this.set)];
   }
 
   // { pairs: [{ key, row, after, now, outcome }], ... } of all prompts of the set, and what is before where there is something to compare.
   items() {
-    const [before, after] = [this.beforeRows, this.afterRows].map((rows, i) => rows && sideOf(rows, this.set, this.whole[i] ? this.told[i].failed : 0));
+    const [before, after] = [this.beforeRows, this.afterRows].map((rows, i) => rows && sideOf(rows, this.set, this.whole[i] ? this.reported[i].failed : 0));
     if (before) return { ...pairAnswers(before, after), sides: [before, after] };
     return { pairs: rewardsIn(after).map((item) => ({ ...item, outcome: outcomeAlone(item.now) })), sides: [null, after] };
   }
@@ -132,7 +132,7 @@ export class AnswersPanel {
     return [
       el("p", { class: "headline" }, `${value(was)} → ${value(now)}`, el("small", {}, `${shares ? "accuracy" : "mean reward"} on ${whole(graded)} prompts: `, el("span", { class: "whole" }, `${signed(now - was)}${shares ? " points" : ""}`), el("span", { class: "whole" }, interval))),
       el("p", {}, `${whole(counts.won)} won, ${whole(counts.lost)} lost. ${chanceOf(now - was, low, high)} `, p !== null && el("span", { class: "hint" }, `p ${pText(p)}, ${exact ? "McNemar's exact test" : "Student's paired test over prompts"}; the interval is of the difference, 95%.`)),
-      ...[was, now].flatMap((mean, i) => this.notAsTold(mean, this.told[i], graded, i ? "After" : "Before", alone + others > 0)), ...notes];
+      ...[was, now].flatMap((mean, i) => this.notAsReported(mean, this.reported[i], graded, i ? "After" : "Before", alone + others > 0)), ...notes];
   }
 
   single({ pairs, sides: [, side] }) {
@@ -141,11 +141,11 @@ export class AnswersPanel {
     const mean = graded.reduce((total, pair) => total + pair.now, 0) / count, shares = graded.every((pair) => pair.now >= 0 && pair.now <= 1);
     return [el("p", { class: "headline" }, shares ? percent(mean) : num(mean, 3), el("small", {}, `${shares ? "accuracy" : "mean reward"} on ${whole(count)} prompts`)),
       side.failed && side.samples ? el("p", { class: "hint" }, `${counted(side.failed, "episode")} failed: ${side.failed === 1 ? "it has" : "they have"} no answer, and ${side.failed === 1 ? "counts" : "count"} as 0.`) : "",
-      ...this.notAsTold(mean, this.told[1], count, "", false)];
+      ...this.notAsReported(mean, this.reported[1], count, "", false)];
   }
 
   // Where the mean of these answers is not what metrics.jsonl has, it is said: answers are missing, or were not compared.
-  notAsTold(mean, { accuracy, prompts, failed }, count, side, partly) {
+  notAsReported(mean, { accuracy, prompts, failed }, count, side, partly) {
     if (accuracy === undefined || Math.abs(mean - accuracy) < 5e-4) return [];
     const text = `metrics.jsonl has ${accuracy >= 0 && accuracy <= 1 ? percent(accuracy) : num(accuracy, 3)}${prompts ? ` on ${whole(prompts)} prompts` : ""}${failed ? `, with ${counted(failed, "failed episode")} as 0` : ""}`;
     return [el("p", { class: partly ? "hint" : "problem" }, `${side ? `${side}: ` : ""}${text}; this is of the ${whole(count)} ${partly ? "that are compared" : "that have an answer here"}.`)];

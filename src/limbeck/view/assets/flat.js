@@ -1,6 +1,6 @@
 // Recipes as flat keys, what differs among several, and TOML of that.
 
-// Keys that change nothing about what is trained: the place, what is kept, who is told of it, and how fast.
+// Keys that change nothing about what is trained: the place, what is kept, who hears of it, and how fast.
 const ASIDE = ["name", "output", "checkpoint", "record", "trackers", "threads"];
 const flats = new WeakMap();  // recipe -> its keys and values
 const paths = new Map();  // key -> its parts; a list of tables counts as one value

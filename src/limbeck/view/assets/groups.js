@@ -71,7 +71,7 @@ store.byGroup = () => {
 };
 
 // `temperature 0.7, lr 0.001`: with a key's table where two keys have one name; short values first, so that what differs is seen where
-// a label is cut. Long values are told by their ends.
+// a label is cut. Of a long value its ends are shown.
 function labelsOf(runs, keys) {
   if (!keys.length) return () => "all runs";
   const name = (key) => { const last = key.split(".").pop(); return keys.filter((other) => other.split(".").pop() === last).length > 1 ? key : last; };

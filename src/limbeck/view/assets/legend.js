@@ -20,7 +20,7 @@ function valueNodes(line, place, { format, shared, pointed }) {
 const swatch = (line, ink = line.colour) => el("i", { class: line.points ? "swatch point" : line.dash ? "swatch dashed" : "swatch", vars: { ...(ink && { "--ink": ink }), "--alpha": line.alpha ?? 1 } });
 
 // { head, table, said }: entries side by side; where several runs are overlaid, the names of the quantities, and a table with
-// a row a run. `said` is all of it as a sentence. `focus(owner)` is told which row is pointed at.
+// a row a run. `said` is all of it as a sentence. `focus(owner)` receives the row that is pointed at.
 export function legendOf(lines, place, options) {
   const labelled = lines.filter((line) => line.label), ordered = [...labelled.filter((line) => !line.faint), ...labelled.filter((line) => line.faint)];
   const nodes = (line) => (options.valued ? valueNodes(line, place, options) : []);

@@ -39,9 +39,9 @@ function applyTheme() {
 const problems = el("section", { class: "problems", role: "status", "aria-label": "Notices", hidden: true });
 
 function drawProblems() {
-  const told = (run, part) => (part === "rollouts" ? address.tab === "samples" : part !== "metrics" || run.step || !(run.live || run.state === "new"));
+  const isDue = (run, part) => (part === "rollouts" ? address.tab === "samples" : part !== "metrics" || run.step || !(run.live || run.state === "new"));
   const texts = [...store.problems.map((text) => ["", text]),
-    ...store.shown.flatMap((run) => Object.entries(run.problems).flatMap(([part, texts]) => (told(run, part) ? texts : [])).map((text) => [store.runs.length > 1 ? run.id : "", text]))];
+    ...store.shown.flatMap((run) => Object.entries(run.problems).flatMap(([part, texts]) => (isDue(run, part) ? texts : [])).map((text) => [store.runs.length > 1 ? run.id : "", text]))];
   problems.hidden = texts.length === 0;
   problems.replaceChildren(...texts.slice(0, 8).map(([run, text]) => el("p", { class: "problem" }, run && el("b", {}, `${run}: `), text)),
     texts.length > 8 ? el("p", { class: "problem" }, `and ${texts.length - 8} more`) : "");

@@ -120,8 +120,8 @@ function append(columns, part) {
 class Store extends EventTarget {
   runs = [];
   problems = [];
-  version = 0;  // of what the server has told
-  edition = 0;  // counts what it told that was new
+  version = 0;  // of what the server has answered
+  edition = 0;  // counts its answers that had something new
   watchRollouts = false;
   tell(what) { this.dispatchEvent(new Event(what)); }
   get shown() { return this.runs.filter((run) => run.shown); }
