@@ -5,14 +5,13 @@ python scripts/make_commands.py
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from written_page import write_page
 
 from limbeck.cli.main import SECTIONS
 from limbeck.cli.main import main as cli
@@ -26,14 +25,6 @@ HEAD = """# Commands
 [recipe](recipe.md), dotted: `rollout.temperature=0.7`. What a status means that a command exits with is in
 [troubleshooting](../guides/troubleshooting.md#exit-statuses).
 """
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    if parser.parse_args().check:
-        sys.exit(0 if TARGET.read_text() == page() else f"{TARGET} is out of date: run {sys.argv[0]}")
-    TARGET.write_text(page())
 
 
 def page() -> str:
@@ -76,4 +67,4 @@ def table_text(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    write_page(TARGET, page, __doc__)

@@ -5,9 +5,7 @@ python scripts/make_reference.py
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from written_page import write_page
 
 from limbeck.config.base import Config, configs_of, fields_of
 from limbeck.config.recipe import Recipe
@@ -53,14 +52,6 @@ class Table:
     @property
     def title(self) -> str:
         return f"`[[{self.path}]]`" if self.array else f"`[{self.path}]`" if self.path else "Top level"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    if parser.parse_args().check:
-        sys.exit(0 if TARGET.read_text() == reference() else f"{TARGET} is out of date: run {sys.argv[0]}")
-    TARGET.write_text(reference())
 
 
 def reference() -> str:
@@ -201,4 +192,4 @@ def toml(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    write_page(TARGET, reference, __doc__)

@@ -23,6 +23,18 @@ from transformers.utils import logging
 from steps.cases import BETAS, LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, Work
 from steps.worker import Clock, Line, peak_mb, reset_peak
 
+ON_A_CPU = {  # options of every trainer
+    "optim": "adamw_torch_fused",
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+
 
 class FixedLengths:
     """The logits processor."""
@@ -84,15 +96,7 @@ class Side:
             "adam_beta2": BETAS[1],
             "weight_decay": 0.0,
             "max_grad_norm": MAX_GRAD_NORM,
-            "optim": "adamw_torch_fused",
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "use_cpu": True,
-            "report_to": "none",
-            "logging_strategy": "no",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
+            **ON_A_CPU,
             "temperature": TEMPERATURE,
             "beta": 1.0,  # reverse KL
         }

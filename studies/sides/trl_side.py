@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
-from steps.trl_side import Held
+from steps.trl_side import ON_A_CPU, Held
 from steps.worker import Line
 
 
@@ -68,15 +68,7 @@ class Side:
             "per_device_train_batch_size": plan["rows"],
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
-            "optim": "adamw_torch_fused",
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "use_cpu": True,
-            "report_to": "none",
-            "logging_strategy": "no",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
+            **ON_A_CPU,
             "shuffle_dataset": False,
         }
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.script_module import script_module
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"ranks": 'worst": 1e-12', "overlap": 'ratio": 0.5', "weights": 'seconds": 3', "memory": 'ratio": 0.6',
@@ -17,13 +17,7 @@ GOOD = {"ranks": 'worst": 1e-12', "overlap": 'ratio": 0.5', "weights": 'seconds"
 
 @pytest.fixture(scope="module")
 def cluster() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_cluster", ROOT / "benchmarks" / "cluster.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("benchmark_cluster", ROOT / "benchmarks" / "cluster.py")
 
 
 def parts(folder: Path, **others: str) -> Path:
