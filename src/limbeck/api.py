@@ -23,7 +23,7 @@ from limbeck.config.extras import require_extras
 from limbeck.config.recipe import Recipe, checked_again, load_recipe, parse_recipe
 from limbeck.config.sft import refuse_overrides, sft_table
 from limbeck.config.teacher import LocalTeacherConfig
-from limbeck.errors import LostLearnerError, ModelError
+from limbeck.errors import ModelError
 from limbeck.formatting import counted
 from limbeck.learners.export import newest_model
 from limbeck.protocols import (
@@ -44,6 +44,7 @@ from limbeck.training.evaluation import Evaluation
 from limbeck.training.evaluation import evaluate as evaluate_run
 from limbeck.training.history import describe_place, recorded
 from limbeck.training.interruption import Interrupted, StopSignals, cancel_others, outside_loops
+from limbeck.training.learner_losses import LearnerLosses
 from limbeck.training.loop import keep
 from limbeck.training.loop import train as train_run
 from limbeck.training.resume import resume_notes
@@ -57,8 +58,6 @@ __all__ = [
 AnyRecipe: TypeAlias = Recipe | Mapping[str, Any] | str | Path  # itself, its tables, or its TOML file
 
 logger = logging.getLogger("limbeck")
-
-MOST_LOSSES = 3  # of the fleet's learner after one checkpoint
 
 
 @dataclass(frozen=True)
@@ -250,7 +249,7 @@ def _train(
         began = checkpoint.step if checkpoint else 0
         with recorded(folder, began, recipe.steps, place), asyncio.Runner() as runner:
             stop.interrupts(runner.get_loop())
-            losses = _Losses()
+            losses = LearnerLosses()
             while not _run_to_end(runner, recipe, folder, checkpoint, given, observers, stop, losses):
                 folder.close()
                 checkpoint = folder.open(recipe.to_toml(), now)
@@ -283,7 +282,7 @@ def _run_to_end(
     given: Given,
     observers: list[Observer],
     stop: StopSignals,
-    losses: _Losses,
+    losses: LearnerLosses,
 ) -> bool:
     """False where the fleet lost its learner and the run has to be taken up again from its newest checkpoint.
 
@@ -319,25 +318,6 @@ def _run_to_end(
         if run is None or not run.began:
             report(_seeing_loading(observers), "closed")
     return done
-
-
-@dataclass
-class _Losses:
-    """Of the fleet's learner, without a new checkpoint in between: a few may be chance."""
-
-    count: int = 0
-    step: int = 0
-
-    def may_go_on(self, error: BaseException, newest: int) -> bool:
-        """After `error`, from the checkpoint of step `newest`."""
-        if not isinstance(error, LostLearnerError):
-            return False
-        self.count, self.step = self.count + 1 if newest == self.step else 1, newest
-        if self.count == MOST_LOSSES:
-            error.add_note(f"That was the {self.count}rd time after step {newest}: the run does not go on by itself.")
-            return False
-        logger.warning("%s The run goes on from step %d.", error, newest)
-        return True
 
 
 def _cancel_all(runner: asyncio.Runner) -> None:
