@@ -16,11 +16,11 @@ def refuse_what_is_nowhere(name: str, path: str, error: BaseException) -> None:
     if not isinstance(error, OSError) or Path(path).is_dir():
         return
     try:
-        cached_file(path, CONFIG)
-    except OSError as why:
+        cached_file(path, CONFIG, local_files_only=True)  # whoever was refused has asked the hub already
+    except OSError:
         raise ModelError(
-            f"there is no folder {name!r} here, and the hub does not give a model of that name: {first_line(why)}. For "
-            f"a folder, give its path (./{name}); for a model of the hub, check its spelling, the network and, where "
-            f"it is gated, your token (`hf auth login`). Without a network, download it elsewhere first (`hf download "
-            f"{name} --local-dir FOLDER`) and give FOLDER."
+            f"there is no folder {name!r} here, and the hub does not give a model of that name: {first_line(error)}. "
+            f"For a folder, give its path (./{name}); for a model of the hub, check its spelling, the network and, "
+            f"where it is gated, your token (`hf auth login`). Without a network, download it elsewhere first "
+            f"(`hf download {name} --local-dir FOLDER`) and give FOLDER."
         ) from error
