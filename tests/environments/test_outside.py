@@ -20,7 +20,7 @@ async def outside(timeout: float = 30, token: str | None = None):
     gateway = FakeGateway()
     agents = OutsideAgents(gateway, "student", lambda prompt: prompt.metadata["row"], grade, timeout, token)  # type: ignore[arg-type]
     await agents.start()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://here") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://127.0.0.1:8600") as client:
         yield agents, client
     await agents.close()
 
@@ -119,6 +119,22 @@ async def test_a_run_that_stops_takes_back_work_that_nobody_took() -> None:
         rollout.cancel()
         await asyncio.gather(rollout, return_exceptions=True)
         assert (await client.post("/sessions?wait=0")).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"), [({"Origin": "https://evil.example"}, 403), ({"Host": "evil.example"}, 400)]
+)
+async def test_without_a_token_a_web_page_gets_no_work(headers: dict[str, str], status: int) -> None:
+    async with outside() as (agents, client):
+        rollout = asyncio.create_task(agents.run(PROMPT, KEY, await session(turns=1)))
+        await until(lambda: agents._waiting)
+        assert (await client.post("/sessions", headers=headers)).status_code == status
+        assert (await client.get("/sessions", headers=headers)).status_code == status
+        work = (await client.post("/sessions", headers={"Host": "localhost:8600"})).json()
+        end = f"/sessions/{work['id']}/end"
+        assert (await client.post(end, json={"reward": 1}, headers=headers)).status_code == status
+        assert (await client.post(end, json={"reward": 1}, headers=bearing(work["api_key"]))).status_code == 200
+        assert isinstance(await rollout, Episode)
 
 
 async def test_who_has_not_the_token_gets_no_work_and_a_session_is_ended_by_its_own_key() -> None:

@@ -17,7 +17,7 @@ from limbeck.errors import DataError
 from limbeck.formatting import shown
 
 STATUS = {"completed": "stop", "truncated": "length"}
-NO_LOSSES = "this dump has no losses, and none can be told from advantages alone"
+NO_LOSSES = "this dump has no losses, and advantages alone do not show them"
 
 
 def as_list(value: Any) -> Any:

@@ -32,7 +32,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class NotChecked:
-    """Something that cannot be told from this dump."""
+    """Something that this dump does not show."""
 
     name: str
     why: str
@@ -40,7 +40,7 @@ class NotChecked:
 
 @dataclass
 class Report:
-    """The whole result. `student` and `teacher` have at least `temperature`, None where it cannot be told."""
+    """The whole result. `student` and `teacher` have at least `temperature`, None where the dump does not show it."""
 
     dump: str
     temperature: float
@@ -106,7 +106,7 @@ def page(report: Report) -> str:
     if report.notes:
         lines += ["", *report.notes]
     if report.not_checked:
-        lines += ["", "Cannot be told:"]
+        lines += ["", "Not checked:"]
         lines += [f"  {item.name}: {item.why}" for item in report.not_checked]
     return "\n".join(lines)
 
@@ -114,7 +114,7 @@ def page(report: Report) -> str:
 def _side(name: str, side: Mapping[str, Any]) -> str:
     temperature = side.get("temperature")
     if temperature is None:
-        return f"{name}: at which temperature it was scored cannot be told"
+        return f"{name}: the dump does not show at which temperature it was scored"
     text = f"{name}: scored at T = {temperature:.4f} ± {number(side.get('temperature_error'))}"
     residual, mismatch = side.get("residual"), side.get("sampler_mismatch")
     if residual is not None:

@@ -25,6 +25,7 @@ from limbeck.environments.agent import Grade, RowOf, episode_of, graded
 from limbeck.gateway import Address, Gateway, SessionReport
 from limbeck.protocols import Generate
 from limbeck.records import Episode, Failure, Key, Prompt
+from limbeck.wire.hosts import hosts_of
 
 logger = logging.getLogger("limbeck")
 
@@ -168,9 +169,23 @@ class OutsideAgents:
         return _answer(200, {"id": id, "ended": True})
 
     def _refused(self, request: Request) -> Response | None:
-        if self.token is None or hmac.compare_digest(_bearer(request).encode(), self.token.encode()):
+        if self.token is None:  # then only this machine reaches the address, and so may a web page in its browser
+            return _refused_page(request)
+        if hmac.compare_digest(_bearer(request).encode(), self.token.encode()):
             return None
         return _error(401, "the bearer token is not the one that this run was started with")
+
+
+def _refused_page(request: Request) -> Response | None:
+    """A page of another site would take work, or read it under a name that resolves to here (DNS rebinding)."""
+    if "origin" in request.headers:
+        return _error(403, "a web page asks, and this address answers programs only")
+    host = request.headers.get("host", "")
+    if not hosts_of("127.0.0.1").knows(host):
+        return _error(
+            400, f"this address is not known as {host[:100]!r}: call it 127.0.0.1 or localhost, or set --token-env"
+        )
+    return None
 
 
 def _bearer(request: Request) -> str:
