@@ -18,7 +18,8 @@ import numpy as np
 from limbeck.errors import LimbeckError
 from limbeck.formatting import shown
 from limbeck.view.kl_sums import ABOVE, COLUMNS, SHOWN_PLACES, SUMS, Cell, Part, sum_up
-from limbeck.view.rollouts import Rollouts, _read, _stamp, first_line
+from limbeck.view.reading import first_line, stamp_of
+from limbeck.view.rollouts import Rollouts, read_columns
 
 SHOWN_TOKENS = 40
 SHOWN_BINS = 120
@@ -124,13 +125,13 @@ class Disagreement:
     def _part(self, name: str) -> Part | str | None:
         """The sums of one file, or what is wrong with it."""
         path = self.rollouts.folder / name
-        stamp = _stamp(path)
+        stamp = stamp_of(path)
         if stamp is None:
             return None
         known = self._parts.get(name)
         if known is None or isinstance(known, str) or known.stamp != stamp:
             try:
-                known = sum_up(name, stamp, _read(path, list(COLUMNS)))
+                known = sum_up(name, stamp, read_columns(path, list(COLUMNS)))
             except Exception as error:
                 known = f"rollouts/{name} is skipped: {first_line(error)}"
             self._parts[name] = known

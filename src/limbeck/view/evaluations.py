@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 from limbeck.errors import RunError
 from limbeck.files.disk import open_file
 from limbeck.files.names import numbered, step_name
-from limbeck.view.rollouts import Stamp, _stamp, first_line, last_question
+from limbeck.view.reading import Stamp, first_few, first_line, stamp_of
+from limbeck.view.rollouts import last_question
 
 SUFFIX = ".jsonl"
 MAX_LINE = 2**24  # bytes
@@ -28,7 +29,6 @@ MAX_BYTES = 2**29  # of one file
 MAX_TURNS = 1000
 KEPT_FILES = 8  # lists that are kept in memory
 HEAD, TAIL = 300, 300  # characters of a shortened text
-SHOWN_PROBLEMS = 3
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Evaluations:
     def _file(self, step: int) -> _File:
         with self._lock:
             path = self._path(step)
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             if stamp is None:
                 self._files.pop(step, None)
                 raise RunError(f"there are no answers of an evaluation at step {step}. Reload the page.")
@@ -129,8 +129,7 @@ class Evaluations:
         except OSError as error:
             problems.append(f"{self._named(step)} cannot be read: {error.strerror or error}.")
         if bad:
-            more = f", and {len(bad) - SHOWN_PROBLEMS} more" if len(bad) > SHOWN_PROBLEMS else ""
-            problems.append(f"{self._named(step)}: skipped {'; '.join(bad[:SHOWN_PROBLEMS])}{more}.")
+            problems.append(f"{self._named(step)}: skipped {first_few(bad)}.")
         return _File(stamp, rows, offsets, problems)
 
     def _path(self, step: int) -> Path:

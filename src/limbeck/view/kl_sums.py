@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from limbeck.view.rollouts import Stamp
+    from limbeck.view.reading import Stamp
 
 COLUMNS = (
     "step", "source", "prompt_id", "task", "teacher", "turns", "token_ids", "tokens", "special", "student_logprob",

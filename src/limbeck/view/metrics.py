@@ -12,8 +12,8 @@ from typing import Any
 
 from limbeck.files.disk import open_file
 from limbeck.formatting import shown
+from limbeck.view.reading import first_few
 
-SHOWN_PROBLEMS = 3
 KINDS = ("train", "eval")
 MAX_FLOAT = sys.float_info.max
 MAX_LINE = 2**20  # bytes: a step's line has a few thousand
@@ -93,9 +93,8 @@ def read_metrics(path: Path, offset: int = 0) -> Metrics:
     metrics.eval.fill_up()
     if bad:
         before = _lines_before(path, offset)
-        named = "; ".join(f"line {before + number} ({fault})" for number, fault in bad[:SHOWN_PROBLEMS])
-        more = f", and {len(bad) - SHOWN_PROBLEMS} more" if len(bad) > SHOWN_PROBLEMS else ""
-        metrics.skipped.append(f"metrics.jsonl: skipped {named}{more}.")
+        named = first_few([f"line {before + number} ({fault})" for number, fault in bad])
+        metrics.skipped.append(f"metrics.jsonl: skipped {named}.")
     if end < len(data):
         metrics.problems.append(
             "metrics.jsonl ends in a half-written line, which is skipped: the run is writing it now, or was stopped."
@@ -157,9 +156,8 @@ def _not_finite(line: Mapping[str, Any]) -> list[dict[str, Any]]:
     keys = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
     if not keys:
         return []
-    named = ", ".join(f"{shown(key)} is {line[key]}" for key in keys[:SHOWN_PROBLEMS])
-    more = f", and {len(keys) - SHOWN_PROBLEMS} more" if len(keys) > SHOWN_PROBLEMS else ""
-    return [{"step": line["step"], "name": "not_finite", "message": f"{named}{more}: the curves have no value there"}]
+    named = first_few([f"{shown(key)} is {line[key]}" for key in keys], ", ")
+    return [{"step": line["step"], "name": "not_finite", "message": f"{named}: the curves have no value there"}]
 
 
 def _text(value: Any) -> str:

@@ -19,6 +19,7 @@ from limbeck.errors import RunError
 from limbeck.files.disk import open_file
 from limbeck.files.names import numbered
 from limbeck.formatting import shown
+from limbeck.view.reading import Stamp, first_line, stamp_of
 
 # What the list shows, sorts and filters by; other columns are not in the index.
 INDEX = {
@@ -42,8 +43,6 @@ CLIPPED = {
 }  # characters in the index; a search reads all of it
 CHAT = re.compile(r"^(system|developer|user|assistant|tool): ", re.MULTILINE)  # begins a turn
 READERS = 4  # files read at once
-
-Stamp = tuple[int, int]  # modification time and size: a file is read again when they change
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Rollouts:
         if name not in self.names() or not re.fullmatch("[0-9]{1,9}", number):
             raise RunError(f"there is no recorded rollout {shown(id_)}; it may have been thinned out. Reload the page.")
         try:
-            rows = _read(self.folder / name)
+            rows = read_columns(self.folder / name)
             row = rows.slice(int(number), 1).to_pylist()[0] if int(number) < rows.num_rows else None
         except Exception as error:  # pyarrow raises OSError, ArrowInvalid, ...
             raise RunError(f"rollouts/{name} cannot be read: {first_line(error)}") from None
@@ -112,7 +111,7 @@ class Rollouts:
     def _texts(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         for name in self.names():
             try:
-                table = _read(self.folder / name, ["prompt_text", "response_text", "prompt_id"])
+                table = read_columns(self.folder / name, ["prompt_text", "response_text", "prompt_id"])
             except Exception:  # the index names this file among the problems
                 continue
             for number, row in enumerate(table.to_pylist()):
@@ -121,7 +120,7 @@ class Rollouts:
     def _read_new(self, names: list[str]) -> None:
         todo = []
         for name in names:
-            stamp = _stamp(self.folder / name)
+            stamp = stamp_of(self.folder / name)  # None: thinned out between listing and reading
             if stamp is not None and (name not in self._files or self._files[name].stamp != stamp):
                 todo.append((name, stamp))
         with ThreadPoolExecutor(READERS) as pool:
@@ -130,7 +129,7 @@ class Rollouts:
 
     def _read_file(self, name: str, stamp: Stamp) -> _File:
         try:
-            table = _read(self.folder / name, list(INDEX))
+            table = read_columns(self.folder / name, list(INDEX))
             if fault := _fault(table):
                 return _File(stamp, [], f"rollouts/{name} is skipped: {fault}.")
             columns = table.to_pydict()
@@ -203,7 +202,7 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else shown(value)
 
 
-def _read(path: Path, columns: list[str] | None = None) -> Any:
+def read_columns(path: Path, columns: list[str] | None = None) -> Any:
     """The columns that the file has, as a table."""
     import pyarrow.parquet as pq
 
@@ -218,15 +217,3 @@ def _read(path: Path, columns: list[str] | None = None) -> Any:
         present = file.schema_arrow.names
         chosen = present if columns is None else [name for name in columns if name in present]
         return file.read(columns=chosen, use_threads=False)
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:  # thinned out between listing and reading
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

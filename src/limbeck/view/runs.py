@@ -16,8 +16,9 @@ from limbeck.formatting import shown
 from limbeck.view.disagreement import Disagreement
 from limbeck.view.evaluations import Evaluations
 from limbeck.view.metrics import MAX_STEP, read_metrics
-from limbeck.view.rollouts import Rollouts, first_line
-from limbeck.view.summary import MetricsSummary, is_alive, read_history, stamp_of
+from limbeck.view.reading import first_line, stamp_of
+from limbeck.view.rollouts import Rollouts
+from limbeck.view.summary import MetricsSummary, is_alive, read_history
 
 RUN_FILES = ("metrics.jsonl", "recipe.toml", "rollouts")  # any of them makes a folder a run's
 MAX_RECIPE = 2**20  # bytes

@@ -28,17 +28,6 @@ PLACE = (
     "host", "pid", "device", "device_name", "python", "limbeck", "torch", "transformers", "commit", "uncommitted",
 )  # fmt: skip
 
-Stamp = tuple[int, int, int]
-
-
-def stamp_of(path: Path) -> Stamp | None:
-    """Changes whenever the file does; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return (found.st_ino, found.st_size, found.st_mtime_ns)
-
 
 class MetricsSummary:
     """Of one `metrics.jsonl`, followed as it grows."""
