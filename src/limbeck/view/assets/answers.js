@@ -1,7 +1,7 @@
 // The answers of evaluations: of one, right and wrong; of two, from step to step or run to run, what was won and lost.
 import { address } from "./address.js";
 import { choice, debounce, el } from "./dom.js";
-import { num, percent, whole } from "./format.js";
+import { counted, num, percent, whole } from "./format.js";
 import { grade } from "./grade.js";
 import { openedAnswer } from "./opened.js";
 import { OUTCOMES, pairAnswers, rewardsIn, sideOf, summarisePairs } from "./paired.js";
@@ -200,8 +200,6 @@ function briefly(text) {
 }
 
 const pText = (p) => (p < 0.0001 ? "< 0.0001" : `= ${p < 0.01 ? p.toFixed(4) : p.toFixed(2)}`);
-
-const counted = (count, what) => `${whole(count)} ${what}${count === 1 ? "" : "s"}`;
 
 // The sign of the difference, where its interval leaves out 0.
 function chanceOf(difference, low, high) {

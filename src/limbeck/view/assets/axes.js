@@ -114,7 +114,7 @@ export function tickTexts(format, values, apart) {
 }
 
 // A label on the axis, with as many digits as tell it from the next one, `apart` away.
-export function tickText(format, value, apart) {
+function tickText(format, value, apart) {
   const digits = Math.ceil(-Math.log10(apart * (format === percent ? 100 : 1)) - 1e-9);
   const text = (format === num ? significant : format)(value, Math.min(Math.max(digits + 1, 1), 8));
   return text.replace(/(\.\d*?)0+(%?|e.*)$/, "$1$2").replace(/\.(%?|e.*)$/, "$1");

@@ -2,7 +2,7 @@
 import { announce, el } from "./dom.js";
 
 // A page from another machine, without TLS, has no clipboard of its own: there a selection is copied.
-export async function copyText(text) {
+async function copyText(text) {
   if (navigator.clipboard && isSecureContext) return navigator.clipboard.writeText(text);
   const area = el("textarea", { class: "hidden" });
   area.value = text;

@@ -3,6 +3,7 @@ import { isTemplateToken, saidIn, turnsOf } from "./chat.js";
 import { el } from "./dom.js";
 import { withBreaks } from "./flow.js";
 import { num, whole } from "./format.js";
+import { meanOf } from "./series.js";
 import { speechNodes } from "./speech.js";
 
 // The prompt's turns as its template's tokens divide it: [{ role, text }].
@@ -31,7 +32,7 @@ const range = (start, end) => Array.from({ length: Math.max(0, end - start) }, (
 
 function meanKl(main, places) {
   const values = places.map((i) => main.reverse_kl?.[i] ?? (main.student_logprob?.[i] ?? NaN) - (main.teacher_logprob?.[i] ?? NaN)).filter(Number.isFinite);
-  return values.length ? values.reduce((total, value) => total + value, 0) / values.length : null;
+  return meanOf(values);
 }
 
 // By its tokens, without those that end it; as it was recorded where a character is split over several tokens.

@@ -15,7 +15,7 @@ export function saveCsv(chart) {
 // One row a run and step. Every number is the file's, in the shortest decimals that give it back: nothing is smoothed
 // or left out. `/low` and `/high` are the ends of a run's own interval. A line of several runs has their mean, how many they are (`/runs`), the
 // ends of what is chosen as band, which say what they are (such as `/runs-ci95-low`), and what they spent on average.
-export function csvOf(chart) {
+function csvOf(chart) {
   const rows = new Map(), columns = new Set(), [place] = chart.axis === "step" ? ["step"] : [chart.axis];
   for (const line of chart.lines.filter((one) => one.label)) {
     const name = `${line.from === "eval" ? "eval/" : ""}${line.key ?? line.label}`;

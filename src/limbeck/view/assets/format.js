@@ -39,6 +39,8 @@ export function whole(value) {
   return value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en-US");
 }
 
+export const counted = (count, what) => `${whole(count)} ${what}${count === 1 ? "" : "s"}`;
+
 export function ago(seconds) {
   if (seconds === null || seconds === undefined) return "";
   if (seconds < 90) return `${Math.round(seconds)} s ago`;

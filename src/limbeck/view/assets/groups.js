@@ -21,7 +21,7 @@ export const groupedBy = () => address.get("group", []);
 export const bandNow = () => { const band = address.get("band", "se"); return band in BANDS ? band : "se"; };
 
 // The recipe keys that `group` stands for among these runs.
-export function groupKeysOf(runs, by = groupedBy()) {
+function groupKeysOf(runs, by = groupedBy()) {
   return by.includes(ALL_BUT_SEED) ? differing(runs, keysOf(runs).filter((key) => key !== "seed" && !isAside(key))) : by;
 }
 

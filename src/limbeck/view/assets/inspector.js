@@ -20,7 +20,7 @@ function side(name, ids, tokens, logprobs, sampled) {
     rows.length ? el("tbody", {}, rows) : el("tbody", {}, el("tr", {}, el("td", {}, "not given by this teacher"))));
 }
 
-export class Inspector {
+class Inspector {
   constructor() {
     this.node = el("div", { class: "inspector", role: "tooltip", id: "inspector", hidden: true });
     document.body.append(this.node);

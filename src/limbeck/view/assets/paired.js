@@ -1,4 +1,5 @@
 // Answers of two evaluations to the same prompts: which were won, which were lost, and what chance would give.
+import { meanOf } from "./series.js";
 import { studentP, studentPoint } from "./student.js";
 
 export const OUTCOMES = {
@@ -11,11 +12,9 @@ export const OUTCOMES = {
   same: ["Same text", "not graded: the same text"],
 };
 
-const meanOf = (values) => values.reduce((total, value) => total + value, 0) / values.length;
-
 // Rows of one set by prompt, in order: a list of samples each. Of an episode in several sequences the last one has the
 // answer.
-export function byPrompt(rows, set) {
+function byPrompt(rows, set) {
   const prompts = new Map();
   for (const row of rows) {
     if (row.set !== set) continue;
@@ -29,7 +28,7 @@ export function byPrompt(rows, set) {
 
 // The mean reward of `count` samples of a prompt, of which those that failed are no rows and earned 0; null where one was
 // not graded.
-export const rewardOf = (samples, count = samples.length) => (samples.some((row) => row.reward === null) ? null : count ? samples.reduce((total, row) => total + row.reward, 0) / count : 0);
+const rewardOf = (samples, count = samples.length) => (samples.some((row) => row.reward === null) ? null : count ? samples.reduce((total, row) => total + row.reward, 0) / count : 0);
 
 // One side: its prompts, how many samples each has, and how many prompts have none as all of theirs failed. `failed` is
 // how many episodes did, as metrics.jsonl says.

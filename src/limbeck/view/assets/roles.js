@@ -1,17 +1,18 @@
 // How long sampler, teacher and learner work and wait, and what follows from it.
 import { percent } from "./format.js";
+import { known, meanOf } from "./series.js";
 
 const PHASE_ROLES = { sample: "Sampler", score: "Teacher", update: "Learner" };
 const MORE = { sampler: "cluster.samplers", teacher: "cluster.teachers", learner: "cluster.learners", reference: "cluster.teachers" };
+
+// The values of a key at the steps from index `from` on.
+export const knownFrom = (run, key, from) => (run.train.values[key] ?? []).slice(from).filter(known);
 
 // Means of the steps from index `from` on, in seconds a step: { role, name, worked, waited }. A fleet counts it in its processes; with
 // lag each role's queue says how long it was empty; else a role waits while the others work.
 export function roleTimes(run, from) {
   const { values } = run.train;
-  const mean = (key) => {
-    const all = (values[key] ?? []).slice(from).filter((value) => value !== null && value !== undefined);
-    return all.length ? all.reduce((total, value) => total + value, 0) / all.length : null;
-  };
+  const mean = (key) => meanOf(knownFrom(run, key, from));
   const fleet = Object.keys(values).filter((key) => key.startsWith("seconds/worked/")).map((key) => key.slice("seconds/worked/".length)).sort((a, b) => orderOf(a) - orderOf(b) || a.localeCompare(b));
   const counted = fleet.map((role) => ({ role, name: capital(role.replace("/", " ")), worked: mean(`seconds/worked/${role}`), waited: mean(`seconds/waited/${role}`) })).filter((each) => each.worked !== null && each.waited !== null);
   if (counted.length) return counted;

@@ -5,6 +5,7 @@ import { allColumns, columnOf, comparing, STATE_NAMES, usualColumns } from "./co
 import { choice, debounce, el, scroller } from "./dom.js";
 import { finder } from "./find.js";
 import { differing, isAside, keysOf } from "./flat.js";
+import { counted } from "./format.js";
 import { ALL_BUT_SEED, BANDS, bandNow, groupBy, groupedBy, groupsOf } from "./groups.js";
 import { boxes, menu } from "./menu.js";
 import { cellOf, keepingFocus, Row } from "./runrows.js";
@@ -12,7 +13,6 @@ import { store } from "./store.js";
 
 const FIRST_FEW = 5, MOST_SHOWN = 50;  // that are drawn at a press
 const NEWEST = "-started";
-const plural = (count, what) => `${count.toLocaleString("en-US")} ${what}${count === 1 ? "" : "s"}`;
 
 export class RunsPanel {
   constructor() {
@@ -153,7 +153,7 @@ export class RunsPanel {
     const go = (text, tab, title) => el("a", { class: "quiet", href: address.link(tab), title }, text);
     const few = groups.length ? groups.slice(0, FIRST_FEW).flatMap((group) => group.runs) : runs.slice(0, FIRST_FEW), isFew = few.length === shown.length && few.every((run) => run.shown);
     this.bar.replaceChildren(
-      el("span", { role: "status" }, el("b", {}, runs.length < store.runs.length ? `${runs.length} of ${plural(store.runs.length, "run")}` : plural(runs.length, "run")), groups.length ? ` in ${plural(groups.length, "group")}` : "", `, ${shown.length} shown`),
+      el("span", { role: "status" }, el("b", {}, runs.length < store.runs.length ? `${runs.length} of ${counted(store.runs.length, "run")}` : counted(runs.length, "run")), groups.length ? ` in ${counted(groups.length, "group")}` : "", `, ${shown.length} shown`),
       this.hint,
       aside.length ? act(`Hide ${aside.length} that ${aside.length === 1 ? "is" : "are"} not listed`, "They are shown in the curves, and not in this table", () => this.only(shown.filter((run) => listed.has(run)))) : "",
       (groups.length || runs.length) > FIRST_FEW && !isFew ? act(`Show the first ${FIRST_FEW}${groups.length ? " groups" : ""}`, `Those at the top of this table, and no others`, () => this.only(few)) : "",

@@ -1,6 +1,9 @@
 // Values over steps, before anything is drawn: smoothing, a common axis, and what part of them a chart shows.
 export const known = (value) => value !== null && value !== undefined;
 
+// null of no values.
+export const meanOf = (values) => (values.length ? values.reduce((total, value) => total + value, 0) / values.length : null);
+
 // Exponential mean without the pull towards 0 at the start. A standard error is carried along as that
 // of independent steps: the weights' squares.
 export function smooth(values, errors, amount) {

@@ -45,7 +45,7 @@ function nextFence(text) {
 }
 
 // [[name, [[argument, value]]]] of calls in JSON or in Qwen's XML; null for what is neither.
-export function callsIn(text) {
+function callsIn(text) {
   const xml = [...text.matchAll(/<function=([^>]+)>([\s\S]*?)(?:<\/function>|$)/g)];
   if (xml.length) return xml.map(([, name, body]) => [name.trim(), [...body.matchAll(/<parameter=([^>]+)>([\s\S]*?)(?:<\/parameter>|$)/g)].map(([, key, value]) => [key.trim(), value.trim()])]);
   let value;

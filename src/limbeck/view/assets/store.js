@@ -157,7 +157,7 @@ class Store extends EventTarget {
     if (changed) {
       const places = new Map(answer.ids.map((id, place) => [id, place]));
       this.runs.sort((a, b) => places.get(a.id) - places.get(b.id));
-      this.mark(address.list("runs"));
+      this.setShown(address.list("runs"));
     }
     if (changed || answer.runs.length) { this.edition += 1; this.tell("described"); }
     const followed = this.runs.filter((run) => run.shown || run.id === address.get("run"));
@@ -183,7 +183,7 @@ class Store extends EventTarget {
     }
   }
   // Which runs are shown: those named, or the newest few; of groups the newest few, with all of their runs (`byGroup`, of groups.js). A colour of its own for each, as long as there are some.
-  mark(ids) {
+  setShown(ids) {
     const wanted = new Set(ids ?? this.usual());
     for (const run of this.runs) run.shown = wanted.has(run.id);
     const taken = new Set();
@@ -200,7 +200,7 @@ class Store extends EventTarget {
   show(run, on) { return this.choose(this.runs.filter((other) => (other === run ? on : other.shown)).map((other) => other.id)); }
   // Shows these runs, and no others. null: the newest few.
   async choose(ids) {
-    this.mark(ids);
+    this.setShown(ids);
     const few = new Set(this.usual());
     const same = this.shown.length === few.size && this.shown.every((run) => few.has(run.id));
     address.set({ runs: same ? null : this.shown.map((run) => run.id) });

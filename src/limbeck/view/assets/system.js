@@ -3,7 +3,8 @@ import { address } from "./address.js";
 import { Chart } from "./charts.js";
 import { choice, colour, el, scroller } from "./dom.js";
 import { num, percent, whole } from "./format.js";
-import { roleTimes, verdictOf } from "./roles.js";
+import { knownFrom, roleTimes, verdictOf } from "./roles.js";
+import { meanOf } from "./series.js";
 import { store } from "./store.js";
 
 const GIGA = 1e9;
@@ -82,13 +83,10 @@ function chartsOf(keys) {
   }) })).filter((spec) => spec.lines.length);
 }
 
-const knownFrom = (run, key, from) => (run.train.values[key] ?? []).slice(from).filter((value) => value !== null && value !== undefined);
-const averageOf = (values) => values.reduce((total, value) => total + value, 0) / values.length;
-
 // The few numbers at the top, of what the run has recorded.
 function numbersOf(run, from) {
   const tile = (label, value, note) => el("div", { class: "tile" }, el("dt", {}, label), el("dd", {}, el("b", {}, value), note && el("small", {}, note)));
-  const mean = (key) => { const all = knownFrom(run, key, from); return all.length ? averageOf(all) : null; };
+  const mean = (key) => meanOf(knownFrom(run, key, from));
   const most = (keys) => { const all = keys.flatMap((key) => knownFrom(run, key, from)); return all.length ? Math.max(...all) : null; };
   const gpus = Object.keys(run.train.values).filter((key) => /^system\/gpu\/.*\/memory$|^system\/gpu_memory\//.test(key));
   const busy = Object.keys(run.train.values).filter((key) => key.endsWith("/utilisation")).map(mean).filter((value) => value !== null);
@@ -98,7 +96,7 @@ function numbersOf(run, from) {
     mean("system/cpu") !== null && tile("Processors in use", num(mean("system/cpu"), 2), mean("system/cpu/machine") === null ? "" : `machine ${percent(mean("system/cpu/machine"), 0)} busy`),
     most(["system/memory"]) !== null && tile("Memory of the process", `${num(most(["system/memory"]) / GIGA, 2)} GB`, `at most; machine ${percent(most(["system/memory/machine"]), 0)} full`),
     gpus.length > 0 && tile("GPU memory", `${num(most(gpus) / GIGA, 2)} GB`, "at most"),
-    busy.length > 0 && tile("GPUs computing", percent(averageOf(busy), 0), "of the time"),
+    busy.length > 0 && tile("GPUs computing", percent(meanOf(busy), 0), "of the time"),
   ].filter(Boolean);
   return found.length ? el("dl", { class: "tiles" }, found) : null;
 }
