@@ -20,7 +20,8 @@ async def outside(timeout: float = 30, token: str | None = None):
     gateway = FakeGateway()
     agents = OutsideAgents(gateway, "student", lambda prompt: prompt.metadata["row"], grade, timeout, token)  # type: ignore[arg-type]
     await agents.start()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://127.0.0.1:8600") as client:
+    transport = httpx.ASGITransport(gateway.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8600") as client:
         yield agents, client
     await agents.close()
 
