@@ -21,7 +21,7 @@ from limbeck.errors import EngineError
 from limbeck.models.causal_lm import CausalLM, precision
 from limbeck.models.decode import Decoder, Rows
 from limbeck.models.equivalence import fast_decode
-from limbeck.models.loading import prove_decoding
+from limbeck.models.proofs import prove_decoding
 from limbeck.models.sampling import draw
 from limbeck.protocols import Policy
 from limbeck.records import Failure, Sampled, SampleRequest, Sampling

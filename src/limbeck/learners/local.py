@@ -48,7 +48,7 @@ from limbeck.learners.tracing import trace_micro_batch
 from limbeck.models.causal_lm import CausalLM, dtype_of, first_line, precision, turn_off_training_noise
 from limbeck.models.equivalence import prove_packing, share_prompts, use_fused_forward
 from limbeck.models.layout import Layout
-from limbeck.models.loading import prove_model
+from limbeck.models.proofs import prove_model
 from limbeck.models.shards import inside, like, rows_here, whole
 from limbeck.objectives import Loss, Measured, distillation_loss, loss_of
 from limbeck.records import Scored

@@ -1,4 +1,4 @@
-"""Whether a model does what Limbeck takes it to do, and whether a fast way through it gives what transformers gives.
+"""Whether a fast way through a model gives what transformers gives.
 
     why = share_prompts(lm)            # None: the layout "tree" may be used; else why not
     why = use_fused_forward(lm)        # None: from here on `lm.states` goes through `llama.hidden_states_at`
@@ -45,37 +45,12 @@ from limbeck.models.widening import NARROW, in_float32
 
 PROBE_TOLERANCE = 1e-3  # nats; a missed soft cap or multiplier is off by far more
 SMALL = 1e-2  # of the largest gradient: below that differences are counted as if a weight's gradients were so large
-PROBE_WIDTH = 12
 FEW = 8  # matrices
 NO_WORSE, NO_WORSE_GRADIENT = 2.0, 4.0  # times the rounding of transformers' own pass
 
 Found: TypeAlias = tuple[Tensor, tuple[Tensor | None, ...]]  # states [M, d], and gradients of some weights
 
 logger = logging.getLogger("limbeck")
-
-
-def prove_head(lm: CausalLM) -> None:
-    """Compare our head on our hidden states with the model's own logits. Raises `ModelError`."""
-    count = min(8, lm.context or 8)
-    tokens_BL = torch.arange(count, device=lm.device)[None] * 7919 % lm.vocabulary
-    lm.head()  # refused before anything is run
-    try:
-        with evaluating(lm), torch.no_grad():
-            theirs_LV = lm.model(input_ids=tokens_BL, use_cache=False).logits[0].float()
-            ours_LV = inside(lm.model, lambda: lm.head().logits(lm.hidden(tokens_BL)[0])).float()
-    except Exception as error:  # whatever the architecture's own code raises
-        raise ModelError(
-            f"{lm.name}: {type(lm.model).__name__} cannot be run as a body and a head: {first_line(error)}. "
-            "Supported: attention-only causal language models."
-        ) from error
-    theirs_LV = theirs_LV[:, : lm.vocabulary]
-    worst = (theirs_LV.log_softmax(-1) - ours_LV.log_softmax(-1)).abs().max().item()
-    if not worst <= tolerance(lm):
-        raise ModelError(
-            f"{lm.name}: {type(lm.model).__name__} turns hidden states into logits in a way Limbeck does not "
-            f"know (log-probs differ by {worst:.3g} nats; expected at most {PROBE_TOLERANCE}). Supported: a "
-            "linear head with bias, multiplier and soft cap."
-        )
 
 
 def prove_packing(lm: CausalLM) -> None:

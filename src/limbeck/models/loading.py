@@ -20,12 +20,9 @@ from limbeck.formatting import shown
 from limbeck.models.causal_lm import CausalLM, context_limit, first_line, text_config
 from limbeck.models.chat import prove_template
 from limbeck.models.complete import check_loading, check_stop_ids
-from limbeck.models.decode import TransformersRows
-from limbeck.models.equivalence import distance, prove_head, tolerance
 from limbeck.models.folder import CONFIG, TOKENIZER, bounded, check_files, read_json
 from limbeck.models.hub import refuse_what_is_nowhere
-from limbeck.models.prefill import MASK_PLACES, prefill
-from limbeck.models.shards import largest, local
+from limbeck.models.proofs import SUPPORTED, prove_model
 from limbeck.models.spread import devices_for, spread
 from limbeck.models.text import highest_id
 
@@ -36,12 +33,8 @@ logger = logging.getLogger("limbeck")
 
 SHIPPED = Path(__file__).parent.parent / "demo"
 ADAPTER = "adapter_config.json"
-SUPPORTED = "Supported: attention-only causal language models."
-SERVED = "Sample from a server that holds it (engine.kind = 'sglang' or 'vllm'), or choose another student."
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-PROBE_TOKENS = 12
 ALIGNMENT = 64  # bytes, of every tensor that torch makes on a CPU
-FAULT = 10  # times what rounding may do: a model is refused for a mistake, not for a kernel that rounds more
 DRAFTER = "drafts tokens for another model, whose keys and values it reads"
 NOT_BY_ITSELF = {  # model types that do not turn tokens alone into the distribution of the next
     "blt": "reads bytes in patches that a second model bounds",
@@ -119,13 +112,6 @@ def read_model(section: ModelConfig, dtype: torch.dtype) -> CausalLM:
     check_stop_ids(lm)
     _check_attention(lm)
     return lm
-
-
-def prove_model(lm: CausalLM) -> None:
-    """Prove that weights are finite, rows causal and apart, and the head understood. Raises `ModelError`."""
-    _check_finite(lm)
-    _prove_rows(lm)
-    prove_head(lm)
 
 
 def load_outline(section: ModelConfig) -> CausalLM:
@@ -279,91 +265,4 @@ def _check_attention(lm: CausalLM) -> None:
         raise ModelError(
             f"{lm.name}: {family} is stateful: it keeps more of what precedes a token than keys and values, which "
             f"cannot be packed or re-batched. {SUPPORTED}"
-        )
-
-
-def _check_finite(lm: CausalLM) -> None:
-    tensors = lm.model.state_dict()  # buffers that are not kept in files may hold -inf
-    bad = largest(lm.model, torch.tensor([not torch.isfinite(local(t)).all() for t in tensors.values()]).int())
-    for name, is_bad in zip(tensors, bad.tolist(), strict=True):
-        if is_bad:
-            raise ModelError(f"{lm.name}: weight {name!r} has NaN or infinite values. Use another checkpoint.")
-
-
-def _prove_rows(lm: CausalLM) -> None:
-    """Compare the logits of the same tokens before two different continuations, and beside another row and alone.
-
-    Raises `ModelError`. An encoder such as BERT is a causal model to transformers, and attends to what follows unless
-    `is_decoder` is set; experts of a fixed capacity would make a row depend on its neighbours.
-    """
-    half, family = max(1, min(PROBE_TOKENS, lm.context or PROBE_TOKENS) // 2), type(lm.model).__name__
-    parts = torch.split(torch.arange(1, 3 * half + 1, device=lm.device) * 7919 % lm.vocabulary, half)
-    rows_2L = torch.stack([torch.cat([parts[0], after]) for after in parts[1:]])
-    try:
-        with torch.no_grad():
-            (one_LV, other_LV), (alone_LV,) = (
-                lm.model(input_ids=rows_BL, use_cache=False).logits[:, :, : lm.vocabulary].float().log_softmax(-1)
-                for rows_BL in (rows_2L, rows_2L[:1])
-            )
-        with_next = (one_LV - other_LV)[:half].abs().max().item()
-        with_row = (one_LV - alone_LV).abs().max().item()
-    except Exception as error:  # whatever the architecture's own code raises
-        raise ModelError(
-            f"{lm.name}: {family} cannot be run on tokens alone: {first_line(error)}. {SUPPORTED}"
-        ) from error
-    limit = FAULT * tolerance(lm)
-    for what, worst, cause in (
-        ("is not causal", with_next, "the tokens that follow"),
-        ("does not keep rows apart", with_row, "another row beside it"),
-    ):
-        if not worst <= limit:
-            raise ModelError(
-                f"{lm.name}: {family} {what}: log-probs change by {worst:.3g} nats with {cause} (expected at most "
-                f"{limit:g}). {SUPPORTED}"
-            )
-
-
-def prove_decoding(lm: CausalLM) -> None:
-    """Compare tokens decoded by transformers, after prompts of different lengths, with the same sequences at once.
-
-    For whoever samples from the model in this process. Raises `ModelError`: some models keep no cache, or count the
-    places of a padded row for positions.
-    """
-    family = type(lm.model).__name__
-    if getattr(text_config(lm.model), "attn_temperature_tuning", False):  # far beyond what a probe reaches
-        raise ModelError(
-            f"{lm.name}: {family} scales its queries by places in the row, not by positions (attn_temperature_tuning), "
-            f"so that a prompt beside a longer one is computed wrongly. {SERVED}"
-        )
-    tokens = (torch.arange(1, 15) * 7919 % lm.vocabulary).tolist()
-    if lm.context is not None and lm.context < 8:
-        raise ModelError(f"{lm.name}: a context of {lm.context} tokens, expected at least 8.")
-    rows = [tokens[:7], tokens[7:11]]  # prompts of five and two tokens, and two more of each
-    training = lm.model.training
-    lm.model.eval()
-    try:
-        with torch.inference_mode():
-            alone_Nd = torch.cat([lm.hidden(torch.tensor([row], device=lm.device))[0, -3:] for row in rows])
-            worst = 0.0
-            for mask_places in (MASK_PLACES, 0):  # together, and as prompts are computed that are long
-                start = prefill(lm, [row[:-2] for row in rows], mask_places=mask_places)
-                decoder = TransformersRows(lm, start, torch.tensor([0, 1], device=lm.device), 2)
-                states = [start.hidden_Pd]
-                states += [
-                    decoder.forward(torch.tensor([row[place] for row in rows], device=lm.device)) for place in (-2, -1)
-                ]
-                worst = max(worst, distance(lm, torch.stack(states, dim=1).flatten(0, 1), alone_Nd))
-    except LimbeckError:
-        raise
-    except Exception as error:  # whatever the architecture's own code raises
-        why = first_line(error)
-        if "update_indexer" in str(error):
-            why = "it attends to tokens that an indexer chooses, whose own cache Limbeck does not keep"
-        raise ModelError(f"{lm.name}: {family} cannot be decoded with a key-value cache: {why}. {SERVED}") from error
-    finally:
-        lm.model.train(training)
-    if not worst <= (limit := FAULT * tolerance(lm)):
-        raise ModelError(
-            f"{lm.name}: {family} does not sample what it scores: decoded with a cache, beside a prompt of another "
-            f"length, log-probs are {worst:.3g} nats off (expected at most {limit:g}). {SERVED}"
         )
