@@ -1,6 +1,6 @@
 r"""The expressions in a text: which of its numbers belong together, and what they say together.
 
-    list(expressions(plain(r"$2\frac{1}{2}$ of 3x")))     [2 1/2 -> Number(5/2), 3x -> None]
+    list(expressions(plain(r"$2\frac{1}{2}$ of 3x")))     [2 1/2 -> Number(5/2), 3x -> None]      (`spellings.plain`)
 
 Each is taken as far as it goes: a sum, a root or a variable makes one expression that is no number, instead of
 leaving its last digits for one.
@@ -11,7 +11,6 @@ leaving its last digits for one.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -47,47 +46,6 @@ _UNITS = """
     mhz ghz pa kpa st nd rd th usd eur gbp pm am px pts
 """
 UNITS = frozenset(_UNITS.split())
-
-# Spellings to one spelling. What these make is what the rest of this file reads.
-
-_SPELLINGS = [
-    (re.compile(pattern), spelling)
-    for pattern, spelling in [
-        (r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|\\!", ""),
-        (r"\{,\}|(?<=[0-9])(?:\\[,:; ]|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))", ","),
-        (r"\\[,:;> ]|\\q?quad(?![A-Za-z])|[~\u00a0\u2009\u202f]", " "),
-        (r"\\[\[\]()]", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|boxed|fbox|bm)\s*(?=\{)", " "),
-        (r"\\([%$#&])", r"\1"),
-        (r"\\pi(?![A-Za-z])", "π"),
-        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])", "°"),
-        (r"[\u2010-\u2013\u2212\ufe63\uff0d]", "-"),
-        (r"\\pm(?![A-Za-z])", "±"),
-        (r"\\(?:times|cdot)(?![A-Za-z])|[·⋅∙]", "×"),
-        (r"\\div(?![A-Za-z])|[÷\u2044]", "/"),
-        (r"\\(?:approx|simeq|equiv|Rightarrow|rightarrow|implies|to)(?![A-Za-z])|[≈≃⇒→]", "="),
-        (r"(?<=[0-9])\*\*(?=[-0-9({])", "^"),
-        (r"(?<=[\w)}\]])\*(?=[\w({\\-])|(?<=[\w)}\]]) \* (?=[\w({\\-])", "×"),
-        (r"\*+", " "),  # bold and italics
-    ]
-]
-_SUPERSCRIPTS = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_VULGAR = re.compile("(?P<whole>[0-9])?(?P<part>[¼-¾⅐-⅞])")
-
-
-def plain(text: str) -> str:
-    r"""The same text with LaTeX's and Unicode's spellings replaced by plain ones: \dfrac, \cdot, ², ½, −, \boxed."""
-    text = _VULGAR.sub(_spelled_out, text)
-    text = _SUPERSCRIPTS.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m[0]).replace("\u2212", "-") + "}", text)
-    for pattern, spelling in _SPELLINGS:
-        text = pattern.sub(spelling, text)
-    return text
-
-
-def _spelled_out(match: re.Match[str]) -> str:
-    part = unicodedata.normalize("NFKC", match["part"]).replace("\u2044", "/")
-    return f"{match['whole']} {part}" if match["whole"] else part
 
 
 def group_at(text: str, start: int) -> str:

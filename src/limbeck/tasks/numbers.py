@@ -16,7 +16,8 @@ from __future__ import annotations
 import re
 from collections import deque
 
-from limbeck.tasks.expressions import UNITS_OF_ONE_LETTER, Number, expressions, group_at, plain
+from limbeck.tasks.expressions import UNITS_OF_ONE_LETTER, Number, expressions, group_at
+from limbeck.tasks.spellings import plain
 
 LONGEST_ANSWER = 10_000  # characters, of what follows the last `####` where there is one
 
