@@ -17,7 +17,7 @@ from typing import Any
 
 from common import Interval, Results, Row, Study, interval, main, picture, table
 
-from sides.judge import Judge, by_side, draw_by_mark, judged
+from sides.judge import Judge, by_side, draw_curves, judged
 from sides.methods import Work, start
 from sides.turns import at_equal_seconds
 
@@ -26,57 +26,57 @@ SIDES = {"limbeck": "Limbeck", "trl": "TRL"}
 MEASURES = {"accuracy": "accuracy", "reverse_kl": "reverse KL, nats a token"}
 SETTING = {
     "temperature": 1.0, "rows": 32, "max_tokens": 40, "warmup": 10, "held_out": 256,
-    "marks": [5, 10, 20, 40], "lr": {"limbeck": 2e-4, "trl": 2e-4}, "stand_in": False,
+    "evaluated_at": [5, 10, 20, 40], "lr": {"limbeck": 2e-4, "trl": 2e-4}, "without_trl": False,
 }  # fmt: skip
-QUICK = {"marks": [1, 2], "rows": 4, "held_out": 8, "stand_in": True}
+QUICK = {"evaluated_at": [1, 2], "rows": 4, "held_out": 8, "without_trl": True}
 
 
 def run(condition: str, seed: int, setting: Mapping[str, Any], scratch: Path) -> list[Row]:
     """Rows of both sides: at equal seconds, by Limbeck's updates, and at equal updates."""
-    work = Work(setting, seed, setting["marks"], scratch)
+    work = Work(setting, seed, setting["evaluated_at"], scratch)
     with ExitStack() as stack:
         limbeck, trl = (stack.enter_context(start(name, work)) for name in SIDES)
         equal_seconds = at_equal_seconds(limbeck, [trl])
         if not all(map(math.isclose, limbeck.rates, trl.rates)):
             raise RuntimeError(f"learning rates differ: {limbeck.rates} and {trl.rates}")
         judge = stack.enter_context(Judge(work.recipe(lr=1e-3)))
-        rows = judged(judge, {"limbeck": limbeck.at_marks, "trl": trl.at_marks}, at="updates")
-        return rows + judged(judge, {"limbeck": limbeck.at_marks, **equal_seconds}, at="seconds")
+        rows = judged(judge, {"limbeck": limbeck.snapshots, "trl": trl.snapshots}, at="updates")
+        return rows + judged(judge, {"limbeck": limbeck.snapshots, **equal_seconds}, at="seconds")
 
 
 def report(results: Results) -> str:
     seconds, updates = by_side(results, "seconds"), by_side(results, "updates")
-    marks = [0, *results.setting["marks"]]
+    steps = [0, *results.setting["evaluated_at"]]
     parts = []
     for key, name in MEASURES.items():
         header = ["seconds", "updates, Limbeck", "TRL", f"{name}, Limbeck", "TRL", "difference"]
         rows = [
             [
-                f"{seconds.at('limbeck', 'seconds', mark).mean:.1f}",
-                mark,
-                f"{seconds.at('trl', 'updates', mark).mean:.1f}",
-                *(seconds.at(side, key, mark) for side in SIDES),
-                seconds.difference("limbeck", "trl", key, mark) if mark else "",
+                f"{seconds.at('limbeck', 'seconds', step).mean:.1f}",
+                step,
+                f"{seconds.at('trl', 'updates', step).mean:.1f}",
+                *(seconds.at(side, key, step) for side in SIDES),
+                seconds.difference("limbeck", "trl", key, step) if step else "",
             ]
-            for mark in marks
+            for step in steps
         ]
         parts.append(f"At equal seconds:\n\n{table(header, rows)}")
     header = ["updates", *(f"{name}, difference" for name in MEASURES.values()), "seconds, ratio", "processor, ratio"]
     rows = [
         [
-            mark,
-            *(updates.difference("limbeck", "trl", key, mark) for key in MEASURES),
-            *(ratio(updates, key, mark) for key in ("seconds", "cpu")),
+            step,
+            *(updates.difference("limbeck", "trl", key, step) for key in MEASURES),
+            *(ratio(updates, key, step) for key in ("seconds", "cpu")),
         ]
-        for mark in marks[1:]
+        for step in steps[1:]
     ]
     parts.append(f"At equal updates, Limbeck minus TRL and Limbeck over TRL:\n\n{table(header, rows)}")
     return "\n\n".join(parts)
 
 
-def ratio(results: Results, key: str, mark: int) -> Interval:
+def ratio(results: Results, key: str, step: int) -> Interval:
     """Limbeck's over TRL's, over seeds."""
-    ours, theirs = (results.values(side, key, mark) for side in SIDES)
+    ours, theirs = (results.values(side, key, step) for side in SIDES)
     return interval([ours[seed] / theirs[seed] for seed in ours])
 
 
@@ -84,7 +84,7 @@ def draw(results: Results, path: Path) -> None:
     seconds = by_side(results, "seconds")
     with picture(path, columns=3) as axes:
         for place, (key, name) in enumerate({**MEASURES, "updates": "updates"}.items()):
-            draw_by_mark(axes[0, place], seconds, SIDES, key, "seconds")
+            draw_curves(axes[0, place], seconds, SIDES, key, "seconds")
             axes[0, place].set(xlabel="seconds of a side's own turns", title=name)
         axes[0, 0].legend()
 

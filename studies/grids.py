@@ -33,21 +33,21 @@ RATES = {
 }  # "of": so many samples of a prompt, where it is not the setting's
 SEEDS = ("101",)
 SETTING = {
-    "temperature": 1.0, "rows": 32, "max_tokens": 40, "warmup": 10, "held_out": 256, "generations": 8, "marks": [40],
-    "stand_in": False,
+    "temperature": 1.0, "rows": 32, "max_tokens": 40, "warmup": 10, "held_out": 256, "generations": 8,
+    "evaluated_at": [40], "without_trl": False,
 }  # fmt: skip
-QUICK = {"marks": [1], "rows": 8, "held_out": 8, "stand_in": True}
+QUICK = {"evaluated_at": [1], "rows": 8, "held_out": 8, "without_trl": True}
 
 
 def run(condition: str, seed: int, setting: Mapping[str, Any], scratch: Path) -> list[Row]:
     method, rate = condition.split("@")
     name, _, generations = method.partition(" of ")
     setting = {**setting, **({"generations": int(generations)} if generations else {})}
-    work = Work(setting, seed, setting["marks"], scratch)
+    work = Work(setting, seed, setting["evaluated_at"], scratch)
     with METHODS[name](name, work, float(rate)) as side:
-        while side.updates < max(side.marks):
+        while side.updates < max(side.evaluated_at):
             side.step()
-    return judged(judge_of(work), {name: side.at_marks}, at="updates")
+    return judged(judge_of(work), {name: side.snapshots}, at="updates")
 
 
 JUDGES: dict[int, Judge] = {}  # by seed: one for all methods and rates
@@ -73,7 +73,9 @@ def draw(results: Results, path: Path) -> None:
             rates = [float(one.split("@")[1]) for one in ours]
             means = [results.at(one, "accuracy").mean for one in ours]
             axes[0, 0].plot(rates, means, marker="o", markersize=3, color=COLOURS[number % len(COLOURS)], label=name)
-        axes[0, 0].set(xscale="log", xlabel="learning rate", title=f"accuracy after {max(results.setting['marks'])}")
+        axes[0, 0].set(
+            xscale="log", xlabel="learning rate", title=f"accuracy after {max(results.setting['evaluated_at'])}"
+        )
         axes[0, 0].legend(frameon=False)
 
 

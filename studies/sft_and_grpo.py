@@ -17,7 +17,7 @@ from typing import Any
 
 from common import Interval, Results, Row, Study, interval, main, picture, table
 
-from sides.judge import Judge, by_side, draw_by_mark, judged
+from sides.judge import Judge, by_side, draw_curves, judged
 from sides.methods import Work, start
 from sides.turns import at_equal_seconds
 
@@ -32,21 +32,21 @@ METHODS = {
 CLOCK = {"updates": 0, "seconds": 1, "cpu": 1}  # and digits to show
 SETTING = {
     "temperature": 1.0, "rows": 32, "max_tokens": 40, "warmup": 10, "held_out": 256, "generations": 8,
-    "marks": [10, 20],
+    "evaluated_at": [10, 20],
     "lr": {"distillation": 2e-4, "sft": 2e-4, "grpo": 3e-5, "fixed_low": 3e-5, "fixed_all": 1e-5},
-    "stand_in": False,
+    "without_trl": False,
 }  # fmt: skip
-QUICK = {"marks": [1, 2], "rows": 8, "held_out": 8, "stand_in": True}
+QUICK = {"evaluated_at": [1, 2], "rows": 8, "held_out": 8, "without_trl": True}
 
 
 def run(condition: str, seed: int, setting: Mapping[str, Any], scratch: Path) -> list[Row]:
     """Rows of all methods: at equal seconds, by the updates of distillation, and at equal updates."""
-    work = Work(setting, seed, setting["marks"], scratch)
+    work = Work(setting, seed, setting["evaluated_at"], scratch)
     with ExitStack() as stack:
         first, *others = sides = [stack.enter_context(start(name, work)) for name in METHODS]
-        equal_seconds = {first.name: first.at_marks, **at_equal_seconds(first, others)}
+        equal_seconds = {first.name: first.snapshots, **at_equal_seconds(first, others)}
         judge = stack.enter_context(Judge(work.recipe(lr=1e-3)))
-        rows = judged(judge, {side.name: side.at_marks for side in sides}, at="updates")
+        rows = judged(judge, {side.name: side.snapshots for side in sides}, at="updates")
         return rows + judged(judge, equal_seconds, at="seconds")
 
 
@@ -76,7 +76,7 @@ def report(results: Results) -> str:
 
 
 def gain(results: Results, name: str) -> Interval:
-    """In accuracy, from before training to the last mark."""
+    """In accuracy, from before training to the last evaluation."""
     before, after = results.values(name, "accuracy", 0), results.values(name, "accuracy")
     return interval([after[seed] - before[seed] for seed in after])
 
@@ -84,8 +84,8 @@ def gain(results: Results, name: str) -> Interval:
 def draw(results: Results, path: Path) -> None:
     updates, seconds = by_side(results, "updates"), by_side(results, "seconds")
     with picture(path, columns=2) as axes:
-        draw_by_mark(axes[0, 0], updates, METHODS, "accuracy", "updates")
-        draw_by_mark(axes[0, 1], seconds, METHODS, "accuracy", "seconds")
+        draw_curves(axes[0, 0], updates, METHODS, "accuracy", "updates")
+        draw_curves(axes[0, 1], seconds, METHODS, "accuracy", "seconds")
         axes[0, 0].set(xlabel="updates", title="accuracy at equal updates")
         axes[0, 1].set(xlabel="seconds of a method's own turns", title="accuracy at equal seconds")
         axes[0, 1].sharey(axes[0, 0])

@@ -62,14 +62,14 @@ class Judge:
 
 
 def judged(judge: Judge, snapshots: Mapping[str, Mapping[int, Snapshot]], at: str) -> list[Row]:
-    """A row for each side and mark, and one before training. `at` says what the marks of the sides have in common."""
+    """A row for each snapshot of a side, and one before training. `at` says what those of all sides have in common."""
     rows = []
-    for side, marks in snapshots.items():
+    for side, kept in snapshots.items():
         clock = {"updates": 0, "seconds": 0.0, "cpu": 0.0, "tokens": 0}
         rows.append({"side": side, "at": at, "step": 0, **clock, **judge.of(None)})
-        for mark, one in marks.items():
+        for step, one in kept.items():
             clock = {"updates": one.updates, "seconds": one.seconds, "cpu": one.cpu, "tokens": one.tokens}
-            rows.append({"side": side, "at": at, "step": mark, **clock, **judge.of(one.folder)})
+            rows.append({"side": side, "at": at, "step": step, **clock, **judge.of(one.folder)})
     return rows
 
 
@@ -83,11 +83,11 @@ def by_side(results: Results, at: str) -> Results:
     return Results(split, results.setting)
 
 
-def draw_by_mark(axes: Any, results: Results, labels: Mapping[str, str], key: str, x: str) -> None:
-    """Mean and 95% interval of each side at each mark, over the mean of `x` there: seeds differ in their seconds."""
+def draw_curves(axes: Any, results: Results, labels: Mapping[str, str], key: str, x: str) -> None:
+    """Mean and 95% interval of each side's evaluations, over the mean of `x` there: seeds differ in their seconds."""
     for number, (side, label) in enumerate(labels.items()):
-        marks, found = results.curve(side, key)
-        places = [results.at(side, x, mark).mean for mark in marks]
+        steps, found = results.curve(side, key)
+        places = [results.at(side, x, step).mean for step in steps]
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(places, [one.mean for one in found], color=colour, linewidth=1.4, label=label)
         axes.fill_between(

@@ -17,42 +17,42 @@ from sides.turns import Side, limbeck_side, trl_is_there, trl_side
 
 @dataclass(frozen=True)
 class Work:
-    """A seed's share of a study: `setting` is the study's, `marks` the updates after which weights are kept."""
+    """A seed's share of a study: `setting` is the study's, `evaluated_at` the updates after which weights are kept."""
 
     setting: Mapping[str, Any]
     seed: int
-    marks: Collection[int]
+    evaluated_at: Collection[int]
     folder: Path
 
     def recipe(self, lr: float) -> dict[str, Any]:
         return recipe(self.setting, self.seed, lr, self.folder)
 
-    def stands_in(self) -> bool:
-        """Whether this is a test without TRL's environment: Limbeck is in its place then."""
-        if not self.setting["stand_in"] or trl_is_there():
+    def is_without_trl(self) -> bool:
+        """Whether this is a test without TRL's environment: Limbeck trains in its place then."""
+        if not self.setting["without_trl"] or trl_is_there():
             return False
-        print("TRL's environment is missing: in this test Limbeck stands in for it", file=sys.stderr, flush=True)
+        print("TRL's environment is missing: in this test Limbeck trains in its place", file=sys.stderr, flush=True)
         return True
 
 
 def distillation(name: str, work: Work, lr: float) -> Side:
     """Limbeck's: the student samples, the teacher scores, the exact reverse KL on the whole vocabulary trains."""
-    return limbeck_side(name, work.recipe(lr), work.folder, work.marks)
+    return limbeck_side(name, work.recipe(lr), work.folder, work.evaluated_at)
 
 
 def distillation_of_trl(name: str, work: Work, lr: float) -> Side:
     """TRL's `DistillationTrainer`, whose loss is the same."""
-    if work.stands_in():
+    if work.is_without_trl():
         return distillation(name, work, lr)
-    return trl_side(name, trl_plan("distillation", work.recipe(lr)), work.folder, work.marks)
+    return trl_side(name, trl_plan("distillation", work.recipe(lr)), work.folder, work.evaluated_at)
 
 
 def grpo(name: str, work: Work, lr: float) -> Side:
     """TRL's: the reward is 1 for a right sum. No teacher. As many sequences an update as the others."""
-    if work.stands_in():
+    if work.is_without_trl():
         return distillation(name, work, lr)
     generations = work.setting["generations"]
-    return trl_side(name, trl_plan("grpo", work.recipe(lr), generations), work.folder, work.marks)
+    return trl_side(name, trl_plan("grpo", work.recipe(lr), generations), work.folder, work.evaluated_at)
 
 
 def sft(name: str, work: Work, lr: float) -> Side:
@@ -60,11 +60,11 @@ def sft(name: str, work: Work, lr: float) -> Side:
 
     Each update of the first pass is charged its share of the time that sampling them took.
     """
-    updates, of = max(work.marks), work.recipe(lr)
+    updates, of = max(work.evaluated_at), work.recipe(lr)
     path = work.folder / f"{name}-rows.jsonl"
     seconds, cpu = sample_teacher(of, updates * work.setting["rows"], path)
     of["rollout"] = {**of["rollout"], "sources": [{"from": "dataset", "path": str(path)}]}
-    side = limbeck_side(name, of, work.folder, work.marks, sft=True)
+    side = limbeck_side(name, of, work.folder, work.evaluated_at, sft=True)
     side.ahead, side.ahead_updates = (seconds / updates, cpu / updates), updates
     return side
 
@@ -76,7 +76,7 @@ def fixed_advantage(below: float) -> Callable[[str, Work, float], Side]:
         of = work.recipe(lr)
         factory = "sides.fixed_advantage:FixedNegativeAdvantage"
         of["objective"] = {"divergence": "python", "factory": factory, "below": below, "support": "sampled"}
-        return limbeck_side(name, of, work.folder, work.marks, teacher=False)
+        return limbeck_side(name, of, work.folder, work.evaluated_at, teacher=False)
 
     return start
 

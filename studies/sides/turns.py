@@ -33,7 +33,7 @@ class Snapshot:
 
 @dataclass
 class Side:
-    """A trainer in a process of its own, which keeps a snapshot at the updates of `marks`.
+    """A trainer in a process of its own, which keeps a snapshot after the updates that `evaluated_at` names.
 
     Each of the first `ahead_updates` is charged `ahead` (wall-clock, processor) seconds of work that was done before.
     """
@@ -41,7 +41,7 @@ class Side:
     name: str
     worker: Worker
     folder: Path
-    marks: Collection[int]
+    evaluated_at: Collection[int]
     ahead: tuple[float, float] = (0.0, 0.0)
     ahead_updates: int = 0
     seconds: float = 0.0
@@ -49,7 +49,7 @@ class Side:
     updates: int = 0
     tokens: int = 0
     rates: list[float] = field(default_factory=list)  # of learning, of each update
-    at_marks: dict[int, Snapshot] = field(default_factory=dict)
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
 
     def __enter__(self) -> Side:
         return self
@@ -65,8 +65,8 @@ class Side:
         self.tokens += made["tokens"]
         self.rates.append(made["rate"])
         self.updates += 1
-        if self.updates in self.marks:
-            self.at_marks[self.updates] = self.snapshot()
+        if self.updates in self.evaluated_at:
+            self.snapshots[self.updates] = self.snapshot()
 
     def snapshot(self) -> Snapshot:
         """Off the clock."""
@@ -77,17 +77,22 @@ class Side:
 
 
 def limbeck_side(
-    name: str, recipe: dict[str, Any], folder: Path, marks: Collection[int], sft: bool = False, teacher: bool = True
+    name: str,
+    recipe: dict[str, Any],
+    folder: Path,
+    evaluated_at: Collection[int],
+    sft: bool = False,
+    teacher: bool = True,
 ) -> Side:
     """`teacher` False: the objective does not look at its scores, so it is not asked."""
     plan = _written({"recipe": {**recipe, "name": name}, "sft": sft, "needs_teacher": teacher}, name, folder)
-    return Side(name, Worker(sys.executable, "sides.limbeck_side", plan, paths=(STUDIES, SRC)), folder, marks)
+    return Side(name, Worker(sys.executable, "sides.limbeck_side", plan, paths=(STUDIES, SRC)), folder, evaluated_at)
 
 
-def trl_side(name: str, plan: dict[str, Any], folder: Path, marks: Collection[int]) -> Side:
+def trl_side(name: str, plan: dict[str, Any], folder: Path, evaluated_at: Collection[int]) -> Side:
     """In TRL's environment, which is made where it is not there."""
     worker = Worker(peer_python(DEFAULT), "sides.trl_side", _written(plan, name, folder), paths=(STUDIES,))
-    return Side(name, worker, folder, marks)
+    return Side(name, worker, folder, evaluated_at)
 
 
 def trl_is_there() -> bool:
@@ -101,19 +106,19 @@ def _written(plan: dict[str, Any], name: str, folder: Path) -> str:
 
 
 def at_equal_seconds(first: Side, others: Sequence[Side]) -> dict[str, dict[int, Snapshot]]:
-    """Turns until `first` has made the updates of its last mark, and all of them those of theirs.
+    """Turns until `first` has made the last of its updates that are evaluated, and all of them theirs.
 
-    By side and mark of `first`: what each had when its clock had come to what `first` took for it, at most one step
-    more.
+    By side and updates of `first`: what each had when its clock had come to what `first` took for them, at most one
+    step more.
     """
     found: dict[str, dict[int, Snapshot]] = {side.name: {} for side in others}
-    for mark in sorted(first.marks):
-        while first.updates < mark:
+    for updates in sorted(first.evaluated_at):
+        while first.updates < updates:
             min([first, *others], key=lambda side: side.seconds).step()
         while behind := [side for side in others if side.seconds < first.seconds]:
             min(behind, key=lambda side: side.seconds).step()
         for side in others:
-            found[side.name][mark] = side.snapshot()
-    while behind := [side for side in others if side.updates < max(side.marks)]:
+            found[side.name][updates] = side.snapshot()
+    while behind := [side for side in others if side.updates < max(side.evaluated_at)]:
         min(behind, key=lambda side: side.seconds).step()
     return found

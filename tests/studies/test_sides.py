@@ -1,4 +1,4 @@
-"""Trainers that take turns: clocks, marks, the work that they share, and the control without a teacher."""
+"""Trainers that take turns: clocks, snapshots, the work that they share, and the control without a teacher."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Steps:
 
 
 def side(name: str, seconds: float, turns: list[str], folder: Path) -> Side:
-    return Side(name, Steps(name, seconds, turns), folder, marks=[2, 4])  # type: ignore[arg-type]
+    return Side(name, Steps(name, seconds, turns), folder, evaluated_at=[2, 4])  # type: ignore[arg-type]
 
 
 def test_whose_clock_is_behind_goes_next_and_all_are_kept_at_equal_seconds_and_updates(tmp_path: Path) -> None:
@@ -50,18 +50,18 @@ def test_whose_clock_is_behind_goes_next_and_all_are_kept_at_equal_seconds_and_u
     first, fast, slow = (side(name, s, turns, tmp_path) for name, s in (("first", 1.0), ("fast", 0.5), ("slow", 3.0)))
     found = at_equal_seconds(first, [fast, slow])
     assert turns[:8] == ["first", "fast", "slow", "fast", "first", "fast", "fast", "first"]
-    assert {mark: one.seconds for mark, one in first.at_marks.items()} == {2: 2.0, 4: 4.0}
-    for mark in (2, 4):
-        assert found["fast"][mark].seconds == mark
-        assert mark <= found["slow"][mark].seconds < mark + 3.0
+    assert {updates: one.seconds for updates, one in first.snapshots.items()} == {2: 2.0, 4: 4.0}
+    for updates in (2, 4):
+        assert found["fast"][updates].seconds == updates
+        assert updates <= found["slow"][updates].seconds < updates + 3.0
     assert (found["fast"][2].updates, found["fast"][4].updates) == (4, 8)
     assert (found["slow"][2].updates, found["slow"][4].updates) == (1, 2)
     for one in (first, fast, slow):
-        assert {mark: kept.updates for mark, kept in one.at_marks.items()} == {2: 2, 4: 4}
-    assert slow.at_marks[4].seconds == 12.0
-    assert slow.at_marks[4].cpu == 6.0
-    assert slow.at_marks[4].tokens == 40
-    assert found["slow"][4].folder == slow.at_marks[2].folder  # the same weights are written and judged once
+        assert {updates: kept.updates for updates, kept in one.snapshots.items()} == {2: 2, 4: 4}
+    assert slow.snapshots[4].seconds == 12.0
+    assert slow.snapshots[4].cpu == 6.0
+    assert slow.snapshots[4].tokens == 40
+    assert found["slow"][4].folder == slow.snapshots[2].folder  # the same weights are written and judged once
 
 
 def test_work_that_was_done_before_is_charged_to_the_updates_that_use_it(tmp_path: Path) -> None:
