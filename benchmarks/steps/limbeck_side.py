@@ -152,9 +152,9 @@ def watch(clock: Clock) -> None:
     """Time the loss and the backward pass where the learner calls them."""
     import torch
 
-    from limbeck.learners import local
+    from limbeck.learners import forward
 
-    local.distillation_loss = clock.wrap(local.distillation_loss, "loss")
+    forward.distillation_loss = clock.wrap(forward.distillation_loss, "loss")
     torch.Tensor.backward = clock.wrap(torch.Tensor.backward, "backward")
 
 

@@ -77,7 +77,7 @@ def test_a_trace_says_what_the_fused_loss_measures(tmp_path: Path) -> None:
         batch = make_batch(samples, "packed", 10**6, torch.device("cpu"), learner.heads)
         (micro,) = batch.micro
         with torch.no_grad():
-            return traces, learner._loss(batch, micro, learner._hidden(micro))[1], micro.members
+            return traces, learner.forward.loss(batch, micro)[1], micro.members
 
     traces, measured, members = asyncio.run(both())
     ordered = [traces[i] for i in members]

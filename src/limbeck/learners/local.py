@@ -28,7 +28,7 @@ from limbeck.errors import (
     place_of,
 )
 from limbeck.learners.adapters import LoraAdapters, add_adapters
-from limbeck.learners.batch import Batch, Heads, MicroBatch, check_given_ids, heads_on, make_batch
+from limbeck.learners.batch import Batch, Heads, check_given_ids, heads_on, make_batch
 from limbeck.learners.checkpoint import (
     ADAPTER_FOLDER,
     LEARNER_FILE,
@@ -37,6 +37,7 @@ from limbeck.learners.checkpoint import (
     save_state,
     weights_of,
 )
+from limbeck.learners.forward import Forward
 from limbeck.learners.groups import compared_bytes
 from limbeck.learners.optimizer import make_optimizer
 from limbeck.learners.past import PastSelf
@@ -44,13 +45,12 @@ from limbeck.learners.policy import WEIGHTS, Lease, LocalPolicy
 from limbeck.learners.process_group import Ranks, Sharding
 from limbeck.learners.schedule import learning_rate
 from limbeck.learners.token_metrics import TokenMetrics
-from limbeck.learners.tracing import trace_micro_batch
-from limbeck.models.causal_lm import CausalLM, dtype_of, first_line, precision, turn_off_training_noise
+from limbeck.models.causal_lm import CausalLM, dtype_of, first_line, turn_off_training_noise
 from limbeck.models.equivalence import prove_packing, share_prompts, use_fused_forward
 from limbeck.models.layout import Layout
 from limbeck.models.proofs import prove_model
 from limbeck.models.shards import inside, like, rows_here, whole
-from limbeck.objectives import Loss, Measured, distillation_loss, loss_of
+from limbeck.objectives import Loss, loss_of
 from limbeck.records import Scored
 from limbeck.reports import Mean, StepReport, Trace
 
@@ -103,6 +103,7 @@ class LocalLearner:
             self.layout = _layout(lm, config)
         turn_off_training_noise(lm)
         use_fused_forward(lm, config.gradient_checkpointing, self.autocast)
+        self.forward = Forward(lm, self.loss, config.loss_chunk_mb * 2**20, self.autocast)
         self.parameters = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(list(self.parameters.values()), config)
         self._lease = Lease(self.version)
@@ -146,7 +147,7 @@ class LocalLearner:
         self.optimizer.zero_grad(set_to_none=True)
         metrics = self._metrics(samples)
         for micro in self.ranks.own(batch):
-            loss, measured = inside(self.lm.model, self._pass, batch, micro)
+            loss, measured = inside(self.lm.model, self.forward.loss, batch, micro)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.collect()
             if micro is not None and measured is not None:
@@ -165,7 +166,7 @@ class LocalLearner:
         metrics = self._metrics(samples)
         with torch.no_grad(), self.ranks.guarded("measuring"):
             for micro in self.ranks.own(batch):
-                _, measured = inside(self.lm.model, self._pass, batch, micro)
+                _, measured = inside(self.lm.model, self.forward.loss, batch, micro)
                 if micro is not None and measured is not None:
                     metrics.add(micro, measured)
             metrics.reduce(self.ranks)
@@ -181,21 +182,10 @@ class LocalLearner:
         traces: dict[int, Trace] = {}
         with torch.no_grad(), self.ranks.guarded("tracing"):
             for micro in self.ranks.own(batch):
-                traces |= inside(self.lm.model, self._traces, batch, micro, top)
+                traces |= inside(self.lm.model, self.forward.traces, batch, micro, top)
             for others in self.ranks.gather(traces):
                 traces |= others
         return [traces[index] for index in range(len(samples))] if self.ranks.is_first else []
-
-    def _traces(self, batch: Batch, micro: MicroBatch | None, top: int) -> dict[int, Trace]:
-        """By place in the step."""
-        if micro is None:
-            self._pass(batch, micro)
-            return {}
-        hidden_Nd = self._hidden(micro)
-        measured = self._loss(batch, micro, hidden_Nd)[1]
-        own_top = self.loss.support != "student_top"
-        traced = trace_micro_batch(hidden_Nd, self.lm.head(), micro, measured, batch.temperature, top, own_top)
-        return dict(zip(micro.members, traced, strict=True))
 
     async def publish(self) -> LocalPolicy:
         """A lease on the weights as they are. The next update ends it."""
@@ -314,36 +304,6 @@ class LocalLearner:
                 "token, or stop at once? Does the teacher's valid_mask leave everything out?"
             )
         return batch
-
-    def _pass(self, batch: Batch, micro: MicroBatch | None) -> tuple[Tensor, Measured | None]:
-        """The loss of a micro-batch, and what was measured. Without one: 0, which pulls every weight by nothing."""
-        if micro is not None:
-            return self._loss(batch, micro, self._hidden(micro))
-        zero = torch.zeros(1, dtype=torch.int64, device=self.lm.device)
-        with precision(self.lm, self.autocast):
-            hidden_Nd = self.lm.states(zero[None], zero[None], zero)
-        head = self.lm.head()
-        parts = [hidden_Nd, head.weight_Vd, *([] if head.bias_V is None else [head.bias_V])]
-        return torch.stack([part.sum() * 0 for part in parts]).sum(), None
-
-    def _loss(self, batch: Batch, micro: MicroBatch, hidden_Nd: Tensor) -> tuple[Tensor, Measured]:
-        return distillation_loss(
-            self.loss,
-            batch.temperature,
-            hidden_Nd,
-            self.lm.head(),
-            micro.tokens,
-            micro.teacher,
-            batch.global_tokens,
-            micro.reference,
-            self.config.loss_chunk_mb * 2**20,
-        )
-
-    def _hidden(self, micro: MicroBatch) -> Tensor:
-        """[N, d] at the positions that predict the trained tokens."""
-        layout = micro.layout
-        with precision(self.lm, self.autocast):
-            return self.lm.states(layout.tokens_BL, layout.positions_BL, layout.predict_N, layout.tree)
 
     def _stop_if_not_finite(self, samples: Sequence[Scored], metrics: TokenMetrics, norm: float) -> None:
         if math.isfinite(norm):
