@@ -224,12 +224,12 @@ class Noisy(Liar):
 
 
 @pytest.mark.parametrize(("sigma", "teacher"), [(0.002, "demo"), pytest.param(0.01, "peaked", marks=pytest.mark.slow)])
-async def test_an_honest_server_with_noise_passes_and_is_told_what_that_hides(sigma: float, teacher: str) -> None:
+async def test_an_honest_server_with_noise_passes_with_a_row_of_what_that_hides(sigma: float, teacher: str) -> None:
     server = Noisy(TEACHERS[teacher](), None, knows_temperature=True)
     server.sigma = sigma
     proof, _ = await prove(server, "sglang", 0.7)
     measured = {result.probe: result.measured for result in proof.results}["length"]
-    assert "each moves the end" in measured or ("not told of" in measured and "noise" in measured)
+    assert "each moves the end" in measured or ("not shown for" in measured and "noise" in measured)
 
 
 async def test_one_that_mixes_up_the_shorter_texts_of_a_batch_is_refused() -> None:

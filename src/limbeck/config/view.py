@@ -75,7 +75,7 @@ class RetokenizedViewConfig(PromptConfig):
     kind: Literal["retokenized"] = "retokenized"
     accept_temperature: bool = Field(
         False,
-        description="train at another temperature than 1 all the same: tempered processes over different tokens are no "
+        description="train at another temperature than 1 all the same: there two models over different tokens are no "
         "distributions over the same texts, so no divergence is minimised",
     )
 

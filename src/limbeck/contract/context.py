@@ -27,7 +27,7 @@ def check_start(name: str, answers: Sequence[Answer], noise: float, trusted: boo
     if apart <= limit:
         return ProbeResult("start", f"positions of one token {apart:.1e} nats apart", f"at most {limit:.2g}")
     if trusted:
-        measured = f"not told by answers: positions of one token {apart:.2g} nats apart; accepted by trust_start"
+        measured = f"not shown by answers: positions of one token {apart:.2g} nats apart; accepted by trust_start"
         return ProbeResult("start", measured, "nothing put before a text")
     raise refusal(
         "start",

@@ -144,7 +144,7 @@ def _check_end(name: str, long: Long) -> ProbeResult:
         )
     if unseen:
         measured = (
-            f"not told of {len(unseen)} of {len(moves)} parts of {length} tokens: they move the end by less than "
+            f"not shown for {len(unseen)} of {len(moves)} parts of {length} tokens: they move the end by less than "
             f"{threshold:.2g} nats, and the noise of one text asked twice is {noise:.2g}"
         )
         return ProbeResult("length", measured, "all are read; a deterministic mode of the server would show it")

@@ -155,7 +155,7 @@ async def _tokenizer(state: ProofState, tokenizer: PreTrainedTokenizerBase | Non
         except WireError as error:
             if error.kind == "refused":
                 return [
-                    ProbeResult("tokenizer", "not told: the server splits no text", "echoed ids are compared alone")
+                    ProbeResult("tokenizer", "not shown: the server splits no text", "echoed ids are compared alone")
                 ]
             raise
         ours = list(tokenizer(text).input_ids)
