@@ -93,7 +93,7 @@ def test_every_extra_for_users_is_listed() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_lists_and_tables_are_those_of_the_site_too(page: Path) -> None:
-    """A forge is lenient: in the site a list, table or heading right below a line of text may be part of its paragraph."""
+    """A forge is lenient: in the site a list, table or heading right below a line of text may be part of that."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     assert not re.findall(r"^(?![-*|> ]|\d+\. ).+\n(?:[-*]|\d+\.) .*", text, re.M)
     assert not re.findall(r"^[^|\n].*\n\|.*", text, re.M)
