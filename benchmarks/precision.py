@@ -37,7 +37,7 @@ class Rounding(MasterAdamW):
         made.__class__ = cls
         for weight in parameters:
             weight.data.copy_(weight.data.bfloat16())
-        made.dice = torch.Generator().manual_seed(0)
+        made.rng = torch.Generator().manual_seed(0)
         made.masters = {weight: weight.detach().clone() for weight in parameters} if cls.kind == "masters" else {}
         return made
 
@@ -49,7 +49,7 @@ class Rounding(MasterAdamW):
         for weight in self.targets():
             if self.kind == "masters":
                 self.masters[weight].copy_(weight)
-            weight.copy_(at_random(weight, self.dice) if self.kind == "stochastic" else weight.bfloat16())
+            weight.copy_(at_random(weight, self.rng) if self.kind == "stochastic" else weight.bfloat16())
 
 
 class Stochastic(Rounding):
@@ -60,9 +60,9 @@ class Masters(Rounding):
     kind = "masters"
 
 
-def at_random(weight: Tensor, dice: torch.Generator) -> Tensor:
+def at_random(weight: Tensor, rng: torch.Generator) -> Tensor:
     """Up or down, so that the expectation is the weight: 16 random bits added below those that stay."""
-    noise = torch.randint(0, 2**16, weight.shape, generator=dice, dtype=torch.int32)
+    noise = torch.randint(0, 2**16, weight.shape, generator=rng, dtype=torch.int32)
     return (weight.view(torch.int32) + noise).bitwise_and_(-(2**16)).view(torch.float32)
 
 

@@ -75,7 +75,7 @@ class FakeServer:
     routes: ClassVar[tuple[str, ...]] = ("/generate", "/v1/completions", "/tokenize")
 
     def __post_init__(self) -> None:
-        self.dice = random.Random(self.seed)
+        self.rng = random.Random(self.seed)
         self.set_weights(self.seed)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,14 +152,14 @@ class FakeServer:
 
     async def _answer(self, writer: asyncio.StreamWriter, path: str, body: dict[str, Any]) -> bool:
         self.bodies.append(body)
-        if self.dice.random() < self.drop:
+        if self.rng.random() < self.drop:
             writer.transport.abort()
             return False
-        if self.dice.random() < self.delay:
+        if self.rng.random() < self.delay:
             await asyncio.sleep(60)
-        if self.dice.random() < self.fail:
+        if self.rng.random() < self.fail:
             return await self._send(writer, 500, b"boom")
-        if self.dice.random() < self.busy:
+        if self.rng.random() < self.busy:
             return await self._send(writer, 429, b"later", ["retry-after: 0.01"])
         if (
             "text" in body
@@ -192,12 +192,12 @@ class FakeServer:
             weights = hashlib.sha256(self.logits_VV.tobytes()).hexdigest()[:32]
             bound = binding.answer_headers(b"", BOUND.get(), status, weights, None, body)
             headers += [f"{name}: {value}" for name, value in bound.items()]
-        if faulty and self.dice.random() < self.corrupt:
-            at = self.dice.randrange(len(body))
-            body = body[:at] + bytes([body[at] ^ (1 + self.dice.randrange(255))]) + body[at + 1 :]
-        if faulty and self.dice.random() < self.garble:
+        if faulty and self.rng.random() < self.corrupt:
+            at = self.rng.randrange(len(body))
+            body = body[:at] + bytes([body[at] ^ (1 + self.rng.randrange(255))]) + body[at + 1 :]
+        if faulty and self.rng.random() < self.garble:
             body = b"!" + body[1:]
-        cut = faulty and self.dice.random() < self.cut
+        cut = faulty and self.rng.random() < self.cut
         lines = [f"HTTP/1.1 {status} X", f"content-length: {length}", "content-type: application/json", *headers]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
         for part in (

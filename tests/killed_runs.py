@@ -14,7 +14,7 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["limbeck.api", "transformers.models.llama.modeling_llama"])
 
 
-def train_killed(recipe: Any, folder: Path, dice: random.Random, most: int, within: float) -> int:
+def train_killed(recipe: Any, folder: Path, rng: random.Random, most: int, within: float) -> int:
     """How often it was killed: `most` times at most, each `within` seconds of its first new metrics in `folder`."""
     kills, metrics = 0, folder / "run" / "metrics.jsonl"
     while True:
@@ -24,7 +24,7 @@ def train_killed(recipe: Any, folder: Path, dice: random.Random, most: int, with
         while child.is_alive() and (metrics.stat().st_size if metrics.exists() else 0) <= before:
             time.sleep(0.005)  # until it has got somewhere since it started
         if kills < most:
-            child.join(timeout=dice.uniform(0.0, within))
+            child.join(timeout=rng.uniform(0.0, within))
             if child.is_alive():
                 child.kill()
                 kills += 1

@@ -287,7 +287,7 @@ class Liar(FakeServer):
         lie = self.lie
         self.scored += 1
         begun = lie is not None and self.scored > lie.after
-        if lie is not None and begun and not (lie.hot and used == 1) and self.dice.random() < lie.served:
+        if lie is not None and begun and not (lie.hot and used == 1) and self.rng.random() < lie.served:
             false = (lie.logprobs or _natural)(self._rows(text, start, lie, top), used)
             if lie.heat is not None:
                 knows = np.broadcast_to(lie.heat(np.arange(start - 1, len(text) - 1), len(text), top), len(false))

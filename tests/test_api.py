@@ -17,8 +17,8 @@ from limbeck.errors import DataError, ModelError, RecipeError, RunError
 from tests.tiny_runs import table_of
 
 
-class Told:
-    """An observer that keeps the names of what it was told."""
+class Recorder:
+    """An observer that keeps the names of what it received."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -53,27 +53,27 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_loading_comes_first_with_what_the_run_takes(table: dict[str, Any]) -> None:
-    told = Told()
-    limbeck.train(table, ["name=told"], observers=[told])
-    assert told.events == ["loading", "proven", "started", "stepped", "closed"]
-    assert told.methods == ["teacher at T = 0.7: exact, in this process"]
-    assert told.takes.startswith("the run takes at most: this process ")
-    assert told.takes.endswith(" of disk")
+    seen = Recorder()
+    limbeck.train(table, ["name=seen"], observers=[seen])
+    assert seen.events == ["loading", "proven", "started", "stepped", "closed"]
+    assert seen.methods == ["teacher at T = 0.7: exact, in this process"]
+    assert seen.takes.startswith("the run takes at most: this process ")
+    assert seen.takes.endswith(" of disk")
 
 
 def test_a_run_that_cannot_begin_is_closed_all_the_same(table: dict[str, Any], tmp_path: Path) -> None:
-    told = Told()
+    seen = Recorder()
     with pytest.raises(ModelError):
-        limbeck.train(table, ["name=none", f"student.model={tmp_path}/absent"], observers=[told])
-    assert told.events == ["loading", "closed"]
-    assert told.takes == "", "of models that are not there nothing is known"
+        limbeck.train(table, ["name=none", f"student.model={tmp_path}/absent"], observers=[seen])
+    assert seen.events == ["loading", "closed"]
+    assert seen.takes == "", "of models that are not there nothing is known"
 
 
-def test_an_observer_without_loading_is_not_told(table: dict[str, Any]) -> None:
-    told = Told()
+def test_an_observer_without_loading_is_left_alone(table: dict[str, Any]) -> None:
+    seen = Recorder()
     names = ("started", "phase", "stepped", "evaluated", "closed")
-    limbeck.train(table, ["name=plain"], observers=[SimpleNamespace(**{name: getattr(told, name) for name in names})])
-    assert told.events == ["started", "stepped", "closed"]
+    limbeck.train(table, ["name=plain"], observers=[SimpleNamespace(**{name: getattr(seen, name) for name in names})])
+    assert seen.events == ["started", "stepped", "closed"]
 
 
 def test_display_in_a_script_prints_lines(table: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,9 +169,9 @@ def _layer_norm(module: Any, x: Tensor) -> Tensor:
 
 def prompts(*lengths: int, seed: int = 0) -> list[Prompt]:
     """Prompts of random characters; the first three have ids "p0", "p1", "p2"."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     return [
-        Prompt(f"p{number}", tuple(int(i) for i in dice.integers(5, VOCABULARY, length)))
+        Prompt(f"p{number}", tuple(int(i) for i in rng.integers(5, VOCABULARY, length)))
         for number, length in enumerate(lengths)
     ]
 

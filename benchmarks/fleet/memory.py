@@ -93,8 +93,8 @@ def _samples() -> list[Any]:
     from limbeck.records import Scored, TokenScores
     from tests.helpers import random_rollout
 
-    dice = np.random.default_rng(0)
-    rollouts = [random_rollout(dice, n, TOKENS) for n in range(4)]
+    rng = np.random.default_rng(0)
+    rollouts = [random_rollout(rng, n, TOKENS) for n in range(4)]
     return [Scored(one, TokenScores("teacher", 0.7, one.logprobs)) for one in rollouts]
 
 

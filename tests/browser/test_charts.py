@@ -85,7 +85,7 @@ def saved(page: Page, tmp_path: Path) -> Callable[[str, str], Path]:
     return press
 
 
-def test_outliers_are_beyond_the_axis_with_a_mark_and_keep_their_number(
+def test_outliers_are_beyond_the_axis_with_an_arrow_and_keep_their_number(
     page: Page, tmp_path: Path, served: Served
 ) -> None:
     lines = _steady(120)

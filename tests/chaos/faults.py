@@ -37,11 +37,11 @@ FAULTS = {
 }
 
 
-def damaged(data: bytes, dice: random.Random) -> bytes:
+def damaged(data: bytes, rng: random.Random) -> bytes:
     """`data` with one bit flipped, or, one time in four, with other bytes in some place."""
-    at = dice.randrange(len(data))
-    if dice.random() < 0.25:
-        put = dice.randbytes(min(len(data) - at, dice.randrange(1, 9)))
+    at = rng.randrange(len(data))
+    if rng.random() < 0.25:
+        put = rng.randbytes(min(len(data) - at, rng.randrange(1, 9)))
         if put != data[at : at + len(put)]:
             return data[:at] + put + data[at + len(put) :]
-    return data[:at] + bytes([data[at] ^ 1 << dice.randrange(8)]) + data[at + 1 :]
+    return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]

@@ -42,7 +42,7 @@ class Plan:
     asked: Counter[str] = field(default_factory=Counter)  # how often a request was sent
     waiting: Waiting | None = None  # of a swap
 
-    def dice(self, question: str) -> random.Random:
+    def rng(self, question: str) -> random.Random:
         self.asked[question] += 1
         return random.Random(f"{self.seed} {question} {self.asked[question]}")
 
@@ -163,8 +163,8 @@ class Proxy:
         self, plan: Plan, request: Message, last: Message | None, writer: asyncio.StreamWriter
     ) -> tuple[Message, Message | None]:
         """The answer to deliver, and the one that is to come again on this connection."""
-        name, dice = request.header(NAME), plan.dice(request.question)
-        happens = dice.random() < plan.rate
+        name, rng = request.header(NAME), plan.rng(request.question)
+        happens = rng.random() < plan.rate
         if last is not None:  # of "duplicate": this request gets the answer of the one before
             await self._note(plan, request, last, "the answer before")
             return last, None
@@ -178,10 +178,10 @@ class Proxy:
             "strip": self._strip, "restart": self._restart, "other model": self._restart,
         }.get(plan.fault.name, self._pass)  # fmt: skip
         if plan.fault.name in ("cut", "stall"):
-            await self._break_off(plan, request, dice, writer)
+            await self._break_off(plan, request, rng, writer)
         if plan.fault.name == "duplicate":
-            return await self._duplicate(plan, request, dice)
-        return await do(plan, request, dice, name), None
+            return await self._duplicate(plan, request, rng)
+        return await do(plan, request, rng, name), None
 
     async def _ask(self, port: int, request: Message) -> Message:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -203,58 +203,58 @@ class Proxy:
             plan.altered[request.header(NAME)] = what
         return delivered
 
-    async def _pass(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _pass(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         return await self._ask(self.target, request)
 
-    async def _drop(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _drop(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         if plan.hit():
-            if dice.random() < 0.5:
+            if rng.random() < 0.5:
                 await self._ask(self.target, request)
             raise ConnectionError("dropped")
         return await self._ask(self.target, request)
 
-    async def _delay(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _delay(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         plan.hit()
-        await asyncio.sleep(LATE * dice.random())
+        await asyncio.sleep(LATE * rng.random())
         return await self._ask(self.target, request)
 
-    async def _break_off(self, plan: Plan, request: Message, dice: random.Random, writer: asyncio.StreamWriter) -> None:
+    async def _break_off(self, plan: Plan, request: Message, rng: random.Random, writer: asyncio.StreamWriter) -> None:
         """Part of the answer; then the connection ends, or nothing more comes."""
         data = (await self._ask(self.target, request)).bytes
         if not plan.hit():
             return
-        writer.write(data[: dice.randrange(len(data))])
+        writer.write(data[: rng.randrange(len(data))])
         await writer.drain()
         if plan.fault.name == "stall":
             await asyncio.sleep(LONGEST)  # longer than the client's patience
         raise ConnectionError("cut")
 
-    async def _request_bit(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _request_bit(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         if not request.body or not plan.hit():
             return await self._ask(self.target, request)
-        answer = await self._ask(self.target, replace(request, body=damaged(request.body, dice)))
+        answer = await self._ask(self.target, replace(request, body=damaged(request.body, rng)))
         return await self._note(plan, request, answer, "an answer to a damaged request")
 
-    async def _answer_bit(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _answer_bit(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         answer = await self._ask(self.target, request)
         if not answer.body or not plan.hit():
             return answer
         plan.altered[name] = "a damaged answer"
-        return replace(answer, body=damaged(answer.body, dice))
+        return replace(answer, body=damaged(answer.body, rng))
 
-    async def _header(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _header(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         plan.hit()
-        if dice.random() < 0.5:
-            sent = replace(request, head=damaged(request.head, dice))
+        if rng.random() < 0.5:
+            sent = replace(request, head=damaged(request.head, rng))
             answer = await self._ask(self.target, sent)
             harm = sent.says(self.bound) != request.says(self.bound)
         else:
             sent = await self._ask(self.target, request)
-            answer = replace(sent, head=damaged(sent.head, dice))
+            answer = replace(sent, head=damaged(sent.head, rng))
             harm = sent.says(self.bound) != answer.says(self.bound)
         return await self._note(plan, request, answer, "a damaged header") if harm else answer
 
-    async def _swap(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _swap(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         """With the next one that is to be swapped on this route, if it comes in time."""
         ours, first = await self._ask(self.target, request), plan.waiting
         if first is None or first.request.route != request.route:
@@ -272,32 +272,32 @@ class Proxy:
         first.theirs.set_result(ours)
         return first.answer
 
-    async def _duplicate(self, plan: Plan, request: Message, dice: random.Random) -> tuple[Message, Message | None]:
+    async def _duplicate(self, plan: Plan, request: Message, rng: random.Random) -> tuple[Message, Message | None]:
         plan.hit()
-        if dice.random() < 0.3:
+        if rng.random() < 0.3:
             await self._ask(self.target, request)  # the server gets it twice
             return await self._ask(self.target, request), None
         answer = await self._ask(self.target, request)
         return answer, answer
 
-    async def _replay(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _replay(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         same = [answer for question, _, answer in self.earlier if question == request.question]
         others = [answer for _, route, answer in self.earlier if route == request.route]
-        known = same if same and dice.random() < 0.7 else others
+        known = same if same and rng.random() < 0.7 else others
         if not known or not plan.hit():
             return await self._ask(self.target, request)
         what = "an earlier answer to the same request" if known is same else "an earlier answer"
-        return await self._note(plan, request, dice.choice(known), what)
+        return await self._note(plan, request, rng.choice(known), what)
 
-    async def _reroute(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _reroute(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         if not plan.hit():
             return await self._ask(self.target, request)
         plan.altered[name] = "another model's answer"
         return await self._ask(self.other, request)
 
-    async def _strip(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _strip(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         plan.hit()
-        which = dice.choice(("request", "answer", "both"))
+        which = rng.choice(("request", "answer", "both"))
         sent = request if which == "answer" else request.without("limbeck-")
         answer = await self._ask(self.target, sent)
         plain = answer if which == "request" else answer.without("limbeck-")
@@ -305,7 +305,7 @@ class Proxy:
             plan.altered[name] = "an answer without its headers"
         return plain
 
-    async def _restart(self, plan: Plan, request: Message, dice: random.Random, name: str) -> Message:
+    async def _restart(self, plan: Plan, request: Message, rng: random.Random, name: str) -> Message:
         if plan.restart is None or plan.asked.total() < 5 or not plan.hit():  # of a server that answered
             return await self._ask(self.target, request)
         await asyncio.get_running_loop().run_in_executor(None, plan.restart)

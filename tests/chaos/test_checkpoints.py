@@ -22,24 +22,24 @@ STEPS, KEPT = 3, 2
 EACH = 10
 
 
-def _bit(newest: Path, before: Path, dice: random.Random) -> None:
-    path = _any_file(newest, dice)
-    path.write_bytes(damaged(path.read_bytes(), dice))
+def _bit(newest: Path, before: Path, rng: random.Random) -> None:
+    path = _any_file(newest, rng)
+    path.write_bytes(damaged(path.read_bytes(), rng))
 
 
-def _gone(newest: Path, before: Path, dice: random.Random) -> None:
-    _any_file(newest, dice).unlink()
+def _gone(newest: Path, before: Path, rng: random.Random) -> None:
+    _any_file(newest, rng).unlink()
 
 
-def _cut(newest: Path, before: Path, dice: random.Random) -> None:
-    path = _any_file(newest, dice)
-    path.write_bytes(path.read_bytes()[: dice.randrange(path.stat().st_size)])
+def _cut(newest: Path, before: Path, rng: random.Random) -> None:
+    path = _any_file(newest, rng)
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
 
 
-def _exchanged(newest: Path, before: Path, dice: random.Random) -> None:
+def _exchanged(newest: Path, before: Path, rng: random.Random) -> None:
     """One that both have, and that differs."""
     while True:
-        path = _any_file(newest, dice)
+        path = _any_file(newest, rng)
         other = before / path.relative_to(newest)
         if path.read_bytes() != other.read_bytes():
             break
@@ -48,9 +48,9 @@ def _exchanged(newest: Path, before: Path, dice: random.Random) -> None:
     other.write_bytes(ours)
 
 
-def _added(newest: Path, before: Path, dice: random.Random) -> None:
-    path = _any_file(newest, dice)
-    shutil.copy(path, path.with_name(f"model-{dice.randrange(10)}.safetensors"))
+def _added(newest: Path, before: Path, rng: random.Random) -> None:
+    path = _any_file(newest, rng)
+    shutil.copy(path, path.with_name(f"model-{rng.randrange(10)}.safetensors"))
 
 
 DAMAGES: dict[str, Callable[[Path, Path, random.Random], None]] = {
@@ -59,8 +59,8 @@ DAMAGES: dict[str, Callable[[Path, Path, random.Random], None]] = {
 }  # fmt: skip
 
 
-def _any_file(checkpoint: Path, dice: random.Random) -> Path:
-    return dice.choice(sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size))
+def _any_file(checkpoint: Path, rng: random.Random) -> Path:
+    return rng.choice(sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size))
 
 
 def recipe(output: Path, steps: int) -> Recipe:

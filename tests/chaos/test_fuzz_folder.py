@@ -24,44 +24,44 @@ TEXTS = (
 )  # fmt: skip
 
 
-def _text(path: Path, dice: random.Random) -> None:
-    path.write_bytes(dice.choice(TEXTS))
+def _text(path: Path, rng: random.Random) -> None:
+    path.write_bytes(rng.choice(TEXTS))
 
 
-def _bytes(path: Path, dice: random.Random) -> None:
-    path.write_bytes(damaged(path.read_bytes() or b"x", dice))
+def _bytes(path: Path, rng: random.Random) -> None:
+    path.write_bytes(damaged(path.read_bytes() or b"x", rng))
 
 
-def _doubled(path: Path, dice: random.Random) -> None:
+def _doubled(path: Path, rng: random.Random) -> None:
     path.write_bytes(path.read_bytes() * 2)
 
 
-def _folder(path: Path, dice: random.Random) -> None:
+def _folder(path: Path, rng: random.Random) -> None:
     path.unlink()
     path.mkdir()
 
 
-def _link(path: Path, dice: random.Random) -> None:
+def _link(path: Path, rng: random.Random) -> None:
     path.unlink()
-    path.symlink_to(dice.choice([path.name, "/dev/null", "/nowhere", ".."]))
+    path.symlink_to(rng.choice([path.name, "/dev/null", "/nowhere", ".."]))
 
 
-def _pipe(path: Path, dice: random.Random) -> None:
+def _pipe(path: Path, rng: random.Random) -> None:
     path.unlink()
     os.mkfifo(path)
 
 
-def _neighbour(path: Path, dice: random.Random) -> None:
+def _neighbour(path: Path, rng: random.Random) -> None:
     """Something else beside it, under a name that it may be taken for."""
-    name = dice.choice(
+    name = rng.choice(
         ["step-", "step-1", "step-000009", "step-x", ".step-000004.half", "model", "a\nb", ".lock", "..."]
     )
     other = path.with_name(name)
     if not other.exists():
-        shutil.copy(path, other) if dice.random() < 0.5 else other.mkdir()
+        shutil.copy(path, other) if rng.random() < 0.5 else other.mkdir()
 
 
-def _gone(path: Path, dice: random.Random) -> None:
+def _gone(path: Path, rng: random.Random) -> None:
     path.unlink()
 
 
@@ -75,11 +75,11 @@ WAYS: dict[str, Callable[[Path, random.Random], None]] = {
 def test_anything_in_a_runs_folder(way: str, stopped: Path, expected: str, tmp_path: Path, book: Book) -> None:
     for number in range(EACH):
         output = copied(stopped, tmp_path / str(number))
-        dice = random.Random(f"{book.seed} {way} {number}")
+        rng = random.Random(f"{book.seed} {way} {number}")
         files = sorted(path for path in (output / "run").rglob("*") if path.is_file() and path.name != ".lock")
         few = [path for path in files if "model" not in path.parts]  # the others are many, and alike
-        path = dice.choice(few if dice.random() < 0.8 else files)
-        WAYS[way](path, dice)
+        path = rng.choice(few if rng.random() < 0.8 else files)
+        WAYS[way](path, rng)
         found, result, message = attempt(lambda output=output: weights(output))  # type: ignore[misc]
         assert result in ("same", "refused"), (way, path.relative_to(output), message)
         assert found in (None, expected), (way, path.relative_to(output))

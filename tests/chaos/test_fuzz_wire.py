@@ -100,9 +100,9 @@ def read_or_refused(read: Callable[[], Any]) -> None:
 @FUZZ
 def test_a_damaged_tree(what: str, junk: list[Any], seed: int) -> None:
     answer, read = copy.deepcopy(HONEST[what][0]), HONEST[what][1]
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     for one in junk:
-        damage(answer, dice, one)
+        damage(answer, rng, one)
     read_or_refused(lambda: read(answer))
 
 
@@ -116,15 +116,15 @@ def test_another_value_altogether(what: str, junk: Any) -> None:
 @given(seed=st.integers(0, 2**32), junk=HOSTILE, way=st.sampled_from(["bytes", "tree", "anything"]), raw=st.binary())
 @FUZZ
 def test_the_binary_route_both_ways(seed: int, junk: Any, way: str, raw: bytes) -> None:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
 
     def spoiled(honest: bytes) -> bytes:
         if way == "anything":
             return raw
         if way == "bytes":
-            return damaged(honest, dice)
+            return damaged(honest, rng)
         tree = msgpack.unpackb(honest)
-        damage(tree, dice, junk)
+        damage(tree, rng, junk)
         try:
             return bytes(msgpack.packb(tree))
         except (OverflowError, ValueError, TypeError, UnicodeEncodeError):
@@ -160,8 +160,8 @@ def test_whatever_answers_over_http(
 ) -> None:
     """Through the pool: status, headers and body at random, or an honest body that was damaged."""
     make, honest = ASKS[kind]
-    dice = random.Random(seed)
-    body = damaged(honest, dice) if raw is None else raw
+    rng = random.Random(seed)
+    body = damaged(honest, rng) if raw is None else raw
 
     def answer(_: httpx.Request) -> httpx.Response:
         pairs = [(name.encode(), value.strip().encode("latin-1")) for name, value in headers.items()]

@@ -111,13 +111,13 @@ WHOLE = {
 def test_damaged_bodies_are_refused_or_answered_and_those_with_a_digest_are_sent_back(
     http: httpx.Client, path: str
 ) -> None:
-    dice = random.Random(SEED)
+    rng = random.Random(SEED)
     media = binary.MEDIA_TYPE if path == binary.PATH else "application/json"
     for _ in range(250):
         damaged = bytearray(WHOLE[path])
-        for _ in range(dice.randint(1, 4)):
-            place = dice.randrange(len(damaged) + 1)
-            damaged[place : place + dice.randint(0, 3)] = dice.randbytes(dice.randint(0, 3))
+        for _ in range(rng.randint(1, 4)):
+            place = rng.randrange(len(damaged) + 1)
+            damaged[place : place + rng.randint(0, 3)] = rng.randbytes(rng.randint(0, 3))
         headers = {"content-type": media}
         answer = http.post(path, content=bytes(damaged), headers=headers)
         COUNTS[f"{path} damaged {answer.status_code}"] += 1

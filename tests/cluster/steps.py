@@ -121,19 +121,19 @@ def teacher_of(case: Case, folder: Path, exact: bool = True) -> CausalLM:
 
 
 def samples_of(case: Case, teacher: CausalLM, seed: int = 0) -> list[Scored]:
-    dice = np.random.default_rng(seed)
-    prompts = [Prompt(f"p{n}", tuple(int(i) for i in dice.integers(5, 100, 3 + 4 * n))) for n in range(4)]
+    rng = np.random.default_rng(seed)
+    prompts = [Prompt(f"p{n}", tuple(int(i) for i in rng.integers(5, 100, 3 + 4 * n))) for n in range(4)]
     samples = []
     for number, length in enumerate(case.lengths):
         prompt = prompts[number // 2 % len(prompts)]
-        ids = dice.integers(5, 100, length)
-        sampled = Sampled(ids, dice.normal(-2.0, 0.3, length).astype(np.float32), "stop", version=0)
+        ids = rng.integers(5, 100, length)
+        sampled = Sampled(ids, rng.normal(-2.0, 0.3, length).astype(np.float32), "stop", version=0)
         rollout = single_turn(prompt, Key(prompt.id, sample=number), sampled, Sampling(TEMPERATURE, max_tokens=32))
         if case.loss.support == "student_top":
-            rollout = replace(rollout, top_ids=np.stack([dice.permutation(100)[:K] for _ in range(length)]))
-        scores = _scores(case, teacher, rollout, number, dice)
+            rollout = replace(rollout, top_ids=np.stack([rng.permutation(100)[:K] for _ in range(length)]))
+        scores = _scores(case, teacher, rollout, number, rng)
         reference = _states(teacher, rollout) if case.reference else None
-        advantage = float(dice.normal()) if case.advantages else 0.0
+        advantage = float(rng.normal()) if case.advantages else 0.0
         samples.append(Scored(rollout, scores, reference=reference, advantage=advantage))
     return samples
 
@@ -145,10 +145,10 @@ def _states(teacher: CausalLM, rollout: Any) -> HiddenScores:
     return HiddenScores("teacher", states, teacher.head().fingerprint())
 
 
-def _scores(case: Case, teacher: CausalLM, rollout: Any, number: int, dice: np.random.Generator) -> Scores:
+def _scores(case: Case, teacher: CausalLM, rollout: Any, number: int, rng: np.random.Generator) -> Scores:
     hidden = _states(teacher, rollout)
     if case.mixed and number % 3 == 0:
-        mask = dice.random(len(rollout.response_ids)) < 0.6
+        mask = rng.random(len(rollout.response_ids)) < 0.6
         return replace(hidden, scorer="other", valid_mask=mask if mask.any() else None)
     if case.loss.support == "full":
         return hidden

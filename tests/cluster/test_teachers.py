@@ -33,8 +33,8 @@ BUDGET = 40  # tokens of a unit: several of them in a step
 
 
 def step(seed: int) -> list[Rollout]:
-    dice = np.random.default_rng(seed)
-    return [random_rollout(dice, number, int(dice.integers(2, 9))) for number in range(16)]
+    rng = np.random.default_rng(seed)
+    return [random_rollout(rng, number, int(rng.integers(2, 9))) for number in range(16)]
 
 
 async def scored(teacher: Any, rollouts: list[Rollout]) -> list[Scored]:

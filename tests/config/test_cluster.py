@@ -51,7 +51,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         parse_recipe({**TABLE, "cluster": {"address": address}})
 
 
-async def test_too_few_devices_are_told_with_the_key_to_lower() -> None:
+async def test_too_few_devices_are_refused_with_the_key_to_lower() -> None:
     processes = {"cluster.learners": 1, "cluster.samplers": 3}
     with pytest.raises(RecipeError, match=r"needs 4 processors .*samplers = 3.* has 2\. Lower cluster\.samplers"):
         await require(lambda: {"CPU": 2.0}, processes, {}, "auto", 0.0)

@@ -83,11 +83,11 @@ async def prove(
     v = server.vocabulary
     dialect = Direct(kind, server)
     client = RemoteClient("t", section, dialect, Pool(section.urls, PoolSettings()), v, v, counted)  # type: ignore[arg-type]
-    dice = np.random.default_rng(3)
-    texts = [tuple(dice.integers(4, min(99, v), 20 + n).tolist()) for n in range(4)]
+    rng = np.random.default_rng(3)
+    texts = [tuple(rng.integers(4, min(99, v), 20 + n).tolist()) for n in range(4)]
     support = 5 if server.lie is None else server.lie.support
     return await prove_remote(
-        client, texts, dice.integers(0, 60, 16).tolist(), temperature, tokenizer, support=support, longest=160
+        client, texts, rng.integers(0, 60, 16).tolist(), temperature, tokenizer, support=support, longest=160
     ), dialect
 
 

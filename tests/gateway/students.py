@@ -228,19 +228,19 @@ def check_exact(student: Student, episode: Episode) -> None:
     assert sorted(trained) == sorted(student.sampled)
 
 
-def split_at_random(tokenizer: PreTrainedTokenizerFast, text: str, dice: random.Random) -> list[int]:
+def split_at_random(tokenizer: PreTrainedTokenizerFast, text: str, rng: random.Random) -> list[int]:
     """A text in other tokens than the tokenizer would take, as a student that samples does."""
     ids: list[int] = []
     while text:
-        count = dice.randint(1, 4)
+        count = rng.randint(1, 4)
         piece, text = text[:count], text[count:]
         ids += [int(i) for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
     return ids
 
 
-def call_text(template: str, a: int, dice: random.Random | None = None) -> str:
+def call_text(template: str, a: int, rng: random.Random | None = None) -> str:
     """A call as the student of a template writes it: now and then in another way than the template would."""
-    space = " " * (dice.randint(0, 2) if dice else 1)
+    space = " " * (rng.randint(0, 2) if rng else 1)
     arguments = f'{{"a":{space}{a}}}'
     if TEMPLATES[template][2] == "llama3":
         return f'{{"name": "add",{space}"parameters": {arguments}}}'

@@ -156,9 +156,9 @@ async def test_without_a_tokenizer_nothing_is_scored(monkeypatch: pytest.MonkeyP
 
 async def test_the_proof_is_of_the_samples_that_wait_and_of_texts_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proving, "GATHERING", 60)
-    dice = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     async with fake() as server:
-        group = [sample(5, tokens=[int(i) for i in dice.integers(5, tiny.VOCABULARY, 90)]) for _ in range(6)]
+        group = [sample(5, tokens=[int(i) for i in rng.integers(5, tiny.VOCABULARY, 90)]) for _ in range(6)]
         await slime.reward_func(args(server), group)  # four wait, which is enough: no 60 seconds pass
         (proof,) = proving._proofs.values()
         assert [len(text) for text in proof.texts] == [64, 56, 48, 40]

@@ -426,7 +426,7 @@ async def test_a_long_body_is_refused_before_it_is_held(lm: CausalLM) -> None:
     assert sent < 5
 
 
-async def test_only_health_is_told_without_the_token(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_health_is_answered_without_the_token(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVER_TOKEN", "sesame")
     async with client(lm, token_env="SERVER_TOKEN") as http:
         for path in ("/get_model_info", "/v1/models", "/metrics"):

@@ -194,7 +194,7 @@ async def test_chunks_are_refused_before_they_are_read(lm: CausalLM, first: byte
         writer.close()
 
 
-async def test_a_content_length_above_the_limit_is_told_before_the_body_has_come(lm: CausalLM) -> None:
+async def test_a_content_length_above_the_limit_is_refused_before_the_body_has_come(lm: CausalLM) -> None:
     async with server(lm) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000000\r\n\r\n{")

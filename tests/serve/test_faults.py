@@ -177,8 +177,8 @@ def test_no_damage_is_a_fault_of_the_servers(loop_client: Any, path: str, seed: 
         "/v1/completions": json.dumps(COMPLETION).encode(), "/tokenize": b'{"prompt":"12+34="}',
         binary.PATH: binary.write([request_of(IDS, 3, 0.7, np.array([7, 5]))] * 2),
     }[path]  # fmt: skip
-    dice, damaged = random.Random(seed), bytearray(whole)
-    for _ in range(dice.randint(1, 4)):
-        place = dice.randrange(len(damaged))
-        damaged[place : place + dice.randint(0, 2)] = bytes(dice.randrange(256) for _ in range(dice.randint(0, 2)))
+    rng, damaged = random.Random(seed), bytearray(whole)
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(len(damaged))
+        damaged[place : place + rng.randint(0, 2)] = bytes(rng.randrange(256) for _ in range(rng.randint(0, 2)))
     assert loop_client(path, bytes(damaged), MEDIA[path]).status_code in (200, 400)

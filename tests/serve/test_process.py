@@ -91,7 +91,7 @@ def test_slimes_and_miless_request_gets_q_at_the_rollout_temperature(served: Ser
         assert np.abs(np.array(of_response(answer, 12)) - truth(lm, ids, 1.0)[-12:]).max() > 0.1
 
 
-def test_limits_are_told(served: Served) -> None:
+def test_limits_are_reported(served: Served) -> None:
     assert httpx.post(f"{served.url}/generate", json=score([5, 6])).status_code == 401
     for body, status, message in (
         (score([5] * (CONTEXT + 1)), 400, f"more than the {CONTEXT}"),
@@ -127,7 +127,7 @@ def test_the_contract_is_proven_from_the_command_line(
     assert "OTHER" in done.stderr
 
 
-def test_a_port_that_is_taken_is_told_before_anything_is_loaded(served: Served) -> None:
+def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(served: Served) -> None:
     done = CliRunner().invoke(main, ["serve", "no/such/model", "--port", served.url.rpartition(":")[2]])
     assert done.exit_code == 1
     assert "another --port" in done.stderr

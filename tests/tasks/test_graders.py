@@ -228,7 +228,7 @@ class Timeout(BaseException):
     ("outcome", "reply"),
     [(True, {"score": 1.0}), (Timeout(), {"score": 0.0}), (KeyError("x"), {"error": "KeyError: 'x'"})],
 )
-def test_the_packages_timeouts_are_told_from_its_bugs(outcome, reply, monkeypatch):
+def test_the_packages_timeouts_are_distinguished_from_its_bugs(outcome, reply, monkeypatch):
     def verify(expected, found):
         if isinstance(outcome, BaseException):
             raise outcome

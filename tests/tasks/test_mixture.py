@@ -64,7 +64,7 @@ def mixture(**weights: float) -> Mixture:
     return Mixture({"b": Numbers(7, "b"), "a": Numbers(5, "a")}, weights or {"a": 1.0, "b": 1.0})
 
 
-def test_prompts_are_told_apart_and_graded_by_their_own_task() -> None:
+def test_prompts_have_ids_of_their_own_and_graded_by_their_own_task() -> None:
     mixed = mixture()
     assert [prompt.id for prompt in mixed.held_out] == ["a/0", "b/0", "a/1", "b/1"], "of all tasks, however few"
     assert len({prompt.id for prompt in (*mixed.train, *mixed.held_out)}) == 12

@@ -103,13 +103,13 @@ async def test_a_row_is_let_go_of_when_it_is_fetched(model: Model) -> None:
 @pytest.mark.parametrize("seed", range(5))
 async def test_any_order_of_fetching_ends_and_stays_below_the_cap(model: Model, units_in_cap: float, seed: int) -> None:
     """Several learners at once, each in an order of its own; a unit larger than the cap is alone in memory."""
-    dice = random.Random(seed)
-    units = [unit(number, rows=dice.randint(1, 4)) for number in range(12)]
+    rng = random.Random(seed)
+    units = [unit(number, rows=rng.randint(1, 4)) for number in range(12)]
     cap = int(units_in_cap * unit(0, rows=4).bytes)
     states = StatesAhead("teacher", model, cap)
     states.plan(units[:8])
     places = [(one, row) for one in units for row in range(len(one.requests))]  # also of some that nobody planned
-    dice.shuffle(places)
+    rng.shuffle(places)
     states.plan(units[6:10])  # those that are known already are not computed for it again
     await asyncio.wait_for(asyncio.gather(*(fetch_all(states, places[rank::3]) for rank in range(3))), 20)
     await until(lambda: not states._jobs)
@@ -123,10 +123,10 @@ async def test_learners_that_fetch_their_micro_batches_have_nothing_computed_twi
     model: Model, ranks: int, layout: Layout
 ) -> None:
     """The order in which they work is that of the plan, however many they are, and only some units are kept."""
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     requests = [
         request_of(
-            [*([prompt] * (5 + prompt)), *dice.integers(0, 9, dice.integers(2, 60))],
+            [*([prompt] * (5 + prompt)), *rng.integers(0, 9, rng.integers(2, 60))],
             5 + prompt,
             1.0,
             "full",

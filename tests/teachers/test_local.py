@@ -58,7 +58,7 @@ def teacher_of(family: str = "llama", budget: int = 8192) -> LocalTeacher:
 
 def rollouts(temperature: float = 1.0) -> list[Rollout]:
     """Lengths out of order, and among the masks: two turns, no token at all, everything but the first."""
-    dice = np.random.default_rng(4)
+    rng = np.random.default_rng(4)
     masks = [
         [0] * 4 + [1] * 3,
         [0] * 2 + [1] * 12,
@@ -68,7 +68,7 @@ def rollouts(temperature: float = 1.0) -> list[Rollout]:
         [0] * 9 + [1],
     ]
     return [
-        tiny.rollout(dice.integers(tiny.VOCABULARY, size=len(mask)).tolist(), mask, temperature, name=f"r{number}")
+        tiny.rollout(rng.integers(tiny.VOCABULARY, size=len(mask)).tolist(), mask, temperature, name=f"r{number}")
         for number, mask in enumerate(masks)
     ]
 

@@ -182,7 +182,7 @@ def test_a_number_that_is_not_finite_keeps_the_older_checkpoints(
     assert checkpoints(tmp_path / "c") == ["step-000002", "step-000003"]
 
 
-def test_a_checkpoint_that_cannot_be_written_either_is_told_beside(
+def test_a_checkpoint_that_cannot_be_written_either_is_reported_beside(
     table: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_in("score", TeacherError("the teacher is away"), monkeypatch)
@@ -210,7 +210,7 @@ def test_a_full_disk_at_the_tokenizer(
         patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
         with pytest.raises(RunError, match=r"cannot write checkpoint .*Free some space") as caught:
             limbeck.train(recipe(table, tmp_path, checkpoint={"every": 2}))
-    assert not hasattr(caught.value, "__notes__")  # the same, and told once
+    assert not hasattr(caught.value, "__notes__")  # the same, and reported once
     assert checkpoints(tmp_path) == []
     limbeck.train(recipe(table, tmp_path))
     assert weights(tmp_path) == weights(straight)

@@ -89,7 +89,7 @@ def test_a_teacher_that_fails_stops_the_step(models, tmp_path, monkeypatch) -> N
         limbeck.train(recipe(models, tmp_path))
 
 
-def test_weights_that_blow_up_are_told_from_the_sampler(models, tmp_path) -> None:
+def test_weights_that_blow_up_are_distinguished_from_the_sampler(models, tmp_path) -> None:
     decay = "learner.weight_decay=100", "learner.lr=100"  # each step multiplies the weights by -9999
     with pytest.raises((EngineError, NonFiniteError), match=r"learner\.lr"):
         limbeck.train(recipe(models, tmp_path, *decay, "steps=12"))

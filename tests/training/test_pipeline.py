@@ -41,11 +41,11 @@ class World:
     """Parts that yield to each other at random, and one of which fails at the call that is chosen."""
 
     def __init__(self, seed: int, fails_at: int = -1, error: BaseException | None = None) -> None:
-        self.dice, self.calls, self.fails_at, self.error = random.Random(seed), 0, fails_at, error
+        self.rng, self.calls, self.fails_at, self.error = random.Random(seed), 0, fails_at, error
 
     async def passes(self) -> None:
         self.calls += 1
-        for _ in range(self.dice.randrange(4)):
+        for _ in range(self.rng.randrange(4)):
             await asyncio.sleep(0)
         if self.calls == self.fails_at and self.error is not None:
             raise self.error

@@ -156,8 +156,8 @@ async def test_rewards_are_trained_on_where_the_student_sampled(tmp_path: Path) 
     changed = run.recipe.model_dump() | {"objective": objective}
     changed["rollout"]["samples_per_prompt"] = 2
     run.recipe = parse_recipe(changed)
-    dice = random.Random(1)
-    run.task.grade = lambda prompt, response: dice.random()  # type: ignore[method-assign]
+    rng = random.Random(1)
+    run.task.grade = lambda prompt, response: rng.random()  # type: ignore[method-assign]
     found = await collect_mixed(run.at(1), run.task.train[:3], run.sampling(3), 2)
     advantages = [sample.advantage for sample in found.samples]
     assert all(advantages[:4])

@@ -26,7 +26,7 @@ def dog(monkeypatch: pytest.MonkeyPatch) -> Watchdog:
     return Watchdog(patience=100, clock=Clock())
 
 
-def test_a_hang_is_told_again_at_growing_intervals(dog: Watchdog, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hang_is_reported_again_at_growing_intervals(dog: Watchdog, caplog: pytest.LogCaptureFixture) -> None:
     with dog.watch("teacher", "score of step 7"), dog.watch("sampler", "sample of step 8"):
         for now, told in ((99, 0), (100, 2), (150, 2), (199, 2), (200, 4), (399, 4), (400, 6)):
             dog.clock.now = now  # type: ignore[attr-defined]

@@ -81,11 +81,11 @@ def write_metrics(folder: Path, steps: int, every: int = 100) -> None:
 
 def rollout(step: int, number: int, length: int = 40, **more: Any) -> dict[str, Any]:
     """A row whose numbers follow from its place."""
-    dice = random.Random(f"{step} {number}")
-    ids = [dice.randrange(len(WORDS) - 1) for _ in range(length - 1)] + [len(WORDS) - 1]
+    rng = random.Random(f"{step} {number}")
+    ids = [rng.randrange(len(WORDS) - 1) for _ in range(length - 1)] + [len(WORDS) - 1]
     tokens = [WORDS[i] for i in ids]
-    kl = [round(dice.expovariate(5), 4) for _ in ids]
-    student = [-round(dice.expovariate(2), 4) for _ in ids]
+    kl = [round(rng.expovariate(5), 4) for _ in ids]
+    student = [-round(rng.expovariate(2), 4) for _ in ids]
     top = [[i, (i + 1) % 10, (i + 2) % 10] for i in ids]
     return {
         "step": step,
@@ -100,7 +100,7 @@ def rollout(step: int, number: int, length: int = 40, **more: Any) -> dict[str, 
         "answer": "42",
         "response_text": "".join(tokens[:-1]),
         "finish": "length" if number % 5 == 4 else "stop",
-        "reward": float(dice.random() < 0.5),
+        "reward": float(rng.random() < 0.5),
         "advantage": 0.0,
         "sampled_tokens": length,
         "log_ratio_mean": sum(kl) / length,

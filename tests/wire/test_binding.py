@@ -83,15 +83,15 @@ async def test_exchanged_and_replayed_answers_are_asked_for_again() -> None:
 @given(st.integers(0, 2**32), st.sampled_from(["request", "answer"]), st.sampled_from(["flip", "cut", "add"]))
 @settings(max_examples=200, deadline=None)
 def test_no_damage_passes(seed: int, what: str, how: str) -> None:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
 
     def damaged(data: bytes) -> bytes:
-        place = dice.randrange(len(data))
+        place = rng.randrange(len(data))
         if how == "cut":
             return data[:place]
         if how == "add":
-            return data[:place] + bytes([dice.randrange(256)]) + data[place:]
-        return data[:place] + bytes([data[place] ^ (1 << dice.randrange(8))]) + data[place + 1 :]
+            return data[:place] + bytes([rng.randrange(256)]) + data[place:]
+        return data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
 
     def way(honest: Handle) -> Handle:
         def handle(request: httpx.Request) -> httpx.Response:

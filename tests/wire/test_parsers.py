@@ -168,18 +168,18 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
-def damage(tree: Any, dice: random.Random, junk: Any) -> None:
+def damage(tree: Any, rng: random.Random, junk: Any) -> None:
     """Replace or remove one node somewhere in a JSON tree."""
     while True:
         keys = list(tree) if isinstance(tree, dict) else range(len(tree))
-        key = dice.choice(list(keys)) if keys else None
+        key = rng.choice(list(keys)) if keys else None
         if key is None:
             return
         child = tree[key]
-        if isinstance(child, dict | list) and child and dice.random() < 0.8:
+        if isinstance(child, dict | list) and child and rng.random() < 0.8:
             tree = child
             continue
-        if dice.random() < 0.3:
+        if rng.random() < 0.3:
             del tree[key]
         else:
             tree[key] = junk

@@ -46,7 +46,7 @@ class Proven:
     results: tuple[ProbeResult, ...]
     seconds: Callable[[], Mapping[str, float]]  # of the last scoring, by teacher where there are several
     methods: tuple[str, ...]  # a line for each teacher: how its scores come to be at the rollout's temperature
-    asks_about_ids: bool  # whether one of them has to be told which tokens are on the student's support
+    asks_about_ids: bool  # whether one of them has to receive which tokens are on the student's support
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Files to a dump: which trainer wrote one is told by what is in it.
+"""Files to a dump: which trainer wrote one follows from what is in it.
 
 Pickles are loaded as `torch.load(weights_only=True)` allows: tensors and plain containers. Anything else in one is
 refused by name, and never run.

@@ -17,11 +17,11 @@ PIECES = 40  # that a dump is looked at in
 FEWEST = 60  # tokens in each
 
 Dense = Callable[[Tokens], Mapping[str, Reals]]
-Told = tuple[list[Finding], list[NotChecked]]
-Check = Callable[[Sequence[Row], Tokens, Dense], Told]
+Checked = tuple[list[Finding], list[NotChecked]]
+Check = Callable[[Sequence[Row], Tokens, Dense], Checked]
 
 
-def spells(rows: Sequence[Row], tokens: Tokens, units: Ints, dense: Dense, check: Check) -> Told:
+def spells(rows: Sequence[Row], tokens: Tokens, units: Ints, dense: Dense, check: Check) -> Checked:
     """The findings of a check over the whole dump; where it has none, those that most pieces have from one on."""
     whole = check(rows, tokens, dense)
     borders = _borders(units[tokens.row])

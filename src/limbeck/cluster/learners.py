@@ -209,7 +209,7 @@ class RankGroup:
             return pool.submit(asyncio.run, self.call(method, *args)).result()
 
     def _end(self, error: Exception) -> Exception:
-        """Nobody can go on; whoever asks again is told the same."""
+        """Nobody can go on; whoever asks again gets the same error."""
         if len(self.workers) > 1 or isinstance(error, LostWorkerError):
             self._ended = error
             self.kill()

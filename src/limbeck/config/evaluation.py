@@ -12,7 +12,7 @@ from limbeck.config.values import Count, Name, Temperature
 
 EvalPrompts: TypeAlias = Annotated[int, Field(ge=1, le=10**6)]
 Samples: TypeAlias = Annotated[int, Field(ge=1, le=2**14)]
-# First parts of the names that an evaluation's own metrics have: a set called so could not be told from them.
+# First parts of the names that an evaluation's own metrics have: a set called so could not be distinguished from them.
 TAKEN = {
     "accuracy", "entropy", "env", "greedy", "importance", "mismatch", "pass", "prompts", "reverse_kl", "samples",
     "seconds", "source", "support", "task", "teacher", "tokens", "view",

@@ -67,8 +67,8 @@ class Lease:
 class LocalPolicy:
     """The student's weights in this process. Without a `lease` nobody changes them.
 
-    `budget` bounds the tokens of one forward pass of `score`. `held` are values of some parameters that stand in
-    for the model's own.
+    `budget` bounds the tokens of one forward pass of `score`. `held` are values of some parameters that take
+    the place of the model's own.
     """
 
     def __init__(

@@ -185,7 +185,7 @@ def join(rank: int, count: int, init_method: str, device: torch.device, dtype: t
 
 
 def _interface_towards(host: str) -> str:
-    """The network interface by which this machine reaches `host`; "" where that cannot be told."""
+    """The network interface by which this machine reaches `host`; "" where that is not known."""
     try:
         import fcntl
 
