@@ -3,7 +3,7 @@
 start    a text of one token again and again. Where attention is a weighted mean and positions are relative (every
          model of the Llama, Qwen, Mistral and Gemma kind), all that it attends to is alike, so every position has
          one and the same distribution. A token that the server puts in front is unlike, and shows. Models with
-         learned positions, attention sinks or recurrent layers differ by themselves: of them it cannot be told
+         learned positions, attention sinks or recurrent layers differ by themselves: of them it cannot be known
 """
 
 from __future__ import annotations

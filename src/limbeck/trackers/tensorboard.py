@@ -37,10 +37,8 @@ class TensorBoardSink:
     def open(self, start: int) -> None:
         # What an earlier process wrote after the checkpoint is made again.
         self.writer = self.make(str(self.folder), purge_step=start + 1 if start else None)
-        for path in (self.folder / HPARAMS).glob(
-            "events.out.tfevents.*"
-        ):  # TensorBoard would show the first end of a run
-            path.unlink()
+        for path in (self.folder / HPARAMS).glob("events.out.tfevents.*"):
+            path.unlink()  # TensorBoard would show the first end of a run
         self.outcome = self.make(str(self.folder / HPARAMS))
         self.outcome.file_writer.add_summary(session_start(hyperparameters(self.recipe)))
         self.outcome.flush()
