@@ -208,8 +208,8 @@ def attempt(work: Callable[[], str]) -> tuple[str | None, Result, str]:
             return work(), "same", ""
     except LimbeckError as error:
         message = str(error)
-        told = message.strip() and message.replace("\n", " ").isprintable() and "Traceback" not in message
-        return None, "refused" if told else "traceback", message
+        readable = message.strip() and message.replace("\n", " ").isprintable() and "Traceback" not in message
+        return None, "refused" if readable else "traceback", message
     except HangError:
         return None, "hang", f"after {LONGEST} s"
     except Exception:

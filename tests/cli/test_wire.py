@@ -29,12 +29,12 @@ def teacher(server: FakeServer, kind: str, *more: str, temperature: str = "0.7")
 def test_a_stock_server_is_shown_with_what_was_passed_over_and_why(kind: str) -> None:
     with in_thread(FakeServer(vocabulary=V)) as server:
         shown = teacher(server, kind)
-        told = teacher(server, kind, "--json", "--vocabulary", str(V))
+        answered = teacher(server, kind, "--json", "--vocabulary", str(V))
     assert shown.exit_code == 0, shown.output
     assert all(word in shown.stdout for word in ("probe", "measured", "expected", "result", "alignment", "noise"))
     assert "temperature by: rescale" in shown.stdout
-    assert told.exit_code == 0
-    answer = json.loads(told.stdout)
+    assert answered.exit_code == 0
+    answer = json.loads(answered.stdout)
     assert (answer["ok"], answer["method"], answer["problem"]) == (True, "rescale", None)
     by_probe = {result["probe"]: result for result in answer["results"]}
     assert "not taken" in by_probe["method native"]["measured"]
@@ -62,11 +62,11 @@ def test_a_server_that_takes_t_is_taken_at_its_word_once_it_is_proven() -> None:
 )
 def test_a_failing_probe_exits_1_and_is_told_to_people_and_programs(lie: dict[str, Any], probe: str, says: str) -> None:
     with in_thread(FakeServer(vocabulary=V, **lie)) as server:
-        shown, told = teacher(server, "sglang"), teacher(server, "sglang", "--json")
-    assert shown.exit_code == told.exit_code == 1
+        shown, answered = teacher(server, "sglang"), teacher(server, "sglang", "--json")
+    assert shown.exit_code == answered.exit_code == 1
     assert says in shown.stderr
     assert "Traceback" not in shown.output
-    answer = json.loads(told.stdout)
+    answer = json.loads(answered.stdout)
     assert not answer["ok"]
     assert says in answer["problem"]
     assert [v["probe"] for v in answer["results"] if not v["ok"]][-1] == probe

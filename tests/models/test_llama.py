@@ -203,9 +203,9 @@ def test_a_model_of_the_same_states_and_other_gradients_is_told_apart() -> None:
 
 
 def test_activations_and_dropout_of_other_kinds_are_told_apart() -> None:
-    for change, told in (({"hidden_act": "gelu_pytorch_tanh"}, "GELUTanh"), ({"attention_dropout": 0.1}, "dropout")):
+    for change, reason in (({"hidden_act": "gelu_pytorch_tanh"}, "GELUTanh"), ({"attention_dropout": 0.1}, "dropout")):
         model = tiny.build(tiny.config_of("llama", **change))
-        assert told in str(use_fused_forward(CausalLM("m", model, tiny.character_tokenizer(), tiny.VOCABULARY)))
+        assert reason in str(use_fused_forward(CausalLM("m", model, tiny.character_tokenizer(), tiny.VOCABULARY)))
     lm = tiny.fresh("llama")
     lm.model.base_model.layers[0].mlp.down_proj = nn.Sequential(lm.model.base_model.layers[0].mlp.down_proj)
     assert "down_proj is a Sequential" in str(use_fused_forward(lm))

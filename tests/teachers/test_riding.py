@@ -86,9 +86,9 @@ async def test_a_probe_that_waits_is_shared_and_one_that_was_sent_is_not() -> No
 
     async def question(name: str) -> str:
         sent.append(name)
-        told = SENT.get()
-        assert told is not None
-        told()
+        say_sent = SENT.get()
+        assert say_sent is not None
+        say_sent()
         return name
 
     riding = RidingProbe(probe)
@@ -114,9 +114,9 @@ async def test_a_question_that_is_sent_again_after_the_probe_is_followed_by_anot
 
     async def question(times: int) -> int:
         for _ in range(times):
-            told = SENT.get()
-            assert told is not None
-            told()
+            say_sent = SENT.get()
+            assert say_sent is not None
+            say_sent()
             order.append("sent")
             await asyncio.sleep(0.01)
         return times

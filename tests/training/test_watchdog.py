@@ -28,10 +28,10 @@ def dog(monkeypatch: pytest.MonkeyPatch) -> Watchdog:
 
 def test_a_hang_is_reported_again_at_growing_intervals(dog: Watchdog, caplog: pytest.LogCaptureFixture) -> None:
     with dog.watch("teacher", "score of step 7"), dog.watch("sampler", "sample of step 8"):
-        for now, told in ((99, 0), (100, 2), (150, 2), (199, 2), (200, 4), (399, 4), (400, 6)):
+        for now, messages in ((99, 0), (100, 2), (150, 2), (199, 2), (200, 4), (399, 4), (400, 6)):
             dog.clock.now = now  # type: ignore[attr-defined]
             dog.look()
-            assert len(caplog.messages) == told, now
+            assert len(caplog.messages) == messages, now
     assert "teacher: score of step 7 has taken 1 min 40 s so far" in caplog.text
     assert "sampler: sample of step 8 has taken 6 min 40 s so far" in caplog.text
     dog.clock.now = 10_000  # type: ignore[attr-defined]
@@ -52,12 +52,12 @@ def test_a_role_that_is_slow_by_nature_gets_more_time(dog: Watchdog, caplog: pyt
 
 
 def test_its_own_thread_sees_a_call_that_blocks() -> None:
-    told: queue.Queue[logging.LogRecord] = queue.Queue()
-    handler = logging.handlers.QueueHandler(told)
+    records: queue.Queue[logging.LogRecord] = queue.Queue()
+    handler = logging.handlers.QueueHandler(records)
     logging.getLogger("limbeck").addHandler(handler)
     try:
         with Watchdog(patience=0.01).watch("grader", "grade of step 1"):
-            message = told.get(timeout=10).getMessage()
+            message = records.get(timeout=10).getMessage()
     finally:
         logging.getLogger("limbeck").removeHandler(handler)
     assert message.startswith("grader: grade of step 1 has taken ")

@@ -176,7 +176,7 @@ class RunFolder:
         None removes none. Raises `RunError`, with earlier checkpoints intact, where the disk does not take it.
         """
         final = self.checkpoints / step_name(step)
-        half, removed = self._hidden(final, HALF), self._hidden(final, REMOVED)
+        half, removed = _hidden(final, HALF), _hidden(final, REMOVED)
         values = {"step": step, "metrics_bytes": self._metrics.size, "recipe": dict(self._recipe)}
         try:
             kept = "; earlier checkpoints are intact" if self.newest_step() else ""
@@ -198,7 +198,7 @@ class RunFolder:
             raise
         with self.writing(f"cannot remove old checkpoints in {self.checkpoints}"):
             for _, old in numbered(self.checkpoints)[: 0 if keep_last is None else -keep_last]:
-                take_away(old, self._hidden(old, REMOVED))
+                take_away(old, _hidden(old, REMOVED))
         with self.writing(f"cannot remove what checkpoint {final} covers in {self.journal}"):
             for covered, path in numbered(self.journal, ".jsonl"):
                 if covered <= step:
@@ -217,7 +217,7 @@ class RunFolder:
 
         `state.json` comes first. So folders of which one is old and one new do not match it, and are found.
         """
-        halves = {self.path / name: self._hidden(self.path / name, HALF) for name in parts}
+        halves = {self.path / name: _hidden(self.path / name, HALF) for name in parts}
         with self.writing(f"cannot write the finished model to {self.path}"):
             files: dict[str, str] = {}
             for final, half in halves.items():
@@ -229,7 +229,7 @@ class RunFolder:
             seal(self.path, {"step": step}, files)
             for final, half in halves.items():
                 if final.exists():
-                    take_away(final, self._hidden(final, REMOVED))
+                    take_away(final, _hidden(final, REMOVED))
                 half.rename(final)
             flush(self.path)
 
@@ -308,7 +308,7 @@ class RunFolder:
         step = checkpoint.step if checkpoint else 0
         for later, folder in reversed(numbered(self.checkpoints)):
             if later > step:
-                take_away(folder, self._hidden(folder, REMOVED))
+                take_away(folder, _hidden(folder, REMOVED))
         self._metrics.cut(checkpoint.metrics_bytes if checkpoint else 0)
         for folder, suffix in ((self.checkpoints, ""), (self.rollouts, ".parquet"), (self.evaluations, ".jsonl")):
             for recorded, path in numbered(folder, suffix):
@@ -319,7 +319,7 @@ class RunFolder:
         self._remove_journal_but_after(step)
         for name in FINISHED:
             for ending in (HALF, REMOVED):
-                remove(self._hidden(self.path / name, ending))
+                remove(_hidden(self.path / name, ending))
         self._remove_finished_after(step)
 
     def _remove_journal_but_after(self, step: int) -> None:
@@ -342,10 +342,9 @@ class RunFolder:
         if finished > step:
             for name in FINISHED:
                 if (self.path / name).is_dir():
-                    take_away(self.path / name, self._hidden(self.path / name, REMOVED))
+                    take_away(self.path / name, _hidden(self.path / name, REMOVED))
             remove(self.path / STATE_FILE)
 
-    # --- the rest -------------------------------------------------------------------------------------
 
-    def _hidden(self, path: Path, ending: str) -> Path:
-        return path.with_name(f".{path.name}{ending}")
+def _hidden(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}{ending}")
