@@ -67,12 +67,12 @@ def tokens_for(hidden_Nd: Tensor, head: Head) -> Tokens:
 
 
 def naive_gradients(objective: ObjectiveConfig, hidden_Nd: Tensor, head: Head, wrt: list[Tensor]) -> list[Tensor]:
-    marked, reference = teacher(), reference_for(objective)
+    target, reference = teacher(), reference_for(objective)
     twin = naive_loss(
         objective,
         T,
         raw_logits(head, hidden_Nd),
-        log_softmax(raw_logits(marked.head, marked.hidden_Nd), T),
+        log_softmax(raw_logits(target.head, target.hidden_Nd), T),
         tokens_for(hidden_Nd, head),
         5.0,
         None if reference is None else log_softmax(raw_logits(reference.head, reference.hidden_Nd), T),
@@ -227,12 +227,12 @@ def test_inputs_are_left_alone() -> None:
     """Chunks are worked on in place; hidden states, heads, scores and tokens are not."""
     hidden_Nd, head = student(49, bias=True)
     assert head.bias_V is not None
-    marked, tokens = teacher(), tokens_for(hidden_Nd, head)
-    held = [hidden_Nd, head.weight_Vd, head.bias_V, marked.hidden_Nd, marked.head.weight_Vd]
+    target, tokens = teacher(), tokens_for(hidden_Nd, head)
+    held = [hidden_Nd, head.weight_Vd, head.bias_V, target.hidden_Nd, target.head.weight_Vd]
     held += [tokens.sampled_N, tokens.behaviour_N]
     before = [x.detach().clone() for x in held]
     for objective in OBJECTIVES:
-        loss, _ = distillation_loss(objective, T, hidden_Nd, head, tokens, marked, 5.0, reference_for(objective))
+        loss, _ = distillation_loss(objective, T, hidden_Nd, head, tokens, target, 5.0, reference_for(objective))
         loss.backward()
     for x, y in zip(held, before, strict=True):
         assert torch.equal(x, y)
@@ -261,7 +261,7 @@ def test_bfloat16_hidden_states_over_float32_weights(objective: ObjectiveConfig)
         randn(61, V, WIDTH, dtype=torch.float32).requires_grad_(),
         randn(62, V, dtype=torch.float32).requires_grad_(),
     )
-    marked = Dense(
+    target = Dense(
         randn(63, N, TEACHER_WIDTH, dtype=torch.float32).bfloat16(),
         Head(randn(64, V, TEACHER_WIDTH, dtype=torch.float32).bfloat16()),
     )
@@ -269,13 +269,13 @@ def test_bfloat16_hidden_states_over_float32_weights(objective: ObjectiveConfig)
     sampled_N = torch.tensor([0, 3, 3, 8, 1, 5])
     wide_Nd = hidden_Nd.detach().double().requires_grad_()
     logits_NV = raw_logits(Head(head.weight_Vd.double(), head.bias_V.double()), wide_Nd)
-    logq_NV = log_softmax(marked.hidden_Nd.double() @ marked.head.weight_Vd.double().T, T)
+    logq_NV = log_softmax(target.hidden_Nd.double() @ target.head.weight_Vd.double().T, T)
     behaviour_N = at(log_softmax(logits_NV.detach(), T), sampled_N)
     twin = naive_loss(objective, T, logits_NV, logq_NV, alone(sampled_N, behaviour_N), 2.0)
     wanted = torch.autograd.grad(twin.surrogate, [wide_Nd, head.weight_Vd, head.bias_V])
 
     tokens = alone(sampled_N, behaviour_N.float())
-    loss, measured = distillation_loss(objective, T, hidden_Nd, head, tokens, marked, 2.0, chunk_bytes=4 * V * 4)
+    loss, measured = distillation_loss(objective, T, hidden_Nd, head, tokens, target, 2.0, chunk_bytes=4 * V * 4)
     got = torch.autograd.grad(loss, [hidden_Nd, head.weight_Vd, head.bias_V])
     assert loss.dtype == measured.objective.dtype == torch.float32
     assert [g.dtype for g in got] == [torch.bfloat16, torch.float32, torch.float32]
@@ -289,12 +289,12 @@ def test_autocast_around_the_loss_changes_nothing() -> None:
     hidden_Nd, head = student(70)
     hidden_Nd, weight_Vd = (x.detach().float().requires_grad_() for x in (hidden_Nd, head.weight_Vd))
     tokens = tokens_for(hidden_Nd, Head(weight_Vd))
-    marked = Dense(randn(90, N, 3, dtype=torch.float32), Head(randn(91, V, 3, dtype=torch.float32)))
+    target = Dense(randn(90, N, 3, dtype=torch.float32), Head(randn(91, V, 3, dtype=torch.float32)))
     tokens = replace(tokens, advantage_N=None)
     results = []
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            loss, _ = distillation_loss(ReverseKLConfig(), T, hidden_Nd, Head(weight_Vd), tokens, marked, 5.0)
+            loss, _ = distillation_loss(ReverseKLConfig(), T, hidden_Nd, Head(weight_Vd), tokens, target, 5.0)
         results.append([loss.detach(), *torch.autograd.grad(loss, [hidden_Nd, weight_Vd])])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
@@ -310,8 +310,8 @@ def test_narrowed_head_is_the_head_of_a_smaller_vocabulary() -> None:
     assert head.narrow(V) is head
     close(small.logits(hidden_Nd).detach(), head.logits(hidden_Nd).detach()[:, :shown])
     sampled_N = torch.tensor([0, 3, 3, 6, 1, 5])
-    marked = Dense(randn(83, N, 3), Head(randn(84, shown, 3)))
-    loss, _ = distillation_loss(ReverseKLConfig(), T, hidden_Nd, small, alone(sampled_N, torch.zeros(N)), marked, 5.0)
+    target = Dense(randn(83, N, 3), Head(randn(84, shown, 3)))
+    loss, _ = distillation_loss(ReverseKLConfig(), T, hidden_Nd, small, alone(sampled_N, torch.zeros(N)), target, 5.0)
     (grad_Vd,) = torch.autograd.grad(loss, head.weight_Vd)
     assert (grad_Vd[shown:] == 0).all()
     assert (grad_Vd[:shown] != 0).any(dim=1).all()
