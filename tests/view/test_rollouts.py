@@ -78,16 +78,18 @@ def test_broken_files_are_named_and_the_rest_is_shown(rollouts: Rollouts) -> Non
     pq.write_table(pa.table({"step": [4], "other": [1]}), rollouts.folder / "step-000004.parquet")
     old = pa.table({"step": [5], "prompt_text": ["p"], "response_text": ["r"]})
     pq.write_table(old, rollouts.folder / "step-000005.parquet")
+    (rollouts.folder / "step-000006.parquet").symlink_to("step-000006.parquet")
     index = rollouts.index()
     assert len(index["rows"]) == 6 + 1
-    assert len(index["problems"]) == 3
-    assert "step-000004.parquet is skipped: it has no column prompt_text" in index["problems"][-1]
+    assert len(index["problems"]) == 4
+    assert "step-000004.parquet is skipped: it has no column prompt_text" in index["problems"][-2]
+    assert "step-000006.parquet is skipped: " in index["problems"][-1]
     assert rollouts.search("what is 1 and 3")
     with pytest.raises(RunError, match=r"step-000002\.parquet cannot be read"):
         rollouts.rollout("step-000002.parquet:0")
     summary = Disagreement(rollouts).summary("all")
     assert summary["rollouts"] == 4, "the watched ones aside"
-    assert len(summary["problems"]) == 4
+    assert len(summary["problems"]) == 5
 
 
 def test_no_rollouts_is_said(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ SHOWN_PROBLEMS = 3
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """Changes whenever the file does; None where there is none."""
+    """Changes whenever the file does; None where there is none. Whoever reads one that cannot be looked at says why."""
     try:
         found = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:
+        return (0, 0, 0)
     return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
