@@ -226,10 +226,13 @@ def test_tensorboard_has_a_row_a_run_of_hyperparameters_and_final_metrics(tmp_pa
         models = {"student": {"model": "demo:student"}, "teacher": {"model": "demo:student"}}
         table = {**models, "task": {"kind": "arithmetic"}, **more}
         recipe = parse_recipe({**table, "name": name, "steps": 2, "learner": {"lr": lr}})
-        sink = TensorBoardSink(tmp_path / name / "tensorboard", recipe)
+        folder = tmp_path / name
+        sink = TensorBoardSink(folder / "tensorboard", recipe, folder)
         sink.open(start)
-        for line in lines:
-            sink.log(line["step"], background._values(line), ())
+        with (folder / "metrics.jsonl").open("a") as file:
+            for line in lines:
+                file.write(json.dumps(line) + "\n")
+                sink.log(line["step"], background.values_of(line), ())
         sink.close()
 
     lines = [_line(0, "eval", accuracy=0.1), _line(1, reward=0.2), _line(2, reward=0.3)]
@@ -249,10 +252,15 @@ def test_tensorboard_has_a_row_a_run_of_hyperparameters_and_final_metrics(tmp_pa
     )  # fmt: skip
     assert {value.name.tag: value.value for value in b.metric_values}["final/train/reward"] == pytest.approx(0.2)
     assert [row.sessions[0].status for row in (a, b)] == [api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE]
+    run("a", 1e-3, [], start=2)  # again, though it is finished
+    again = {row.sessions[0].name: row for row in _hparams(tmp_path)[1]}["a/tensorboard/hparams"]
+    assert again.sessions[0].status == api_pb2.STATUS_SUCCESS
+    assert {value.name.tag: value.value for value in again.metric_values} == pytest.approx(metrics)
     run("b", 5e-3, lines[2:], start=1)  # what was stopped goes on, and ends
     b = {row.sessions[0].name: row for row in _hparams(tmp_path)[1]}["b/tensorboard/hparams"]
     assert b.sessions[0].status == api_pb2.STATUS_SUCCESS
-    assert {value.name.tag: value.value for value in b.metric_values}["final/eval/accuracy"] == pytest.approx(0.75)
+    metrics = {value.name.tag: value.value for value in b.metric_values}
+    assert metrics["final/eval/accuracy"] == pytest.approx(0.75)
 
 
 def test_wandb_offline_writes_a_run_of_all_lines(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def _tracker(section: TrackerConfig, recipe: Recipe, folder: Path) -> Observer:
 def _tensorboard(section: TensorBoardTrackerConfig, recipe: Recipe, folder: Path) -> Sink:
     from limbeck.trackers.tensorboard import TensorBoardSink
 
-    return TensorBoardSink(Path(section.folder) if section.folder else folder / "tensorboard", recipe)
+    return TensorBoardSink(Path(section.folder) if section.folder else folder / "tensorboard", recipe, folder)
 
 
 def _trackio(section: TrackioTrackerConfig, recipe: Recipe, folder: Path) -> Sink:

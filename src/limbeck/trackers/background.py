@@ -91,7 +91,7 @@ class BackgroundTracker:
             return
         failures = 0
         while (line := self._next()) is not None:
-            if self._attempt(partial(self.sink.log, int(line["step"]), _values(line), _alarms(line))):
+            if self._attempt(partial(self.sink.log, int(line["step"]), values_of(line), _alarms(line))):
                 failures = 0
                 continue
             self._failed += 1
@@ -132,7 +132,7 @@ class BackgroundTracker:
         return True
 
 
-def _values(line: Mapping[str, Any]) -> dict[str, float]:
+def values_of(line: Mapping[str, Any]) -> dict[str, float]:
     """`train/reverse_kl/exact` and so on: the numbers of a line under the kind of the line."""
     return {
         f"{line['kind']}/{key}": float(value)

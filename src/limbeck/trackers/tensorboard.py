@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.config.recipe import Recipe
+from limbeck.trackers.background import values_of
 
 HPARAMS = "hparams"  # folder
 ASIDE = ("name", "output", "checkpoint", "record", "trackers")  # keys of a recipe that no result depends on
@@ -22,12 +23,15 @@ OUTCOMES = (  # what a row of the HPARAMS tab ends with: all of a run's numbers 
 
 
 class TensorBoardSink:
-    """Scalars by their names, alarms as text, the recipe as hyperparameters."""
+    """Scalars by their names, alarms as text, the recipe as hyperparameters.
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    `run` is the run's folder: what its earlier processes logged is in its `metrics.jsonl`.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, run: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.recipe = folder, recipe
+        self.folder, self.recipe, self.run = folder, recipe, run
         self.make: Any = SummaryWriter
         self.writer: Any = None
         self.outcome: Any = None
@@ -41,6 +45,9 @@ class TensorBoardSink:
             path.unlink()  # TensorBoard would show the first end of a run
         self.outcome = self.make(str(self.folder / HPARAMS))
         self.outcome.file_writer.add_summary(session_start(hyperparameters(self.recipe)))
+        if start:  # a run that is finished already has no line to come
+            self.step, self.last = start, outcomes_until(self.run / "metrics.jsonl", start)
+            self._write_outcome()
         self.outcome.flush()
 
     def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:
@@ -49,7 +56,7 @@ class TensorBoardSink:
         for alarm in alarms:
             self.writer.add_text("alarms", alarm, step)
         self.step = max(step, self.step)
-        self.last |= {name: values[name] for name in OUTCOMES if name in values}
+        self.last |= _outcomes(values)
         if any(name.startswith("eval/") for name in values):
             self._write_outcome()
 
@@ -66,6 +73,20 @@ class TensorBoardSink:
             self.outcome.add_scalar(f"final/{name}", value, self.step)
         self.outcome.flush()
         self.written = self.step
+
+
+def outcomes_until(path: Path, step: int) -> dict[str, float]:
+    """The last of each in a `metrics.jsonl`, which may be going on, up to a step."""
+    lines = map(json.loads, path.read_bytes().split(b"\n")[:-1])
+    found: dict[str, float] = {}
+    for line in lines:
+        if line["step"] <= step:
+            found |= _outcomes(values_of(line))
+    return found
+
+
+def _outcomes(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: values[name] for name in OUTCOMES if name in values}
 
 
 def hyperparameters(recipe: Recipe) -> dict[str, float | bool | str]:
