@@ -113,3 +113,15 @@ def test_a_number_that_is_none_is_an_alarm_of_its_step(tmp_path: Path) -> None:
     assert "inf" in alarm["message"]
     assert "nan" in alarm["message"]
     assert MetricsSummary(path).read()["alarms"] == 1
+
+
+def test_a_number_that_is_none_in_an_evaluation_is_an_alarm_too(tmp_path: Path) -> None:
+    bad = made.eval_line(2, accuracy=float("nan"))
+    path = _write(tmp_path / "metrics.jsonl", made.eval_line(0), made.metrics_line(1), made.metrics_line(2), bad, bad)
+    metrics = read_metrics(path)
+    message = "evaluation: 'accuracy' is nan: the curves have no value there"
+    assert metrics.alarms == [{"step": 2, "name": "not_finite", "message": message}]
+    summary = MetricsSummary(path).read()
+    assert (summary["alarms"], summary["alarm_names"]) == (1, ["not_finite"])
+    _write(path, made.eval_line(0), made.metrics_line(1), made.metrics_line(2), bad, made.metrics_line(2))
+    assert read_metrics(path).alarms == [], "the step was made again"

@@ -139,6 +139,8 @@ def add_line(metrics: Metrics, data: bytes) -> str | None:
     if kind == "train":
         metrics.alarms = [alarm for alarm in metrics.alarms if alarm["step"] < step]
         metrics.alarms += _alarms(line) + _not_finite(line)
+    else:  # after the line of its step
+        metrics.alarms += [alarm for alarm in _not_finite(line, "evaluation: ") if alarm not in metrics.alarms]
     return None
 
 
@@ -151,13 +153,13 @@ def _alarms(line: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _not_finite(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _not_finite(line: Mapping[str, Any], where: str = "") -> list[dict[str, Any]]:
     """An alarm of what no curve can show, so that it is not passed over in silence."""
     keys = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
     if not keys:
         return []
     named = first_few([f"{shown(key)} is {line[key]}" for key in keys], ", ")
-    return [{"step": line["step"], "name": "not_finite", "message": f"{named}: the curves have no value there"}]
+    return [{"step": line["step"], "name": "not_finite", "message": f"{where}{named}: the curves have no value there"}]
 
 
 def _text(value: Any) -> str:
