@@ -70,11 +70,12 @@ class Beginning:
 
 @dataclass(frozen=True, repr=False)
 class TrainResult:
-    """A finished run: its folder, and its lines of metrics."""
+    """A finished run: its folder, its lines of metrics, and after which step this call went on."""
 
     folder: Path
     steps: tuple[Mapping[str, Any], ...]
     evaluations: tuple[Mapping[str, Any], ...]
+    start: int = 0
 
     @property
     def before(self) -> Mapping[str, Any]:
@@ -260,6 +261,7 @@ def _train(
         path,
         tuple(line for line in lines if line["kind"] == "train"),
         tuple(line for line in lines if line["kind"] == "eval"),
+        began,
     )
 
 

@@ -176,6 +176,10 @@ class TestBadInput:
     def test_missing_recipe(self) -> None:
         assert "no recipe at absent.toml" in failure("train", "absent.toml")
 
+    @pytest.mark.parametrize("command", ["train", "sft", "gateway", "eval", "check"])
+    def test_a_folder_is_a_run_with_a_recipe(self, command: str, tmp_path: Path) -> None:
+        assert f"no recipe at {tmp_path}/recipe.toml" in failure(command, tmp_path)
+
     def test_wrong_key(self, recipe: Path) -> None:
         assert "Did you mean 'temperature'?" in failure("train", recipe, "rollout.temprature=1")
 

@@ -145,9 +145,22 @@ def test_recipes_are_frozen() -> None:
         parse_recipe(MINIMAL).steps = 3  # type: ignore[misc]
 
 
+def test_a_run_folder_is_read_as_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(parse_recipe(MINIMAL).to_toml())
+    assert load_recipe(tmp_path, ["steps=7"]) == parse_recipe({**MINIMAL, "steps": 7})
+
+
+def test_what_is_no_recipe_says_what_is_one() -> None:
+    with pytest.raises(RecipeError, match=r"is 5 \(int\).*TOML file.*run's folder.*dict.*Recipe"):
+        load_recipe(5)  # type: ignore[arg-type]
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no recipe at"):
         load_recipe(tmp_path / "absent.toml")
+    with pytest.raises(RecipeError, match=r"no recipe at .*recipe\.toml"):
+        load_recipe(tmp_path)
+    (tmp_path / "recipe.toml").mkdir()
     with pytest.raises(RecipeError, match="cannot read"):
         load_recipe(tmp_path)
     broken = tmp_path / "broken.toml"

@@ -76,6 +76,14 @@ def test_a_run_ends_with_before_after_and_what_to_try() -> None:
     assert "--compare" not in ending([BEFORE, STEP, AFTER], teacher=AFTER)
 
 
+def test_a_start_says_what_it_did_itself() -> None:
+    lines = [BEFORE, {**STEP, "step": 3, "tokens/sampled": 700}, STEP, AFTER]
+    assert "1 step after step 3, 50 tokens/s in training, 3.0 s in this start" in ending(lines, start=3)
+    text = ending(lines, start=4)
+    assert "no step was left to make: it had ended at step 4 before" in text
+    assert "tokens/s" not in text
+
+
 def test_a_run_without_its_earlier_lines_has_no_table() -> None:
     assert "student" not in ending([AFTER])
 

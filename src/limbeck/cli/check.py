@@ -13,7 +13,7 @@ from limbeck.errors import ContractError, LimbeckError
 
 
 @click.command(short_help="Prove what the teacher answers, without training.")
-@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path), required=False)
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.argument("overrides", nargs=-1, shell_complete=complete_override)
 @click.option("--teacher", help="Check this server, without a recipe: KIND=URL, where KIND is sglang, vllm or limbeck.")
 @click.option("--temperature", type=float, help="The rollout temperature, with --teacher.  [default: 1]")

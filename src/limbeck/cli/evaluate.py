@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command("eval", short_help="Evaluate a model, without training.")
-@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, shell_complete=complete_override)
 @click.option(
     "--model",

@@ -14,7 +14,7 @@ import click
 
 from limbeck.cli.recipes import complete_override
 
-RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, shell_complete=complete_override)
 
 
@@ -71,14 +71,14 @@ def train_to_end(recipe: Path, overrides: Sequence[str], how: HowToRun, supervis
 
         from limbeck.trackers.ending import show_ending
 
-        lines = [*result.steps, *result.evaluations]
-        show_ending(Console(highlight=False), result.folder, lines, time.perf_counter() - start)
+        lines, seconds = [*result.steps, *result.evaluations], time.perf_counter() - start
+        show_ending(Console(highlight=False), result.folder, lines, seconds, start=result.start)
 
 
 @click.command(short_help="Train the student of a recipe.")
 @runs_a_recipe
 def train(recipe: Path, overrides: tuple[str, ...], how: HowToRun) -> None:
-    """Train the student of RECIPE, a TOML file.
+    """Train the student of RECIPE, a TOML file or the folder of a run.
 
     OVERRIDES are key=value pairs such as rollout.temperature=0.7. A run that was stopped resumes from its newest
     checkpoint when it is started again.
@@ -89,7 +89,7 @@ def train(recipe: Path, overrides: tuple[str, ...], how: HowToRun) -> None:
 @click.command(short_help="Fine-tune the student on data sets.")
 @runs_a_recipe
 def sft(recipe: Path, overrides: tuple[str, ...], how: HowToRun) -> None:
-    """Fine-tune the student of RECIPE, a TOML file, on the data sets of its rollout.sources.
+    """Fine-tune the student of RECIPE, a TOML file or the folder of a run, on the data sets of its rollout.sources.
 
     The loss is the forward KL to the tokens of the completions. No teacher is loaded. The run is called as the recipe,
     and -sft. To distil what came of it:
@@ -109,7 +109,7 @@ def sft(recipe: Path, overrides: tuple[str, ...], how: HowToRun) -> None:
 def gateway(
     recipe: Path, overrides: tuple[str, ...], how: HowToRun, host: str | None, port: int | None, token_env: str | None
 ) -> None:
-    """Train the student of RECIPE, a TOML file, with agents that run elsewhere.
+    """Train the student of RECIPE, a TOML file or the folder of a run, with agents that run elsewhere.
 
     They ask for work with POST /sessions, talk to the student at the address in the answer, and end with
     POST /sessions/ID/end. Work that nobody asks for waits. Needs the extra `gateway`.

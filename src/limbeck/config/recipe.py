@@ -218,16 +218,21 @@ def _refuse_given_ids(who: str, section: RemoteTeacherConfig) -> None:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), change: Change | None = None) -> Recipe:
-    """Read a TOML recipe and apply dotted `key=value` overrides, in order. `change` as in `parse_recipe`.
+    """Read a TOML recipe, or that of a run's folder, and apply dotted `key=value` overrides, in order.
+
+    `change` as in `parse_recipe`.
 
     Raises `RecipeError` for a missing file, a TOML mistake, an unknown key or a wrong value.
     """
     if not isinstance(path, str | Path):
         raise RecipeError(
-            f"the recipe is {shown(path)} ({type(path).__name__}); expected a TOML file's path or a Recipe"
+            f"the recipe is {shown(path)} ({type(path).__name__}); expected the path of a TOML file or of a run's "
+            "folder, a dict of a recipe's tables, or a Recipe"
         )
     path, name = Path(path), shown(str(path))
     try:
+        if path.is_dir():
+            path /= "recipe.toml"
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:

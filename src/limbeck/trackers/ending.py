@@ -40,10 +40,11 @@ def show_ending(
     lines: Sequence[Mapping[str, Any]],
     seconds: float,
     teacher: Mapping[str, Any] | None = None,
+    start: int = 0,
 ) -> None:
     """Of a finished run with these lines of `metrics.jsonl`: the table, and what to try next.
 
-    `seconds` are those of all of it; `teacher` is its evaluation, where there is one.
+    `seconds` are those of this start of it, after step `start`; `teacher` is its evaluation, where there is one.
     """
     from rich.text import Text
 
@@ -51,16 +52,22 @@ def show_ending(
     evaluations = [line for line in lines if line["kind"] == "eval"]
     if len(evaluations) > 1:  # else the lines before are gone, and what is left compares nothing
         rows = {"student before": evaluations[0], "student after": evaluations[-1]}
-        console.print(comparison(rows | ({"teacher": teacher} if teacher else {}), _pace(steps, seconds)))
+        console.print(comparison(rows | ({"teacher": teacher} if teacher else {}), _pace(steps, seconds, start)))
     for line in next_commands(folder, max((step["step"] for step in steps), default=0), teacher is not None):
         console.print(Text(line), soft_wrap=True)
 
 
-def _pace(steps: Sequence[Mapping[str, Any]], seconds: float) -> str:
-    """`300 steps, 4,100 tokens/s in training, 2 min 03 s in all`."""
-    trained = sum(line.get("seconds/step", 0.0) for line in steps)
-    speed = sum(line.get("tokens/sampled", 0) for line in steps) / trained if trained else None
-    return f"{counted(len(steps), 'step')}, {number(speed, 0)} tokens/s in training, {duration(seconds)} in all"
+def _pace(steps: Sequence[Mapping[str, Any]], seconds: float, start: int) -> str:
+    """`300 steps, 4,100 tokens/s in training, 2 min 03 s in all`; only what was done after step `start`."""
+    made = [line for line in steps if line["step"] > start]
+    if not made:
+        return f"no step was left to make: it had ended at step {start} before"
+    trained = sum(line.get("seconds/step", 0.0) for line in made)
+    speed = sum(line.get("tokens/sampled", 0) for line in made) / trained if trained else None
+    count = counted(len(made), "step") + (f" after step {start}" if start else "")
+    return (
+        f"{count}, {number(speed, 0)} tokens/s in training, {duration(seconds)} in {'this start' if start else 'all'}"
+    )
 
 
 def next_commands(folder: Path, steps: int, compared: bool = False) -> list[str]:
