@@ -139,14 +139,18 @@ def test_kls_at_different_temperatures_have_charts_of_their_own(
     page: Page, tmp_path: Path, served: Served, saved: Callable[[str, str], Path]
 ) -> None:
     alarmed = _steady(12, alarms=[{"name": "length", "message": "too long"}])
-    for name, temperature in (("cold", 0.7), ("cool", 0.7), ("hot", 1.3)):
+    for name, temperature in (("cold", 0.7), ("cool", 0.7), ("hot", 1.3), ("spoilt", 1.3)):
         _write(tmp_path / "runs" / name, alarmed if name == "hot" else _steady(12), temperature)
+    (tmp_path / "runs" / "spoilt" / "recipe.toml").write_text("[[[")
     page.open(served(tmp_path / "runs") + "#curves")
     page.until(DRAWN)
     assert [name for name in _charts(page) if name.startswith("Reverse KL")] == [
         "Reverse KL at T = 0.7",
         "Reverse KL at T = 1.3",
+        "Reverse KL, T unknown",
     ]
+    assert "spoilt" in _said(page, "Reverse KL, T unknown")
+    assert "not known" in _chart(page, "Reverse KL, T unknown", "return card.querySelector('.notice').textContent")
     assert "hot" not in _said(page, "Reverse KL at T = 0.7")
     assert "▲ alarms of hot" in saved("Reverse KL at T = 1.3", "SVG").read_text()
     assert "alarms" not in saved("Reverse KL at T = 0.7", "SVG").read_text(), "of a run that is not drawn"
@@ -156,7 +160,7 @@ def test_kls_at_different_temperatures_have_charts_of_their_own(
     said = _said(page, "Reverse KL")
     assert "cold, T 0.7: exact" in said
     assert "hot, T 1.3: exact" in said
-    assert "T = 0.7, 1.3" in _chart(page, "Reverse KL", "return card.querySelector('.notice').textContent")
+    assert "T 0.7, 1.3 and unknown" in _chart(page, "Reverse KL", "return card.querySelector('.notice').textContent")
 
 
 def test_an_evaluation_at_another_temperature_is_apart_too(page: Page, tmp_path: Path, served: Served) -> None:

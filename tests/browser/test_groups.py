@@ -29,6 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _in_page(page: Page, script: str, *arguments: Any) -> Any:
     names = [
         "groups",
+        "temperature",
         "store",
         "flat",
         "address",
@@ -141,6 +142,33 @@ def test_a_group_is_chosen_whole_and_called_by_what_tells_it(page: Page, tmp_pat
       return groups.groupsOf(runs, ['task.path', 'seed'], runs).map((group) => group.label);
     """
     assert _in_page(page, labels)[1] == "seed 1, path …g/long/long/long/long/y"
+
+
+def test_numbers_at_different_temperatures_have_no_mean_and_no_best(page: Page, runs: Path, served: Served) -> None:
+    page.open(served(runs) + "#runs?columns=kl,accuracy,train:entropy/student")
+    cells = """
+      [...document.querySelectorAll('.run-table tbody tr')].map((tr) => [1, 3].map((at) => tr.children[at].innerText))
+    """.strip()
+    assert all("T 0.7" in text or "T 1" in text for row in page.run(f"return {cells}") for text in row)
+    assert page.run("return [...document.querySelectorAll('td.best')].map((td) => td.cellIndex)") == [2]
+    _in_page(page, "return groups.groupBy(['learner.lr'])")
+    page.until(f"{cells}.length === 1")
+    assert page.run(f"return {cells}") == [["\u2013 T 0.7 and 1", "\u2013 T 0.7 and 1"]]
+    _in_page(page, "return groups.groupBy(['rollout.temperature'])")
+    page.until(f"{cells}.length === 2")
+    assert all("\u00b1" in kl and "T " in kl for kl, _ in page.run(f"return {cells}"))
+    assert page.run("return document.querySelectorAll('td.best').length") == 1
+    script = """
+      const t = (recipe, from, key) => temperature.temperatureOf({info: {recipe}}, from, key);
+      const recipe = {rollout: {temperature: 0.7}, eval: {temperature: 1, sets: {hard: {temperature: 0.5}}}};
+      return [
+        t({}, 'train', 'reverse_kl/exact'), t({seed: 1}, 'train', 'reverse_kl/exact'),
+        t({rollout: {temperature: 'nan'}}, 'train', 'reverse_kl/exact'), t(recipe, 'train', 'reverse_kl/exact'),
+        t(recipe, 'eval', 'reverse_kl/exact'), t(recipe, 'eval', 'hard/reverse_kl/exact'),
+        temperature.nameOfT([1, null, 0.7, 1]), temperature.areMixed([null, null]), temperature.areMixed([1, 1]),
+      ];
+    """
+    assert _in_page(page, script) == [None, 1, None, 0.7, 1, 0.5, "T 0.7, 1 and unknown", True, False]
 
 
 def test_axes_and_marks_of_what_is_flat_far_out_or_at_the_same_place(page: Page, runs: Path, served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from math import comb
@@ -238,7 +239,7 @@ def test_two_runs_are_compared_and_one_without_evaluations_says_so(page: Page, e
 @pytest.fixture
 def sampled(tmp_path: Path) -> Path:
     chat = "system: Be brief.\nuser: Where does the Rhine rise?"
-    for name, end in (("a", " in Graubünden."), ("b", " near Chur.")):
+    for name, end, temperature in (("a", " in Graubünden.", 0.7), ("b", " near Chur.", 1.3), ("c", " in a lake.", 0.7)):
         folder = tmp_path / "runs" / name
         made.write_metrics(folder, 3)
         (folder / "rollouts").mkdir()
@@ -250,6 +251,7 @@ def sampled(tmp_path: Path) -> Path:
                 "prompt_text": chat,
                 "question": None,
                 "response_text": text,
+                "temperature": temperature,
             }
             rows = [made.rollout(step, 3 + k, 6, sample=k, reward=float(k), **asked) for k in range(2)]
             rows.append(made.rollout(step, 9, 6, question="What else?"))
@@ -278,13 +280,17 @@ def test_rows_are_called_by_their_question_and_grouped_by_prompt(page: Page, sam
 
 
 def test_the_same_prompt_in_another_run_differs_in_words(page: Page, sampled: Path, served: Served) -> None:
-    page.open(f"{served(sampled)}#samples?run=a&rollout=step-000003.parquet:0")
+    page.open(f"{served(sampled)}#samples?run=a&runs=a,b&rollout=step-000003.parquet:0")
     page.press(".strip button", "Compare runs")
     page.until("document.querySelectorAll('.version').length === 2")
     assert page.texts(".version h3 b") == ["a", "b"]
+    assert re.findall(r"KL \S+ at (T [.\d]+)", " ".join(page.texts(".version h3 span"))) == ["T 0.7", "T 1.3"]
     assert page.texts(".version .words")[0] == "It rises in Graubünden."
     assert (page.texts(".version del"), page.texts(".version ins")) == (["in Graubünden"], ["near Chur"])
     page.press(".measures button", "Tokens")
     page.until("document.querySelectorAll('.version .flow').length === 2")
     page.open(f"{served(sampled)}{page.run('return location.hash')}")
     page.until("document.querySelectorAll('.version .flow').length === 2")
+    page.run("location.hash = location.hash.replace('runs=a,b', 'runs=a')")
+    page.until("document.querySelectorAll('.version .flow').length === 3")
+    assert page.texts(".version h3 b") == ["a", "b", "c"], "where no other one is shown, all"

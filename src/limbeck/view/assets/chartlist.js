@@ -105,12 +105,6 @@ export function hasShares(run) {
   return !run.eval.values["accuracy/min"]?.some(known) && !run.train.values.reward?.some(beyond);
 }
 
-// The temperature that a line's numbers are at: an evaluation may have its own.
-export function temperatureOf(run, line) {
-  const { rollout, eval: asked } = run.info.recipe, set = line.from === "eval" && asked?.sets?.[line.key.split("/")[0]];
-  return Number((set && set.temperature) ?? (line.from === "eval" && asked?.temperature) ?? rollout?.temperature ?? 1) || rollout?.temperature || 1;
-}
-
 const LAST_STEPS = 10;
 const FAR = 100;  // times the limit: more than a jump that the clipping takes
 const median = (values) => { const sorted = values.filter(known).sort((a, b) => a - b); return sorted[sorted.length >> 1]; };

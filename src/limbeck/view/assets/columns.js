@@ -2,6 +2,7 @@
 import { differing, flat, isAside, keysOf, recipeText } from "./flat.js";
 import { ago, timeTaken, num, percent, significant, whole } from "./format.js";
 import { store } from "./store.js";
+import { dependsOnT, temperatureOf } from "./temperature.js";
 
 // Of its last start; of its first one, where the last one has none.
 const ofPlace = (key) => (run) => run?.info.history?.place?.[key] ?? run?.info.history?.began?.[key];
@@ -35,6 +36,7 @@ function remaining(run) {
 
 const EXACT = "reverse_kl/exact";
 const klOf = (run) => evaluated(run, EXACT) ?? evaluated(run, "reverse_kl/sampled");
+const klAtT = (run) => temperatureOf(run, "eval", EXACT);
 const clock = (seconds) => new Date(seconds * 1000).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 export const STATE_NAMES = { running: "running", finished: "finished", failed: "failed", killed: "killed", stopped: "stopped", silent: "not finished", new: "no steps" };
 const exactly = (seconds) => new Date(seconds * 1000).toISOString().replace("T", " ").replace(/\.\d+Z$/, " UTC");
@@ -51,15 +53,16 @@ const shareOrNumber = (value) => (isShares() ? percent(value) : num(value));
 
 // id -> { label, of(run) its value, show(value, run) as text, better: 1 where more is, -1 where less is; about: what it is }.
 // Of several runs a number is their mean; with `sum` their sum, with `spread` from the least to the greatest. `evaluated(runs)` is the
-// key of an evaluation whose last value it is: those of a group are taken at one step; `since(run)` is what is subtracted.
+// key of an evaluation whose last value it is: those of a group are taken at one step; `since(run)` is what is subtracted. `atT(run)` is
+// the temperature of a number that depends on it: those at different ones have no mean and no best.
 const RUN_COLUMNS = {
   state: { label: "State", of: (run) => run.state, show: (value) => STATE_NAMES[value], about: "running, finished, failed, stopped by a signal, or killed" },
   step: { label: "Step", of: (run) => run.step, show: (value, run) => `${whole(value)}${run?.info.steps ? ` / ${whole(run.info.steps)}` : ""}`, spread: true, about: "updates made, of those asked for" },
   accuracy: { label: "Accuracy", of: (run) => evaluated(run, "accuracy")?.[LAST], evaluated: () => "accuracy", show: shareOrNumber, better: 1, about: "of the last evaluation" },
   best: { label: "Best accuracy", of: (run) => evaluated(run, "accuracy")?.[GREATEST], show: shareOrNumber, better: 1, at: (run) => evaluated(run, "accuracy")?.[AT_GREATEST], about: "the largest of all evaluations, and its step" },
   gain: { label: "Gain", of: (run) => { const range = evaluated(run, "accuracy"); return range?.length ? range[LAST] - range[FIRST] : undefined; }, evaluated: () => "accuracy", since: (run) => evaluated(run, "accuracy")[FIRST], show: (value) => `${value > 0 ? "+" : ""}${isShares() ? `${num(100 * value, 1)} pt` : num(value)}`, better: 1, about: "of accuracy, from the first evaluation to the last" },
-  kl: { label: "Reverse KL", of: (run) => klOf(run)?.[LAST], evaluated: (runs) => (runs.some((run) => evaluated(run, EXACT)?.length) ? EXACT : "reverse_kl/sampled"), show: (value) => num(value), better: -1, about: "of the last evaluation, in nats a token; the exact one where the teacher gives its distribution" },
-  leastkl: { label: "Least KL", of: (run) => klOf(run)?.[LEAST], show: (value) => num(value), better: -1, at: (run) => klOf(run)?.[AT_LEAST], about: "the smallest of all evaluations, and its step" },
+  kl: { label: "Reverse KL", of: (run) => klOf(run)?.[LAST], evaluated: (runs) => (runs.some((run) => evaluated(run, EXACT)?.length) ? EXACT : "reverse_kl/sampled"), show: (value) => num(value), atT: klAtT, better: -1, about: "of the last evaluation, in nats a token; the exact one where the teacher gives its distribution" },
+  leastkl: { label: "Least KL", of: (run) => klOf(run)?.[LEAST], show: (value) => num(value), atT: klAtT, better: -1, at: (run) => klOf(run)?.[AT_LEAST], about: "the smallest of all evaluations, and its step" },
   speed: { label: "Tokens / s", of: (run) => trained(run, "tokens_per_second/step")?.[LAST], ofLastStep: true, show: (value) => whole(value), better: 1, about: "sampled tokens of the last step, by its seconds" },
   alarms: { label: "Alarms", sum: true, of: (run) => run.info.summary?.alarms, show: (value) => (value ? `▲ ${whole(value)}` : "none"), title: (value, run) => (value ? alarmNames(run).join(", ") : undefined), texts: alarmNames },
   started: { label: "Started", spread: true, of: (run) => run.info.history?.started, show: clock, title: exactly, about: "of its first process, on this machine's clock" },
@@ -87,7 +90,7 @@ export function columnOf(id) {
   if (!Object.hasOwn(METRIC_PARTS, part) || !key) return undefined;
   if (!columnsMade.has(id)) columnsMade.set(id, part === "recipe"
     ? { id, label: key.split(".").pop(), about: key, of: (run) => flat(run).get(key), show: recipeText, mono: true, text: (run) => recipeText(flat(run).get(key)) }
-    : { id, label: key, about: `${key} of the last ${part === "eval" ? "evaluation" : "step"}`, of: (run) => (part === "eval" ? evaluated : trained)(run, key)?.[LAST], ...(part === "train" ? { ofLastStep: true } : !UNCERTAINTY.test(key) && { evaluated: () => key }), show: (value) => significant(value) });
+    : { id, label: key, about: `${key} of the last ${part === "eval" ? "evaluation" : "step"}`, of: (run) => (part === "eval" ? evaluated : trained)(run, key)?.[LAST], ...(part === "train" ? { ofLastStep: true } : !UNCERTAINTY.test(key) && { evaluated: () => key }), show: (value) => significant(value), ...(dependsOnT(key) && { atT: (run) => temperatureOf(run, part, key) }) });
   return columnsMade.get(id);
 }
 

@@ -2,7 +2,7 @@
 import { address } from "./address.js";
 import { X_AXES, placeOf, places, placesOfSeveral } from "./axes.js";
 import { Chart, rescaleAll, updateAll } from "./charts.js";
-import { DIAGNOSTICS, HEADLINES, LEARNING, PHASES, PHASE_CHART, PHASE_INKS, healthOf, otherMetrics, partCharts, temperatureOf, valuesOf } from "./chartlist.js";
+import { DIAGNOSTICS, HEADLINES, LEARNING, PHASES, PHASE_CHART, PHASE_INKS, healthOf, otherMetrics, partCharts, valuesOf } from "./chartlist.js";
 import { check, choice, colour, el, segments } from "./dom.js";
 import { significant } from "./format.js";
 import { ALL_BUT_SEED, BANDS, bandNow, combine, groupBy, groupedBy, isMost, shownGroups } from "./groups.js";
@@ -10,6 +10,7 @@ import { aroundOf, helpOf, helpOfKey } from "./help.js";
 import { known, smooth } from "./series.js";
 import { alarmList, legendBar, runHead } from "./runhead.js";
 import { store } from "./store.js";
+import { dependsOnT, inOrder, nameOfT, temperatureOf } from "./temperature.js";
 import { setView, view } from "./viewstate.js";
 
 const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
@@ -25,7 +26,7 @@ function found(run, line) {
 // behind a stronger one of its chart; where several groups are overlaid it is not drawn. Bands of a chart mean one thing: where
 // some are a `spread` of runs, a group of one run has none.
 function lineOf(group, spec, wanted, { several, spread }) {
-  const having = group.runs.map((run) => [run, found(run, wanted)]).filter(([run, line]) => line && places(run, line.from ?? "train", view.x) && (spec.at === undefined || temperatureOf(run, line) === spec.at));
+  const having = group.runs.map((run) => [run, found(run, wanted)]).filter(([run, line]) => line && places(run, line.from ?? "train", view.x) && (spec.at === undefined || atT(run, line) === spec.at));
   if (!having.length) return null;
   const line = having[0][1], runs = having.filter(([, one]) => one.key === line.key).map(([run]) => run);
   const stronger = wanted.faint ? spec.lines.some((other) => !other.faint && found(runs[0], other)) : wanted.behind && measured(runs[0], { ...wanted, key: wanted.behind });
@@ -33,7 +34,7 @@ function lineOf(group, spec, wanted, { several, spread }) {
   const ink = colour(several ? group.colour : line.ink), drawn = runs.length > 1 ? together(runs, line, group.runs.length) : alone(runs[0], spread ? { ...line, band: "" } : line);
   return drawn.steps.length === 0 ? null : {
     ...drawn, sources: runs, colour: ink, band: `${ink}2e`, key: line.key, from: line.from, label: line.label, group: group.label,
-    run: runs.length > 1 ? group.label : runs[0].id, owner: several ? group.label : undefined, temperatures: [...new Set(runs.map((run) => temperatureOf(run, line)))].sort((a, b) => a - b),
+    run: runs.length > 1 ? group.label : runs[0].id, owner: several ? group.label : undefined, temperatures: runs.map((run) => atT(run, line)),
     dash: line.dash, width: stronger ? 1 : 1.75, alpha: stronger ? 0.55 : 1, faint: Boolean(stronger), points: line.points,
   };
 }
@@ -89,17 +90,18 @@ function saidOf(spec, lines) {
   return { unit: [where, spec.unit, band].filter(Boolean).join(", "), around: aroundOf(banded, BANDS[bandNow()]) };
 }
 
-const temperaturesOf = (spec, runs) => [...new Set(runs.flatMap((run) => spec.lines.filter((line) => found(run, line)).map((line) => temperatureOf(run, line))))].sort((a, b) => a - b);
+const atT = (run, line) => temperatureOf(run, line.from ?? "train", line.key);
+const temperaturesOf = (spec, runs) => inOrder(runs.flatMap((run) => spec.lines.filter((line) => found(run, line)).map((line) => atT(run, line))));
 
 // Numbers at different temperatures are different quantities: where a chart has several, each line says its own.
 function mixed(spec, lines) {
-  const drawn = [...lines.filter((line) => line.faint), ...unsmoothed(lines), ...lines.filter((line) => !line.faint)], all = [...new Set(lines.flatMap((line) => line.temperatures))].sort((a, b) => a - b);
-  if (!(spec.kl || spec.atT) || all.length < 2) return { lines: drawn };
+  const drawn = [...lines.filter((line) => line.faint), ...unsmoothed(lines), ...lines.filter((line) => !line.faint)], all = inOrder(lines.flatMap((line) => line.temperatures));
+  if (!(spec.kl || spec.atT) || all.length < 2) return { lines: drawn, ...(spec.kl && all[0] === null && { notice: "At which temperature these KLs are is not known." }) };
   const named = drawn.map((line) => {
-    const t = `T ${line.temperatures.join(" and ")}`;
+    const t = nameOfT(line.temperatures);
     return line.owner ? { ...line, owner: `${line.owner}, ${t}` } : { ...line, label: line.label && `${line.label}, ${t}` };
   });
-  return { lines: named, ...(spec.kl && { notice: `KLs at different temperatures (T = ${all.join(", ")}) are different quantities: compare within one only.` }) };
+  return { lines: named, ...(spec.kl && { notice: `KLs at different temperatures (${nameOfT(all)}) are different quantities: compare within one only.` }) };
 }
 
 // Seconds of each phase, one on top of the other, of the newest run shown that has them. A step without a phase spent
@@ -131,7 +133,7 @@ class ChartGrid {
   show(specs) {
     const runs = store.shown, wanted = specs.flatMap((spec) => {
       const all = spec.kl && !view.overlay ? temperaturesOf(spec, runs) : [];
-      if (all.length > 1) return all.map((at) => ({ ...spec, at, title: `${spec.title} at T = ${at}`, help: helpOf(spec.title) }));
+      if (all.length > 1) return all.map((at) => ({ ...spec, at, title: at === null ? `${spec.title}, T unknown` : `${spec.title} at T = ${at}`, help: helpOf(spec.title) }));
       return spec.keep || spec.make || !runs.some((run) => run.train.step.length) || runs.some((run) => spec.lines.some((line) => found(run, line))) ? [spec] : [];
     }).filter((spec) => matches(spec));
     const names = new Set(wanted.map(specName));
@@ -216,7 +218,7 @@ function moreSection() {
     for (const [name, keys] of [...all].sort()) {
       if (!families.has(name)) { const grid = new ChartGrid(); families.set(name, { grid, node: el("section", { class: "family" }, el("h3", {}, name), grid.node) }); }
       const { grid, node } = families.get(name);
-      const mine = grid.show(keys.map(([from, key]) => ({ title: key, from, format: significant, unit: from === "eval" ? "evaluation" : "", height: 150, atT: /reverse_kl|entropy/.test(key), help: helpOfKey(key),
+      const mine = grid.show(keys.map(([from, key]) => ({ title: key, from, format: significant, unit: from === "eval" ? "evaluation" : "", height: 150, atT: dependsOnT(key), help: helpOfKey(key),
         lines: [{ key, from, label: from === "eval" ? "evaluation" : "step", ink: "--c1", points: from === "eval", band: "se" }] })));
       node.hidden = !mine;
       body.append(node);

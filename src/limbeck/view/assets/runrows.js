@@ -4,6 +4,7 @@ import { copyButton } from "./clip.js";
 import { comparing, STATE_NAMES } from "./columns.js";
 import { el } from "./dom.js";
 import { bandNow, lastCommon, summaryOf } from "./groups.js";
+import { areMixed, nameOfT } from "./temperature.js";
 
 const PILLS = { running: "pill live", finished: "pill", failed: "pill warn", killed: "pill warn" };
 const LONGEST_LIST = 24;  // characters of several values in one cell
@@ -13,9 +14,20 @@ export function statePill(run) {
   return [el("span", { class: PILLS[run.state] ?? "pill off", title: why }, run.state === "running" && el("i"), STATE_NAMES[run.state]), why && el("small", { class: "why", title: why }, why)];
 }
 
-// One cell: { text, value } of a run or of a group's runs. A group's number is its mean, with its band's half width.
-export function cellOf(column, runs) {
-  const values = runs.map((run) => column.of(run));
+// The temperatures of a column's numbers in these runs; none where they do not depend on it.
+const temperaturesIn = (column, runs) => (column.atT ? runs.filter((run) => typeof column.of(run) === "number").map(column.atT) : []);
+export const isMixed = (column, runs) => areMixed(temperaturesIn(column, runs));
+
+// One cell: { text, value } of a run or of a group's runs. A group's number is its mean, with its band's half width. Numbers at
+// different temperatures have no mean; `mixed`: the column has several, and each cell says its own.
+export function cellOf(column, runs, mixed = false) {
+  const values = runs.map((run) => column.of(run)), at = temperaturesIn(column, runs);
+  if (areMixed(at)) return { value: undefined, text: "–", note: nameOfT(at), title: "Numbers at different temperatures are different quantities: they have no mean" };
+  const cell = plainCell(column, runs, values);
+  return mixed && at.length ? { ...cell, note: [cell.note, nameOfT(at)].filter(Boolean).join(", ") } : cell;
+}
+
+function plainCell(column, runs, values) {
   if (runs.length === 1) {
     const value = values[0], missing = value === undefined || value === null;
     const at = missing ? undefined : column.at?.(runs[0]);
@@ -70,12 +82,12 @@ export class Row {
     this.node = el("tr", { data: group ? { group: id } : { run: id }, class: group ? "of-group" : "" });
   }
 
-  // `numbers`: the ids of columns that hold them; `best`: column id -> the value to point out; `within` a group that is open.
-  draw(columns, numbers, best, within, open) {
+  // `numbers`: the ids of columns that hold them; `best`: column id -> the value to point out; `mixed`: see `cellOf`; `within` a group that is open.
+  draw({ columns, numbers, best, mixed }, within, open) {
     const shown = this.runs.filter((run) => run.shown).length;
     const parts = [["", [shown, this.runs.length, this.ink(), within, open].join(), () => this.head(shown, open)]];
     for (const column of columns) {
-      const cell = cellOf(column, this.runs), isBest = best.has(column.id) && cell.value === best.get(column.id);
+      const cell = cellOf(column, this.runs, mixed.has(column.id)), isBest = best.has(column.id) && cell.value === best.get(column.id);
       const one = this.group ? null : this.runs[0];
       parts.push([column.id, [cell.text, cell.note, cell.title, isBest, numbers.has(column.id), one && column.id === "step" ? one.state : ""].join("\u0000"), () => cellNode(column, cell, one, isBest, numbers.has(column.id))]);
     }

@@ -8,7 +8,7 @@ import { differing, isAside, keysOf } from "./flat.js";
 import { counted } from "./format.js";
 import { ALL_BUT_SEED, BANDS, bandNow, groupBy, groupedBy, groupsOf } from "./groups.js";
 import { boxes, menu } from "./menu.js";
-import { cellOf, keepingFocus, Row } from "./runrows.js";
+import { cellOf, isMixed, keepingFocus, Row } from "./runrows.js";
 import { store } from "./store.js";
 
 const FIRST_FEW = 5, MOST_SHOWN = 50;  // that are drawn at a press
@@ -64,11 +64,13 @@ export class RunsPanel {
     const by = groupedBy(), columns = this.columns;
     const groups = by.length ? this.sorted(groupsOf(runs, by), (group) => group.runs, (group) => group.label) : [];
     const numbers = new Set(columns.filter((column) => !column.id.startsWith("recipe:") && runs.some((run) => typeof column.of(run) === "number")).map((column) => column.id));
-    const best = bestOf(columns, by.length ? groups.map((group) => group.runs) : runs.map((run) => [run]));
+    const mixed = new Set(columns.filter((column) => isMixed(column, runs)).map((column) => column.id));
+    const best = bestOf(columns.filter((column) => !mixed.has(column.id)), by.length ? groups.map((group) => group.runs) : runs.map((run) => [run]));
+    const look = { columns, numbers, best, mixed };
     const opened = new Set(address.get("runs.open", []));
-    const rows = by.length ? groups.flatMap((group) => [this.row(group.id, group.runs, group, columns, numbers, best, false, opened.has(group.label)),
-      ...(opened.has(group.label) ? group.runs.map((run) => this.row(run.id, [run], null, columns, numbers, new Map(), true)) : [])])
-      : runs.map((run) => this.row(run.id, [run], null, columns, numbers, best, false));
+    const rows = by.length ? groups.flatMap((group) => [this.row(group.id, group.runs, group, look, false, opened.has(group.label)),
+      ...(opened.has(group.label) ? group.runs.map((run) => this.row(run.id, [run], null, { ...look, best: new Map() }, true)) : [])])
+      : runs.map((run) => this.row(run.id, [run], null, look, false));
     this.drawn = runs;
     this.drawHead(columns, numbers, runs);
     const nodes = rows.map((row) => row.node);
@@ -79,13 +81,13 @@ export class RunsPanel {
     this.grouping.relabel(by.length ? `Group by: ${by.includes(ALL_BUT_SEED) ? "all but seed" : by.map((key) => key.split(".").pop()).join(", ")}` : "Group by");
   }
 
-  row(id, runs, group, columns, numbers, best, within, open) {
+  row(id, runs, group, look, within, open) {
     const key = `${group ? "group" : "run"} ${id}`;
     const act = { toggle: (row, on, range) => this.toggle(row, on, range), open: (which) => this.fold(which) };
     if (!this.rows.has(key)) this.rows.set(key, new Row(id, runs, group, act));
     const row = this.rows.get(key);
     Object.assign(row, { runs, group });
-    row.draw(columns, numbers, best, within, open);
+    row.draw(look, within, open);
     return row;
   }
 
