@@ -1,8 +1,9 @@
-"""Plots for a paper: what their legends say."""
+"""Plots for a paper: their pictures, axes and legends."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +11,84 @@ import pytest
 
 from limbeck.view import plots
 
-from . import made
+from . import made, made_runs
 
 
-def _legends(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """By the names of the files, which are not written."""
     from matplotlib.figure import Figure
 
-    found: list[list[str]] = []
-
-    def note(figure: Any, *_: Any) -> None:
-        found.append([text.get_text() for text in figure.legends[0].get_texts()])
-
-    monkeypatch.setattr(Figure, "savefig", note)
-    plots.write_plots(path, folder)
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: found.update({path.stem: figure}))
     return found
 
 
-def test_exact_comes_first_and_one_temperature_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _legend(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_exact_comes_first_and_one_temperature_is_not_named(tmp_path: Path, figures: dict[str, Any]) -> None:
     made.write_metrics(tmp_path / "run", 4, every=2)
-    assert _legends(tmp_path / "run", tmp_path, monkeypatch)[0] == ["exact", "sampled", "held-out"]
+    plots.write_plots(tmp_path / "run", tmp_path)
+    assert _legend(figures["reverse_kl"]) == ["exact", "sampled", "held-out"]
+    assert figures["reverse_kl"].axes[0].get_ylabel() == "reverse KL (nats / token)"
 
 
-def test_curves_at_different_temperatures_say_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_temperature_has_a_picture(tmp_path: Path, figures: dict[str, Any]) -> None:
     made.write_metrics(tmp_path / "run", 4, every=2)
     recipe = tmp_path / "run" / "recipe.toml"
     recipe.write_text(recipe.read_text() + "[eval]\ntemperature = 0.5\n")
-    legends = _legends(tmp_path / "run", tmp_path, monkeypatch)
-    assert legends[0] == ["exact, T = 0.7", "sampled, T = 0.7", "held-out, T = 0.5"]
-    recipe.write_text("rollout = 3\neval = 4\n")
-    assert _legends(tmp_path / "run", tmp_path, monkeypatch)[0] == ["exact", "sampled", "held-out"]
+    plots.write_plots(tmp_path / "run", tmp_path)
+    assert _legend(figures["reverse_kl_t0.7"]) == ["exact", "sampled"]
+    assert _legend(figures["reverse_kl_t0.5"]) == ["held-out"]
+    assert figures["reverse_kl_t0.5"].axes[0].get_ylabel() == "reverse KL at T = 0.5 (nats / token)"
+
+
+@pytest.mark.parametrize("recipe", ["rollout = 3\neval = 4\n", "rollout = [", None, "[rollout]\ntemperature = 'hot'\n"])
+def test_a_recipe_that_cannot_be_read_is_at_no_temperature(
+    recipe: str | None, tmp_path: Path, figures: dict[str, Any]
+) -> None:
+    for name in ("a", "b"):
+        made.write_metrics(tmp_path / "runs" / name, 4, every=2)
+    path = tmp_path / "runs" / "a" / "recipe.toml"
+    path.unlink() if recipe is None else path.write_text(recipe)
+    plots.write_plots(tmp_path / "runs" / "a", tmp_path)
+    assert figures["reverse_kl"].axes[0].get_ylabel() == "reverse KL, T unknown (nats / token)"
+    plots.write_plots(tmp_path / "runs", tmp_path)
+    assert {"reverse_kl_t0.7", "reverse_kl_t_unknown", "entropy_t0.7", "entropy_t_unknown"} <= set(figures)
+    assert _legend(figures["accuracy"]) == ["a, T unknown", "b, T = 0.7"]
+
+
+def test_several_runs_are_told_apart_by_colour_and_curves_by_stroke(tmp_path: Path, figures: dict[str, Any]) -> None:
+    names = ["a", "_b", "long-" * 20 + "1", "long-" * 20 + "2", "$x^$"]
+    for name in names:
+        made.write_metrics(tmp_path / "runs" / name, 4, every=2)
+    plots.write_plots(tmp_path / "runs", tmp_path)
+    figure = figures["reverse_kl"]
+    shown = _legend(figure)
+    assert len(set(shown)) == len(names) + 2
+    assert {"a", "_b", "$x^$", "exact", "held-out"} <= set(shown)
+    extent = figure.legends[0].get_window_extent(figure.canvas.get_renderer())
+    assert extent.width <= figure.bbox.width
+    assert figure.get_figheight() == pytest.approx(plots.HEIGHT + extent.height / figure.dpi)
+
+
+def test_a_run_that_diverges_does_not_flatten_the_others(tmp_path: Path, figures: dict[str, Any]) -> None:
+    for seed in range(3):
+        made_runs.write_run(tmp_path / f"s{seed}", seed, steps=30, rollouts=False)
+    made_runs.write_run(tmp_path / "hot", lr=0.01, steps=30, rollouts=False)
+    plots.write_plots(tmp_path, tmp_path)
+    axes = figures["reverse_kl"].axes[0]
+    assert axes.get_ylim()[1] < 1
+    note = " ".join(axes.get_title(loc="right").split())
+    assert re.fullmatch(r"beyond the axis: \d+ values of hot, up to 6\.98", note)
+    assert not figures["entropy"].axes[0].get_title(loc="right")
 
 
 def test_many_runs_have_colours_of_their_own_and_points_beside_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, figures: dict[str, Any]
 ) -> None:
-    from matplotlib.figure import Figure
-
-    figures: dict[str, Any] = {}
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.update({path.stem: figure}))
     for name in "abcdefghi":
         made.write_metrics(tmp_path / "runs" / name, 4, every=2)
     plots.write_plots(tmp_path / "runs", tmp_path)

@@ -9,6 +9,8 @@
     page.py           the page's files, in parts or in one piece
     report.py         the page with its data in one file
     plots.py          pictures for a paper
+    clipping.py       what their axes show
+    legend.py         and what is below them
     assets/           the page: plain modules and a style sheet, nothing to build
 
 Whatever is missing or broken becomes a line under `problems`, and the rest is shown.
