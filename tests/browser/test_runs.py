@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,17 @@ def test_columns_are_chosen(page: Page, runs: Path, served: Served) -> None:
     page.until("document.querySelectorAll('.run-table thead th').length > 12")
     assert set(_column(page, "Commit")) == {"4f1c2a9d"}
     assert _column(page, "mismatch")[-1].split(" T ")[0] == "1.00e\u22125"
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "deny"})
+    page.run(
+        "const make = URL.createObjectURL;"
+        "URL.createObjectURL = (blob) => { window.saved = blob; URL.createObjectURL = make; return make(blob); };"
+        "const buttons = [...document.querySelectorAll('button')].filter((one) => one.checkVisibility());"
+        "buttons.find((one) => one.textContent === 'CSV').click()"
+    )
+    rows = {row["run"]: row for row in csv.DictReader(io.StringIO(page.run("return window.saved.text()")))}
+    assert {row["state"] for row in rows.values()} == {"finished", "failed", "running"}
+    assert rows["t0.7-new"]["accuracy"] == "", "nothing stands where there is no value"
+    assert all(len(row["elapsed"].partition(".")[2]) <= 3 for row in rows.values())
 
 
 def test_a_run_that_goes_on_is_followed_and_one_that_is_gone_goes(page: Page, tmp_path: Path, served: Served) -> None:

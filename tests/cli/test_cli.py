@@ -173,6 +173,11 @@ def test_check_prints_what_was_proven(recipe: Path) -> None:
 
 
 class TestBadInput:
+    @pytest.mark.parametrize("command", ["view", "serve", "gateway"])
+    def test_a_port_that_is_none(self, command: str) -> None:
+        result = run(command, ".", "--port", "99999")
+        assert (result.exit_code, "99999 is not in the range 0<=x<=65535" in result.output) == (2, True)
+
     def test_missing_recipe(self) -> None:
         assert "no recipe at absent.toml" in failure("train", "absent.toml")
 

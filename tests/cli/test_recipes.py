@@ -35,6 +35,8 @@ def test_init_says_what_it_wrote_and_what_to_do(tmp_path: Path, monkeypatch: pyt
     text = run("init", "smollm2")
     for part in ("wrote recipes/smollm2.toml", "wrote recipes/smollm2_prompts.jsonl", "limbeck train recipes/smollm2"):
         assert part in text
+    assert "wrote" not in (again := run("init", "smollm2"))
+    assert "recipes/smollm2.toml is there already, and the same" in again
     (tmp_path / "recipes" / "smollm2.toml").write_text("changed")
     result = CliRunner().invoke(main, ["init", "smollm2"])
     assert result.exit_code == 1

@@ -95,7 +95,7 @@ def test_overrides_choose_the_kind_of_a_union() -> None:
         ("teacher.kind=locall", "teacher: Input tag 'locall' found using 'kind'"),
         ("task.kind=arithmetics", "task: Input tag 'arithmetics'"),
         ("objective.support=0", "objective.support"),
-        ("name=../evil", "name: String should match pattern"),
+        ("name=../evil", "name: '../evil' is no name; expected a letter or a digit, and then letters"),
         ("rollout.top_p=0.9 ", None),
     ],
 )

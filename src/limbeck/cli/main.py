@@ -151,7 +151,7 @@ main.add_command(completion)
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on. The default is for this machine only."
 )
-@click.option("--port", default=8642, show_default=True, help="0: any free port.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8642, show_default=True, help="0: any free port.")
 @click.option("--no-open", is_flag=True, help="Do not open a browser window.")
 def view(path: Path, host: str, port: int, no_open: bool) -> None:
     """Open a page on the run in PATH, or on all runs in it: curves, tokens, where student and teacher disagree.

@@ -60,10 +60,11 @@ def init(name: str) -> None:
     from limbeck.config.shipped import copy_recipe, shipped_recipe
 
     copies = copy_recipe(name, Path())
-    for path in copies:
-        click.echo(f"wrote {path}")
+    for path, is_new in copies.items():
+        click.echo(f"wrote {path}" if is_new else f"{path} is there already, and the same")
     click.echo("\n".join(["", *shipped_recipe(name).notes, ""]))
-    click.echo(f"To prove and to run it:\n  limbeck check {copies[0]}\n  limbeck train {copies[0]}")
+    recipe = next(iter(copies))
+    click.echo(f"To prove and to run it:\n  limbeck check {recipe}\n  limbeck train {recipe}")
 
 
 @click.command(short_help="Print the completion script of a shell.")

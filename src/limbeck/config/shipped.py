@@ -1,7 +1,7 @@
 """The recipes that ship with Limbeck: files of one folder, each with a first line of comment that says what it is.
 
     [recipe.name for recipe in shipped_recipes()]      ["agent", "calculator", ...]
-    copy_recipe("demo", Path.cwd())                     [Path("recipes/demo.toml")]
+    copy_recipe("demo", Path.cwd())                     {Path("recipes/demo.toml"): True}
 
 They, the examples and the scripts that they name are at the top of a checkout, and inside the package that a wheel
 installs. Copies have the same places: a recipe names its files by them, and so do the commands of the documentation.
@@ -54,9 +54,10 @@ def shipped_recipe(name: str) -> ShippedRecipe:
     return recipes[name]
 
 
-def copy_recipe(name: str, here: Path) -> list[Path]:
-    """Copy a recipe, comments and all, and the files that it names, to `here`/recipes and so on; the copies' paths.
+def copy_recipe(name: str, here: Path) -> dict[Path, bool]:
+    """Copy a recipe, comments and all, and the files that it names, to `here`/recipes and so on.
 
+    By the copies' paths, the recipe's first: whether it was written, or was there already.
     Raises `RecipeError` for a name that there is not, and where a file that differs is in the way.
     """
     root, recipe = _root(), shipped_recipe(name)
@@ -70,7 +71,7 @@ def copy_recipe(name: str, here: Path) -> list[Path]:
         for target, data in new.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             write_whole(target, data)
-    return list(wanted)
+    return {target: target in new for target in wanted}
 
 
 def _root() -> Path:

@@ -23,13 +23,23 @@ MOST_URLS = 1000
 LONGEST_NAME = 100  # characters; a part of a file's name, of which a file system takes 255 bytes
 MOST_VALUES, DEEPEST = 10_000, 20  # of one table, all lists and tables in it included
 HiddenDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]  # of hidden states on the wire
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def _one_line(text: str) -> str:
     """Raises `ValueError` for a line break or a tab, which `fault_of` allows in a text."""
     if odd := next((character for character in text if character in "\n\r\t"), None):
         raise ValueError(f"{shown(text)} has {odd!r} in it; expected one line of text")
+    return text
+
+
+def _name(text: str) -> str:
+    """Raises `ValueError` for what is no part of a file's name everywhere."""
+    if not NAME.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} is no name; expected a letter or a digit, and then letters, digits, '.', '_' and '-'; "
+            "letters are a to z and A to Z"
+        )
     return text
 
 
@@ -97,7 +107,9 @@ Seconds: TypeAlias = Annotated[float, Field(ge=1e-3, le=10**7, allow_inf_nan=Fal
 Text: TypeAlias = Annotated[str, Field(max_length=LONGEST_TEXT)]  # line breaks and all
 Line: TypeAlias = Annotated[str, Field(min_length=1, max_length=LONGEST_LINE), AfterValidator(_one_line)]
 Place: TypeAlias = Annotated[Line, AfterValidator(_place)]  # a file, a folder, or a name of a hub
-Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, pattern=NAME)]  # a part of a file's name
+Name: TypeAlias = Annotated[  # a part of a file's name
+    str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(_name)
+]
 Url: TypeAlias = Annotated[Line, AfterValidator(_url)]
 Urls: TypeAlias = Annotated[str | tuple[str, ...], AfterValidator(_urls)]
 Pattern: TypeAlias = Annotated[Text, AfterValidator(check_pattern)]

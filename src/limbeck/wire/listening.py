@@ -25,7 +25,7 @@ def listen(host: str, port: int, key: str) -> socket.socket:
     except (OSError, OverflowError, ValueError) as error:  # a port above 65535; a host that is no name
         if listener is not None:
             listener.close()
-        why = getattr(error, "strerror", None) or error
+        why = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise RecipeError(
             f"cannot listen at {shown(host)}, port {port}: {why}. Choose another {key} (0 takes a free one), or stop "
             "what is there."

@@ -112,6 +112,15 @@ export const usualColumns = onceAnEdition(() => {
   return ["state", "step", ...["accuracy", ...(fell ? ["best"] : []), "kl"].filter(has), ...differs, ...["alarms", "started", "elapsed", "eta"].filter(has), ...(hosts.size > 1 ? ["host"] : [])];
 });
 
+// What a file has of a column: times in UTC, lengths in seconds to the millisecond, and nothing where the value is missing.
+export function csvValue(column, run) {
+  const value = column.of(run);
+  if (value === undefined || value === null) return "";
+  if (column.id === "started") return new Date(value * 1000).toISOString();
+  if (column.id === "state") return column.show(value, run);
+  return ["elapsed", "eta", "changed"].includes(column.id) ? Number(value.toFixed(3)) : column.text ? column.text(run) : value;
+}
+
 // For sorting: numbers by size, texts as people count them, and what is missing at the end whichever way.
 export function comparing(column, descending) {
   const sign = descending ? -1 : 1;

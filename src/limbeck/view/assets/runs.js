@@ -1,7 +1,7 @@
 // All runs as a table: find, sort, group and compare them, and choose which are drawn.
 import { address } from "./address.js";
 import { csvText, saveText } from "./clip.js";
-import { allColumns, columnOf, comparing, STATE_NAMES, usualColumns } from "./columns.js";
+import { allColumns, columnOf, comparing, csvValue, STATE_NAMES, usualColumns } from "./columns.js";
 import { choice, debounce, el, scroller } from "./dom.js";
 import { finder } from "./find.js";
 import { differing, isAside, keysOf } from "./flat.js";
@@ -191,7 +191,7 @@ export class RunsPanel {
   csvRows() {
     const columns = this.columns, [, runs] = this.listed();
     return [["run", ...columns.map((column) => (column.id.includes(":") ? column.id.slice(column.id.indexOf(":") + 1) : column.id))],
-      ...runs.map((run) => [run.id, ...columns.map((column) => { const value = column.text ? column.text(run) : column.of(run); return column.id === "started" && value ? new Date(value * 1000).toISOString() : value; })])];
+      ...runs.map((run) => [run.id, ...columns.map((column) => csvValue(column, run))])];
   }
 }
 
