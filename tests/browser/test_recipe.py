@@ -66,7 +66,9 @@ def test_many_runs_are_rows_and_any_is_what_the_others_are_compared_with(
     page.until("document.querySelector('.by-runs .run-name').textContent === 'b'")
     text = _copied(page, ".recipe-tab .toolbar button", "Copy what differs as TOML")
     assert text.startswith("# b\n")
-    assert [line for line in text.splitlines() if line.startswith("#")] == ["# b", "# a", "# c"]
+    assert [line for line in text.splitlines() if line in ("# a", "# b", "# c")] == ["# b", "# a", "# c"]
+    assert tomllib.loads(text) == {"seed": 0, "rollout": {"temperature": 1.3}, "learner": {"lr": 1e-3}}
+    assert "# temperature = 0.7" in text
 
 
 def test_a_single_recipe_is_searched_and_copied_whole(page: Page, runs: Path, served: Served) -> None:
@@ -80,3 +82,15 @@ def test_a_single_recipe_is_searched_and_copied_whole(page: Page, runs: Path, se
     )
     page.until("document.querySelectorAll('.recipe td').length < 12")
     assert [row for row in _table(page) if row[0] == "model"] == [["model", "demo:student"], ["model", "demo:teacher"]]
+
+
+def test_the_baseline_is_a_run_that_has_a_step(page: Page, tmp_path: Path, served: Served) -> None:
+    made_runs.write_run(tmp_path / "a-new", 0, 0.7, reached=0, outcome=None)
+    for name, temperature in (("b", 1.0), ("c", 1.3)):
+        made_runs.write_run(tmp_path / name, 0, temperature, steps=4, every=2, rollouts=False)
+    page.open(served(tmp_path) + "#recipe?runs=a-new,b,c")
+    assert page.texts(".recipe thead .run-name") == ["b", "a-new", "c"]
+    page.open(page.driver.current_url.partition("#")[0] + "#curves")
+    page.until(
+        "document.querySelectorAll('.legendbar button').length === 2"
+    )  # without the one that ended before its first step

@@ -111,6 +111,13 @@ FOUND = {
     "host=gpu-01": 4,
     "eval:prompts=128": 11,
     '"t0.7-s0"': 1,
+    "reverse_kl<0.12": 2,
+    "Reverse KL<0.12": 2,
+    "best accuracy > 0.8 s0": 1,
+    'state="not finished"': 0,
+    "started>2025-11-30": 12,
+    "started<2025-11-30": 0,
+    "accuracy>high": 12,
     "nothing": 0,
     "": 12,
 }
@@ -130,6 +137,22 @@ def test_a_column_that_is_none_is_named(page: Page, runs: Path, served: Served) 
     page.open(served(runs) + "#runs?find=nonsense%3E3+s1")
     assert len(_rows(page)) == 3
     assert "no column nonsense" in page.texts(".shown-bar")[0]
+    _type(page, "#find-runs", "elapsed>1h")
+    page.until("/Elapsed is a number, and 1h is not/.test(document.querySelector('.shown-bar').textContent)")
+    page.open(served(runs) + "#runs?find=s1&group=all-but-seed")
+    assert sorted(page.texts(".run-table .count.warn")) == ["1 of 3 runs", "1 of 4 runs", "1 of 4 runs"]
+
+
+def test_what_an_address_names_and_is_not_there_is_said(page: Page, runs: Path, served: Served) -> None:
+    address = served(runs)
+    for tab in ("samples?run=nope", "system?run=nope", "curves?runs=nope"):
+        page.open(f"{address}#{tab}")
+        page.until("/a run that is not here: nope/.test(document.querySelector('.problems').textContent)")
+    assert page.texts(".chart") == [], "no run is shown, and no empty chart"
+    assert page.texts(".legendbar a") == ["No run is shown: choose some in Runs"]
+    page.open(f"{address}#runs?group=nope")
+    assert len(_rows(page)) == 12
+    page.until("/groups by nope, a key that no run/.test(document.querySelector('.problems').textContent)")
 
 
 def test_states_are_left_out_and_the_rest_is_shown(page: Page, runs: Path, served: Served) -> None:

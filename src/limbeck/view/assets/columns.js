@@ -39,6 +39,7 @@ const klOf = (run) => evaluated(run, EXACT) ?? evaluated(run, "reverse_kl/sample
 const klAtT = (run) => temperatureOf(run, "eval", EXACT);
 const clock = (seconds) => new Date(seconds * 1000).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 export const STATE_NAMES = { running: "running", finished: "finished", failed: "failed", killed: "killed", stopped: "stopped", silent: "not finished", new: "no steps" };
+const local = (seconds) => new Date((seconds - 60 * new Date(seconds * 1000).getTimezoneOffset()) * 1000).toISOString().slice(0, 16);
 const exactly = (seconds) => new Date(seconds * 1000).toISOString().replace("T", " ").replace(/\.\d+Z$/, " UTC");
 // What follows from all runs, made once as long as nothing new is known of them.
 function onceAnEdition(make) {
@@ -56,7 +57,7 @@ const shareOrNumber = (value) => (isShares() ? percent(value) : num(value));
 // key of an evaluation whose last value it is: those of a group are taken at one step; `since(run)` is what is subtracted. `atT(run)` is
 // the temperature of a number that depends on it: those at different ones have no mean and no best.
 const RUN_COLUMNS = {
-  state: { label: "State", of: (run) => run.state, show: (value) => STATE_NAMES[value], about: "running, finished, failed, stopped by a signal, or killed" },
+  state: { label: "State", of: (run) => run.state, texts: (run) => [run.state, STATE_NAMES[run.state]], show: (value) => STATE_NAMES[value], about: "running, finished, failed, stopped by a signal, or killed" },
   step: { label: "Step", of: (run) => run.step, show: (value, run) => `${whole(value)}${run?.info.steps ? ` / ${whole(run.info.steps)}` : ""}`, spread: true, about: "updates made, of those asked for" },
   accuracy: { label: "Accuracy", of: (run) => evaluated(run, "accuracy")?.[LAST], evaluated: () => "accuracy", show: shareOrNumber, better: 1, about: "of the last evaluation" },
   best: { label: "Best accuracy", of: (run) => evaluated(run, "accuracy")?.[GREATEST], show: shareOrNumber, better: 1, at: (run) => evaluated(run, "accuracy")?.[AT_GREATEST], about: "the largest of all evaluations, and its step" },
@@ -65,7 +66,7 @@ const RUN_COLUMNS = {
   leastkl: { label: "Least KL", of: (run) => klOf(run)?.[LEAST], show: (value) => num(value), atT: klAtT, better: -1, at: (run) => klOf(run)?.[AT_LEAST], about: "the smallest of all evaluations, and its step" },
   speed: { label: "Tokens / s", of: (run) => trained(run, "tokens_per_second/step")?.[LAST], ofLastStep: true, show: (value) => whole(value), better: 1, about: "sampled tokens of the last step, by its seconds" },
   alarms: { label: "Alarms", sum: true, of: (run) => run.info.summary?.alarms, show: (value) => (value ? `▲ ${whole(value)}` : "none"), title: (value, run) => (value ? alarmNames(run).join(", ") : undefined), texts: alarmNames },
-  started: { label: "Started", spread: true, of: (run) => run.info.history?.started, show: clock, title: exactly, about: "of its first process, on this machine's clock" },
+  started: { label: "Started", spread: true, of: (run) => run.info.history?.started, texts: (run) => [local(run.info.history.started)], show: clock, title: exactly, about: "of its first process, on this machine's clock" },
   elapsed: { label: "Elapsed", of: elapsed, spread: true, show: (value) => timeTaken(value), about: "how long its processes have worked; the time between two starts does not count" },
   eta: { label: "Left", of: remaining, spread: true, show: (value) => timeTaken(value), about: "to its last step, at the pace of its last steps" },
   changed: { label: "Last line", of: (run) => run.age ?? undefined, show: (value) => ago(value), about: "when metrics.jsonl changed" },
@@ -93,6 +94,10 @@ export function columnOf(id) {
     : { id, label: key, about: `${key} of the last ${part === "eval" ? "evaluation" : "step"}`, of: (run) => (part === "eval" ? evaluated : trained)(run, key)?.[LAST], ...(part === "train" ? { ofLastStep: true } : !UNCERTAINTY.test(key) && { evaluated: () => key }), show: (value) => significant(value), ...(dependsOnT(key) && { atT: (run) => temperatureOf(run, part, key) }) });
   return columnsMade.get(id);
 }
+
+// A name as somebody types it, without its case, spaces and underscores.
+export const asTyped = (name) => name.toLowerCase().replaceAll(/[\s_]/g, "");
+export const LABELS = new Map(Object.entries(RUN_COLUMNS).map(([id, { label }]) => [label, id]));
 
 // What can be chosen: [head, [id, ...]].
 export function allColumns() {

@@ -131,7 +131,7 @@ class ChartGrid {
     this.node = el("div", { class: className });
   }
   show(specs) {
-    const runs = store.shown, wanted = specs.flatMap((spec) => {
+    const runs = store.shown, wanted = (runs.length ? specs : []).flatMap((spec) => {
       const all = spec.kl && !view.overlay ? temperaturesOf(spec, runs) : [];
       if (all.length > 1) return all.map((at) => ({ ...spec, at, title: at === null ? `${spec.title}, T unknown` : `${spec.title} at T = ${at}`, help: helpOf(spec.title) }));
       return spec.keep || spec.make || !runs.some((run) => run.train.step.length) || runs.some((run) => spec.lines.some((line) => found(run, line))) ? [spec] : [];
@@ -166,7 +166,7 @@ export function curvesPanel() {
     bar.show();
     legend.draw();
     const count = first.show(HEADLINES) + second.show([...health.show(), ...partCharts(store.shown, shownGroups().length > 1), ...LEARNING.slice(0, 2), PHASE_SPEC, ...LEARNING.slice(2)]) + more.show();
-    nothing.hidden = count > 0;
+    nothing.hidden = count > 0 || !store.shown.length;
     updateAll();
   };
   store.addEventListener("metrics", draw);

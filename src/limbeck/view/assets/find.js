@@ -1,5 +1,5 @@
 // What is typed to find runs: words of their names, and comparisons such as `accuracy>0.8 lr=0.001 -failed`.
-import { alarmNames, columnOf } from "./columns.js";
+import { alarmNames, asTyped, columnOf, LABELS } from "./columns.js";
 import { flat } from "./flat.js";
 import { store } from "./store.js";
 
@@ -8,7 +8,8 @@ const OPERATORS = { "!=": (a, b) => a !== b, "<=": (a, b) => a <= b, ">=": (a, b
 // The column that somebody means: by its id, its label, or the last part of a recipe's key.
 function meant(name) {
   const wanted = name.toLowerCase();
-  const byId = columnOf(name) ?? columnOf(wanted);
+  const byLabel = [...LABELS].find(([label]) => asTyped(label) === asTyped(name))?.[1];
+  const byId = columnOf(name) ?? columnOf(wanted) ?? (byLabel && columnOf(byLabel));
   if (byId) return byId;
   const keys = [...new Set(store.runs.flatMap((run) => [...flat(run).keys()]))];
   const key = keys.find((one) => one.toLowerCase() === wanted) ?? keys.find((one) => one.toLowerCase().endsWith(`.${wanted}`));
@@ -32,20 +33,30 @@ function comparingWith(column, operator, text) {
   };
 }
 
+// What is outside of quotes without spaces around operators, and with column heads of several words, such as `Reverse KL`, in quotes.
+const WORDY_HEADS = new RegExp(`(^|\\s)(${[...LABELS.keys()].filter((label) => label.includes(" ")).join("|")})(?=[!<>=])`, "gi");
+const tidied = (query) => query.split(/("[^"]*")/).map((part, i) => (i % 2 ? part : part.replaceAll(/\s*(!=|<=|>=|=|<|>)(?:\s+(?!\S*[!<>=]))?/g, "$1").replaceAll(WORDY_HEADS, '$1"$2"'))).join("");
+
+// Of a column whose numbers are compared with what is none: what is wrong with it.
+const notComparable = (column, text) => (!column.texts && Number.isNaN(asNumber(text)) && store.runs.some((run) => typeof column.of(run) === "number") && store.runs.every((run) => typeof (column.of(run) ?? 0) === "number")
+  ? `${column.label} is a number, and ${text} is not.` : "");
+
 // { test(run), problem }: `problem` names what cannot be understood, which finds nothing and hides nothing.
 export function finder(query) {
-  const tests = [], problems = [];
-  for (const [term] of query.matchAll(/(?:[^\s"]|"[^"]*")+/g)) {
+  const tests = [], unknown = [], problems = [];
+  for (const [term] of tidied(query).matchAll(/(?:[^\s"]|"[^"]*")+/g)) {
     const plain = term.replaceAll('"', ""), parts = /^(.+?)(!=|<=|>=|=|<|>)(.*)$/.exec(plain);
     if (parts) {
       const column = meant(parts[1]);
       if (column && !parts[3]) continue;  // half typed
-      if (column) tests.push(comparingWith(column, parts[2], parts[3]));
-      else problems.push(parts[1]);
+      const problem = column && notComparable(column, parts[3]);
+      if (problem) problems.push(problem);
+      else if (column) tests.push(comparingWith(column, parts[2], parts[3]));
+      else unknown.push(parts[1]);
       continue;
     }
     const not = /^[-!]./.test(plain), word = (not ? plain.slice(1) : plain).toLowerCase();
     tests.push((run) => [run.id, run.state, run.info.history?.place?.host ?? "", ...alarmNames(run)].some((text) => text.toLowerCase().includes(word)) !== not);
   }
-  return { test: (run) => tests.every((test) => test(run)), problem: problems.length ? `There is no column ${problems.join(", ")}.` : "" };
+  return { test: (run) => tests.every((test) => test(run)), problem: [...(unknown.length ? [`There is no column ${unknown.join(", ")}.`] : []), ...problems].join(" ") };
 }

@@ -16,8 +16,10 @@ export const BANDS = {
 export const isMost = (n, of) => 2 * n > of;
 export const ALL_BUT_SEED = "all-but-seed";
 
-// The keys by which the address asks for groups: [] for none.
-export const groupedBy = () => address.get("group", []);
+const isKnown = (key) => key === ALL_BUT_SEED || store.runs.some((run) => flat(run).has(key));
+// The keys by which the address asks for groups: [] for none. One that no recipe has would make one group of everything.
+export const groupedBy = () => address.get("group", []).filter(isKnown);
+export const unknownKeys = () => (store.runs.length ? address.get("group", []).filter((key) => !isKnown(key)) : []);
 export const bandNow = () => { const band = address.get("band", "se"); return band in BANDS ? band : "se"; };
 
 // The recipe keys that `group` stands for among these runs.

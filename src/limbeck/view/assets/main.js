@@ -4,6 +4,7 @@ import { updateAll } from "./charts.js";
 import { curvesPanel } from "./curves.js";
 import { DisagreementPanel } from "./disagreement.js";
 import { el, printable } from "./dom.js";
+import { unknownKeys } from "./groups.js";
 import { recipePanel } from "./recipe.js";
 import { RunsPanel } from "./runs.js";
 import { SamplesPanel } from "./samples.js";
@@ -40,8 +41,8 @@ const problems = el("section", { class: "problems", role: "status", "aria-label"
 
 function drawProblems() {
   const isDue = (run, part) => (part === "rollouts" ? address.tab === "samples" : part !== "metrics" || run.step || !(run.live || run.state === "new"));
-  const texts = [...store.problems.map((text) => ["", text]),
-    ...store.shown.flatMap((run) => Object.entries(run.problems).flatMap(([part, texts]) => (isDue(run, part) ? texts : [])).map((text) => [store.runs.length > 1 ? run.id : "", text]))];
+  const texts = [...store.problems, ...unknownKeys().map((key) => `The address groups by ${key}, a key that no run here has.`)].map((text) => ["", text]);
+  texts.push(...store.shown.flatMap((run) => Object.entries(run.problems).flatMap(([part, texts]) => (isDue(run, part) ? texts : [])).map((text) => [store.runs.length > 1 ? run.id : "", text])));
   problems.hidden = texts.length === 0;
   problems.replaceChildren(...texts.slice(0, 8).map(([run, text]) => el("p", { class: "problem" }, run && el("b", {}, `${run}: `), text)),
     texts.length > 8 ? el("p", { class: "problem" }, `and ${texts.length - 8} more`) : "");

@@ -15,10 +15,11 @@ export function recipePanel() {
   const node = el("div", { class: "recipe-tab" }, head, body);
   const search = el("input", { type: "search", placeholder: "Find a key or a value", "aria-label": "Find a key or a value", oninput: debounce(120, () => { address.set({ "recipe.find": search.value || null }); drawBody(); }) });
   const set = (changes) => { address.set(changes); draw(); };
-  // The shown runs, that which the others are compared with first.
+  // The shown runs, that which the others are compared with first: where nobody has chosen one, the first that has a step.
   const runsNow = () => {
-    const base = address.get("recipe.base"), shown = store.shown.length ? store.shown : store.runs.slice(0, 1);
-    return [...shown.filter((run) => run.id === base), ...shown.filter((run) => run.id !== base)];
+    const asked = address.get("recipe.base"), shown = store.shown.length ? store.shown : store.runs.slice(0, 1);
+    const base = shown.find((run) => run.id === asked) ?? shown.find((run) => run.has("steps"));
+    return [...shown.filter((run) => run === base), ...shown.filter((run) => run !== base)];
   };
   node.addEventListener("click", (event) => { const base = event.target.closest("[data-base]")?.dataset.base; if (base !== undefined) set({ "recipe.base": base }); });
 
@@ -96,5 +97,9 @@ function byRuns(runs, keys, places) {
     el("tbody", {}, runs.map((run, i) => el("tr", {}, el("th", { scope: "row" }, recipeHead(run, keys, i, true)), items.map(([, , textOf], at) => { const text = textOf(run); return el("td", { class: cellClass(text, first[at], true) }, text); })))))));
 }
 
-// One recipe as it is; of several, each under its run's name.
-const tomlsOf = (runs, keys) => (runs.length === 1 ? tomlOf(runs[0], keys) : runs.map((run) => `# ${run.id.replaceAll(/[\r\n]/g, " ")}\n${tomlOf(run, keys)}`).join("\n"));
+// One recipe as it is; of several, each under its run's name: the baseline's, and the others' as comments, so that it stays TOML.
+function tomlsOf(runs, keys) {
+  if (runs.length === 1) return tomlOf(runs[0], keys);
+  const asComment = (text) => text.replaceAll(/^(?=.)/gm, "# ");
+  return runs.map((run, i) => { const toml = tomlOf(run, keys); return `# ${run.id.replaceAll(/[\r\n]/g, " ")}\n${i ? asComment(toml) : toml}`; }).join("\n");
+}

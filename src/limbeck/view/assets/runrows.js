@@ -85,7 +85,7 @@ export class Row {
   // `numbers`: the ids of columns that hold them; `best`: column id -> the value to point out; `mixed`: see `cellOf`; `within` a group that is open.
   draw({ columns, numbers, best, mixed }, within, open) {
     const shown = this.runs.filter((run) => run.shown).length;
-    const parts = [["", [shown, this.runs.length, this.ink(), within, open].join(), () => this.head(shown, open)]];
+    const parts = [["", [shown, this.runs.length, this.group?.total, this.ink(), within, open].join(), () => this.head(shown, open)]];
     for (const column of columns) {
       const cell = cellOf(column, this.runs, mixed.has(column.id)), isBest = best.has(column.id) && cell.value === best.get(column.id);
       const one = this.group ? null : this.runs[0];
@@ -103,6 +103,12 @@ export class Row {
 
   ink() { return this.group ? this.group.colour : this.runs[0].colour; }
 
+  // Of a group that is found in part, of how many: its numbers are of those alone.
+  count() {
+    const { total } = this.group, found = this.runs.length, part = found < total;
+    return el("span", { class: part ? "count warn" : "count", title: part ? "The others are not listed, and not in these numbers" : undefined }, `${part ? `${found} of ` : ""}${total} ${total === 1 ? "run" : "runs"}`);
+  }
+
   head(shown, open) {
     const all = shown === this.runs.length, run = this.runs[0];
     const box = el("input", { type: "checkbox", checked: all, indeterminate: shown > 0 && !all, "aria-label": `Show ${this.group ? this.group.label : run.id}`, data: { act: "show" } });
@@ -111,7 +117,7 @@ export class Row {
     if (this.group) {
       return el("th", { scope: "row" }, el("div", { class: "name" }, box, dot,
         el("button", { type: "button", class: "fold", "aria-expanded": String(Boolean(open)), data: { act: "fold" }, onclick: () => this.act.open(this.group) }, el("span", { class: "arrow", "aria-hidden": "true" }, "▸"), el("span", { class: "text", title: this.group.label }, this.group.label)),
-        el("span", { class: "count" }, `${this.runs.length} ${this.runs.length === 1 ? "run" : "runs"}`)));
+        this.count()));
     }
     const link = (text, tab, changes, title) => el("a", { class: "act", href: address.link(tab, changes), title, "aria-label": `${title}: ${run.id}` }, text);
     return el("th", { scope: "row" }, el("div", { class: "name" }, box, dot,

@@ -119,11 +119,20 @@ function append(columns, part) {
 
 class Store extends EventTarget {
   runs = [];
-  problems = [];
+  reported = [];  // of the server, what is wrong with the folder
+  missing = new Set();  // runs that the address names and that are not here: a panel may show another one instead
   version = 0;  // of what the server has answered
   edition = 0;  // counts its answers that had something new
   watchRollouts = false;
   tell(what) { this.dispatchEvent(new Event(what)); }
+  get problems() {
+    const names = [...this.missing];
+    return [...this.reported, ...(names.length ? [`The address names ${names.length === 1 ? "a run that is" : "runs that are"} not here: ${names.slice(0, 5).join(", ")}${names.length > 5 ? `, and ${names.length - 5} more` : ""}.`] : [])];
+  }
+  lookForMissing() {
+    const named = [...(address.list("runs") ?? []), address.get("run"), address.tab === "samples" ? address.get("samples.with") : null].filter(Boolean);
+    this.missing = new Set([...this.missing, ...named].filter((id) => !this.runs.some((run) => run.id === id)));
+  }
   get shown() { return this.runs.filter((run) => run.shown); }
   // The run of that name; else the newest one that has something to show, of those that are shown if one of them has.
   run(id, what = "steps") {
@@ -143,8 +152,7 @@ class Store extends EventTarget {
   async refresh() {
     const before = JSON.stringify([this.problems, this.runs.map((run) => run.problems)]);
     const answer = await source.runs(this.version);
-    const gone = (address.list("runs") ?? []).filter((id) => !answer.ids.includes(id));
-    this.problems = [...answer.problems, ...(gone.length ? [`The address names runs that are not here: ${gone.slice(0, 5).join(", ")}${gone.length > 5 ? `, and ${gone.length - 5} more` : ""}.`] : [])];
+    this.reported = answer.problems;
     this.version = answer.version;
     this.folder = answer.folder;
     let changed = this.runs.length > 0 && this.runs.some((run) => !answer.ids.includes(run.id));
@@ -154,6 +162,7 @@ class Store extends EventTarget {
       if (known) known.describe(info);
       else { this.runs.push(new RunData(info, this.runs.length)); changed = true; }
     }
+    this.lookForMissing();
     if (changed) {
       const places = new Map(answer.ids.map((id, place) => [id, place]));
       this.runs.sort((a, b) => places.get(a.id) - places.get(b.id));
@@ -191,7 +200,11 @@ class Store extends EventTarget {
     const free = RUN_COLOURS.filter((colour) => !taken.has(colour));
     for (const run of repeated) run.colour = free.shift() ?? run.colour;
   }
-  usual() { return this.byGroup?.() ?? this.newest().slice(0, RUN_COLOURS.length).map((run) => run.id); }
+  // Without those that ended before there was anything to see, unless there is no other run.
+  usual() {
+    const newest = this.newest(), drawn = newest.filter((run) => run.live || ["steps", "evaluations"].some((what) => run.has(what)));
+    return this.byGroup?.() ?? (drawn.length ? drawn : newest).slice(0, RUN_COLOURS.length).map((run) => run.id);
+  }
   byAge(runs) {
     const started = (run) => run.info.history?.started ?? 0;
     return [...runs].sort((a, b) => started(b) - started(a));
@@ -212,6 +225,8 @@ class Store extends EventTarget {
 
 export const store = new Store();
 address.addEventListener("navigate", () => {
+  store.missing.clear();
+  store.lookForMissing();
   const wanted = address.list("runs") ?? store.usual();
   if (wanted.length !== store.shown.length || store.shown.some((run) => !wanted.includes(run.id))) store.choose(address.list("runs"));
 });
