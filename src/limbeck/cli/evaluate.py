@@ -38,7 +38,9 @@ def evaluate(
     answers: int,
     as_json: bool,
 ) -> None:
-    """Evaluate a model on the held-out prompts of RECIPE, without training.
+    """Evaluate a model on the held-out prompts of RECIPE, a TOML file or the folder of a run, without training.
+
+    The model is the recipe's student as it was before training, or that of --model or --teacher.
 
     Prints the mean reward with its 95% interval, pass@k, and the reverse KL to the teacher on fresh samples.
     """
