@@ -101,6 +101,35 @@ def test_outliers_are_beyond_the_axis_with_an_arrow_and_keep_their_number(
     page.until("document.querySelector('[data-chart=\"Gradient norm\"] .beyond').hidden")
 
 
+@pytest.mark.parametrize("group", ["runs=s0", "group=all-but-seed"])
+def test_a_line_is_broken_where_it_is_not_finite_and_joined_where_it_is_absent(
+    page: Page, tmp_path: Path, served: Served, saved: Callable[[str, str], Path], group: str
+) -> None:
+    lines = [line for line in _steady(60) if line["kind"] == "train"]
+    for line in lines[20:41]:
+        line["entropy/teacher"] = float("nan")
+        del line["entropy/student"]
+    lines[30]["entropy/teacher"] = 0.2
+    for seed in range(2):
+        _write(tmp_path / f"s{seed}", lines, seed=seed)
+    page.open(served(tmp_path) + f"#curves?x=tokens&{group}")
+    painted = """
+      const u = plot.querySelector('canvas'), {data} = u.getContext('2d').getImageData(0, 0, u.width, u.height);
+      const near = (i, ink) => [0, 1, 2].every((c) => Math.abs(data[i + c] - ink[c]) < 40), columns = [[], []];
+      for (let x = 60; x < u.width; x += 1) arguments[1].forEach((ink, k) => columns[k].push(
+        [...Array(u.height).keys()].some((y) => near(4 * (y * u.width + x), ink))));
+      const gaps = (column) => column.map(Number).join('').replace(/^0+|0+$/g, '').split('1');
+      const longest = (column) => Math.max(...gaps(column).map((gap) => gap.length));
+      return columns.map((column) => longest(column) / u.width);
+    """  # the widest part of the chart without a line, between its ends
+    student_gap, teacher_gap = _chart(page, "Entropy", painted, [[31, 111, 178], [217, 112, 15]])
+    assert student_gap < 0.01
+    assert 0.1 < teacher_gap < 0.2, "two gaps with a point between them"
+    root = ElementTree.parse(saved("Entropy", "SVG")).getroot()
+    parts = [(node.get("d") or "").count("M") for node in root.iter(f"{SVG}path") if node.get("class") == "line"]
+    assert parts == [1, 3]
+
+
 def test_what_falls_steeply_or_is_evaluated_is_no_outlier(page: Page, tmp_path: Path, served: Served) -> None:
     lines = _steady(120)
     for line in lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def test_lines_become_columns_with_holes_where_a_key_is_missing(tmp_path: Path) 
     assert metrics.alarms == [{"step": 2, "name": "length", "message": "too long"}]
     assert metrics.problems == []
     assert metrics.offset == path.stat().st_size
+
+
+def test_what_is_not_finite_is_told_from_what_is_absent(tmp_path: Path) -> None:
+    lines = ({"step": step, "kind": "train", "a": a, "b": 1.0} for step, a in ((1, 0.5), (2, math.nan), (4, -math.inf)))
+    path = _write(tmp_path / "metrics.jsonl", *lines, {"step": 3, "kind": "train", "b": 2.0})
+    train = read_metrics(path).train
+    assert train == Columns([1, 2, 3], {"a": [0.5, None, None], "b": [1.0, 1.0, 2.0]}, {"a": [2]})
 
 
 def test_reading_in_two_parts_is_reading_the_whole(tmp_path: Path) -> None:

@@ -23,10 +23,14 @@ MAX_STEP = 2**53 - 1  # the largest whole number of a browser
 
 @dataclass
 class Columns:
-    """Lines of one kind: `values[key][i]` belongs to `step[i]`; None where that line has no such key."""
+    """Lines of one kind: `values[key][i]` belongs to `step[i]`; None where that line has no such key.
+
+    `not_finite[key]` are the steps of which the line has the key, but no finite number: None in `values` too.
+    """
 
     step: list[int] = field(default_factory=list)
     values: dict[str, list[float | None]] = field(default_factory=dict)
+    not_finite: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """A step that comes again (a resumed run) replaces what stood from there on."""
@@ -34,6 +38,8 @@ class Columns:
             self.step.pop()
             for column in self.values.values():
                 del column[len(self.step) :]
+            for steps in self.not_finite.values():
+                steps[:] = [step for step in steps if step < line["step"]]
         count = len(self.step)
         for key, value in line.items():
             if key == "step" or isinstance(value, bool) or not isinstance(value, int | float):
@@ -41,7 +47,10 @@ class Columns:
             column = self.values.setdefault(key, [])
             if len(column) < count:
                 column.extend([None] * (count - len(column)))
-            column.append(value if -MAX_FLOAT <= value <= MAX_FLOAT else None)  # no NaN, and nothing larger than JSON's
+            finite = -MAX_FLOAT <= value <= MAX_FLOAT  # no NaN, and nothing larger than JSON's
+            column.append(value if finite else None)
+            if not finite:
+                self.not_finite.setdefault(key, []).append(line["step"])
         self.step.append(line["step"])
 
     def fill_up(self) -> None:

@@ -112,6 +112,13 @@ const shares = (run, { key, over }) => run.train.values[key]?.map((value, i) => 
   over && known(value) ? value / Math.max(1, value + (run.train.values[over]?.[i] ?? 0)) : value));
 export const valuesOf = (run, line) => (line.over ? shares(run, line) : run[line.from ?? "train"].values[line.key]);
 
+// The steps at which a line's values are not finite; and their indices.
+export const notFinite = (run, { from = "train", key, over }) => new Set([key, over].flatMap((one) => run[from].not_finite[one] ?? []));
+export function brokenAt(run, line) {
+  const bad = notFinite(run, line);
+  return bad.size ? run[line.from ?? "train"].step.flatMap((step, i) => (bad.has(step) ? [i] : [])) : [];
+}
+
 // Of a diagnostic in a run: null where it was not measured, or { ok, why, was, far }, judged by the median of the last steps.
 // `was`: the steps of alarms of the run itself, which are over. `far`: in words, a value at any step that is beyond all doubt.
 export function healthOf(run, spec) {

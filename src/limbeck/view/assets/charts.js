@@ -5,7 +5,7 @@ import { saveCsv, saveSvg } from "./export.js";
 import { num, percent } from "./format.js";
 import { legendOf } from "./legend.js";
 import { dodged, drawAlarms, drawClipped, drawPoints } from "./marks.js";
-import { align, extent, known, outside } from "./series.js";
+import { align, extent, gapsOf, known, lonelyOf, outside } from "./series.js";
 import { setView, view } from "./viewstate.js";
 
 const FONT = '11px "Inter", system-ui, sans-serif';
@@ -113,7 +113,7 @@ export class Chart {
     const [xs, columns] = align(lines);
     const positive = (column) => (this.logarithmic ? column.map((value) => (value > 0 ? value : null)) : column);
     this.data = [xs, ...columns.flat().map(positive)];
-    const signature = JSON.stringify([lines.map((line) => [line.owner, line.label, line.colour, line.columns.length]), this.logarithmic, this.x]);
+    const signature = JSON.stringify([lines.map((line) => [line.owner, line.label, line.colour, line.columns.length, line.broken]), this.logarithmic, this.x]);
     if (this.u && signature === this.signature && !this.anew) {
       this.u.setData(this.data, false);
       this.scale();
@@ -143,14 +143,15 @@ export class Chart {
   series() {
     const series = [{}], bands = [];
     for (const line of this.lines) {
-      const base = series.length, stroke = line.colour, alone = line.columns[0].filter(known).length === 1;
+      const base = series.length, stroke = line.colour, lonely = line.points || !line.label ? [] : lonelyOf(line);
+      const gaps = { spanGaps: !line.broken?.length, gaps: (u) => gapsOf(line).map((ends) => ends.map((i, at) => (i === null ? u.bbox.left + at * u.bbox.width : u.valToPos(line.x[i], "x", true)))) };
       series.push({
-        stroke, width: line.width ?? 1.75, dash: line.dash, spanGaps: true, alpha: line.alpha ?? 1,
-        points: { show: Boolean(!line.points && alone && line.label), size: 6, fill: stroke, stroke, width: 1.75 },
+        stroke, width: line.width ?? 1.75, dash: line.dash, ...gaps, alpha: line.alpha ?? 1,
+        points: { show: lonely.length > 0, filter: (u) => lonely.map((i) => u.data[0].indexOf(line.x[i])), size: 6, fill: stroke, stroke, width: 1.75 },
         ...(line.points && { paths: () => null }),
       });
       if (line.columns.length === 3) {
-        for (let i = 0; i < 2; i += 1) series.push({ width: 0, spanGaps: true, points: { show: false } });
+        for (let i = 0; i < 2; i += 1) series.push({ width: 0, ...gaps, points: { show: false } });
         if (!line.points) bands.push({ series: [base + 2, base + 1], fill: line.band });
       }
       if (line.fillTo !== undefined) bands.push({ series: [base, base - 1], fill: line.band });

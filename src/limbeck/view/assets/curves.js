@@ -2,7 +2,7 @@
 import { address } from "./address.js";
 import { X_AXES, placeOf, places, placesOfSeveral } from "./axes.js";
 import { Chart, rescaleAll, updateAll } from "./charts.js";
-import { DIAGNOSTICS, HEADLINES, LEARNING, PHASES, PHASE_CHART, PHASE_INKS, healthOf, otherMetrics, partCharts, valuesOf } from "./chartlist.js";
+import { DIAGNOSTICS, HEADLINES, LEARNING, PHASES, PHASE_CHART, PHASE_INKS, brokenAt, healthOf, notFinite, otherMetrics, partCharts, valuesOf } from "./chartlist.js";
 import { check, choice, colour, el, segments } from "./dom.js";
 import { significant } from "./format.js";
 import { ALL_BUT_SEED, BANDS, bandNow, combine, groupBy, groupedBy, isMost, shownGroups } from "./groups.js";
@@ -46,7 +46,7 @@ function alone(run, line) {
   const interval = ends.length && ends.every(Boolean) ? ends : undefined;
   const [mean, error] = view.smooth && !line.points ? smooth(raw, errors, view.smooth) : [raw, errors];
   const around = errors ? [-1, 1].map((side) => mean.map((v, i) => (known(v) && known(error[i]) ? v + side * error[i] : null))) : interval ?? [];
-  return { x: places(run, from, view.x), steps: run[from].step, raw, errors, interval, columns: [mean, ...around] };
+  return { x: places(run, from, view.x), steps: run[from].step, raw, errors, interval, columns: [mean, ...around], broken: brokenAt(run, line) };
 }
 
 // The band is the spread of the runs around their mean, not the error of each. Drawn is what more than half of them have; `whole` is
@@ -54,10 +54,11 @@ function alone(run, line) {
 function together(runs, line, size) {
   const from = line.from ?? "train";
   const columns = runs.map((run) => ({ run, [from]: { step: run[from].step, values: { [line.key]: valuesOf(run, line) } } }));
-  const all = combine(columns, from, line.key), most = all.n.flatMap((n, i) => (isMost(n, all.of) ? [i] : []));
-  const [step, mean, low, high, n] = ["step", "mean", "low", "high", "n"].map((name) => most.map((i) => all[name][i]));
+  const all = combine(columns, from, line.key), most = new Map(all.n.flatMap((n, i) => (isMost(n, all.of) ? [[all.step[i], i]] : [])));
+  const step = [...new Set([...most.keys(), ...(most.size ? runs.flatMap((run) => [...notFinite(run, line)]) : [])])].sort((a, b) => a - b), broken = step.flatMap((one, i) => (most.has(one) ? [] : [i]));
+  const [mean, low, high, n] = ["mean", "low", "high", "n"].map((name) => step.map((one) => all[name][most.get(one)] ?? null));
   const drawn = view.smooth && !line.points ? [mean, low, high].map((column) => smooth(column, undefined, view.smooth)[0]) : [mean, low, high];
-  return { x: placesOfSeveral(runs, step, view.x), steps: step, raw: mean, interval: [low, high], counts: n, of: size, columns: drawn, whole: { steps: all.step, raw: all.mean, interval: [all.low, all.high], counts: all.n } };
+  return { x: placesOfSeveral(runs, step, view.x), steps: step, raw: mean, interval: [low, high], counts: n, of: size, columns: drawn, broken, whole: { steps: all.step, raw: all.mean, interval: [all.low, all.high], counts: all.n } };
 }
 
 // Faintly, what is smoothed: nothing is hidden by it.

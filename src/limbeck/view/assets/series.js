@@ -37,6 +37,26 @@ export function align(lines) {
   return [places, lines.map((line) => line.columns.map((column) => spread(line.x, column)))];
 }
 
+// Where a line is broken: between the values on either side of those that are not finite, which `line.broken` has the indices
+// of. Values that are absent, as most steps have no evaluation, are joined. [[from, to], ...] in indices, null at an end.
+export function gapsOf({ broken, columns: [values] }) {
+  const gaps = [];
+  for (const i of broken ?? []) {
+    if (gaps.length && (gaps[gaps.length - 1][1] ?? Infinity) > i) continue;
+    const from = values.findLastIndex((value, j) => j < i && known(value)), to = values.findIndex((value, j) => j > i && known(value));
+    gaps.push([from < 0 ? null : from, to < 0 ? null : to]);
+  }
+  return gaps;
+}
+
+// The indices of values that no line reaches: the only one, or one between two gaps.
+export function lonelyOf(line) {
+  const [values] = line.columns, first = values.findIndex(known), last = values.findLastIndex(known), gaps = gapsOf(line);
+  if (first < 0) return [];
+  const starts = [first, ...gaps.map(([, to]) => to)], ends = [last, ...gaps.map(([from]) => from)];
+  return [...new Set(starts)].filter((i) => i !== null && ends.includes(i));
+}
+
 // Index of the last value at or before a place.
 export function lastAt(x, values, place) {
   let low = 0, high = x.length - 1;

@@ -25,8 +25,7 @@ class RunData {
     if (this.problems) this.problems = { ...this.problems, recipe: info.problems };
   }
   forget() {
-    this.train = { step: [], values: Object.create(null) };
-    this.eval = { step: [], values: Object.create(null) };
+    for (const kind of ["train", "eval"]) this[kind] = { step: [], values: Object.create(null), not_finite: Object.create(null) };
     this.alarms = [];
     this.offset = 0;
   }
@@ -115,6 +114,9 @@ function append(columns, part) {
     for (let i = 0; i < part.step.length; i += 1) before.push(added ? added[i] : null);
   }
   for (const step of part.step) columns.step.push(step);
+  for (const key of new Set([...Object.keys(columns.not_finite), ...Object.keys(part.not_finite)])) {
+    columns.not_finite[key] = [...(columns.not_finite[key] ?? []).filter((step) => step < part.step[0]), ...(part.not_finite[key] ?? [])];
+  }
 }
 
 class Store extends EventTarget {

@@ -1,5 +1,6 @@
 // What a run keeps busy: how long each role works and waits, processors, memory and GPUs.
 import { address } from "./address.js";
+import { brokenAt } from "./chartlist.js";
 import { Chart } from "./charts.js";
 import { choice, colour, el, scroller } from "./dom.js";
 import { num, percent, whole } from "./format.js";
@@ -71,7 +72,7 @@ export class SystemPanel {
 
 function lineOfKey(run, spec, { key, label }, ink) {
   const raw = run.train.values[key].map((value) => (value === null ? null : value / (spec.scale ?? 1)));
-  return { x: run.train.step, steps: run.train.step, raw, columns: [raw], label, colour: colour(ink), band: `${colour(ink)}2e`, key, run: run.id, source: run };
+  return { x: run.train.step, steps: run.train.step, raw, columns: [raw], broken: brokenAt(run, { key }), label, colour: colour(ink), band: `${colour(ink)}2e`, key, run: run.id, source: run };
 }
 
 // The charts of which the run has something, each with its lines.

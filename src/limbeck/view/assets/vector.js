@@ -1,7 +1,7 @@
 // A chart as SVG for a paper: drawn anew from the numbers on the page's own scales, with axes, units and a legend.
 import { logTicks, tickTexts, ticks } from "./axes.js";
 import { colour } from "./dom.js";
-import { align, known, spans, thin } from "./series.js";
+import { align, gapsOf, known, spans, thin } from "./series.js";
 
 const WIDTH = 640, HEIGHT = 360, FAMILY = "Inter, Helvetica, Arial, sans-serif";
 const round = (value) => Math.round(value * 100) / 100;
@@ -103,22 +103,31 @@ function drawAxes(drawing, chart, { x, y, wide, range, box, across }) {
   drawing.add("text", { x: 16, y: middle, transform: `rotate(-90 16 ${middle})`, "text-anchor": "middle", ...label }, chart.unit.textContent);
 }
 
-const path = (points) => points.map((point, i) => `${i ? "L" : "M"}${point.join(" ")}`).join("");
+const path = (points) => (points.length === 1 ? `M${points[0].join(" ")}h0` : points.map((point, i) => `${i ? "L" : "M"}${point.join(" ")}`).join(""));
 const area = (above, below) => `${path([...thin(above, 1200), ...thin(below, 1200).reverse()])}Z`;
 
 function drawLines(drawing, chart, { x, y, wide, box }) {
   const usable = (value) => known(value) && (!chart.logarithmic || value > 0);
   // With `floor`, what a log axis cannot show stands at its foot. The neighbours of what is seen lead out of the picture.
-  const pointsOf = (line, column, floor = false) => line.x.flatMap((place, i) => {
-    if (!known(column[i]) || line.x[i + 1] < wide[0] || line.x[i - 1] > wide[1]) return [];
+  const pointsOf = (line, column, { floor = false, from = 0, to = Infinity } = {}) => line.x.flatMap((place, i) => {
+    if (i < from || i > to || !known(column[i]) || line.x[i + 1] < wide[0] || line.x[i - 1] > wide[1]) return [];
     return usable(column[i]) ? [[x(place), y(column[i])]] : floor ? [[x(place), box.bottom]] : [];
   });
   chart.lines.forEach((line, index) => {
-    const band = line.columns.length === 3 && !line.points && [pointsOf(line, line.columns[2]), pointsOf(line, line.columns[1], true)];
-    if (band && band[0].length > 1) drawing.add("path", { class: "band", d: area(band[0], band[1]), fill: line.colour, "fill-opacity": 0.16 });
+    const parts = partsOf(line);
+    for (const part of line.columns.length === 3 && !line.points ? parts : []) {
+      const [above, below] = [pointsOf(line, line.columns[2], part), pointsOf(line, line.columns[1], { ...part, floor: true })];
+      if (above.length > 1) drawing.add("path", { class: "band", d: area(above, below), fill: line.colour, "fill-opacity": 0.16 });
+    }
     if (chart.stacked) drawLayer(drawing, line, index ? pointsOf(chart.lines[index - 1], chart.lines[index - 1].columns[0]) : null, pointsOf(line, line.columns[0]), box);
-    else if (!line.points) drawing.add("path", { class: "line", d: path(thin(pointsOf(line, line.columns[0]), 1200)), fill: "none", "stroke-linejoin": "round", ...strokeOf(line) });
+    else if (!line.points) drawing.add("path", { class: "line", d: parts.map((part) => path(thin(pointsOf(line, line.columns[0], part), 1200))).join(""), fill: "none", "stroke-linejoin": "round", "stroke-linecap": "round", ...strokeOf(line) });
   });
+}
+
+// The parts of a line between its gaps, as the indices where they begin and end.
+function partsOf(line) {
+  const gaps = gapsOf(line);
+  return [{ from: 0, to: gaps.length ? gaps[0][0] ?? -1 : Infinity }, ...gaps.map(([, from], i) => ({ from: from ?? Infinity, to: gaps[i + 1]?.[0] }))].map(({ from, to }) => ({ from, to: to ?? Infinity }));
 }
 
 // The area between a line of a stack and the one below it.
