@@ -114,18 +114,18 @@ function drawLines(drawing, chart, { x, y, wide, box }) {
     return usable(column[i]) ? [[x(place), y(column[i])]] : floor ? [[x(place), box.bottom]] : [];
   });
   chart.lines.forEach((line, index) => {
-    const parts = partsOf(line);
-    for (const part of line.columns.length === 3 && !line.points ? parts : []) {
+    const pieces = piecesOf(line);
+    for (const part of line.columns.length === 3 && !line.points ? pieces : []) {
       const [above, below] = [pointsOf(line, line.columns[2], part), pointsOf(line, line.columns[1], { ...part, floor: true })];
       if (above.length > 1) drawing.add("path", { class: "band", d: area(above, below), fill: line.colour, "fill-opacity": 0.16 });
     }
     if (chart.stacked) drawLayer(drawing, line, index ? pointsOf(chart.lines[index - 1], chart.lines[index - 1].columns[0]) : null, pointsOf(line, line.columns[0]), box);
-    else if (!line.points) drawing.add("path", { class: "line", d: parts.map((part) => path(thin(pointsOf(line, line.columns[0], part), 1200))).join(""), fill: "none", "stroke-linejoin": "round", "stroke-linecap": "round", ...strokeOf(line) });
+    else if (!line.points) drawing.add("path", { class: "line", d: pieces.map((part) => path(thin(pointsOf(line, line.columns[0], part), 1200))).join(""), fill: "none", "stroke-linejoin": "round", "stroke-linecap": "round", ...strokeOf(line) });
   });
 }
 
 // The parts of a line between its gaps, as the indices where they begin and end.
-function partsOf(line) {
+function piecesOf(line) {
   const gaps = gapsOf(line);
   return [{ from: 0, to: gaps.length ? gaps[0][0] ?? -1 : Infinity }, ...gaps.map(([, from], i) => ({ from: from ?? Infinity, to: gaps[i + 1]?.[0] }))].map(({ from, to }) => ({ from, to: to ?? Infinity }));
 }
