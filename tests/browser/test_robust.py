@@ -10,6 +10,7 @@ import pytest
 from limbeck.sanitize import printable
 from limbeck.view.report import write_report
 from tests import finished_run
+from tests.test_sanitize import LONE, SPELT
 from tests.view import made
 
 from .looking import Served, colours_of, hover
@@ -101,7 +102,7 @@ def test_what_python_prints_and_what_the_page_shows_of_hostile_text_is_the_same(
 ) -> None:
     page.open(served(run))
     codes = [*range(0xD800), *range(0xE000, 0x3000), *range(0xF900, 0x10000), *range(0xE0000, 0xE0200)]
-    text = "".join(chr(code) for code in codes)
+    text = "".join(chr(code) for code in codes) + " ".join(SPELT + LONE)
     script = "const done = arguments[1]; import('/assets/dom.js').then((dom) => done(dom.printable(arguments[0])))"
     shown = page.driver.execute_async_script(script, text)
     assert shown == printable(text).replace("\x85", "")
