@@ -23,10 +23,22 @@ def test_what_is_not_seen_becomes_a_symbol_and_the_rest_stays() -> None:
 
 # A family, a scientist, a flag, a heart on fire; Persian, Hindi, Sinhala.
 SPELT = (
-    "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f469\U0001f3fd\u200d\U0001f52c", "\U0001f3f3\ufe0f\u200d\U0001f308",
-    "\u2764\ufe0f\u200d\U0001f525", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937", "\u0dc1\u0dca\u200d\u0dbb\u0dd3",
-)  # fmt: skip
-LONE = ("a\u200db", "\u200d", "\u0645\u200c b", "\U0001f468\u200d", "\U0001f468\u200c\U0001f469", "\u0645\u200c\u200c\u0645")
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\U0001f469\U0001f3fd\u200d\U0001f52c",
+    "\U0001f3f3\ufe0f\u200d\U0001f308",
+    "\u2764\ufe0f\u200d\U0001f525",
+    "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+    "\u0915\u094d\u200d\u0937",
+    "\u0dc1\u0dca\u200d\u0dbb\u0dd3",
+)
+LONE = (
+    "a\u200db",
+    "\u200d",
+    "\u0645\u200c b",
+    "\U0001f468\u200d",
+    "\U0001f468\u200c\U0001f469",
+    "\u0645\u200c\u200c\u0645",
+)
 
 
 def test_joiners_stay_where_they_are_spelling_and_are_seen_elsewhere() -> None:

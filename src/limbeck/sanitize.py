@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# Scripts whose letters join, from Arabic to Mongolian: there U+200C and U+200D are spelling. So is U+200D between emoji.
+# Letters of scripts that join them, Arabic to Mongolian: there U+200C and U+200D are spelling; between emoji, U+200D.
 LETTER = "[\\u0600-\\u08ff\\u0900-\\u0dff\\u1000-\\u109f\\u1780-\\u18af]"
 EMOJI, EMOJI_END = "[\\u2190-\\u2bff\\U0001f000-\\U0001faff]", "[\\u2190-\\u2bff\\ufe0f\\U0001f000-\\U0001faff]"
 SPELLING = f"(?<={LETTER})[\\u200c\\u200d]{LETTER}|(?<={EMOJI_END})\\u200d{EMOJI}"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
-
-import pytest
 
 from limbeck.sanitize import printable
 from limbeck.view.report import write_report
@@ -17,6 +16,10 @@ from .looking import Served, colours_of, hover
 from .page import Page, serving
 
 EVALUATIONS = "samples?view=evaluations&before=none"
+DIRECTIONS = """
+  const texts = [...document.querySelectorAll('.answer-row .asked, .answer-row .mono, .opened pre')];
+  return [...new Set(texts.map((text) => getComputedStyle(text).unicodeBidi))];
+"""
 HIDING = r"""[...document.querySelectorAll('body *:not(script)')].flatMap((node) =>
   [...[...node.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data),
    ...[...node.attributes].map((a) => a.value)])
@@ -34,6 +37,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page, copied: Path, served
             if tab == EVALUATIONS:
                 page.press(".answer-row")
                 page.until("document.querySelector('.half .call')")
+                assert page.run(DIRECTIONS) == ["plaintext"], "alike in the list and opened"
             if tab == "curves":
                 page.until("document.querySelector('.alarms')")
             if tab == "tokens":
@@ -108,18 +112,43 @@ def test_what_python_prints_and_what_the_page_shows_of_hostile_text_is_the_same(
     assert shown == printable(text).replace("\x85", "")
 
 
-@pytest.mark.parametrize("width", [360, 720, 1100])
-def test_no_tab_is_wider_than_its_window(page: Page, copied: Path, served: Served, width: int) -> None:
-    made.write_metrics(copied.parent / "other-with-quite-a-long-name", 6, every=3)
+LONG = ("qwen3-0.6b-from-8b-lr0.001-t0.7-seed3-ful", "qwen3-0.6b-from-qwen3-8b-" * 5 + "gsm8k-lr0.001-seed-3")
+TABS = {  # and what is there once it is drawn
+    "runs": ".run-table td",
+    "curves": ".chart canvas",
+    "samples": ".flow .t",
+    EVALUATIONS: ".answer-row",
+    "disagreement": ".tiles",
+    "system": ".tiles",
+    "recipe": ".recipe td",
+    "recipe?shape=rows": ".by-runs td",
+}
+BEYOND = """  // controls that leave their card, and names of runs that have most of the window
+  const box = (e) => e.getBoundingClientRect(), all = [...document.querySelectorAll('main :is(select, input, button)')];
+  const leaves = (e) => box(e).right > box(e.closest('.card, fieldset, main')).right + 1;
+  const seen = (e) => e.checkVisibility() && box(e).width && !e.closest('.scroll, .legendbar, .states');
+  const wide = (e) => box(e).width > Math.max(0.55 * innerWidth, 300);
+  const names = [...document.querySelectorAll('main tbody th[scope=row]')];
+  return [...all.filter(seen).filter(leaves), ...names.filter(wide)]
+    .map((e) => `${e.tagName} ${e.textContent.slice(0, 40)} ${box(e).width}`);
+"""
+
+
+def test_no_tab_is_wider_than_its_window_whatever_the_runs_are_called(page: Page, copied: Path, served: Served) -> None:
+    recipe = (copied / "recipe.toml").read_text()
+    for number, name in enumerate(LONG):
+        copy = Path(shutil.copytree(copied, copied.with_name(name)))
+        (copy / "recipe.toml").write_text(re.sub("(?m)^lr = .*", f"lr = {number + 1}.0", recipe))
     address = served(copied.parent)
-    page.driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    )
     try:
-        for tab in ("curves", "tokens", EVALUATIONS, "disagreement", "recipe"):
+        for tab, drawn in TABS.items():
             page.open(f"{address}#{tab}")
-            page.until("document.querySelector('.card')")
-            assert page.run("return document.documentElement.scrollWidth") <= width, tab
+            page.until(f"document.querySelector('{drawn}')")
+            for width in (360, 768, 1440):
+                size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+                page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+                assert page.run("return document.documentElement.scrollWidth") <= width, (tab, width)
+                assert page.run(BEYOND) == [], (tab, width)
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
