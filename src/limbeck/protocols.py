@@ -259,7 +259,8 @@ class TokenNames(Protocol):
 class Observer(Protocol):
     """Sees what happens and cannot change it: the console, a tracker.
 
-    `line` is the very mapping that was appended to `metrics.jsonl`.
+    `line` is the very mapping that was appended to `metrics.jsonl`. `started` comes again, with an earlier step, where
+    a fleet lost its learner and goes on from a checkpoint; `closed` comes once.
     """
 
     def started(self, step: int, steps: int) -> None: ...

@@ -137,6 +137,34 @@ def test_one_failure_among_many_loses_one_line(caplog: pytest.LogCaptureFixture)
     assert "1 of 5 lines" in caplog.records[-1].getMessage()
 
 
+def test_a_fleet_that_goes_back_to_a_checkpoint_ends_its_tracker_and_begins_it_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    events: list[Any] = []
+
+    class Noting(Kept):
+        def open(self, start: int) -> None:
+            events.append(("open", start))
+
+        def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:
+            time.sleep(0.01)  # what is queued is written before the sink is opened again
+            events.append(step)
+
+        def close(self) -> None:
+            events.append("close")
+
+    tracker = BackgroundTracker("noting", Noting())
+    tracker.started(0, 4)
+    for step in (1, 2, 3):
+        tracker.stepped(_line(step))
+    tracker.started(2, 4)
+    for step in (3, 4):
+        tracker.stepped(_line(step))
+    tracker.closed()
+    assert events == [("open", 0), 1, 2, 3, "close", ("open", 2), 3, 4, "close"]
+    assert not caplog.records
+
+
 def test_a_run_that_never_started_closes_its_trackers_at_once() -> None:
     BackgroundTracker("idle", Kept()).closed()
 

@@ -34,39 +34,58 @@ class Sink(Protocol):
 
 
 class BackgroundTracker:
-    """An observer that never blocks and never raises."""
+    """An observer that never blocks and never raises.
+
+    A fleet that lost its learner begins again from a checkpoint, and its trackers with it: one `_Writer` each time.
+    """
 
     def __init__(self, name: str, sink: Sink, queued: int = QUEUED_LINES, patience: float | None = None) -> None:
-        self.name, self.sink = name, sink
+        self.name, self.sink, self.queued = name, sink, queued
         self.patience = PATIENCE if patience is None else patience
-        self._lines: queue.Queue[Mapping[str, Any]] = queue.Queue(queued)
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._dropped = self._failed = self._taken = 0
-        self._first_error = ""
+        self._writer: _Writer | None = None
 
     def started(self, step: int, steps: int) -> None:
-        self._thread = threading.Thread(target=self._work, args=(step,), name=f"tracker-{self.name}", daemon=True)
-        self._thread.start()
+        self.closed()
+        self._writer = _Writer(self.name, self.sink, step, self.queued)
 
     def phase(self, step: int, name: str) -> None:
         """Phases are in the lines, as seconds."""
 
     def stepped(self, line: Mapping[str, Any]) -> None:
+        if self._writer is not None:
+            self._writer.take(line)
+
+    evaluated = stepped
+
+    def closed(self) -> None:
+        """Waits for what is queued, but not for long, and warns of what was lost."""
+        if self._writer is not None:
+            self._writer.end(self.patience)
+        self._writer = None
+
+
+class _Writer:
+    """One thread, its queue, and what it lost."""
+
+    def __init__(self, name: str, sink: Sink, start: int, queued: int) -> None:
+        self.name, self.sink = name, sink
+        self._lines: queue.Queue[Mapping[str, Any]] = queue.Queue(queued)
+        self._ended = threading.Event()
+        self._dropped = self._failed = self._taken = 0
+        self._first_error = ""
+        self._thread = threading.Thread(target=self._work, args=(start,), name=f"tracker-{name}", daemon=True)
+        self._thread.start()
+
+    def take(self, line: Mapping[str, Any]) -> None:
         self._taken += 1
         try:
             self._lines.put_nowait(line)
         except queue.Full:
             self._dropped += 1
 
-    evaluated = stepped
-
-    def closed(self) -> None:
-        """Waits for what is queued, but not for long, and warns of what was lost."""
-        if self._thread is None:
-            return
+    def end(self, patience: float) -> None:
         self._ended.set()
-        self._thread.join(self.patience)
+        self._thread.join(patience)
         late = self._lines.qsize() if self._thread.is_alive() else 0
         lost = self._dropped + self._failed + late
         if lost or self._first_error or self._thread.is_alive():

@@ -45,8 +45,9 @@ class TensorBoardSink:
             path.unlink()  # TensorBoard would show the first end of a run
         self.outcome = self.make(str(self.folder / HPARAMS))
         self.outcome.file_writer.add_summary(session_start(hyperparameters(self.recipe)))
+        self.step, self.written, self.last = start, 0, {}
         if start:  # a run that is finished already has no line to come
-            self.step, self.last = start, outcomes_until(self.run / "metrics.jsonl", start)
+            self.last = outcomes_until(self.run / "metrics.jsonl", start)
             self._write_outcome()
         self.outcome.flush()
 
