@@ -149,6 +149,7 @@ def test_what_an_address_names_and_is_not_there_is_said(page: Page, runs: Path, 
         page.open(f"{address}#{tab}")
         page.until("/a run that is not here: nope/.test(document.querySelector('.problems').textContent)")
     assert page.texts(".chart") == [], "no run is shown, and no empty chart"
+    assert not page.run("return document.querySelector('.more').checkVisibility()")
     assert page.texts(".legendbar a") == ["No run is shown: choose some in Runs"]
     page.open(f"{address}#runs?group=nope")
     assert len(_rows(page)) == 12

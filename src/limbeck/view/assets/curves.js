@@ -225,7 +225,7 @@ function moreSection() {
       body.append(node);
       count += mine;
     }
-    box.hidden = Boolean(view.find) && !count;
+    box.hidden = !store.shown.length || (Boolean(view.find) && !count);
     return count;
   };
   return { node: box, show };
