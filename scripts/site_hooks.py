@@ -18,7 +18,15 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
-BOOST = {"guides/troubleshooting.md": 4}  # in the search: words of a message lead to it
+BOOST = {  # in the search: words of a message lead to the first, what people look for to the others
+    "guides/troubleshooting.md": 2,
+    "guides/resuming.md": 3,
+    "guides/trackers.md": 3,
+    "guides/install.md": 3,
+    "guides/data.md": 4,
+    "concepts/temperature.md": 3,
+    "reference/recipe.md": 4,
+}
 PICTURES = (".png", ".svg", ".jpg")
 LANGUAGES = {".toml": "toml", ".py": "python", ".sh": "bash", ".yaml": "yaml", ".json": "json", ".cff": "yaml"}
 

@@ -49,11 +49,33 @@ SEARCHES = {  # what people type: the heading that has to be the first that is s
     "out of memory": "Lower rollout.prompts_per_step",
     "does not fit": "does not fit",
     "ConnectError": "Is the server up",
-    "kl_coef": "Your keys, here",
+    "kl_coef": "Keys of TRL, verl and slime in a recipe",
 }
+TOPICS = {  # what newcomers type: the page that has to be among the first two
+    "resume": "guides/resuming.html",
+    "export": "guides/resuming.html",
+    "lora": "reference/recipe.html",
+    "rollout.temperature": "reference/recipe.html",
+    "temperature": "concepts/temperature.html",
+    "trackers": "guides/trackers.html",
+    "wandb": "guides/trackers.html",
+    "W&B": "guides/trackers.html",
+    "tensorboard": "guides/trackers.html",
+    "notebook": "guides/python.html",
+    "install": "guides/install.html",
+    "agents": "guides/agents.html",
+    "gpu": "guides/gpu-job.html",
+    "tokenizer": "guides/other-tokenizer.html",
+}
+FOUND = """
+  const links = [...document.querySelectorAll('.md-search-result__item > .md-search-result__link')].slice(0, 2);
+  return links.some((link) => link.href.includes(arguments[0]));
+"""
 
 
-def test_the_search_shows_the_section_of_a_message_first(browser: webdriver.Chrome, site: Path) -> None:
+def test_the_search_shows_the_section_of_a_message_and_the_page_of_a_topic(
+    browser: webdriver.Chrome, site: Path
+) -> None:
     browser.set_window_size(1440, 1000)
     browser.get((site / "guides" / "install.html").as_uri())
     browser.find_element(By.CSS_SELECTOR, "label.md-search__icon, .md-search__input").click()
@@ -63,6 +85,10 @@ def test_the_search_shows_the_section_of_a_message_first(browser: webdriver.Chro
         typed.send_keys(words)
         at = f"return document.querySelector('.md-search-result__item')?.innerText.includes({heading!r})"
         wait.until(lambda driver, at=at: driver.execute_script(at), words)
+    for words, path in TOPICS.items():
+        typed.clear()
+        typed.send_keys(words)
+        wait.until(lambda driver, path=path: driver.execute_script(FOUND, path), words)
 
 
 def test_no_page_is_wider_than_a_phone_or_complains(browser: webdriver.Chrome, site: Path) -> None:
