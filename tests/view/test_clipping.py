@@ -18,6 +18,15 @@ def test_a_jump_is_left_out_and_what_is_newest_is_not() -> None:
     assert axis_limits([Line("a", jump, (low, high))]) == (low[-1], high[0])
 
 
+def test_no_value_is_beyond_an_axis_that_a_band_has_made_wide_enough() -> None:
+    values, errors = [*CALM], [0.01] * len(CALM)
+    values[12], errors[3] = 2.0, 2.5
+    band = [v - e for v, e in zip(values, errors, strict=True)], [v + e for v, e in zip(values, errors, strict=True)]
+    limits = axis_limits([Line("a", values, band)])
+    assert limits == (CALM[3] - 2.5, CALM[3] + 2.5), "the outlier's own band is not in it"
+    assert not beyond_limits([Line("a", values, band)], limits, str.upper)
+
+
 def test_runs_far_from_the_others_are_left_out_where_they_are_fewer() -> None:
     def run(name: str, most: float) -> Line:
         return Line(name, [*CALM, most])

@@ -45,6 +45,28 @@ def test_each_temperature_has_a_picture(tmp_path: Path, figures: dict[str, Any])
     assert figures["reverse_kl_t0.5"].axes[0].get_ylabel() == "reverse KL at T = 0.5 (nats / token)"
 
 
+def test_temperatures_that_are_almost_alike_have_pictures_of_their_own(tmp_path: Path, figures: dict[str, Any]) -> None:
+    for name, temperature in (("a", 0.7), ("b", 0.7000001), ("c", 1.0)):
+        made_runs.write_run(tmp_path / name, temperature=temperature, steps=4, rollouts=False)
+    plots.write_plots(tmp_path, tmp_path)
+    assert {"reverse_kl_t0.7", "reverse_kl_t0.7000001", "reverse_kl_t1"} <= set(figures)
+    assert figures["reverse_kl_t0.7000001"].axes[0].get_ylabel() == "reverse KL at T = 0.7000001\n(nats / token)"
+    assert _legend(figures["accuracy"]) == ["a, T = 0.7", "b, T = 0.7000001", "c, T = 1"]
+
+
+def test_pictures_of_an_earlier_report_are_named_and_no_other_files(tmp_path: Path) -> None:
+    ours = [
+        "reverse_kl.png",
+        "reverse_kl_t0.7000001.png",
+        "entropy_t_unknown.png",
+        "entropy_t1e-05.png",
+        "accuracy.png",
+    ]
+    for name in [*ours, "reverse_kl_teacher.png", "mine.png", "entropy.svg"]:
+        (tmp_path / name).touch()
+    assert plots.left_over(tmp_path, [tmp_path / "accuracy.png"]) == sorted(tmp_path / name for name in ours[:-1])
+
+
 @pytest.mark.parametrize("recipe", ["rollout = 3\neval = 4\n", "rollout = [", None, "[rollout]\ntemperature = 'hot'\n"])
 def test_a_recipe_that_cannot_be_read_is_at_no_temperature(
     recipe: str | None, tmp_path: Path, figures: dict[str, Any]
@@ -84,6 +106,28 @@ def test_a_run_that_diverges_does_not_flatten_the_others(tmp_path: Path, figures
     note = " ".join(axes.get_title(loc="right").split())
     assert re.fullmatch(r"beyond the axis: \d+ values of hot, up to 6\.98", note)
     assert not figures["entropy"].axes[0].get_title(loc="right")
+
+
+def test_runs_named_like_curves_keep_their_colours(tmp_path: Path, figures: dict[str, Any]) -> None:
+    names = ["exact", "student", "teacher"]
+    for name in names:
+        made.write_metrics(tmp_path / name, 4, every=2)
+    plots.write_plots(tmp_path, tmp_path)
+    for picture, curves in (("reverse_kl", ["exact", "held-out"]), ("entropy", ["student", "teacher"])):
+        assert _legend(figures[picture]) == [*names, *curves]
+        colours = [line.get_color() for line in figures[picture].legends[0].get_lines()]
+        assert colours == [*plots.COLOURS[:3], plots.GREY, plots.GREY]
+
+
+def test_an_axis_that_shows_every_value_is_not_cut(tmp_path: Path, figures: dict[str, Any]) -> None:
+    odd = {12: {"reverse_kl/exact": 2.0}, 3: {"reverse_kl/exact/se": 2.5}}
+    lines = [json.dumps(made.metrics_line(step, **odd.get(step, {}))) + "\n" for step in range(1, 41)]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines))
+    plots.write_plots(tmp_path / "run", tmp_path)
+    axes = figures["reverse_kl"].axes[0]
+    assert not axes.get_title(loc="right")
+    assert axes.get_autoscaley_on()
 
 
 def test_many_runs_have_colours_of_their_own_and_points_beside_each_other(

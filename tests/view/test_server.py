@@ -268,8 +268,13 @@ def test_report_of_nothing_is_refused(tmp_path: Path) -> None:
 def test_plots_are_pictures(two_runs: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     output = str(tmp_path / "r.html")
-    result = CliRunner().invoke(main, ["report", str(two_runs), "-o", output, "--png", str(tmp_path / "png")])
+    arguments = ["report", str(two_runs), "-o", output, "--png", str(tmp_path / "png")]
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
+    assert "earlier report" not in result.output
     names = sorted(path.name for path in (tmp_path / "png").iterdir())
     assert names == ["accuracy.png", "entropy.png", "response_length.png", "reverse_kl.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "png").iterdir())
+    (tmp_path / "png" / "entropy_t0.7.png").touch()
+    result = CliRunner().invoke(main, arguments)
+    assert "png also has pictures of an earlier report: entropy_t0.7.png\n" in result.stderr

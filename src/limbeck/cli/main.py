@@ -184,7 +184,7 @@ def view(path: Path, host: str, port: int, no_open: bool) -> None:
 )
 def report(path: Path, output: Path, rollouts: int, png: Path | None) -> None:
     """Write the page on the run or runs in PATH as one HTML file, which opens without a network."""
-    from limbeck.view.plots import require_matplotlib, write_plots
+    from limbeck.view.plots import left_over, require_matplotlib, write_plots
     from limbeck.view.report import write_report
 
     if png is not None:  # before anything is written
@@ -192,8 +192,12 @@ def report(path: Path, output: Path, rollouts: int, png: Path | None) -> None:
     write_report(path, output, rollouts)
     click.echo(f"{output}  ({output.stat().st_size / 2**20:.1f} MB)")
     if png is not None:
-        for file in write_plots(path, png):
+        written = write_plots(path, png)
+        for file in written:
             click.echo(str(file))
+        if old := left_over(png, written):
+            names = ", ".join(file.name for file in old)
+            click.secho(f"{png} also has pictures of an earlier report: {names}", fg="yellow", err=True)
 
 
 @main.command(short_help="Print the versions of Limbeck, torch and transformers.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 LIMITS = (60, 44, 32)  # characters of a label
@@ -20,14 +20,17 @@ def shortened(name: str, limit: int) -> str:
     return name if len(name) <= limit else f"{name[: limit // 2]}…{name[-((limit - 1) // 2) :]}"
 
 
-def add_legend(figure: Any, handles: Mapping[str, Any]) -> None:
-    """The figure grows by its height. Long names are cut in the middle; where two would then be alike, broken."""
-    labels = list(handles)
+def add_legend(figure: Any, entries: Sequence[tuple[str, Any]]) -> None:
+    """Of labels, with what is drawn beside each; two may be the same. The figure grows by the legend's height.
+
+    Long names are cut in the middle; where two would then be alike, broken.
+    """
+    labels = [label for label, _ in entries]
     for limit in LIMITS:
         shown = _told_apart(labels, limit)
         for columns in range(min(MOST_COLUMNS, len(labels)), 0, -1):
             legend = figure.legend(
-                list(handles.values()), ["." for _ in labels], loc="outside lower center", ncols=columns,
+                [handle for _, handle in entries], ["." for _ in labels], loc="outside lower center", ncols=columns,
                 fontsize=SMALL if len(labels) >= SMALL_FROM else None,
             )  # fmt: skip
             for text, label in zip(legend.get_texts(), shown, strict=True):  # one that begins with _ would be left out
@@ -41,6 +44,6 @@ def add_legend(figure: Any, handles: Mapping[str, Any]) -> None:
 
 def _told_apart(labels: Sequence[str], limit: int) -> list[str]:
     cut = [shortened(label, limit) for label in labels]
-    if len(set(cut)) == len(labels):
+    if len(set(cut)) == len(set(labels)):
         return cut
     return ["\n".join(textwrap.wrap(label, limit)) for label in labels]

@@ -6,6 +6,7 @@ What depends on the temperature has a picture for each.
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ STYLE = {
 WIDTH, HEIGHT = 4.6, 3.0  # inches
 APART = 3.0  # points between evaluations of several runs at the same step
 NOTE_SIZE, NOTE_WIDTH, NOTE_NAME = 7, 84, 30  # of what is said of values beyond the axis: points, and characters
+LABEL_WIDTH = 38  # characters of a y axis's label that are in its height
 ROOM = 0.05  # of an axis that is cut, at either end
 
 
@@ -122,6 +124,12 @@ def write_plots(path: Path, folder: Path) -> list[Path]:
     return written
 
 
+def left_over(folder: Path, written: Sequence[Path]) -> list[Path]:
+    """Pictures in `folder` with the names of plots, which are not `written`: an earlier report's."""
+    names = re.compile(rf"(?:{'|'.join(plot.name for plot in PLOTS)})(?:_t_unknown|_t[-+.e\d]+)?\.png")
+    return sorted(path for path in folder.iterdir() if names.fullmatch(path.name) and path not in written)
+
+
 def _temperatures(recipe: Mapping[str, Any]) -> dict[str, float | None]:
     """At which temperature a run's lines of each kind are: an evaluation may have its own. None: nobody knows.
 
@@ -148,8 +156,9 @@ def _pictures(
     if plot.at_temperature:
         for temperature in found:
             mine = tuple(line for line in lines if line.temperature == temperature)
-            where = ", T unknown" if temperature is None else "" if len(found) == 1 else f" at T = {temperature:g}"
-            at = "" if len(found) == 1 else "_t_unknown" if temperature is None else f"_t{temperature:g}"
+            digits = "" if temperature is None else _digits(temperature)
+            where = ", T unknown" if temperature is None else "" if len(found) == 1 else f" at T = {digits}"
+            at = "" if len(found) == 1 else "_t_unknown" if temperature is None else f"_t{digits}"
             yield _Picture(plot.name + at, f"{plot.quantity}{where} ({plot.unit})", mine)
     elif lines:
         label, shares = f"{plot.quantity} ({plot.unit})" if plot.unit else plot.quantity, False
@@ -189,16 +198,16 @@ def _figure(picture: _Picture) -> Any:
         colour = _colour(index, len(runs)) if several else _colour(curves.index(line.curve), len(curves))
         beside = min(APART, 24 / len(runs)) * (index - (len(runs) - 1) / 2)
         handle = _draw(axes, line, colour, beside)
-        at = "T unknown" if line.temperature is None else f"T = {line.temperature:g}"
+        at = "T unknown" if line.temperature is None else f"T = {_digits(line.temperature)}"
         name = line.run if several else line.curve.label
         handles.setdefault(f"{name}, {at}" if picture.names_temperatures else name, handle)
-    if several and len(curves) > 1:
-        handles |= {curve.label: _stroke(curve) for curve in curves}
+    # A list, as a run may have a curve's name.
+    strokes = [(curve.label, _stroke(curve)) for curve in curves] if several and len(curves) > 1 else []
     axes.set_xlabel("step")
-    axes.set_ylabel(picture.label)
+    axes.set_ylabel(picture.label if len(picture.label) <= LABEL_WIDTH else picture.label.replace(" (", "\n("))
     if picture.cut:
         _cut(axes, picture.lines)
-    add_legend(figure, handles)
+    add_legend(figure, [*handles.items(), *strokes])
     return figure
 
 
@@ -208,9 +217,12 @@ def _cut(axes: Any, lines: Sequence[_Drawn]) -> None:
         return
     room = ROOM * (found[1] - found[0])
     limits = found[0] - room, found[1] + room
+    beyond = beyond_limits(lines, limits, lambda run: shortened(run, NOTE_NAME))
+    if not beyond:  # the band of another value reaches as far
+        return
     axes.set_ylim(*limits)
-    beyond = "; ".join(beyond_limits(lines, limits, lambda run: shortened(run, NOTE_NAME)))
-    axes.set_title("\n".join(textwrap.wrap(f"beyond the axis: {beyond}", NOTE_WIDTH)), fontsize=NOTE_SIZE, loc="right")
+    note = textwrap.wrap(f"beyond the axis: {'; '.join(beyond)}", NOTE_WIDTH)
+    axes.set_title("\n".join(note), fontsize=NOTE_SIZE, loc="right")
 
 
 def _stroke(curve: _Curve) -> Any:
@@ -240,6 +252,12 @@ def _draw(axes: Any, line: _Drawn, colour: Any, beside: float) -> Any:
     if line.band:
         axes.fill_between(line.steps, *line.band, color=colour, alpha=0.15, linewidth=0)
     return handle
+
+
+def _digits(temperature: float) -> str:
+    """As few as tell it from any other: 1, 0.7, 0.7000001."""
+    short = f"{temperature:g}"
+    return short if float(short) == temperature else repr(temperature)
 
 
 def _has_shares(metrics: Mapping[str, Any]) -> bool:
