@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import timeit
+from functools import partial
+
 import pytest
 
 from limbeck.cli.evaluation_view import show_evaluation
@@ -10,6 +14,7 @@ from limbeck.training.evaluation import Answer, Evaluation
 from limbeck.training.intervals import RewardSummary
 from tests.finished_run import HOSTILE
 
+SET = re.compile("[\\u0000-\\u0008\\u007f-\\u009f\\u200b-\\u200f\\U000e0000-\\U000e007f]")
 COMMANDS = "\x1b\x07\x08\r\x9b\u202e\u202c\u200b\u2066\U000e0041"
 
 
@@ -38,6 +43,9 @@ LONE = (
     "\U0001f468\u200d",
     "\U0001f468\u200c\U0001f469",
     "\u0645\u200c\u200c\u0645",
+    "\u061c\u200d\u061c",
+    "\u180e\u200c\u180e",
+    "\u0645\u200d\u061c",
 )
 
 
@@ -46,6 +54,19 @@ def test_joiners_stay_where_they_are_spelling_and_are_seen_elsewhere() -> None:
         assert printable(text) == text
     for text in LONE:
         assert not set(printable(text)) & {"\u200c", "\u200d"}
+
+
+def test_no_joiner_hides_between_characters_that_hide() -> None:
+    hidden = [letter for letter in map(chr, range(0x110000)) if printable(letter) != letter]
+    assert hidden
+    for letter in hidden:
+        assert "\u200d" not in printable(f"{letter}\u200d{letter}")
+
+
+def test_plain_text_is_passed_at_the_speed_of_a_search_for_one_set_of_characters() -> None:
+    text = "plain text of a model\n" * 10_000
+    least = [min(timeit.repeat(partial(search, text), number=1, repeat=5)) for search in (SET.search, printable)]
+    assert least[1] < 4 * least[0]
 
 
 def test_printed_answers_command_nothing(capsys: pytest.CaptureFixture[str]) -> None:

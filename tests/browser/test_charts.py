@@ -127,7 +127,10 @@ def test_a_line_is_broken_where_it_is_not_finite_and_joined_where_it_is_absent(
     assert 0.1 < teacher_gap < 0.2, "two gaps with a point between them"
     root = ElementTree.parse(saved("Entropy", "SVG")).getroot()
     parts = [(node.get("d") or "").count("M") for node in root.iter(f"{SVG}path") if node.get("class") == "line"]
-    assert parts == [1, 3]
+    assert parts == [1, 2]
+    dots = [node.get("fill") for node in root.iter(f"{SVG}circle") if node.get("class") == "dot"]
+    assert dots == ["#d9700f"], "the point between two gaps, of a line that is dashed"
+    assert not [node for node in root.iter() if node.get("stroke-linecap")], "it would fill the gaps between dashes"
 
 
 def test_what_falls_steeply_or_is_evaluated_is_no_outlier(page: Page, tmp_path: Path, served: Served) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
+
+import pytest
 
 from tests import finished_run
 from tests.view import made
 
 from .looking import Served, colours_of, lines_of
-from .page import Page
+from .page import PATIENCE, Page
 
 MINUS = "\u2212"
 CARD = "[...document.querySelectorAll('.chart')].find((c) => c.querySelector('h3').firstChild.data === arguments[0])"
@@ -93,6 +96,63 @@ def test_a_run_that_goes_on_is_followed(page: Page, copied: Path, served: Served
         file.write(json.dumps(made.metrics_line(7, alarms=[{"name": "length", "message": "too long"}])) + "\n")
     page.until("document.querySelector('.runs tbody').textContent.includes('7 / 6')")
     assert "too long" in page.texts(".alarms")[0]
+
+
+PAINTED = """(() => {  // from left to right, which columns of a chart's last quarter have the ink of its first line
+  const card = document.querySelector(`[data-chart="${arguments[0]}"]`), u = card.querySelector('canvas');
+  card.scrollIntoView({block: 'center'});
+  const {data} = u.getContext('2d').getImageData(0, 0, u.width, u.height), ink = [31, 111, 178];
+  const inked = (x, y) => ink.every((value, c) => Math.abs(data[4 * (y * u.width + x) + c] - value) < 40);
+  const start = Math.floor(0.75 * u.width);
+  return Array.from({length: u.width - start}, (_, x) => [...Array(u.height).keys()].some((y) => inked(start + x, y)));
+})()"""
+
+
+@pytest.mark.parametrize(
+    ("place", "chart"),
+    [
+        ("curves?smooth=0.5&runs=s0", "Entropy"),
+        ("curves?x=tokens&group=all-but-seed", "Entropy"),
+        ("system?run=s0", "system Processors"),
+    ],
+)
+def test_what_comes_after_values_that_are_not_finite_is_drawn(
+    page: Page, tmp_path: Path, served: Served, place: str, chart: str
+) -> None:
+    def write(first: int, last: int) -> None:
+        for seed in range(2):
+            folder = tmp_path / f"s{seed}"
+            folder.mkdir(exist_ok=True)
+            (folder / "recipe.toml").write_text(f'name = "s{seed}"\nseed = {seed}\nsteps = 100\n')
+            with (folder / "metrics.jsonl").open("a") as file:
+                for step in range(first, last + 1):
+                    keys = ("entropy/student", "system/cpu")
+                    bad = {key: float("nan") if 20 < step < 30 else 0.7 for key in keys}
+                    file.write(json.dumps(made.metrics_line(step, **bad)) + "\n")
+
+    write(1, 29)
+    page.open(served(tmp_path) + f"#{place}")
+    page.until(f"{PAINTED} && !{PAINTED}.some(Boolean)", chart)
+    write(30, 30)
+    page.until(f"{PAINTED}.some(Boolean)", chart)
+    assert sum(page.run(f"return {PAINTED}", chart)) < 15, "a dot: nothing leads to it"
+    write(31, 60)
+    page.until(f"{PAINTED}.filter(Boolean).length > 0.85 * {PAINTED}.length", chart)
+
+
+def test_an_evaluation_that_is_read_again_is_one_alarm(page: Page, copied: Path, served: Served) -> None:
+    page.open(served(copied))
+    asked = "const done = arguments[0]; import('/assets/store.js').then(({store}) => done(%s))"
+    ask = "store.runs[0].alarms.filter((one) => one.name === 'not_finite').map((one) => one.step)"
+    line = json.dumps(made.eval_line(6, accuracy=float("nan"))) + "\n"
+    for _ in range(2):
+        with (copied / "metrics.jsonl").open("a") as file:
+            file.write(line)
+        size = (copied / "metrics.jsonl").stat().st_size
+        end = time.monotonic() + PATIENCE
+        while page.driver.execute_async_script(asked % "store.runs[0].offset") < size and time.monotonic() < end:
+            time.sleep(0.1)
+        assert page.driver.execute_async_script(asked % ask) == [6]
 
 
 def _describes(page: Page, title: str, step: int) -> str:

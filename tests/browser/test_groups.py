@@ -149,6 +149,7 @@ def test_numbers_at_different_temperatures_have_no_mean_and_no_best(page: Page, 
     cells = """
       [...document.querySelectorAll('.run-table tbody tr')].map((tr) => [1, 3].map((at) => tr.children[at].innerText))
     """.strip()
+    page.until(f"{cells}.length === 6")
     assert all("T 0.7" in text or "T 1" in text for row in page.run(f"return {cells}") for text in row)
     assert page.run("return [...document.querySelectorAll('td.best')].map((td) => td.cellIndex)") == [2]
     _in_page(page, "return groups.groupBy(['learner.lr'])")

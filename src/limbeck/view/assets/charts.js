@@ -5,11 +5,17 @@ import { saveCsv, saveSvg } from "./export.js";
 import { num, percent } from "./format.js";
 import { legendOf } from "./legend.js";
 import { dodged, drawAlarms, drawClipped, drawPoints } from "./marks.js";
-import { align, extent, gapsOf, known, lonelyOf, outside } from "./series.js";
+import { align, dotsOf, extent, gapsOf, known, outside } from "./series.js";
 import { setView, view } from "./viewstate.js";
 
 const FONT = '11px "Inter", system-ui, sans-serif';
 const charts = new Set();
+
+// Where along x a line has gaps and dots. A plot is made for these, and made anew where they change: new numbers alone do not tell it.
+function breaksOf(line) {
+  const place = (i) => (i === null ? null : line.x[i]);
+  return { between: gapsOf(line).map((ends) => ends.map(place)), dots: dotsOf(line).map(place) };
+}
 
 export class Chart {
   // build() -> { lines, alarms, missing, notice }: see `curves.js`. Drawn when it comes into sight. A line of `points` is measured at
@@ -113,7 +119,7 @@ export class Chart {
     const [xs, columns] = align(lines);
     const positive = (column) => (this.logarithmic ? column.map((value) => (value > 0 ? value : null)) : column);
     this.data = [xs, ...columns.flat().map(positive)];
-    const signature = JSON.stringify([lines.map((line) => [line.owner, line.label, line.colour, line.columns.length, line.broken]), this.logarithmic, this.x]);
+    const signature = JSON.stringify([lines.map((line) => [line.owner, line.label, line.colour, line.columns.length, breaksOf(line)]), this.logarithmic, this.x]);
     if (this.u && signature === this.signature && !this.anew) {
       this.u.setData(this.data, false);
       this.scale();
@@ -143,11 +149,11 @@ export class Chart {
   series() {
     const series = [{}], bands = [];
     for (const line of this.lines) {
-      const base = series.length, stroke = line.colour, lonely = line.points || !line.label ? [] : lonelyOf(line);
-      const gaps = { spanGaps: !line.broken?.length, gaps: (u) => gapsOf(line).map((ends) => ends.map((i, at) => (i === null ? u.bbox.left + at * u.bbox.width : u.valToPos(line.x[i], "x", true)))) };
+      const base = series.length, stroke = line.colour, { between, dots } = breaksOf(line);
+      const gaps = { spanGaps: !between.length, gaps: (u) => between.map((ends) => ends.map((place, at) => (place === null ? u.bbox.left + at * u.bbox.width : u.valToPos(place, "x", true)))) };
       series.push({
         stroke, width: line.width ?? 1.75, dash: line.dash, ...gaps, alpha: line.alpha ?? 1,
-        points: { show: lonely.length > 0, filter: (u) => lonely.map((i) => u.data[0].indexOf(line.x[i])), size: 6, fill: stroke, stroke, width: 1.75 },
+        points: { show: dots.length > 0, filter: (u) => dots.map((place) => u.data[0].indexOf(place)), size: 6, fill: stroke, stroke, width: 1.75 },
         ...(line.points && { paths: () => null }),
       });
       if (line.columns.length === 3) {

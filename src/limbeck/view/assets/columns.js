@@ -52,7 +52,7 @@ function onceAnEdition(make) {
 const isShares = onceAnEdition(() => !store.runs.some((run) => { const range = evaluated(run, "accuracy"); return range && (range[LEAST] < 0 || range[GREATEST] > 1); }));
 const shareOrNumber = (value) => (isShares() ? percent(value) : num(value));
 
-// id -> { label, of(run) its value, show(value, run) as text, better: 1 where more is, -1 where less is; about: what it is }.
+// id -> { label, of(run) its value, show(value, run) as text, better: 1 where more is, -1 where less is; about: what it is; asText: `2026` is a text to find, though the value is a number }.
 // Of several runs a number is their mean; with `sum` their sum, with `spread` from the least to the greatest. `evaluated(runs)` is the
 // key of an evaluation whose last value it is: those of a group are taken at one step; `since(run)` is what is subtracted. `atT(run)` is
 // the temperature of a number that depends on it: those at different ones have no mean and no best.
@@ -66,7 +66,7 @@ const RUN_COLUMNS = {
   leastkl: { label: "Least KL", of: (run) => klOf(run)?.[LEAST], show: (value) => num(value), atT: klAtT, better: -1, at: (run) => klOf(run)?.[AT_LEAST], about: "the smallest of all evaluations, and its step" },
   speed: { label: "Tokens / s", of: (run) => trained(run, "tokens_per_second/step")?.[LAST], ofLastStep: true, show: (value) => whole(value), better: 1, about: "sampled tokens of the last step, by its seconds" },
   alarms: { label: "Alarms", sum: true, of: (run) => run.info.summary?.alarms, show: (value) => (value ? `▲ ${whole(value)}` : "none"), title: (value, run) => (value ? alarmNames(run).join(", ") : undefined), texts: alarmNames },
-  started: { label: "Started", spread: true, of: (run) => run.info.history?.started, texts: (run) => [local(run.info.history.started)], show: clock, title: exactly, about: "of its first process, on this machine's clock" },
+  started: { label: "Started", spread: true, of: (run) => run.info.history?.started, texts: (run) => [local(run.info.history.started)], asText: true, show: clock, title: exactly, about: "of its first process, on this machine's clock" },
   elapsed: { label: "Elapsed", of: elapsed, spread: true, show: (value) => timeTaken(value), about: "how long its processes have worked; the time between two starts does not count" },
   eta: { label: "Left", of: remaining, spread: true, show: (value) => timeTaken(value), about: "to its last step, at the pace of its last steps" },
   changed: { label: "Last line", of: (run) => run.age ?? undefined, show: (value) => ago(value), about: "when metrics.jsonl changed" },

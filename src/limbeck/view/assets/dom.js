@@ -20,10 +20,10 @@ export function el(tag, props = {}, ...children) {
 
 // Characters that hide, reorder or control text, as something to see. Line breaks and tabs stay, and so do joiners where they are
 // spelling: between letters of scripts whose letters join, from Arabic to Mongolian, and between emoji.
-const LETTER = "[\\u0600-\\u08ff\\u0900-\\u0dff\\u1000-\\u109f\\u1780-\\u18af]", EMOJI = "\\u2190-\\u2bff\\u{1f000}-\\u{1faff}";
-const SPELLING = `(?<=${LETTER})[\\u200c\\u200d]${LETTER}|(?<=[${EMOJI}\\ufe0f])\\u200d[${EMOJI}]`;
+const LETTER = "[\\u0600-\\u061b\\u061d-\\u0dff\\u1000-\\u109f\\u1780-\\u180d\\u180f-\\u18af]", EMOJI = "\\u2190-\\u2bff\\u{1f000}-\\u{1faff}";
+const SPELLING = `(?<=${LETTER}[\\u200c\\u200d])${LETTER}|(?<=[${EMOJI}\\ufe0f]\\u200d)[${EMOJI}]`;  // seen from behind the joiner
 const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]|[\ud800-\udfff]/u;
-const HIDDEN = new RegExp(`(?!${SPELLING})(?:${CONTROLS.source})`, "gu");
+const HIDDEN = new RegExp(`(?:${CONTROLS.source})(?!${SPELLING})`, "gu");
 
 export function printable(text) {
   return text.replace(HIDDEN, (char) => {

@@ -25,7 +25,7 @@ function comparingWith(column, operator, text) {
   return (run) => {
     const value = column.of(run);
     if (value === undefined || value === null) return operator === "!=";
-    if (typeof value === "number" && !Number.isNaN(number)) return compare(value, number);
+    if (typeof value === "number" && !column.asText && !Number.isNaN(number)) return compare(value, number);
     const texts = (column.texts?.(run) ?? [String(column.text?.(run) ?? value)]).map((one) => one.toLowerCase());
     if (!column.texts) return compare(texts[0], wanted);
     const begins = texts.some((one) => one.startsWith(wanted));  // a commit by its first digits, an alarm by its name

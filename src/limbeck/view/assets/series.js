@@ -43,14 +43,17 @@ export function gapsOf({ broken, columns: [values] }) {
   const gaps = [];
   for (const i of broken ?? []) {
     if (gaps.length && (gaps[gaps.length - 1][1] ?? Infinity) > i) continue;
-    const from = values.findLastIndex((value, j) => j < i && known(value)), to = values.findIndex((value, j) => j > i && known(value));
-    gaps.push([from < 0 ? null : from, to < 0 ? null : to]);
+    let from = i - 1, to = i + 1;
+    while (from >= 0 && !known(values[from])) from -= 1;
+    while (to < values.length && !known(values[to])) to += 1;
+    gaps.push([from < 0 ? null : from, to < values.length ? to : null]);
   }
   return gaps;
 }
 
-// The indices of values that no line reaches: the only one, or one between two gaps.
-export function lonelyOf(line) {
+// The indices of values that are dots, as no line reaches them: the only one, or one between two gaps.
+export function dotsOf(line) {
+  if (line.points || !line.label) return [];
   const [values] = line.columns, first = values.findIndex(known), last = values.findLastIndex(known), gaps = gapsOf(line);
   if (first < 0) return [];
   const starts = [first, ...gaps.map(([, to]) => to)], ends = [last, ...gaps.map(([from]) => from)];

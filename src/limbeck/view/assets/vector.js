@@ -1,7 +1,7 @@
 // A chart as SVG for a paper: drawn anew from the numbers on the page's own scales, with axes, units and a legend.
 import { logTicks, tickTexts, ticks } from "./axes.js";
 import { colour } from "./dom.js";
-import { align, gapsOf, known, spans, thin } from "./series.js";
+import { align, dotsOf, gapsOf, known, spans, thin } from "./series.js";
 
 const WIDTH = 640, HEIGHT = 360, FAMILY = "Inter, Helvetica, Arial, sans-serif";
 const round = (value) => Math.round(value * 100) / 100;
@@ -103,7 +103,8 @@ function drawAxes(drawing, chart, { x, y, wide, range, box, across }) {
   drawing.add("text", { x: 16, y: middle, transform: `rotate(-90 16 ${middle})`, "text-anchor": "middle", ...label }, chart.unit.textContent);
 }
 
-const path = (points) => (points.length === 1 ? `M${points[0].join(" ")}h0` : points.map((point, i) => `${i ? "L" : "M"}${point.join(" ")}`).join(""));
+// One point alone is a dot, which is no part of a line.
+const path = (points) => (points.length === 1 ? "" : points.map((point, i) => `${i ? "L" : "M"}${point.join(" ")}`).join(""));
 const area = (above, below) => `${path([...thin(above, 1200), ...thin(below, 1200).reverse()])}Z`;
 
 function drawLines(drawing, chart, { x, y, wide, box }) {
@@ -120,7 +121,8 @@ function drawLines(drawing, chart, { x, y, wide, box }) {
       if (above.length > 1) drawing.add("path", { class: "band", d: area(above, below), fill: line.colour, "fill-opacity": 0.16 });
     }
     if (chart.stacked) drawLayer(drawing, line, index ? pointsOf(chart.lines[index - 1], chart.lines[index - 1].columns[0]) : null, pointsOf(line, line.columns[0]), box);
-    else if (!line.points) drawing.add("path", { class: "line", d: pieces.map((part) => path(thin(pointsOf(line, line.columns[0], part), 1200))).join(""), fill: "none", "stroke-linejoin": "round", "stroke-linecap": "round", ...strokeOf(line) });
+    else if (!line.points) drawing.add("path", { class: "line", d: pieces.map((part) => path(thin(pointsOf(line, line.columns[0], part), 1200))).join(""), fill: "none", "stroke-linejoin": "round", ...strokeOf(line) });
+    for (const i of chart.stacked ? [] : dotsOf(line)) if (usable(line.columns[0][i])) drawing.add("circle", { class: "dot", cx: x(line.x[i]), cy: y(line.columns[0][i]), r: 3, fill: line.colour, "fill-opacity": line.alpha });
   });
 }
 
