@@ -13,7 +13,7 @@ import limbeck
 from limbeck import api
 from limbeck.config import extras
 from limbeck.config.recipe import parse_recipe
-from limbeck.errors import DataError, ModelError, RecipeError, RunError
+from limbeck.errors import DataError, LostLearnerError, ModelError, RecipeError, RunError
 from tests.tiny_runs import table_of
 
 
@@ -67,6 +67,31 @@ def test_a_run_that_cannot_begin_is_closed_all_the_same(table: dict[str, Any], t
         limbeck.train(table, ["name=none", f"student.model={tmp_path}/absent"], observers=[seen])
     assert seen.events == ["loading", "closed"]
     assert seen.takes == "", "of models that are not there nothing is known"
+
+
+def test_a_fleet_that_cannot_be_taken_up_again_closes_who_saw_it_begin(
+    table: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own first attempt lost the learner; the models of the second are gone. Trackers have lines to write yet."""
+    honest, seen = api.assemble, Recorder()
+
+    async def assembled(recipe: Any, *more: Any, again: bool) -> Any:
+        if again:
+            raise ModelError("gone")
+        return await honest(recipe.model_copy(update={"cluster": None}), *more)
+
+    async def loses_its_learner(run: Any) -> None:
+        run.began = True
+        run.report("started", 0, 1)
+        raise LostLearnerError("it was killed.")
+
+    monkeypatch.setattr(api, "assemble", assembled)
+    monkeypatch.setattr(api, "train_run", loses_its_learner)
+    names = ("started", "phase", "stepped", "evaluated", "closed")
+    plain = SimpleNamespace(**{name: getattr(seen, name) for name in names})  # sees no loading
+    with pytest.raises(ModelError, match="gone"):
+        limbeck.train(table, ["name=lost", "cluster={learners=1}"], observers=[plain])
+    assert seen.events == ["started", "closed"]
 
 
 def test_an_observer_without_loading_is_left_alone(table: dict[str, Any]) -> None:

@@ -233,8 +233,8 @@ def _train(
 ) -> TrainResult:
     path = run_path(recipe)
     require_extras(recipe, [part.name for part in fields(given) if getattr(given, part.name) is not None])
-    observers = [*observers, *make_trackers(recipe, path)]
-    for observer in observers:
+    audience = _Audience([*observers, *make_trackers(recipe, path)])
+    for observer in audience.observers:
         checked_part(observer, Observer, "observers")
     folder = RunFolder(path)
     now = recipe.model_dump(mode="json", exclude_none=True)
@@ -245,15 +245,18 @@ def _train(
         sized = _sized(recipe, given)
         for misfit in sized.misfits if sized else ():
             logger.warning("%s", misfit.text)
-        report(_seeing_loading(observers), "loading", sized.in_short() if sized else "")
+        report(audience.seeing(SeesLoading), "loading", sized.in_short() if sized else "")
         place = describe_place(None if recipe.cluster else pick_device(recipe.device))
         began = checkpoint.step if checkpoint else 0
         with recorded(folder, began, recipe.steps, place), asyncio.Runner() as runner:
             stop.interrupts(runner.get_loop())
             losses = LearnerLosses()
-            while not _run_to_end(runner, recipe, folder, checkpoint, given, observers, stop, losses):
-                folder.close()
-                checkpoint = folder.open(recipe.to_toml(), now)
+            try:
+                while not _run_to_end(runner, recipe, folder, checkpoint, given, audience, stop, losses):
+                    folder.close()
+                    checkpoint = folder.open(recipe.to_toml(), now)
+            finally:
+                audience.close()
     finally:
         folder.close()
     lines = folder.lines()
@@ -272,8 +275,19 @@ def _sized(recipe: Recipe, given: Given) -> Sized | None:
         return None
 
 
-def _seeing_loading(observers: Sequence[Observer]) -> list[Observer]:
-    return [observer for observer in observers if isinstance(observer, SeesLoading)]
+@dataclass
+class _Audience:
+    """A run's observers, and whether one of its attempts has begun."""
+
+    observers: list[Observer]
+    began: bool = False
+
+    def seeing(self, more: type) -> list[Observer]:
+        return [observer for observer in self.observers if isinstance(observer, more)]
+
+    def close(self) -> None:
+        """At the end of the last attempt. A run that never began has shown at most that it loads."""
+        report(self.observers if self.began else self.seeing(SeesLoading), "closed")
 
 
 def _run_to_end(
@@ -282,7 +296,7 @@ def _run_to_end(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     given: Given,
-    observers: list[Observer],
+    audience: _Audience,
     stop: StopSignals,
     losses: LearnerLosses,
 ) -> bool:
@@ -291,19 +305,17 @@ def _run_to_end(
     A signal leaves the loop from wherever it is; what was under way is then cancelled, and the update kept.
     """
     run: Run | None = None
-    done = True
     try:
         assembled = runner.run(assemble(recipe, folder, checkpoint, given, again=losses.count > 0))
         run = assembled.run
-        run.observers, run.stop = observers, stop
-        report([one for one in observers if isinstance(one, SeesTeachers)], "proven", assembled.methods)
+        run.observers, run.stop = audience.observers, stop
+        report(audience.seeing(SeesTeachers), "proven", assembled.methods)
         runner.run(train_run(run))
     except BaseException as error:
         stopped = stop.caught(error)
         if stopped is None:
             if recipe.cluster is not None and losses.may_go_on(error, folder.newest_step()):
-                done = False
-                return done
+                return False
             raise
         if run is not None:
             keep(run, stopped)  # first of all: whoever sent the signal may not wait for long
@@ -312,14 +324,9 @@ def _run_to_end(
         raise stopped from None
     finally:
         if run is not None:
-            try:
-                runner.run(run.close())
-            finally:
-                if run.began and done:
-                    run.report("closed")
-        if run is None or not run.began:
-            report(_seeing_loading(observers), "closed")
-    return done
+            audience.began |= run.began
+            runner.run(run.close())
+    return True
 
 
 def _cancel_all(runner: asyncio.Runner) -> None:

@@ -77,6 +77,7 @@ def test_help_into_a_closed_pipe() -> None:
     assert shell("limbeck --help | true").stderr.strip() == "STATUS 0"
 
 
+@pytest.mark.slow
 def test_a_terminal_that_goes_away(recipe: Path, tmp_path: Path) -> None:
     """Without a signal, as in a session that was detached: the live panel ends no run."""
     ours, theirs = pty.openpty()

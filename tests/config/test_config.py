@@ -145,9 +145,21 @@ def test_recipes_are_frozen() -> None:
         parse_recipe(MINIMAL).steps = 3  # type: ignore[misc]
 
 
-def test_a_run_folder_is_read_as_its_recipe(tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text(parse_recipe(MINIMAL).to_toml())
-    assert load_recipe(tmp_path, ["steps=7"]) == parse_recipe({**MINIMAL, "steps": 7})
+def test_a_run_folder_is_read_as_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = parse_recipe(MINIMAL)
+    folder = tmp_path / run.output / run.name
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text(run.to_toml())
+    for named in (folder, folder.relative_to(tmp_path)):
+        assert load_recipe(named, ["steps=7"]) == parse_recipe({**MINIMAL, "steps": 7})
+    copy = folder.rename(tmp_path / "copy")
+    with pytest.raises(
+        RecipeError, match=rf"is of the run in {run.output}/{run.name}.*Add output={tmp_path} name=copy"
+    ):
+        load_recipe(copy)
+    assert load_recipe(copy, [f"output={tmp_path}", "name=copy"]).name == "copy"
+    assert load_recipe(copy / "recipe.toml") == run
 
 
 def test_what_is_no_recipe_says_what_is_one() -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from limbeck.config.base import Config, configs_of, fields_of
 from limbeck.config.environment import AgentEnvironmentConfig
-from limbeck.config.recipe import MAX_BYTES, Recipe, checked_again, load_recipe, parse_recipe
+from limbeck.config.recipe import Recipe, checked_again, load_recipe, parse_recipe
+from limbeck.config.recipe_file import MAX_BYTES
 from limbeck.config.sources import DatasetSourceConfig
 from limbeck.config.task import AgentTaskConfig
 from limbeck.config.teacher import DatasetTeacherConfig

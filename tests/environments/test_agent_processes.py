@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import psutil
 import pytest
 
+from limbeck.environments import agent_processes
 from limbeck.environments.agent_processes import AgentProcesses
 from limbeck.environments.agent_worker import _arguments
 from limbeck.errors import RecipeError
@@ -121,6 +123,25 @@ async def test_what_left_its_parent_and_its_group_ends_with_its_rollout(do) -> N
         assert again.kind == "returned"
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says with which environment a process began")
+async def test_a_process_that_is_just_becoming_another_program_is_looked_at_again(monkeypatch) -> None:
+    """Its environment is empty for a moment."""
+    child = await asyncio.create_subprocess_exec("sleep", "600", env={**os.environ, agent_processes.VARIABLE: "x1"})
+    looks = 0
+
+    def read_bytes(path: Path) -> bytes:
+        nonlocal looks
+        if path == Path(f"/proc/{child.pid}/environ"):
+            looks += 1
+            if looks <= 5:
+                return b""
+        return path.open("rb").read()
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    await agent_processes._end_started_by("x1")
+    assert (await child.wait(), looks >= 6) == (-signal.SIGKILL, True)
 
 
 async def test_what_the_module_started_as_it_was_imported_lives_as_long_as_the_worker(tmp_path, monkeypatch) -> None:

@@ -85,16 +85,15 @@ def test_a_stop_travels_between_processes() -> None:
 
 
 LOST = """
-import asyncio, sys, threading
+import asyncio, signal, sys, threading
 from limbeck.plugins import stopping
 from tests.plugins.test_stopping import hook
 deaf = len(sys.argv) > 1
 stopping.GRACE = 0.2 if deaf else 60  # a busy machine takes its time until the main thread is interrupted
 def loop():
     asyncio.run(hook(2))
-if deaf:
-    import signal
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# a test that runs in the background of a shell has begun with interrupts ignored
+signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.default_int_handler)
 threading.Thread(target=loop, daemon=True).start()
 threading.Event().wait()
 """

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -83,6 +84,7 @@ def weights(run: api.TrainResult) -> dict[str, torch.Tensor]:
     return load_file(run.folder / "model" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_killed_and_restarted_changes_no_bit(tmp_path: Path) -> None:
     server = Process()
     try:

@@ -165,6 +165,31 @@ def test_a_fleet_that_goes_back_to_a_checkpoint_ends_its_tracker_and_begins_it_a
     assert not caplog.records
 
 
+def test_a_tracker_that_hangs_is_not_begun_again_beside_itself(caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
+
+    class Hanging(Kept):
+        opened = 0
+
+        def open(self, start: int) -> None:
+            self.opened += 1
+
+        def log(self, step: int, values: Mapping[str, float], alarms: tuple[str, ...]) -> None:
+            release.wait(60)
+
+    sink = Hanging()
+    tracker = BackgroundTracker("hanging", sink, patience=0.05)
+    tracker.started(0, 4)
+    tracker.stepped(_line(1))
+    tracker.started(0, 4)
+    for step in (1, 2):
+        tracker.stepped(_line(step))
+    release.set()
+    tracker.closed()
+    assert sink.opened == 1
+    assert "2 of 3 lines were not logged" in caplog.records[-1].getMessage()
+
+
 def test_a_run_that_never_started_closes_its_trackers_at_once() -> None:
     BackgroundTracker("idle", Kept()).closed()
 
@@ -289,6 +314,10 @@ def test_tensorboard_has_a_row_a_run_of_hyperparameters_and_final_metrics(tmp_pa
     assert b.sessions[0].status == api_pb2.STATUS_SUCCESS
     metrics = {value.name.tag: value.value for value in b.metric_values}
     assert metrics["final/eval/accuracy"] == pytest.approx(0.75)
+    (tmp_path / "b" / "metrics.jsonl").unlink()  # as the message of a damaged one advises
+    run("b", 5e-3, lines[2:3], start=1)
+    b = {row.sessions[0].name: row for row in _hparams(tmp_path)[1]}["b/tensorboard/hparams"]
+    assert {value.name.tag: value.value for value in b.metric_values}["final/train/reward"] == pytest.approx(0.3)
 
 
 def test_wandb_offline_writes_a_run_of_all_lines(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

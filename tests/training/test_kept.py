@@ -122,7 +122,7 @@ class TestUpdate:
     ) -> None:
         for error in (RuntimeError("a mistake in an objective"), MemoryError()):
             with monkeypatch.context() as patch:
-                self._after(2, "_hidden", error, patch)
+                self._after(2, error, patch)
                 with pytest.raises(
                     ModelError, match=r"update 3 was not made: .*The weights are those before it"
                 ) as got:
@@ -152,15 +152,18 @@ class TestUpdate:
         assert weights(tmp_path) == weights(straight)
 
     @staticmethod
-    def _after(updates: int, method: str, error: Exception, patch: pytest.MonkeyPatch) -> None:
-        honest = getattr(LocalLearner, method)
+    def _after(updates: int, error: Exception, patch: pytest.MonkeyPatch) -> None:
+        honest = LocalLearner._gradient
 
-        def fails(self: LocalLearner, *more: Any) -> Any:
-            if self.version == updates and self.lm.model.training:
-                raise error
+        def fails(*_: Any) -> Any:
+            raise error
+
+        def gradient(self: LocalLearner, *more: Any) -> Any:
+            if self.version == updates:
+                self.forward.loss = fails  # type: ignore[method-assign]
             return honest(self, *more)
 
-        patch.setattr(LocalLearner, method, fails)
+        patch.setattr(LocalLearner, "_gradient", gradient)
 
 
 def test_a_number_that_is_not_finite_keeps_the_older_checkpoints(

@@ -129,7 +129,7 @@ except RunError as error:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
-@pytest.mark.parametrize("fresh", ["fresh", "resume"])
+@pytest.mark.parametrize("fresh", ["fresh", pytest.param("resume", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", ["lock", "folder", "parent"])
 def test_a_folder_of_another_user_is_one_message(what: str, fresh: str) -> None:
     with tempfile.TemporaryDirectory() as public:  # pytest's own folders are its user's alone

@@ -70,7 +70,7 @@ def test_another_seed_gives_other_weights(table: dict, straight: Path, tmp_path:
     assert weights(tmp_path) != weights(straight)
 
 
-@pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.parametrize("attempt", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_killed_anywhere_and_resumed(table: dict, straight: Path, tmp_path: Path, attempt: int) -> None:
     """Up to four kills a run, at random moments after the first step was logged."""
     kills = train_killed(recipe(table, tmp_path), tmp_path, random.Random(attempt), most=4, within=0.1)

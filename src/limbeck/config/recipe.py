@@ -28,6 +28,7 @@ from limbeck.config.environment import (
 from limbeck.config.evaluation import EvalConfig
 from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
+from limbeck.config.recipe_file import read_table, recipe_file
 from limbeck.config.retokenized import refuse_with_retokenized
 from limbeck.config.self_teacher import refuse_with_self
 from limbeck.config.sources import SOURCE_TAGS, SourceConfig, refuse_biased_sources
@@ -44,10 +45,10 @@ from limbeck.config.teacher import (
 from limbeck.config.tracker import TrackerConfig
 from limbeck.config.values import DEEPEST, Count, Line, Name, Place, PositiveInt, Seed, Temperature, TokenId, fault_of
 from limbeck.errors import RecipeError
+from limbeck.files.digests import RECIPE_FILE
 from limbeck.formatting import shown
 
 Change: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
-MAX_BYTES = 2**20  # of a recipe's file
 SHOWN_MISTAKES = 10
 MOST_RESPONSES = 2**20  # of one step or evaluation: they are in memory together
 
@@ -229,27 +230,21 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), change: Change 
             f"the recipe is {shown(path)} ({type(path).__name__}); expected the path of a TOML file or of a run's "
             "folder, a dict of a recipe's tables, or a Recipe"
         )
-    path, name = Path(path), shown(str(path))
-    try:
-        if path.is_dir():
-            path /= "recipe.toml"
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
+    file, folder = recipe_file(Path(path))
+    recipe = parse_recipe(read_table(file), overrides, str(file), change)
+    if folder is not None and change is None and not any(one.startswith(("name=", "output=")) for one in overrides):
+        _refuse_moved(recipe, folder)
+    return recipe
+
+
+def _refuse_moved(recipe: Recipe, folder: Path) -> None:
+    """A run's folder that was copied, renamed or named from elsewhere would begin, or go on with, another run."""
+    goes_to = Path(recipe.output) / recipe.name
+    if goes_to.resolve() != folder.resolve():
         raise RecipeError(
-            f"no recipe at {path}. `limbeck recipes` lists those that ship, and `limbeck init NAME` copies one."
-        ) from None
-    except (OSError, ValueError) as error:  # ValueError: NUL in the path
-        raise RecipeError(f"cannot read the recipe {name}: {error}") from None
-    if len(data) > MAX_BYTES:
-        raise RecipeError(f"{path} has more than {MAX_BYTES:,} bytes: it is no recipe")
-    try:
-        table = tomllib.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"cannot read the recipe {path}: it is not in UTF-8 ({error})") from None
-    except (ValueError, RecursionError) as error:  # RecursionError: nested too deep; ValueError: a number too long too
-        raise RecipeError(f"{path} is not TOML: {error}") from None
-    return parse_recipe(table, overrides, str(path), change)
+            f"the recipe in {folder} is of the run in {goes_to}, which is not that folder. Add output={folder.parent} "
+            f"name={folder.name} for the run in {folder}, or give {folder / RECIPE_FILE} for the run in {goes_to}."
+        )
 
 
 def parse_recipe(

@@ -30,6 +30,7 @@ WORKER = Path(__file__).with_name("agent_worker.py")
 LONGEST_LINE = 2**24  # bytes of a reply
 START_WITHIN = 600.0  # seconds for the import of the agent's module
 KILL_WITHIN = 0.5  # seconds that a killed call has to be reported
+END_WITHIN = 2.0  # seconds in which what a killed worker left behind is looked for
 VARIABLE = "LIMBECK_AGENT_WORKER"  # in the environment of a worker and all that it starts
 SHOWN_OUTPUT = 600  # characters of what a rollout printed, for a message
 
@@ -147,7 +148,7 @@ class AgentProcesses:
                 call.set_result(Ended(kind, reply[kind], reply["output"]))
         code = await server.wait()
         if code:
-            _end_started_by(self._id)
+            await _end_started_by(self._id)
         for call in self._calls.values():
             if not call.done():
                 call.set_result(Ended("exited", f"the process that starts rollouts ended with exit code {code}", ""))
@@ -166,7 +167,7 @@ class AgentProcesses:
             with contextlib.suppress(ProcessLookupError):
                 server.kill()
             await server.wait()
-            _end_started_by(self._id)
+            await _end_started_by(self._id)
         if self._reader is not None:
             await asyncio.gather(self._reader, return_exceptions=True)  # a run that ends has cancelled it already
             self._reader = None
@@ -183,10 +184,24 @@ async def _reply(server: asyncio.subprocess.Process) -> dict[str, Any]:
     return reply
 
 
-def _end_started_by(id_: str) -> None:
-    """What a worker that was killed left behind, where the system says with which environment a process began."""
-    for _ in range(3):  # one that is found may have started another meanwhile
-        for environment in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if f"{VARIABLE}={id_}".encode() in environment.read_bytes().split(b"\0"):
-                    os.kill(int(environment.parent.name), signal.SIGKILL)
+async def _end_started_by(id_: str) -> None:
+    """What a worker that was killed left behind, where the system says with which environment a process began.
+
+    One that is found may have started another meanwhile, and one that is just becoming another program has, for a
+    moment, no environment: until a look finds neither, or for `END_WITHIN`.
+    """
+    name = f"{VARIABLE}={id_}".encode()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_WITHIN):
+            while sum(_ended_or_unclear(each, name) for each in Path("/proc").glob("[0-9]*")):  # at all of them
+                await asyncio.sleep(0.01)
+
+
+def _ended_or_unclear(process: Path, name: bytes) -> bool:
+    with contextlib.suppress(OSError):  # it ended, or is another user's
+        environment = (process / "environ").read_bytes()
+        if name in environment.split(b"\0"):
+            os.kill(int(process.name), signal.SIGKILL)
+            return True
+        return not environment and bool((process / "exe").readlink())  # the system's own have no program
+    return False

@@ -34,7 +34,7 @@ class Sink(Protocol):
 
 
 class BackgroundTracker:
-    """An observer that never blocks and never raises.
+    """An observer that never raises, and blocks for nothing but the end of what it has queued, and not for long.
 
     A fleet that lost its learner begins again from a checkpoint, and its trackers with it: one `_Writer` each time.
     """
@@ -45,7 +45,8 @@ class BackgroundTracker:
         self._writer: _Writer | None = None
 
     def started(self, step: int, steps: int) -> None:
-        self.closed()
+        if self._writer is not None and not self._writer.end(self.patience):
+            return  # two threads must not write to one sink: the first loses what comes, and counts it
         self._writer = _Writer(self.name, self.sink, step, self.queued)
 
     def phase(self, step: int, name: str) -> None:
@@ -58,7 +59,6 @@ class BackgroundTracker:
     evaluated = stepped
 
     def closed(self) -> None:
-        """Waits for what is queued, but not for long, and warns of what was lost."""
         if self._writer is not None:
             self._writer.end(self.patience)
         self._writer = None
@@ -78,12 +78,16 @@ class _Writer:
 
     def take(self, line: Mapping[str, Any]) -> None:
         self._taken += 1
+        if self._ended.is_set():
+            self._dropped += 1
+            return
         try:
             self._lines.put_nowait(line)
         except queue.Full:
             self._dropped += 1
 
-    def end(self, patience: float) -> None:
+    def end(self, patience: float) -> bool:
+        """Waits for what is queued, but not for long, and warns of what was lost. Whether the thread has ended."""
         self._ended.set()
         self._thread.join(patience)
         late = self._lines.qsize() if self._thread.is_alive() else 0
@@ -103,6 +107,7 @@ class _Writer:
                 self._taken,
                 "; ".join(reason for reason in reasons if reason),
             )
+        return not self._thread.is_alive()
 
     def _work(self, start: int) -> None:
         if not self._attempt(partial(self.sink.open, start)):

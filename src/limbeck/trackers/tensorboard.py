@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.config.recipe import Recipe
+from limbeck.files.metrics_file import MetricsFile
 from limbeck.trackers.background import values_of
 
 HPARAMS = "hparams"  # folder
@@ -77,10 +78,9 @@ class TensorBoardSink:
 
 
 def outcomes_until(path: Path, step: int) -> dict[str, float]:
-    """The last of each in a `metrics.jsonl`, which may be going on, up to a step."""
-    lines = map(json.loads, path.read_bytes().split(b"\n")[:-1])
+    """The last of each in a `metrics.jsonl`, which may be going on, up to a step; of one that is missing, none."""
     found: dict[str, float] = {}
-    for line in lines:
+    for line in MetricsFile(path).lines():
         if line["step"] <= step:
             found |= _outcomes(values_of(line))
     return found

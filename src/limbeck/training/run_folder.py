@@ -56,10 +56,10 @@ from limbeck.files.disk import (
     write_by,
     write_whole,
 )
+from limbeck.files.metrics_file import MetricsFile
 from limbeck.files.names import hidden_of_steps, numbered, step_name, step_of
 from limbeck.training.finite import to_json
 from limbeck.training.lock import LOCK_FILE, FolderLock
-from limbeck.training.metrics_file import MetricsFile
 from limbeck.training.resume import read_recipe, refuse_other_recipe
 
 logger = logging.getLogger("limbeck")
