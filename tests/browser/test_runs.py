@@ -143,6 +143,8 @@ def test_a_column_that_is_none_is_named(page: Page, runs: Path, served: Served) 
     assert "no column nonsense" in page.texts(".shown-bar")[0]
     _type(page, "#find-runs", "elapsed>1h")
     page.until("/Elapsed is a number, and 1h is not/.test(document.querySelector('.shown-bar').textContent)")
+    _type(page, "#find-runs", "started>yesterday")
+    page.until("/Started is a date .*yesterday is not/.test(document.querySelector('.shown-bar').textContent)")
     page.open(served(runs) + "#runs?find=s1&group=all-but-seed")
     assert sorted(page.texts(".run-table .count.warn")) == ["1 of 3 runs", "1 of 4 runs", "1 of 4 runs"]
 

@@ -8,7 +8,7 @@ import { svgOf } from "./vector.js";
 const fileName = (chart, ending) => `${chart.title.toLowerCase().replace(/[^a-z0-9@.]+/g, "-").replace(/^-|-$/g, "")}.${ending}`;
 
 export function saveCsv(chart) {
-  chart.rebuild();
+  chart.draw();
   saveText(fileName(chart, "csv"), "text/csv", csvOf(chart));
 }
 
@@ -52,6 +52,6 @@ export function saveSvg(chart) {
     saveText(fileName(chart, "svg"), "image/svg+xml", svgOf(chart, chart.across));
   } finally {
     root.dataset.theme = theme;
-    chart.rebuild();
+    chart.draw();
   }
 }

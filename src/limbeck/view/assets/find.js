@@ -37,9 +37,13 @@ function comparingWith(column, operator, text) {
 const WORDY_HEADS = new RegExp(`(^|\\s)(${[...LABELS.keys()].filter((label) => label.includes(" ")).join("|")})(?=[!<>=])`, "gi");
 const tidied = (query) => query.split(/("[^"]*")/).map((part, i) => (i % 2 ? part : part.replaceAll(/\s*(!=|<=|>=|=|<|>)(?:\s+(?!\S*[!<>=]))?/g, "$1").replaceAll(WORDY_HEADS, '$1"$2"'))).join("");
 
-// Of a column whose numbers are compared with what is none: what is wrong with it.
-const notComparable = (column, text) => (!column.texts && Number.isNaN(asNumber(text)) && store.runs.some((run) => typeof column.of(run) === "number") && store.runs.every((run) => typeof (column.of(run) ?? 0) === "number")
-  ? `${column.label} is a number, and ${text} is not.` : "");
+// Of a column whose numbers or dates are compared with what is none: what is wrong with it.
+function notComparable(column, text) {
+  if (column.asText) return /^\d/.test(text) ? "" : `${column.label} is a date such as 2026-11-30, and ${text} is not.`;
+  const values = store.runs.map((run) => column.of(run)).filter((value) => value !== undefined && value !== null);
+  const numbers = !column.texts && values.length > 0 && values.every((value) => typeof value === "number");
+  return numbers && Number.isNaN(asNumber(text)) ? `${column.label} is a number, and ${text} is not.` : "";
+}
 
 // { test(run), problem }: `problem` names what cannot be understood, which finds nothing and hides nothing.
 export function finder(query) {
