@@ -105,7 +105,7 @@ def test_a_prompt_that_the_dump_calls_a_response(world: World, tmp_path: Path) -
 def test_no_false_alarm(tmp_path: Path, sharpness: float) -> None:
     """Flat and peaked models, few rows and many, short responses and long, three temperatures, many seeds."""
     world = World.make(tmp_path, sharpness)
-    for seed, temperature in itertools.product(range(2), (0.7, 1.0, 1.3)):
+    for seed, temperature in itertools.product(range(2 if sharpness == 1.0 else 1), (0.7, 1.0, 1.3)):
         for count, length, noise in ((20, 12, 0.01), (60, 4, 0.01), (300, 16, 0.02), (60, 12, 0.0)):
             report = audited(world, tmp_path, temperature, seed=seed, count=count, length=length, noise=noise)
             assert not report.findings, (seed, temperature, count, length, noise, report.findings)
@@ -115,7 +115,7 @@ def test_no_false_alarm(tmp_path: Path, sharpness: float) -> None:
 def test_every_pair_that_can_coexist(world: World, tmp_path: Path) -> None:
     missed = []
     pairs = [pair for pair in itertools.combinations(EXPECTED, 2) if coexist(*pair)]
-    for a, b in pairs[::4]:
+    for a, b in pairs[::7]:
         found, wanted = names(audited(world, tmp_path, faults=[a, b], count=80)), EXPECTED[a] | EXPECTED[b]
         missed += [(a, b, found ^ wanted)] if found != wanted else []
     assert not missed

@@ -76,7 +76,9 @@ def table_of(tmp_path: Path, lag: int) -> dict[str, Any]:
         "student": {"model": save_tiny(tmp_path / "student", 1)},
         "teacher": {"kind": "local", "model": save_tiny(tmp_path / "teacher", 2)},
         "task": {"kind": "file", "path": str(rows), "held_out": 2},
-        "environment": {"kind": "python", "factory": "tests.training.test_journal:Weather"},
+        "environment": {  # it may rain on most of a step
+            "kind": "python", "factory": "tests.training.test_journal:Weather", "min_completed_fraction": 0.01
+        },
         "rollout": {"max_tokens": 5, "prompts_per_step": 3, "samples_per_prompt": 2, "lag": lag},
         "objective": {"task_reward": {"of": "turn"}},
         "checkpoint": {"every": 3}, "record": {"every": 0}, "eval": {"prompts": 2},
