@@ -68,14 +68,14 @@ class Message:
 
     @property
     def first_line(self) -> bytes:
-        return self.head.partition(b"\r\n")[0]
+        return self.head.partition(b"\n")[0].rstrip(b"\r")
 
     @property
     def route(self) -> bytes:
         return self.first_line.rpartition(b" ")[0]
 
     def header(self, name: str) -> str:
-        for line in self.head.split(b"\r\n")[1:]:
+        for line in self.head.split(b"\n")[1:]:  # as clients and servers do: a line may have lost its CR to a fault
             key, _, value = line.partition(b":")
             if key.strip().lower() == name.encode():
                 return value.strip().decode("latin-1")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.protections import without
-from tests.chaos.proxy import Proxy
+from tests.chaos.proxy import Message, Proxy
 from tests.chaos.runs import Setup, Site
 from tests.chaos.servers import serving
 from tests.chaos.table import Book, Outcome
@@ -46,6 +46,14 @@ def test_without_the_nonce_an_earlier_answer_is_believed(site: Site, book: Book)
     assert not any(one.bad for one in disturbed(site, Setup("limbeck"), "replay", book.seed))
     with without("nonce"):
         assert any(one.taken for one in disturbed(site, Setup("limbeck"), "replay", book.seed, 4))
+
+
+@pytest.mark.parametrize("damaged", [b"\t\n", b"\x8d\n"])
+def test_a_header_after_a_damaged_end_of_a_line_counts_as_arrived(damaged: bytes) -> None:
+    """As it does for clients and servers, which take a line feed for the end of a line."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: x\r\nlimbeck-nonce: abc\r\n\r\n"
+    sent, arrived = Message(head, b""), Message(head.replace(b"\r\nl", damaged + b"l"), b"")
+    assert sent.says(bound=True) == arrived.says(bound=True)
 
 
 @pytest.fixture(scope="module")
