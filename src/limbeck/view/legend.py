@@ -27,7 +27,7 @@ def add_legend(figure: Any, entries: Sequence[tuple[str, Any]]) -> None:
     """
     labels = [label for label, _ in entries]
     for limit in LIMITS:
-        shown = _told_apart(labels, limit)
+        shown = _distinct(labels, limit)
         for columns in range(min(MOST_COLUMNS, len(labels)), 0, -1):
             legend = figure.legend(
                 [handle for _, handle in entries], ["." for _ in labels], loc="outside lower center", ncols=columns,
@@ -42,7 +42,7 @@ def add_legend(figure: Any, entries: Sequence[tuple[str, Any]]) -> None:
             legend.remove()
 
 
-def _told_apart(labels: Sequence[str], limit: int) -> list[str]:
+def _distinct(labels: Sequence[str], limit: int) -> list[str]:
     cut = [shortened(label, limit) for label in labels]
     if len(set(cut)) == len(set(labels)):
         return cut

@@ -149,7 +149,7 @@ def _temperatures(recipe: Mapping[str, Any]) -> dict[str, float | None]:
 def _pictures(
     plot: _Plot, metrics: Mapping[str, Mapping[str, Any]], temperatures: Mapping[str, Mapping[str, float | None]]
 ) -> Iterator[_Picture]:
-    """None where there are no values."""
+    """One for each temperature that its lines are at, where they depend on it; none where there are no values."""
     lines = [line for run in metrics for line in _lines(plot, run, metrics[run], temperatures[run], len(metrics) > 1)]
     known = sorted({line.temperature for line in lines if line.temperature is not None})
     found = [*known, *([None] if any(line.temperature is None for line in lines) else [])]
@@ -182,7 +182,7 @@ def _lines(
 
 
 def _figure(picture: _Picture) -> Any:
-    """Of one run each curve has a colour; of several each run, and the curves are told apart by their strokes."""
+    """Of one run each curve has a colour; of several each run, and each curve a stroke."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -41,8 +41,8 @@ class RunData {
     if (part.train.step.length) this.alarms = this.alarms.filter((alarm) => alarm.step < part.train.step[0]);
     append(this.train, part.train);
     append(this.eval, part.eval);
-    const told = new Set(this.alarms.map((alarm) => JSON.stringify(alarm)));  // as of an evaluation that was made again
-    this.alarms.push(...part.alarms.filter((alarm) => !told.has(JSON.stringify(alarm))));
+    const raised = new Set(this.alarms.map((alarm) => JSON.stringify(alarm)));  // as of an evaluation that was made again
+    this.alarms.push(...part.alarms.filter((alarm) => !raised.has(JSON.stringify(alarm))));
     return changed;
   }
   async readRollouts() {
