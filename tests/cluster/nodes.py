@@ -30,15 +30,15 @@ def main() -> None:
     os.environ.update(
         RAY_USAGE_STATS_ENABLED="0",
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        RAY_TMPDIR=str(folder),  # of Ray's sessions, and of the file with the last cluster's address
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(folder / "token"),
     )
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 2, "object_store_memory": 2**28, "node_ip_address": "127.0.0.1"}
-    cluster = Cluster(
-        initialize_head=True, head_node_args={**node, "include_dashboard": False, "temp_dir": str(folder)}
-    )
+    (folder / "ray").mkdir()
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         second = cluster.add_node(**node)
         command = [sys.executable, "-m", "limbeck", "train", recipe, f"cluster.address={cluster.address}", *overrides]

@@ -63,6 +63,23 @@ async def test_a_killed_process_is_replaced_and_gets_its_state_again(
     worker.kill()
 
 
+async def test_a_process_that_was_replaced_before_anyone_asked_is_reported(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    await worker.start()
+    life, pid = (await worker.link.actor.who.remote())[:2]
+    os.kill(pid, signal.SIGKILL)
+    while True:
+        try:
+            if (await worker.link.actor.who.remote())[0] != life:
+                break
+        except ray.exceptions.RayActorError:
+            await asyncio.sleep(0.05)
+    assert await asyncio.gather(worker.call("add", 1), worker.call("add", 1)) in ([6, 7], [7, 6])
+    assert caplog.text.count("sampler 1 was lost before add") == 1
+    worker.kill()
+
+
 async def test_calls_that_are_under_way_at_once_are_all_asked_again(worker: Worker, tmp_path: Path) -> None:
     await worker.start()
     mark, go = tmp_path / "mark", tmp_path / "go"

@@ -213,7 +213,6 @@ class Worker:
     restarts: bool = True
     watch: Watch = unwatched
     state: Sequence[tuple[Any, ...]] = ()  # method and arguments, for a new process
-    losses: int = field(default=0, init=False)  # of all calls
     tally: Tally = field(default_factory=Tally, init=False)
 
     def __post_init__(self) -> None:
@@ -257,15 +256,19 @@ class Worker:
                 lost = error
                 if "creation task" in str(error):
                     break
-                self.losses += 1
-                logger.warning("%s was lost in %s; it is started anew and asked again", self.name, method or "start")
+                self._say_lost(f"in {method or 'start'}")
             else:
                 if not answer.is_new:
                     return _opened(self.name, answer)
                 lost = lost or RuntimeError("it had died before it was asked.")
+                if self._life == life:  # else another call has heard of it
+                    self._say_lost(f"before {method or 'start'}")
             if self._life == life:
                 self._life = None
         raise _lost(self.name, method, lost, LOSSES)
+
+    def _say_lost(self, when: str) -> None:
+        logger.warning("%s was lost %s; it is started anew and asked again", self.name, when)
 
     def ask(self, method: str, args: Sequence[Any]) -> Awaitable[Any]:
         """`call` of one that is not replaced. The process has been asked when this returns, before it is awaited."""
