@@ -39,7 +39,7 @@ class Recorded:
 
     values: Reals  # [N]
     state: Ints  # [N] the state that predicts each
-    room: tuple[Ints, Ints]  # [N] states that precede and follow it within its row
+    room: tuple[Ints, Ints]  # [N] states before it in its row, trained tokens after it
     row: Ints  # [N] its row
     unit: Ints  # [N] 0 to U - 1
     into: Ints  # [N] recorded tokens of its row that precede it
@@ -96,12 +96,12 @@ def recorded_of(rows: Sequence[Row], units: Ints, curves: Curves, name: str) -> 
     parts: list[tuple[Reals, Ints, Ints, Ints, Ints, Ints]] = []
     for index, row in enumerate(rows):
         values = row.recorded(name)
-        chosen = np.isfinite(values) & row.trained & (np.arange(len(values)) >= max(1, row.start))
-        places = np.flatnonzero(chosen)
+        trained = np.flatnonzero(row.trained & (np.arange(len(values)) >= max(1, row.start)))
+        places = trained[np.isfinite(values[trained])]
         if curves.first[index] < 0 or not len(places):
             continue
-        parts.append((values[places], places, np.full(len(places), index), len(values) - 1 - places, places - 1,
-                      np.arange(len(places))))  # fmt: skip
+        after = trained[-1] - places  # what follows the last one, such as padding, is no token of the response
+        parts.append((values[places], places, np.full(len(places), index), after, places - 1, np.arange(len(places))))
     if not parts:
         empty = np.zeros(0, np.int64)
         return Recorded(np.zeros(0), empty, (empty, empty), empty, empty, empty)

@@ -46,6 +46,14 @@ def padding_of(rows: Sequence[Row], stops: frozenset[int], pad: int | None) -> l
     return found
 
 
+def sampled_of(rows: Sequence[Row], stops: frozenset[int], pad: int | None) -> list[Mask]:
+    """[L] of each row: the trained tokens that were sampled, which are neither the prompt's nor padding."""
+    return [
+        row.trained & ~padding & (np.arange(len(row.token_ids)) >= row.start)
+        for row, padding in zip(rows, padding_of(rows, stops, pad), strict=True)
+    ]
+
+
 def check_prompt(rows: Sequence[Row]) -> list[Finding]:
     """Tokens of the prompt that are in the loss, where the dump says how long the prompt is."""
     inside = [int(row.mask[: row.start].sum()) if row.mask is not None else 0 for row in rows]
@@ -210,15 +218,18 @@ def _end(share: float, text: str, start: dict[str, int | None]) -> Finding:
     )
 
 
-def check_truncation(rows: Sequence[Row]) -> tuple[list[Finding], list[NotChecked]]:
+def check_truncation(
+    rows: Sequence[Row], stops: frozenset[int], pad: int | None
+) -> tuple[list[Finding], list[NotChecked]]:
     """Truncated rows that are left out of the loss: then only short answers are learned from."""
     cut = [index for index, row in enumerate(rows) if row.finish == "length"]
     whole = [index for index, row in enumerate(rows) if row.finish == "stop"]
     if not cut or not whole:
         why = "the dump does not say which rows were truncated" if not whole else "no row was truncated"
         return [], [] if whole else [NotChecked("truncation_bias", why)]
-    dropped = [index for index in cut if not rows[index].trained.any()]
-    kept = sum(bool(rows[index].trained.any()) for index in whole) / len(whole)
+    learned = [bool(mask.any()) for mask in sampled_of(rows, stops, pad)]
+    dropped = [index for index in cut if not learned[index]]
+    kept = sum(learned[index] for index in whole) / len(whole)
     share = len(dropped) / len(cut)
     if share < 0.1 or kept - (1 - share) < 0.1:
         return [], []

@@ -31,7 +31,7 @@ from limbeck.audit.masks import (
     check_prompt,
     check_surprising_prompt,
     check_truncation,
-    padding_of,
+    sampled_of,
 )
 from limbeck.audit.normalisation import check_step_losses, check_weights
 from limbeck.audit.read import read_dump
@@ -122,11 +122,7 @@ class _Audit:
             return self.report
         self._add(*check_finite(self.rows))
         self._add(check_tokenizers(self.student, self.teacher, self.rows))
-        marked = padding_of(self.rows, self.stops, self.pad)
-        self.clean = [
-            row.trained & ~padding & (np.arange(len(row.token_ids)) >= row.start)
-            for row, padding in zip(self.rows, marked, strict=True)
-        ]
+        self.clean = sampled_of(self.rows, self.stops, self.pad)
         curves = local_curves(self.student, self.rows, self.temperature, self.pad)
         self._sides(curves)
         self._mismatch()
@@ -229,7 +225,7 @@ class _Audit:
             findings = check_surprising_prompt(self.rows, curves, beta)
         self._add(findings)
         self._add(*check_end(self.rows, curves, self.stops, self.pad))
-        self._add(*check_truncation(self.dump.rows))
+        self._add(*check_truncation(self.dump.rows, self.stops, self.pad))
 
     def _beta(self) -> float | None:
         """1/T that the tokens were sampled at, where the student is known to be the one that sampled them.
