@@ -287,7 +287,7 @@ FAULTS: dict[str, Callable[[Draft], None]] = {
     "losses_right": _with("losses", lambda d: _r(d) * np.nan_to_num(d.student)),
     "losses_k3": _with("losses", lambda d: np.exp(-_r(d)) - 1 + _r(d)),
     "losses_renormalised": _with("losses", _within(8, True)),
-    "losses_by_row": _with("losses", lambda d: _r(d) * np.nan_to_num(d.student) / d.mask.sum()),
+    "losses_by_row": _with("losses", lambda d: _r(d) * np.nan_to_num(d.student) / max(1, d.mask.sum() + d.pads)),
     "advantages_right": _with("advantages", lambda d: -_r(d)),
     "advantages_top_k": _with("advantages", lambda d: -_within(8, False)(d)),
     "end_not_in_mask": _no_end,
