@@ -276,7 +276,7 @@ def test_help_takes_less_than_a_third_of_a_second() -> None:
 
 
 def test_where_a_run_stopped_and_the_command_that_goes_on(tmp_path: Path) -> None:
-    """The same command would begin again where it was `limbeck demo` or had --fresh."""
+    """The same command would begin again where it had --fresh."""
     stopped = Interrupted(signal.SIGTERM)
     assert _where_it_stopped(stopped) == "stopped by SIGTERM"
     stopped.folder = tmp_path

@@ -124,12 +124,17 @@ def main() -> None:
 
 @main.command(short_help="Distil a tiny model on this machine, in minutes.")
 @OVERRIDES
+@click.option("--fresh", is_flag=True, help="Delete the run's folder first, whatever run is in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def demo(overrides: tuple[str, ...], as_json: bool) -> None:
-    """Distil a tiny student from a tiny teacher on three-digit addition: minutes on two CPU cores."""
+def demo(overrides: tuple[str, ...], fresh: bool, as_json: bool) -> None:
+    """Distil a tiny student from a tiny teacher on three-digit addition: minutes on two CPU cores.
+
+    A demo that was stopped goes on where it was; one that is finished is made again. A run of another recipe in its
+    folder, runs/demo, stays as it is: give this one another name=..., or --fresh.
+    """
     from limbeck.demo.run import run_demo
 
-    run_demo(overrides, as_json)
+    run_demo(overrides, as_json, fresh)
 
 
 main.add_command(recipes)

@@ -52,17 +52,24 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], now: Mapping[st
 
     A key that `before` does not have, for it is of a version that did not know it, has its default there.
     """
-    flat_before, flat_now = _flat(_with_defaults(before)), _flat(now)
+    flat_now = _flat(now)
     differing = [
-        f"{key} ({flat_before.get(key)!r} then, {flat_now.get(key)!r} now)"
-        for key in sorted({*flat_before, *flat_now})
-        if flat_before.get(key) != flat_now.get(key) and not _is_free(key, flat_now)
+        f"{key} ({then!r} then, {flat_now.get(key)!r} now)"
+        for key, then in differences(before, now).items()
+        if not _is_free(key, flat_now)
     ]
     if differing:
         raise RunError(
             f"{folder} holds a run of another recipe: {'; '.join(differing[:5])}. Give this one another name=..., or "
             f"start over with --fresh: both begin with the recipe's student. {_from_its_weights(folder)}"
         )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted keys whose values differ, with the value before: None where `before` has none. Defaults count."""
+    flat_before, flat_now = _flat(_with_defaults(before)), _flat(now)
+    keys = sorted({*flat_before, *flat_now})
+    return {key: flat_before.get(key) for key in keys if flat_before.get(key) != flat_now.get(key)}
 
 
 def _from_its_weights(folder: Path) -> str:
