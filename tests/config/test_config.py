@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import limbeck
+from limbeck import api
 from limbeck.config.objective import JSDConfig, ReverseKLConfig
 from limbeck.config.recipe import Recipe, dotted_keys, load_recipe, parse_recipe
 from limbeck.config.teacher import LocalTeacherConfig
@@ -92,8 +95,15 @@ def test_overrides_choose_the_kind_of_a_union() -> None:
         ("rollout.temperature=inf", "rollout.temperature = inf is not finite"),
         ("rollout.temperature=warm", "rollout.temperature: Input should be a valid number"),
         ("steps=0", "steps: Input should be greater than or equal to 1"),
-        ("teacher.kind=locall", "teacher: Input tag 'locall' found using 'kind'"),
-        ("task.kind=arithmetics", "task: Input tag 'arithmetics'"),
+        ("teacher.kind=locall", "teacher: unknown kind 'locall'. Did you mean 'local'?"),
+        ("task.kind=arithmetics", "task: unknown kind 'arithmetics'. Did you mean 'arithmetic'?"),
+        ("task.kind=zzz", "task: unknown kind 'zzz'. There are: arithmetic, "),
+        ("objective.divergence=reversekl", "objective: unknown divergence 'reversekl'. Did you mean 'reverse_kl'?"),
+        ("teacher.kind=vlm", "teacher: unknown kind 'vlm'. Did you mean 'vllm'?"),
+        ("learner.lr=0", "learner.lr: Input should be above 0 (got 0)"),
+        ("rollout=5", "rollout: expected a table (got 5)"),
+        ("teacher=5", "teacher: expected a table (got 5)"),
+        ("eval.sets=5", "eval.sets: expected a table (got 5)"),
         ("objective.support=0", "objective.support"),
         ("name=../evil", "name: '../evil' is no name; expected a letter or a digit, and then letters"),
         ("rollout.top_p=0.9 ", None),
@@ -112,6 +122,21 @@ def test_mistakes_are_named(override: str, message: str | None) -> None:
 def test_overrides_that_are_not_key_value(override: str) -> None:
     with pytest.raises(RecipeError, match=r"not of the form table\.key=value"):
         parse_recipe(MINIMAL, [override])
+
+
+@pytest.mark.parametrize("overrides", ["learner.lr=3e-4", {"steps": 3}, [3], None, b"a=1"])
+def test_overrides_that_are_no_list(overrides: Any, tmp_path: Path) -> None:
+    (path := tmp_path / "a.toml").write_text("")
+    for call in (
+        lambda: parse_recipe(MINIMAL, overrides),
+        lambda: load_recipe(path, overrides),
+        lambda: limbeck.train(MINIMAL, overrides),
+        lambda: limbeck.evaluate(parse_recipe(MINIMAL), overrides),
+        lambda: limbeck.sft(MINIMAL, overrides),
+        lambda: api.check(path, overrides),
+    ):
+        with pytest.raises(RecipeError, match=r"overrides is .*, expected a list of 'key=value'"):
+            call()
 
 
 def test_an_override_below_a_value_is_refused() -> None:

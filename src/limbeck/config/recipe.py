@@ -12,11 +12,11 @@ import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeAlias, get_args
+from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
 
-from limbeck.config.base import Config, configs_of, keys_of
+from limbeck.config.base import Config, keys_of
 from limbeck.config.cluster import ClusterConfig, refuse_with_cluster
 from limbeck.config.engine import EngineConfig, HFEngineConfig, complete_engine
 from limbeck.config.environment import (
@@ -27,13 +27,14 @@ from limbeck.config.environment import (
 )
 from limbeck.config.evaluation import EvalConfig
 from limbeck.config.learner import LearnerConfig, LocalLearnerConfig, complete_learner
+from limbeck.config.mistakes import explain
 from limbeck.config.objective import ObjectiveConfig, ReverseKLConfig
 from limbeck.config.recipe_file import read_table, recipe_file
 from limbeck.config.retokenized import refuse_with_retokenized
 from limbeck.config.self_teacher import refuse_with_self
-from limbeck.config.sources import SOURCE_TAGS, SourceConfig, refuse_biased_sources
+from limbeck.config.sources import SourceConfig, refuse_biased_sources
 from limbeck.config.student import StudentConfig
-from limbeck.config.task import GraderConfig, TaskConfig
+from limbeck.config.task import TaskConfig
 from limbeck.config.teacher import (
     LimbeckTeacherConfig,
     RemoteTeacherConfig,
@@ -49,7 +50,6 @@ from limbeck.files.digests import RECIPE_FILE
 from limbeck.formatting import shown
 
 Change: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
-SHOWN_MISTAKES = 10
 MOST_RESPONSES = 2**20  # of one step or evaluation: they are in memory together
 
 
@@ -230,11 +230,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), change: Change 
             f"the recipe is {shown(path)} ({type(path).__name__}); expected the path of a TOML file or of a run's "
             "folder, a dict of a recipe's tables, or a Recipe"
         )
+    check_overrides(overrides)
     file, folder = recipe_file(Path(path))
     recipe = parse_recipe(read_table(file), overrides, str(file), change)
     if folder is not None and change is None and not any(one.startswith(("name=", "output=")) for one in overrides):
         _refuse_moved(recipe, folder)
     return recipe
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises `RecipeError` for what is no list: the letters of a text and the keys of a dict are a sequence too."""
+    if isinstance(overrides, list | tuple) and all(isinstance(one, str) for one in overrides):
+        return
+    what = f"a {type(overrides).__name__}" if not isinstance(overrides, list | tuple) else "not all text"
+    raise RecipeError(f"overrides is {what} ({shown(overrides)}), expected a list of 'key=value': ['steps=50']")
 
 
 def _refuse_moved(recipe: Recipe, folder: Path) -> None:
@@ -256,6 +265,7 @@ def parse_recipe(
 
     Raises `RecipeError` for an unknown key or a wrong value.
     """
+    check_overrides(overrides)
     if fault := fault_of(table):
         raise RecipeError(f"{source} is not a valid recipe: {fault}")
     merged = json.loads(json.dumps(table, default=str))  # a deep copy of plain TOML values, which are small by now
@@ -275,7 +285,7 @@ def _validated(table: Mapping[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
-        raise RecipeError(_explain(error, source)) from None
+        raise RecipeError(explain(error, source)) from None
 
 
 def dotted_keys(section: type[Config] | None = None, prefix: str = "") -> Iterator[str]:
@@ -306,39 +316,3 @@ def _value_of(text: str) -> Any:
             raise RecipeError(f"the override's value {shown(text)} cannot be read: {error}") from None
         return text.strip()
     return found["value"] if len(found) == 1 else text.strip()  # more keys: a line break, and another line
-
-
-def _explain(error: ValidationError, source: str) -> str:
-    """One line per mistake: where it is, what is wrong, what was given."""
-    items = error.errors()
-    lines = [_line(item) for item in items[:SHOWN_MISTAKES]]
-    if len(items) > SHOWN_MISTAKES:
-        lines.append(f"and {len(items) - SHOWN_MISTAKES} more")
-    return f"{source} is not a valid recipe:\n" + "\n".join(f"  - {line}" for line in lines)
-
-
-def _line(item: Mapping[str, Any]) -> str:
-    tags = {"local", "hf", *SOURCE_TAGS, *_TAGS}
-    where = ".".join(str(part)[:100] for part in item["loc"] if part not in tags) or "recipe"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "missing":
-        return f"{where}: missing, and it has no default"
-    if item["type"] == "union_tag_not_found":
-        return f"{where}: kind is missing, and its keys do not say which is meant (got {shown(item['input'])})"
-    if item["type"] == "value_error":
-        return f"{where}: {message}"
-    return f"{where}: {message} (got {shown(item['input'])})"
-
-
-# Discriminator values appear in pydantic's error paths; a reader looks for keys.
-_TAGS = {
-    tag
-    for section in (
-        *configs_of(TaskConfig), *configs_of(ObjectiveConfig), *configs_of(GraderConfig), *configs_of(TrackerConfig),
-        *configs_of(TeacherConfig), *configs_of(EngineConfig), *configs_of(LearnerConfig),
-        *configs_of(EnvironmentConfig),
-    )
-    for name in ("kind", "divergence")
-    if name in section.model_fields
-    for tag in get_args(section.model_fields[name].annotation)
-}  # fmt: skip
