@@ -52,6 +52,28 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return table_of(folder, steps=1, output=str(folder / "runs"), record={"every": 0})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"of": "Teacher"}, "of = 'Teacher', expected 'student' or 'teacher'"),
+        ({"of": "studnet"}, "of = 'studnet', expected 'student' or 'teacher'"),
+        ({"of": None}, "of = None, expected"),
+        ({"of": "teacher", "model": "demo:student"}, "not both"),
+    ],
+)
+def test_what_evaluate_is_to_evaluate_is_said_once_and_well(
+    table: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        limbeck.evaluate(table, **options)
+
+
+@pytest.mark.parametrize("path", [None, 3])
+def test_what_is_no_run_at_all(path: Any) -> None:
+    with pytest.raises(RunError, match="expected the path of its folder"):
+        limbeck.load_run(path)
+
+
 def test_loading_comes_first_with_what_the_run_takes(table: dict[str, Any]) -> None:
     seen = Recorder()
     limbeck.train(table, ["name=seen"], observers=[seen])

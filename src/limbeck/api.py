@@ -20,11 +20,11 @@ from limbeck.assemble.own import checked_part
 from limbeck.assemble.run import assemble, run_path, teacher_as_student
 from limbeck.assemble.site import Given, pick_device
 from limbeck.config.extras import require_extras
-from limbeck.config.recipe import Recipe, checked_again, load_recipe, parse_recipe
+from limbeck.config.recipe import Recipe, check_overrides, checked_again, load_recipe, parse_recipe
 from limbeck.config.sft import refuse_overrides, sft_table
 from limbeck.config.teacher import LocalTeacherConfig
-from limbeck.errors import ModelError
-from limbeck.formatting import counted
+from limbeck.errors import ModelError, RecipeError
+from limbeck.formatting import counted, shown
 from limbeck.learners.export import newest_model
 from limbeck.protocols import (
     Engine,
@@ -141,6 +141,7 @@ def sft(
     The run is called as the recipe, and `-sft`. No teacher is loaded, and the recipe's objective is not used. Otherwise
     as `train`.
     """
+    check_overrides(overrides)
     if isinstance(recipe, Recipe):
         recipe = parse_recipe(_recipe(recipe, overrides).model_dump(mode="json", exclude_none=True), change=sft_table)
     else:
@@ -163,6 +164,10 @@ def evaluate(
 
     Raises `LimbeckError`.
     """
+    if of not in ("student", "teacher"):
+        raise RecipeError(f"of = {shown(of)}, expected 'student' or 'teacher'")
+    if of == "teacher" and model is not None:
+        raise RecipeError("give model=... or of='teacher', not both: each says which model is evaluated")
     recipe = _recipe(recipe, overrides)
     require_extras(recipe, unused=("trackers",))
     if model is not None:
@@ -260,12 +265,8 @@ def _train(
     finally:
         folder.close()
     lines = folder.lines()
-    return TrainResult(
-        path,
-        tuple(line for line in lines if line["kind"] == "train"),
-        tuple(line for line in lines if line["kind"] == "eval"),
-        began,
-    )
+    steps, evaluations = (tuple(line for line in lines if line["kind"] == kind) for kind in ("train", "eval"))
+    return TrainResult(path, steps, evaluations, began)
 
 
 def _sized(recipe: Recipe, given: Given) -> Sized | None:
@@ -339,6 +340,7 @@ def _cancel_all(runner: asyncio.Runner) -> None:
 
 
 def _recipe(recipe: AnyRecipe, overrides: Sequence[str]) -> Recipe:
+    check_overrides(overrides)
     if isinstance(recipe, Recipe):
         if overrides:
             raise TypeError("overrides go with a recipe's path; change a Recipe with model_copy(update=...)")

@@ -91,6 +91,14 @@ class TestTrain:
         assert "resuming after step 2 of 3" in more.output
         AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "run" / "model")
 
+    def test_fewer_steps_than_were_made_change_nothing(self, recipe: Path, tmp_path: Path) -> None:
+        run("train", recipe, "--quiet")
+        saved = (tmp_path / "runs" / "run" / "recipe.toml").read_bytes()
+        less = run("train", recipe, "steps=1")
+        assert "no step is left to make: 2 were made, and steps = 1" in less.output
+        assert "resuming" not in less.output
+        assert (tmp_path / "runs" / "run" / "recipe.toml").read_bytes() == saved
+
     def test_json_prints_the_lines_of_metrics(self, recipe: Path, tmp_path: Path) -> None:
         result = run("train", recipe, "--json")
         lines = [json.loads(line) for line in result.stdout.splitlines()]
@@ -233,6 +241,7 @@ class TestBadInput:
 
     def test_a_device_that_is_not_there(self, recipe: Path) -> None:
         assert "device = 'cuda:99'" in failure("train", recipe, "device=cuda:99")
+        assert "Did you mean 'cuda'?" in failure("train", recipe, "device=gpu")
 
     def test_another_tokenizer(self, recipe: Path) -> None:
         assert "different vocabularies" in failure("train", recipe, "teacher.model=demo:teacher")
@@ -248,6 +257,28 @@ class TestBadInput:
         failure("train", recipe, "student.model=./absent", "steps=4")
         failure("train", recipe, "rollout.temperature=0", "steps=4")
         assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("eval", "RECIPE", "--answers", -3), "-3 is not in the range x>=0"),
+        (("eval", "RECIPE", "--compare", "--answers", 2), "leave out --answers\n"),
+        (("eval", "RECIPE", "--compare", "--answers", 2, "--teacher"), "leave out --teacher and --answers\n"),
+    ],
+)
+def test_options_that_cannot_be(arguments: tuple[object, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_every_integer_option_has_a_least_value() -> None:
+    """Click's, but for one that the report itself refuses."""
+    options = [(option, command.name) for command in main.commands.values() for option in command.params]
+    open_ended = [(name, option.name) for option, name in options if option.type.name == "integer"]
+    assert open_ended == [("report", "rollouts")]
+    assert all(option.type.min is not None for option, _ in options if option.type.name == "integer range")
 
 
 def test_every_command_has_help() -> None:

@@ -54,7 +54,6 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.ones(1, device=device).item()
     except Exception as error:  # of each kind of device its own
-        raise RecipeError(
-            f"device = {name!r} cannot be used: {str(error).splitlines()[0]}. Try 'auto' or 'cpu'."
-        ) from None
+        remedy = "Did you mean 'cuda'?" if name.lower().startswith("gpu") else "Try 'auto' or 'cpu'."
+        raise RecipeError(f"device = {name!r} cannot be used: {str(error).splitlines()[0]}. {remedy}") from None
     return device

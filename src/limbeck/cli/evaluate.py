@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="One table of the student before, the student after (the run's newest model, or --model), and the teacher.",
 )
-@click.option("--answers", default=0, show_default=True, help="Print this many of the responses.")
+@click.option(
+    "--answers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Print this many of the responses.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
     recipe: Path,
@@ -46,8 +52,10 @@ def evaluate(
     """
     if teacher and model is not None:
         raise click.UsageError("give --model FOLDER or --teacher, not both: each says which model is evaluated")
-    if compare and (teacher or answers):
-        raise click.UsageError("--compare evaluates the teacher too, and prints no answers: leave out the others")
+    if compare and (others := [name for name, given in (("--teacher", teacher), ("--answers", answers)) if given]):
+        raise click.UsageError(
+            f"--compare evaluates the teacher too, and prints no answers: leave out {' and '.join(others)}"
+        )
     from limbeck.config.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)

@@ -40,7 +40,7 @@ def runs_a_recipe(command: Callable[..., None]) -> Callable[..., None]:
         metavar="STEP",
         help="Go on from the checkpoint of STEP instead of the newest; what came after it is removed and made again.",
     )
-    @click.option("--quiet", is_flag=True, help="Print errors only.")
+    @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
     @click.option("--json", "as_json", is_flag=True, help="Print the lines of metrics.jsonl, one JSON object each.")
     @wraps(command)
     def with_options(fresh: bool, from_checkpoint: int | None, quiet: bool, as_json: bool, **more: Any) -> None:

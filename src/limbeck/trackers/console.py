@@ -80,7 +80,7 @@ class LiveConsole:
         self.steps, self.began = steps, time.monotonic()
         self.pace.started(step, steps)
         if step:
-            self.console.print(f"resuming after step {step} of {steps}", highlight=False)
+            self.console.print(_resuming(step, steps), highlight=False)
         self.live.start()
 
     def phase(self, step: int, name: str) -> None:
@@ -136,6 +136,12 @@ class LiveConsole:
         return Group(header, rows, *self.evaluations[-3:], *alarms)
 
 
+def _resuming(step: int, steps: int) -> str:
+    if step < steps:
+        return f"resuming after step {step} of {steps}"
+    return f"no step is left to make: {step} were made, and steps = {steps}"
+
+
 class PlainConsole:
     """One line a step, for logs. With `as_json`, the lines of `metrics.jsonl` themselves.
 
@@ -159,7 +165,7 @@ class PlainConsole:
         self.steps = steps
         self.pace.started(step, steps)
         if not self.as_json and step:
-            print(f"resuming after step {step} of {steps}", flush=True)
+            print(_resuming(step, steps), flush=True)
 
     def phase(self, step: int, name: str) -> None:
         """Phases are too fine for a log."""

@@ -24,7 +24,6 @@ removed is renamed first. On resume, what came after the checkpoint is removed a
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -61,8 +60,6 @@ from limbeck.files.names import hidden_of_steps, numbered, step_name, step_of
 from limbeck.training.finite import to_json
 from limbeck.training.lock import LOCK_FILE, FolderLock
 from limbeck.training.resume import read_recipe, refuse_other_recipe
-
-logger = logging.getLogger("limbeck")
 
 FINISHED = ("adapter", "model")
 HALF, REMOVED = ".half", ".removed"  # endings of hidden names: being written, being removed
@@ -120,7 +117,8 @@ class RunFolder:
         self._recipe = recipe
         with self.writing(f"cannot write to {self.path}"):
             self._remove_after(checkpoint)
-            write_whole(self.path / RECIPE_FILE, recipe_toml.encode())
+            if checkpoint is None or checkpoint.step <= recipe.get("steps", checkpoint.step):
+                write_whole(self.path / RECIPE_FILE, recipe_toml.encode())  # with fewer steps nothing is made by it
         return checkpoint
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from limbeck.config.recipe import Recipe, load_recipe
 from limbeck.errors import RunError
 from limbeck.files.digests import RECIPE_FILE
 from limbeck.files.names import numbered
+from limbeck.formatting import shown
 from limbeck.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 def load_run(path: str | Path) -> SavedRun:
     """The run in the folder `path`. Raises `RunError` where there is none."""
+    if not isinstance(path, str | Path):
+        raise RunError(f"the run is {shown(path)} ({type(path).__name__}), expected the path of its folder")
     folder = Path(path)
     if not (folder / RECIPE_FILE).is_file():
         raise RunError(f"{folder} is not a run folder: it has no {RECIPE_FILE}. Give one that `limbeck train` wrote.")
