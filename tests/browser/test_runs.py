@@ -91,64 +91,6 @@ def test_the_best_run_is_found_by_sorting(page: Page, runs: Path, served: Served
     assert _rows(page)[:3] == ["t0.7-lr0.01", "t0.7-new", "t0.7-s0"]
 
 
-FOUND = {
-    "s1": 3,
-    "-s1": 9,
-    "t0.7 s0": 1,
-    "failed": 1,
-    "lr=0.01": 1,
-    "lr<0.01 temperature>=1": 7,
-    "rollout.temperature=1.3": 3,
-    "state!=finished": 3,
-    "accuracy>75%": 3,
-    "student.model=demo:student": 12,
-    "alarms>0": 1,
-    "alarms=kl_rising": 1,
-    "kl_rising": 1,
-    "commit=4f1c2": 12,
-    "accuracy>": 12,
-    "constructor=1": 12,
-    "host=gpu-01": 4,
-    "eval:prompts=128": 11,
-    '"t0.7-s0"': 1,
-    "reverse_kl<0.12": 2,
-    "Reverse KL<0.12": 2,
-    "best accuracy > 0.8 s0": 1,
-    'state="not finished"': 0,
-    "started>2025-11-30": 12,
-    "started<2025-11-30": 0,
-    "started>2024": 12,
-    "started>2999": 0,
-    "started<2024": 0,
-    "started=2024": 0,
-    "accuracy>high": 12,
-    "nothing": 0,
-    "": 12,
-}
-
-
-def test_what_is_typed_finds_runs(page: Page, runs: Path, served: Served) -> None:
-    page.open(served(runs))
-    found = {}
-    for text in FOUND:
-        _type(page, "#find-runs", text)
-        page.until("(new URLSearchParams(location.hash.split('?')[1]).get('find') ?? '') === arguments[0]", text)
-        found[text] = len(_rows(page))
-    assert found == FOUND
-
-
-def test_a_column_that_is_none_is_named(page: Page, runs: Path, served: Served) -> None:
-    page.open(served(runs) + "#runs?find=nonsense%3E3+s1")
-    assert len(_rows(page)) == 3
-    assert "no column nonsense" in page.texts(".shown-bar")[0]
-    _type(page, "#find-runs", "elapsed>1h")
-    page.until("/Elapsed is a number, and 1h is not/.test(document.querySelector('.shown-bar').textContent)")
-    _type(page, "#find-runs", "started>yesterday")
-    page.until("/Started is a date .*yesterday is not/.test(document.querySelector('.shown-bar').textContent)")
-    page.open(served(runs) + "#runs?find=s1&group=all-but-seed")
-    assert sorted(page.texts(".run-table .count.warn")) == ["1 of 3 runs", "1 of 4 runs", "1 of 4 runs"]
-
-
 def test_what_an_address_names_and_is_not_there_is_said(page: Page, runs: Path, served: Served) -> None:
     address = served(runs)
     for tab in ("samples?run=nope", "system?run=nope", "curves?runs=nope"):

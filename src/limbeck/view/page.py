@@ -19,7 +19,7 @@ from limbeck.sanitize import printable
 ASSETS = Path(__file__).with_name("assets")
 MODULES = (  # each after those it imports
     "address.js", "dom.js", "format.js", "source.js", "store.js", "student.js", "flat.js", "groups.js",
-    "temperature.js", "clip.js", "menu.js", "columns.js", "find.js", "runrows.js", "runs.js",
+    "temperature.js", "clip.js", "menu.js", "typed.js", "columns.js", "find.js", "runrows.js", "runs.js",
     "series.js", "axes.js", "viewstate.js", "vector.js", "export.js", "legend.js", "marks.js", "help.js", "charts.js",
     "chartlist.js", "runhead.js", "curves.js",
     "heat.js", "inspector.js", "flow.js", "chat.js", "speech.js", "conversation.js", "grade.js", "words.js",

@@ -3,6 +3,7 @@ import { differing, flat, isAside, keysOf, recipeText } from "./flat.js";
 import { ago, timeTaken, num, percent, significant, whole } from "./format.js";
 import { store } from "./store.js";
 import { dependsOnT, temperatureOf } from "./temperature.js";
+import { typedSeconds } from "./typed.js";
 
 // Of its last start; of its first one, where the last one has none.
 const ofPlace = (key) => (run) => run?.info.history?.place?.[key] ?? run?.info.history?.began?.[key];
@@ -37,9 +38,9 @@ function remaining(run) {
 const EXACT = "reverse_kl/exact";
 const klOf = (run) => evaluated(run, EXACT) ?? evaluated(run, "reverse_kl/sampled");
 const klAtT = (run) => temperatureOf(run, "eval", EXACT);
-const clock = (seconds) => new Date(seconds * 1000).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const CLOCK = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const clock = (seconds) => CLOCK.format(seconds * 1000);
 export const STATE_NAMES = { running: "running", finished: "finished", failed: "failed", killed: "killed", stopped: "stopped", silent: "not finished", new: "no steps" };
-const local = (seconds) => new Date((seconds - 60 * new Date(seconds * 1000).getTimezoneOffset()) * 1000).toISOString().slice(0, 16);
 const exactly = (seconds) => new Date(seconds * 1000).toISOString().replace("T", " ").replace(/\.\d+Z$/, " UTC");
 // What follows from all runs, made once as long as nothing new is known of them.
 function onceAnEdition(make) {
@@ -52,7 +53,7 @@ function onceAnEdition(make) {
 const isShares = onceAnEdition(() => !store.runs.some((run) => { const range = evaluated(run, "accuracy"); return range && (range[LEAST] < 0 || range[GREATEST] > 1); }));
 const shareOrNumber = (value) => (isShares() ? percent(value) : num(value));
 
-// id -> { label, of(run) its value, show(value, run) as text, better: 1 where more is, -1 where less is; about: what it is; asText: `2026` is a text to find, though the value is a number }.
+// id -> { label, of(run) its value, show(value, run) as text, better: 1 where more is, -1 where less is; about: what it is; typed(text): the number that somebody means by a text, where it has units of its own; isTime: it is a time in seconds }.
 // Of several runs a number is their mean; with `sum` their sum, with `spread` from the least to the greatest. `evaluated(runs)` is the
 // key of an evaluation whose last value it is: those of a group are taken at one step; `since(run)` is what is subtracted. `atT(run)` is
 // the temperature of a number that depends on it: those at different ones have no mean and no best.
@@ -66,10 +67,10 @@ const RUN_COLUMNS = {
   leastkl: { label: "Least KL", of: (run) => klOf(run)?.[LEAST], show: (value) => num(value), atT: klAtT, better: -1, at: (run) => klOf(run)?.[AT_LEAST], about: "the smallest of all evaluations, and its step" },
   speed: { label: "Tokens / s", of: (run) => trained(run, "tokens_per_second/step")?.[LAST], ofLastStep: true, show: (value) => whole(value), better: 1, about: "sampled tokens of the last step, by its seconds" },
   alarms: { label: "Alarms", sum: true, of: (run) => run.info.summary?.alarms, show: (value) => (value ? `▲ ${whole(value)}` : "none"), title: (value, run) => (value ? alarmNames(run).join(", ") : undefined), texts: alarmNames },
-  started: { label: "Started", spread: true, of: (run) => run.info.history?.started, texts: (run) => [local(run.info.history.started)], asText: true, show: clock, title: exactly, about: "of its first process, on this machine's clock" },
-  elapsed: { label: "Elapsed", of: elapsed, spread: true, show: (value) => timeTaken(value), about: "how long its processes have worked; the time between two starts does not count" },
-  eta: { label: "Left", of: remaining, spread: true, show: (value) => timeTaken(value), about: "to its last step, at the pace of its last steps" },
-  changed: { label: "Last line", of: (run) => run.age ?? undefined, show: (value) => ago(value), about: "when metrics.jsonl changed" },
+  started: { label: "Started", spread: true, of: (run) => run.info.history?.started, isTime: true, show: clock, title: exactly, about: "of its first process, on this machine's clock" },
+  elapsed: { label: "Elapsed", of: elapsed, spread: true, typed: typedSeconds, show: (value) => timeTaken(value), about: "how long its processes have worked; the time between two starts does not count" },
+  eta: { label: "Left", of: remaining, spread: true, typed: typedSeconds, show: (value) => timeTaken(value), about: "to its last step, at the pace of its last steps" },
+  changed: { label: "Last line", of: (run) => run.age ?? undefined, typed: typedSeconds, show: (value) => ago(value), about: "when metrics.jsonl changed" },
   starts: { label: "Starts", of: (run) => run.info.history?.starts, show: (value) => whole(value), about: "1, and one more each time it was resumed" },
   host: { label: "Host", of: ofPlace("host"), show: placeShown("host"), about: "the machine of its last start, after that of its first where it was resumed elsewhere" },
   pid: { label: "Process", of: ofPlace("pid"), show: String },
