@@ -65,6 +65,14 @@ def test_a_fleet_counts_in_its_processes_and_names_what_to_raise(page: Page, tmp
     assert "A larger cluster.samplers would make a step shorter" in page.texts(".verdict")[0]
 
 
+def test_of_roles_that_all_wait_most_of_the_time_none_sets_the_pace(page: Page, tmp_path: Path, served: Served) -> None:
+    phases = {"seconds/sample": 3.2, "seconds/score": 2.8, "seconds/update": 3.0, "seconds/step": 9.0}
+    page.open(served(_run(tmp_path / "even", **phases)) + "#system")
+    page.until("document.querySelector('.roles tbody tr')")
+    said = page.texts(".verdict")[0]
+    assert said.startswith("No role works most of the time: the sampler waits least, 64% of the time, the learner 67%")
+
+
 def test_with_lag_a_role_waits_as_its_queue_says(page: Page, tmp_path: Path, served: Served) -> None:
     waits = {"seconds/wait/sample": 0.5, "seconds/wait/score": 3.0, "seconds/wait/update": 4.0}
     folder = _run(tmp_path / "lag", "[rollout]\nlag = 1\n", **PHASES, **waits)

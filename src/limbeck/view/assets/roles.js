@@ -36,7 +36,8 @@ const waitingOf = ({ worked, waited }) => waited / Math.max(worked + waited, 1e-
 export function verdictOf(run, roles) {
   const [first, ...others] = [...roles].sort((a, b) => waitingOf(a) - waitingOf(b));
   if (first.role === "rest") return `No role sets the pace: ${REST.toLowerCase()} take ${percent(1 - waitingOf(first), 0)} of the time. “Time by phase” among the curves says which; record.every says how often rollouts are recorded.`;
-  const said = `The ${first.name.toLowerCase()} sets the pace: it waits ${percent(waitingOf(first), 0)} of the time${others.some(({ role }) => role !== "rest") ? `, ${others.filter(({ role }) => role !== "rest").map((role) => `the ${role.name.toLowerCase()} ${percent(waitingOf(role), 0)}`).join(", ")}` : ""}. `;
+  const name = first.name.toLowerCase(), waits = percent(waitingOf(first), 0), rest = others.filter(({ role }) => role !== "rest").map((role) => `, the ${role.name.toLowerCase()} ${percent(waitingOf(role), 0)}`).join("");
+  const said = waitingOf(first) > 0.5 ? `No role works most of the time: the ${name} waits least, ${waits} of the time${rest}. ` : `The ${name} sets the pace: it waits ${waits} of the time${rest}. `;
   const { rollout, cluster } = run.info.recipe;
   if (cluster) {
     const key = MORE[first.role.split("/")[0]];
