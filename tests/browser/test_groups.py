@@ -66,6 +66,53 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(page: Page, runs: Pa
     assert _in_page(page, hidden) == [found[1][2]], "a colour stays when others are hidden"
 
 
+def test_a_new_run_changes_no_colour(page: Page, tmp_path: Path, served: Served) -> None:
+    """Nor one that is before the others by its name; of groups neither."""
+    root = tmp_path / "runs"
+    for number, name in enumerate("cdb"):
+        made_runs.write_run(root / name, temperature=0.7 + number, steps=4, started=1000.0 * (1 + number))
+    page.open(served(root) + "#curves")
+    colours = """
+      return Object.fromEntries([...store.runs.map((run) => [run.id, run.colour]),
+        ...groups.groupsOf(store.runs, ['rollout.temperature']).map((group) => [group.label, group.colour])]);
+    """
+    before = _in_page(page, colours)
+    assert [before[name] for name in "cdb"] == ["--c1", "--c2", "--c3"], "the oldest first"
+    assert before["temperature 0.7"] == "--c1"
+    made_runs.write_run(root / "a", temperature=0.1, steps=4, started=9000.0)
+    page.until("document.querySelectorAll('.legendbar button').length === 4")
+    after = _in_page(page, colours)
+    assert {name: after[name] for name in before} == before
+    assert after["a"] == after["temperature 0.1"] == "--c4"
+    page.driver.refresh()
+    page.until("document.querySelectorAll('.legendbar button').length === 4")
+    assert _in_page(page, colours) == after
+
+
+def test_a_chart_speaks_of_what_it_draws(page: Page, runs: Path, served: Served) -> None:
+    """Of the temperatures of its lines, and in its help of the faint lines that one run has and several do not."""
+    address = served(runs)
+    helped = """
+      return Object.fromEntries([...document.querySelectorAll('.chart')].map((chart) => {
+        chart.scrollIntoView();
+        chart.querySelector('[aria-expanded]').click();
+        const texts = ['.tools dd', '.notice'].map((part) => chart.querySelector(part)?.textContent ?? '');
+        return [chart.querySelector('h3').firstChild.data, texts];
+      }));
+    """
+    page.open(f"{address}#curves?runs=t0.7-s0,t1.0-s0")
+    page.until("document.querySelectorAll('.chart canvas').length > 3")
+    said = page.run(helped)
+    assert "faint" not in said["Accuracy"][0] + said["Response length"][0]
+    assert "T 0.7 and 1" in said["Entropy"][1]
+    page.open(f"{address}#curves?runs=t0.7-s0")
+    page.until("document.querySelectorAll('.chart canvas').length > 3")
+    said = page.run(helped)
+    assert "The faint line is the same of the training prompts" in said["Accuracy"][0]
+    assert "The faint line is the longest" in said["Response length"][0]
+    assert said["Entropy"][1] == ""
+
+
 def test_a_groups_line_is_its_runs_mean_with_a_band(page: Page, runs: Path, served: Served) -> None:
     page.open(served(runs))
     script = "return groups.combine(store.runs.slice(0, 3), 'train', 'reverse_kl/exact', {band: band});"
@@ -187,6 +234,7 @@ def test_axes_and_marks_of_what_is_flat_far_out_or_at_the_same_place(page: Page,
         far: shown(far), newest: shown(hundred.with(99, 9000)), spread: spread[1] - spread[0],
         ticks: axes.tickTexts(format.significant, [9.75e-5, 1e-4, 1.025e-4], 2.5e-6),
         beside: [...marks.dodged(points, 100).values()], close: [...marks.dodged(points, 0.3).values()],
+        alone: [...marks.dodged([...points.slice(0, 2), {...points[2], x: [4, 10]}], 100).values()],
         health: chartlist.healthOf(run, spec),
       };
     """
@@ -195,8 +243,9 @@ def test_axes_and_marks_of_what_is_flat_far_out_or_at_the_same_place(page: Page,
     assert found["newest"] == [0, 9000], "the start of a divergence is seen"
     assert found["spread"] > 0.004, "rounding is no curve"
     assert found["ticks"] == ["0.975e\u22124", "1e\u22124", "1.025e\u22124"]
-    assert found["beside"] == [-6, 0, 6]
-    assert found["close"] == pytest.approx([-0.8, 0, 0.8]), "never across the next ones"
+    assert found["beside"] == [[-6, -6], [0, 0], [6, 6]]
+    assert [shifts[0] for shifts in found["close"]] == pytest.approx([-0.8, 0, 0.8]), "never across the next ones"
+    assert found["alone"] == [[-3, -6], [3, 0], [0, 6]], "around the step, and at it where no other is"
     assert found["health"]["ok"]
     assert found["health"]["far"] == ["9,001 at step 51 (healthy: up to 40)"]
 

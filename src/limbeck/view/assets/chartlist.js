@@ -7,7 +7,7 @@ export const PHASE_INKS = ["--c1", "--c4", "--c2", "--c6", "--c3", "--c5"];
 const INKS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7"];
 
 // One entry a line: key in the file, `from` where it is no train line, `ink` when one run is shown. `behind`: another key
-// of the chart that says the same better; where a run has both, this one is faint, and with several runs not drawn. `kl`: its lines
+// of the chart that says the same better; where a run has both, this one is faint, and with several runs not drawn. `about`: what the chart's help says of it where it is drawn. `kl`: its lines
 // are KLs, and those at different temperatures are apart. `atT`: they depend on the temperature, and each says it.
 export const HEADLINES = [
   { title: "Reverse KL", unit: "nats / token", size: "wide", height: 250, kl: true, keep: true, lines: [
@@ -18,13 +18,13 @@ export const HEADLINES = [
     adapt: (runs) => (runs.every(hasShares) ? { title: "Accuracy", format: percent, linear: true } : { title: "Reward", format: num, linear: false }),
     lines: [
       { key: "accuracy", from: "eval", label: "held-out", ink: "--c3", band: "interval", points: true },
-      { key: "reward", label: "training reward", ink: "--c6", faint: true }] },
+      { key: "reward", label: "training reward", ink: "--c6", faint: true, about: "The faint line is the same of the training prompts, which change every step." }] },
 ];
 export const LEARNING = [
   { title: "Entropy", unit: "nats / token", atT: true, lines: [
     { key: "entropy/student", label: "student", ink: "--c1" }, { key: "entropy/teacher", label: "teacher", ink: "--c2", dash: [6, 4] }] },
   { title: "Response length", unit: "tokens", lines: [
-    { key: "response_length/mean", label: "mean", ink: "--c1" }, { key: "response_length/max", label: "longest", ink: "--c6", faint: true }] },
+    { key: "response_length/mean", label: "mean", ink: "--c1" }, { key: "response_length/max", label: "longest", ink: "--c6", faint: true, about: "The faint line is the longest of the step." }] },
   { title: "Top tokens in common", unit: "share", format: percent, atT: true, lines: [{ key: "top_k_overlap", label: "overlap", ink: "--c3" }] },
   { title: "Objective", unit: "nats / token", kl: true, lines: [{ key: "objective", label: "mean", ink: "--c1" }] },
   { title: "Learning rate", format: significant, lines: [{ key: "lr", label: "rate", ink: "--c4" }] },
@@ -39,7 +39,7 @@ export const DIAGNOSTICS = [
     { key: "truncated", label: "cut at max_tokens", ink: "--c2" }, { key: "repetition", label: "looping", ink: "--c4", dash: [6, 4] }],
   rules: [{ key: "truncated", above: 0.5, alarm: "truncation", say: "of responses are cut at max_tokens" }, { key: "repetition", above: 0.5, alarm: "repetition", say: "of responses loop" }] },
   { title: "Importance ratio", unit: "p / μ", span: 0.02, linear: true, lines: [
-    { key: "importance/mean", label: "mean", ink: "--c1" }, { key: "importance/max", label: "largest", ink: "--c6", faint: true }],
+    { key: "importance/mean", label: "mean", ink: "--c1" }, { key: "importance/max", label: "largest", ink: "--c6", faint: true, about: "The faint line is the largest of the step." }],
   rules: [{ key: "importance/mean", below: 0.9, above: 1.1, say: "is the mean ratio" }] },
   { title: "Effective sample size", unit: "share of tokens", span: 0.02, format: percent, lines: [
     { key: "importance/effective_share", label: "effective", ink: "--c3" }],
@@ -55,7 +55,7 @@ export const DIAGNOSTICS = [
     { key: "env/failed", label: "episodes failed", ink: "--c7" }, { key: "teacher/samples_lost", label: "not scored", ink: "--c2" }],
   rules: [{ key: "env/failed", above: 0, say: "episodes of a step fail" }, { key: "teacher/samples_lost", above: 0, say: "responses of a step are not scored" }] },
   { title: "Certified error", unit: "nats", lines: [
-    { key: "teacher/error_bound/mean", label: "mean bound", ink: "--c1" }, { key: "teacher/error_bound/max", label: "largest", ink: "--c6", faint: true }],
+    { key: "teacher/error_bound/mean", label: "mean bound", ink: "--c1" }, { key: "teacher/error_bound/max", label: "largest", ink: "--c6", faint: true, about: "The faint line is the largest of the step." }],
   rules: [{ key: "teacher/error_bound/mean", above: (_, recipe) => recipe.teacher?.max_rescale_error ?? 0.02, say: "nats are not known of a score" }] },
   { title: "Tokens left out", unit: "share of tokens", format: percent, span: 0.02, lines: [
     { key: "teacher/tokens_left_out", over: "tokens/trained", label: "too uncertain", ink: "--c2" }],

@@ -225,18 +225,21 @@ export class Chart {
     const { from, to, shifts } = this.spread(this.u.over.clientWidth || this.u.width - 70);
     this.shifts = shifts;
     this.u.setScale("x", { min: from, max: to });
-    const points = this.u.over.querySelectorAll(".u-cursor-pt");  // one a series: those of a moved line move with it
+  }
+  // What is pointed at has a ring at each line, one a series: that of a moved point moves with it.
+  moveRings(index) {
+    const rings = this.u.over.querySelectorAll(".u-cursor-pt");
     let place = 0;
     for (const line of this.lines) {
-      if (points[place]) points[place].style.translate = `${shifts.get(line) ?? 0}px`;
+      if (rings[place]) rings[place].style.translate = `${this.shifts.get(line)?.[line.x.indexOf(this.data[0][index])] ?? 0}px`;
       place += line.columns.length;
     }
   }
   // What the x axis shows on `width` pixels: [from, to], with room for points that stand beside each other at its ends.
   spread(width) {
     const [low, high] = this.visible, [from, to] = low === high ? [low - 1, high + 1] : [low, high], scale = width / (to - from);
-    const shifts = dodged(this.lines, scale), room = this.zoomed ? 0 : Math.max(0, ...shifts.values()) / scale;
-    return { from: from - room, to: to + room, shifts };
+    const shifts = dodged(this.lines, scale), ends = this.zoomed ? [] : [...shifts].flatMap(([line, moved]) => line.x.map((x, i) => x + moved[i] / scale)).filter(Number.isFinite);
+    return { from: Math.min(from, ...ends), to: Math.max(to, ...ends), shifts };
   }
 
   // The values at a place (the last ones where none is pointed at), as numbers beside their colours. A value that was
@@ -244,6 +247,7 @@ export class Chart {
   // the labels stand there.
   describe(index) {
     if (!this.u) return;
+    if (known(index)) this.moveRings(index);
     const pointed = known(index), shared = this.axis === "step", valued = pointed || shared;
     const place = this.data[0][pointed ? index : this.data[0].length - 1];
     const where = !known(place) ? "" : shared ? this.stepAt(place) : `${this.axis} ${place.toLocaleString("en-US")}`;

@@ -33,7 +33,7 @@ function lineOf(group, spec, wanted, { several, spread }) {
   if (stronger && several) return null;
   const ink = colour(several ? group.colour : line.ink), drawn = runs.length > 1 ? together(runs, line, group.runs.length) : alone(runs[0], spread ? { ...line, band: "" } : line);
   return drawn.steps.length === 0 ? null : {
-    ...drawn, sources: runs, colour: ink, band: `${ink}2e`, key: line.key, from: line.from, label: line.label, group: group.label,
+    ...drawn, sources: runs, colour: ink, band: `${ink}2e`, key: line.key, from: line.from, label: line.label, about: stronger && line.about, group: group.label,
     run: runs.length > 1 ? group.label : runs[0].id, owner: several ? group.label : undefined, temperatures: runs.map((run) => atT(run, line)),
     dash: line.dash, width: stronger ? 1 : 1.75, alpha: stronger ? 0.55 : 1, faint: Boolean(stronger), points: line.points,
   };
@@ -88,7 +88,7 @@ function build(spec) {
 function saidOf(spec, lines) {
   const where = spec.heldOut && (lines.length && !lines.some((line) => line.from === "eval") ? "training" : "held-out"), banded = lines.filter((line) => line.columns.length === 3);
   const band = banded.some((line) => line.counts) ? BANDS[bandNow()].said : banded.some((line) => line.interval) ? "95% interval" : banded.length ? "± 1 standard error" : "";
-  return { unit: [where, spec.unit, band].filter(Boolean).join(", "), around: aroundOf(banded, BANDS[bandNow()]) };
+  return { unit: [where, spec.unit, band].filter(Boolean).join(", "), around: [...new Set(lines.map((line) => line.about)), aroundOf(banded, BANDS[bandNow()])].filter(Boolean).join(" ") };
 }
 
 const atT = (run, line) => temperatureOf(run, line.from ?? "train", line.key);
@@ -102,7 +102,7 @@ function mixed(spec, lines) {
     const t = nameOfT(line.temperatures);
     return line.owner ? { ...line, owner: `${line.owner}, ${t}` } : { ...line, label: line.label && `${line.label}, ${t}` };
   });
-  return { lines: named, ...(spec.kl && { notice: `KLs at different temperatures (${nameOfT(all)}) are different quantities: compare within one only.` }) };
+  return { lines: named, notice: spec.kl ? `KLs at different temperatures (${nameOfT(all)}) are different quantities: compare within one only.` : `Lines at different temperatures (${nameOfT(all)}) are different quantities. Pointing says which line has which.` };
 }
 
 // Seconds of each phase, one on top of the other, of the newest run shown that has them. A step without a phase spent

@@ -1,7 +1,7 @@
 // Runs put together by keys of their recipes: one line a group, its mean over runs with a band.
 import { address } from "./address.js";
 import { differing, flat, isAside, keysOf, recipeText, signatureOf } from "./flat.js";
-import { RUN_COLOURS, store } from "./store.js";
+import { byBegin, RUN_COLOURS, store } from "./store.js";
 import { studentPoint } from "./student.js";
 
 // What a band is, from the spread of `n` runs around their mean. `said` of a chart that has it; `columns` of its ends in a file.
@@ -32,7 +32,7 @@ function groupKeysOf(runs, by = groupedBy()) {
 export function groupsOf(runs, by = groupedBy(), all = store.runs) {
   if (!by.length) return runs.map((run) => ({ id: run.id, label: run.id, colour: run.colour, runs: [run], values: new Map(), grouped: false }));
   const keys = groupKeysOf(all, by), places = new Map();
-  for (const run of all) { const id = signatureOf(run, keys); if (!places.has(id)) places.set(id, places.size); }  // a colour stays when runs are hidden
+  for (const run of byBegin(all)) { const id = signatureOf(run, keys); if (!places.has(id)) places.set(id, places.size); }  // a colour stays when runs are hidden, and when new ones come
   const telling = differing(all, keys), groups = new Map(), totals = new Map();
   for (const run of all) { const id = signatureOf(run, keys); totals.set(id, (totals.get(id) ?? 0) + 1); }
   const labels = labelsOf(all, telling.length ? telling : keys);

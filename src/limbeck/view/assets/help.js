@@ -8,12 +8,12 @@ const CHART_HELP = {
     "Flat from the start: raise learner.lr. Rises or jumps: lower it. Training falls and held-out does not: more prompts. Stays high at a few tokens: look at Disagreement, for a template or an end token that the two do not share.",
   ],
   Accuracy: [
-    "The share of held-out answers that the task's grader takes for right. The faint line is the same of the training prompts, which change every step. Only points were measured; nothing is known between them.",
+    "The share of held-out answers that the task's grader takes for right. Only points were measured; nothing is known between them.",
     "It rises towards the teacher's own accuracy (limbeck eval --compare measures it). Two points whose intervals do not overlap differ. Those whose intervals overlap a little may differ too: this rough rule asks for more than 95%. Samples, Evaluations tests the difference on the prompts that both answered.",
     "Intervals too wide: raise eval.prompts. KL falls and accuracy does not: read answers under Samples; the grader may refuse a format, or answers may be cut.",
   ],
   Reward: [
-    "The mean reward of held-out answers. Some rewards are outside of 0 to 1, so the mean is no accuracy. The faint line is the same of the training prompts.",
+    "The mean reward of held-out answers. Some rewards are outside of 0 to 1, so the mean is no accuracy.",
     "It rises towards the teacher's own mean reward (limbeck eval --compare measures it).",
     "Intervals too wide: raise eval.prompts. KL falls and the reward does not: read answers under Samples.",
   ],
@@ -23,9 +23,9 @@ const CHART_HELP = {
     "Student far below the teacher: it collapses onto few answers. Lower learner.lr. Student far above: it has not learned yet, or the temperature is too high.",
   ],
   "Response length": [
-    "Tokens the student samples for an answer: the mean, and the longest of each step.",
-    "It moves towards the teacher's usual length and stays. The longest stays below rollout.max_tokens.",
-    "It grows and grows: the student does not stop. Compare the stop tokens with the end token of the chat template. The longest is always the limit: see Truncated and looping.",
+    "Tokens the student samples for an answer, as the mean of each step.",
+    "It moves towards the teacher's usual length and stays, and few responses reach rollout.max_tokens.",
+    "It grows and grows: the student does not stop. Compare the stop tokens with the end token of the chat template. Many reach the limit: see Truncated and looping.",
   ],
   "Time by phase": [
     "Where the seconds of a step go: sampling answers, grading them, scoring them by the teacher, recording, the update of the weights, and handing these to the sampler. With rollout.lag phases overlap, and their sum is more than the step.",
@@ -38,7 +38,7 @@ const CHART_HELP = {
     "Cut while still answering: raise rollout.max_tokens. Cut after the answer: the stop tokens are not those of the chat template. Looping: lower learner.lr or the temperature, and read some under Samples.",
   ],
   "Importance ratio": [
-    "The probability of each sampled token under the weights being trained, over that under the weights that sampled it: p / μ. Mean, and largest of the step.",
+    "The probability of each sampled token under the weights being trained, over that under the weights that sampled it: p / μ, as the mean of each step.",
     "The mean is 1. Without lag the largest is close to 1 too.",
     "The mean is off 1: the sampler does not do what was asked; see Sampler mismatch. Only the largest is far out: rare tokens; with lag, the student moves far in an update. Lower learner.lr or rollout.lag.",
   ],
@@ -84,7 +84,7 @@ const CHART_HELP = {
     "The console and the failed episodes' kinds (under All other metrics) say why. A few are harmless; the recipe's fractions say how many stop the run.",
   ],
   "Certified error": [
-    "How far a rescaled score can be from the exact one, in nats: the mean and the largest bound of the tokens that are trained on.",
+    "How far a rescaled score can be from the exact one, in nats: the mean bound of the tokens that are trained on.",
     "The mean is well below teacher.max_rescale_error; wider ones are left out.",
     "Ask the teacher for more log-probs a token, or serve a baked checkpoint, which is exact.",
   ],

@@ -10,21 +10,28 @@ function onCanvas(u, paint) {
   ctx.restore();
 }
 
-// Evaluations of several runs are at the same steps: there their points stand beside each other. line -> by how many pixels it is
-// moved, where one of the x axis is `scale` pixels.
+// Evaluations of several runs at the same step stand beside each other, around it; one that is alone stands at it.
+// line -> index -> by how many pixels the point is moved, where one of the x axis is `scale` pixels.
 const APART = 6;
 export function dodged(lines, scale) {
-  const points = lines.filter((line) => line.points && line.columns[0].some(known)), shifts = new Map();
-  const gaps = points.flatMap((line) => line.x.slice(1).map((x, i) => x - line.x[i])).filter((gap) => gap > 0);
-  const apart = points.length < 2 ? 0 : Math.min(APART, (0.8 * scale * Math.min(...gaps, Infinity)) / points.length);
-  points.forEach((line, i) => shifts.set(line, (i - (points.length - 1) / 2) * apart));
+  const shifts = new Map(), at = new Map();  // place -> the points there
+  for (const line of lines.filter((one) => one.points)) {
+    shifts.set(line, line.x.map(() => 0));
+    line.x.forEach((x, i) => { if (known(x) && known(line.columns[0][i])) at.set(x, [...(at.get(x) ?? []), [line, i]]); });
+  }
+  const places = [...at.keys()].sort((a, b) => a - b);
+  places.forEach((x, place) => {
+    const points = at.get(x), gap = Math.min(x - (places[place - 1] ?? -Infinity), (places[place + 1] ?? Infinity) - x);
+    const apart = Math.min(APART, (0.8 * scale * gap) / points.length);
+    points.forEach(([line, i], rank) => { shifts.get(line)[i] = (rank - (points.length - 1) / 2) * apart; });
+  });
   return shifts;
 }
 
-// Points with error bars, each line's moved by its shift in pixels.
+// Points with error bars, each moved by its shift in pixels.
 export function drawPoints(u, lines, shifts) {
   onCanvas(u, (ctx, bbox, ratio) => {
-    const cap = 3 * ratio, beyond = Math.max(2 * cap, ...[...shifts.values()].map((shift) => Math.abs(shift) * ratio + cap));
+    const cap = 3 * ratio, beyond = Math.max(2 * cap, ...[...shifts.values()].flat().map((shift) => Math.abs(shift) * ratio + cap));
     ctx.beginPath();
     ctx.rect(bbox.left - beyond, bbox.top - cap - ratio, bbox.width + 2 * beyond, bbox.height + 2 * (cap + ratio));
     ctx.clip();
@@ -38,7 +45,7 @@ export function drawPoints(u, lines, shifts) {
       ctx.fillStyle = colour("--card");
       const yOf = (value) => Math.max(bbox.top, Math.min(bbox.top + bbox.height, u.scales.y.distr === 3 && !(value > 0) ? Infinity : u.valToPos(value, "y", true)));
       line.x.forEach((place, i) => {
-        const x = u.valToPos(place, "x", true) + (shifts.get(line) ?? 0) * ratio, [value, low, high] = line.columns.map((column) => column[i]);
+        const x = u.valToPos(place, "x", true) + (shifts.get(line)?.[i] ?? 0) * ratio, [value, low, high] = line.columns.map((column) => column[i]);
         if (!known(value) || x < bbox.left - beyond || x > bbox.left + bbox.width + beyond) return;
         ctx.beginPath();
         if (known(low) && known(high)) for (const [x0, y0, x1, y1] of [[x, yOf(low), x, yOf(high)], [x - cap, yOf(low), x + cap, yOf(low)], [x - cap, yOf(high), x + cap, yOf(high)]]) { ctx.moveTo(x0, y0); ctx.lineTo(x1, y1); }

@@ -7,9 +7,9 @@ const RACE_SECONDS = 20;  // a machine's name does not prove that its processes 
 export const RUN_COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7"];
 
 class RunData {
-  constructor(info, index) {
+  constructor(info) {
     this.id = info.id;
-    this.colour = RUN_COLOURS[index % RUN_COLOURS.length];
+    this.place = undefined;
     this.shown = false;
     this.describe(info);
     this.forget();
@@ -163,9 +163,10 @@ class Store extends EventTarget {
     for (const info of answer.runs) {
       const known = this.runs.find((run) => run.id === info.id);
       if (known) known.describe(info);
-      else { this.runs.push(new RunData(info, this.runs.length)); changed = true; }
+      else { this.runs.push(new RunData(info)); changed = true; }
     }
     this.lookForMissing();
+    this.colourAll();
     if (changed) {
       const places = new Map(answer.ids.map((id, place) => [id, place]));
       this.runs.sort((a, b) => places.get(a.id) - places.get(b.id));
@@ -194,12 +195,16 @@ class Store extends EventTarget {
       }
     }
   }
+  // By when they began: a run that is new changes no other's colour.
+  colourAll() {
+    byBegin(this.runs).forEach((run, place) => { if (run.place !== place) Object.assign(run, { place, colour: RUN_COLOURS[place % RUN_COLOURS.length] }); });
+  }
   // Which runs are shown: those named, or the newest few; of groups the newest few, with all of their runs (`byGroup`, of groups.js). A colour of its own for each, as long as there are some.
   setShown(ids) {
     const wanted = new Set(ids ?? this.usual());
     for (const run of this.runs) run.shown = wanted.has(run.id);
     const taken = new Set();
-    const repeated = this.shown.filter((run) => taken.size === taken.add(run.colour).size);
+    const repeated = byBegin(this.shown).filter((run) => taken.size === taken.add(run.colour).size);
     const free = RUN_COLOURS.filter((colour) => !taken.has(colour));
     for (const run of repeated) run.colour = free.shift() ?? run.colour;
   }
@@ -225,6 +230,10 @@ class Store extends EventTarget {
     this.tell("problems");
   }
 }
+
+// The oldest first; names decide where two began together. A run without a history is an old one, or is just being made.
+const beganOf = (run) => run.info.history?.started ?? (run.step ? 0 : Infinity);
+export const byBegin = (runs) => [...runs].sort((a, b) => (beganOf(a) === beganOf(b) ? 0 : beganOf(a) - beganOf(b)) || (a.id < b.id ? -1 : 1));
 
 export const store = new Store();
 address.addEventListener("navigate", () => {

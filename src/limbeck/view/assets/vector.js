@@ -47,7 +47,7 @@ export function svgOf(chart, across) {
   drawing.at = drawing.add("g", { "clip-path": "url(#plot)" });
   drawLines(drawing, chart, { x, y, wide, box });
   drawing.at = drawing.root;
-  for (const line of lines.filter((one) => one.points)) drawMarkers(drawing, line, { shift: shifts.get(line) ?? 0, x, y, wide, range, box });
+  for (const line of lines.filter((one) => one.points)) drawMarkers(drawing, line, { moved: shifts.get(line), x, y, wide, range, box });
   for (const { line, i, above } of chart.clipped) drawing.add("path", { class: "clipped", fill: line.colour, d: arrow(x(line.x[i]), above ? box.top : box.bottom, above ? 1 : -1) });
   const seen = chart.alarms.filter((alarm) => alarm.x >= wide[0] && alarm.x <= wide[1]), alarms = seen.map((alarm) => x(alarm.x)), whose = [...new Set(seen.map((alarm) => alarm.run).filter(Boolean))];
   for (const [start, end] of spans(alarms, 10)) drawing.add("path", { class: "alarm", fill: colour("--alarm"), d: `${arrow(start, box.bottom - 8, 1)}${start < end ? `M${start} ${box.bottom}H${end}v-2.5H${start}z` : ""}` });
@@ -140,11 +140,11 @@ function drawLayer(drawing, line, below, points, box) {
 }
 
 // Not cut at the edges of the plot: a point at the first step is whole.
-function drawMarkers(drawing, line, { shift, x, y, wide, range, box }) {
+function drawMarkers(drawing, line, { moved, x, y, wide, range, box }) {
   const usable = (value) => known(value) && value >= range[0] && value <= range[1];
   line.x.forEach((place, i) => {
     if (place < wide[0] || place > wide[1] || !usable(line.columns[0][i])) return;
-    const at = round(x(place) + shift), [low, high] = [line.columns[1]?.[i], line.columns[2]?.[i]];
+    const at = round(x(place) + moved[i]), [low, high] = [line.columns[1]?.[i], line.columns[2]?.[i]];
     if (known(high) && known(low)) {
       const foot = usable(low) ? y(low) : box.bottom, top = usable(high) ? y(high) : box.top;
       drawing.add("path", { class: "bar", d: `M${at} ${foot}V${top}M${at - 3} ${foot}h6M${at - 3} ${top}h6`, stroke: line.colour, "stroke-width": 1.25 });
