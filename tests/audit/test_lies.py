@@ -263,3 +263,21 @@ def test_an_estimator_that_changes_in_the_middle(clean: Rows, tmp_path: Path, si
     tokens, units = tokens_of(dump.rows, [row.trained for row in dump.rows]), units_of(dump.rows)[0]
     ((finding,), _) = spells(dump.rows, tokens, units, lambda _: {}, check_advantages)
     assert (finding.name, finding.since_step) == ("k3_advantage", None if since == 1 else since)
+
+
+@pytest.mark.parametrize("sharpness", [4.0, 8.0, pytest.param(12.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sure", [0.001, 0.03])
+def test_weights_that_moved_on_are_no_other_fault(tmp_path: Path, sharpness: float, sure: float) -> None:
+    """A student that became sure of what it says: its log-probs are nearly 0, as those of any student times 0.125."""
+    world, rng = World.make(tmp_path, sharpness), np.random.default_rng(0)
+    rows = world.dump(0.7, 40, seed=3)
+    for row in rows[12:]:
+        new = (-sure * rng.exponential(size=len(row["mask"]))).tolist()
+        row["student_logprobs"] = row["sampler_logprobs"] = new
+    report = audited(world, rows, tmp_path)
+    wanted = ["student_tokenizer_or_weights", "sampler_tokenizer_or_weights"]
+    assert [finding.name for finding in report.findings] == wanted
+    for finding in report.findings:
+        assert finding.since_step == 4
+        assert float(finding.measured) > float(finding.expected)
+        assert "the weights moved" in finding.cause

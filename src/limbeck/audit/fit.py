@@ -72,6 +72,7 @@ class Stretch:
     residual: float = math.nan  # its mean, each cut at `CAP`
     raw: float = math.nan  # the same without allowing for values that were recorded in bfloat16
     square: float = math.nan  # the mean of the squares of `raw`
+    size: float = math.nan  # the mean of the values themselves, cut in the same way: what guessing 0 would leave
     wild: float = 0.0  # share of tokens that are far off
     count: int = 0
     context: str = ""  # what the model saw in place of the row's own prefix, where that explains more
@@ -144,6 +145,11 @@ def candidates(curves: Curves) -> list[Candidate]:
     return [
         Candidate(s, f, float(b)) for s in shifts for f in forms for b in curves.betas if f[0] != "b" or s == "none"
     ]
+
+
+def honest_beta(curves: Curves, temperature: float) -> float:
+    """1/T of the temperature that was meant, as it is in the grid."""
+    return float(curves.betas[np.abs(curves.betas - 1 / temperature).argmin()])
 
 
 def costs(curves: Curves, recorded: Recorded, tried: Sequence[Candidate], units: int) -> Reals:
@@ -254,7 +260,7 @@ def explain(
     `steps`, a stretch begins with a step; else its border is moved to the row where it fits best.
     """
     tried = candidates(curves)
-    honest = float(curves.betas[np.abs(curves.betas - 1 / temperature).argmin()])
+    honest = honest_beta(curves, temperature)
     cost_UH = costs(curves, recorded, tried, units)
     floor = float(cost_UH.sum(axis=0).min())
     total = len(recorded.values)
@@ -303,10 +309,10 @@ def _paid(curves: Curves, part: Recorded, stretch: Stretch, recorded: Recorded, 
     return np.asarray(np.nan_to_num(np.minimum(residual, CAP), nan=0.0))
 
 
-def measure(curves: Curves, recorded: Recorded, stretch: Stretch) -> Stretch:
-    """The stretch with its temperature fitted and its residuals counted."""
+def measure(curves: Curves, recorded: Recorded, stretch: Stretch, fitted: bool = True) -> Stretch:
+    """The stretch with its temperature `fitted`, or as it is, and its residuals counted."""
     part = recorded.take(stretch.tokens)
-    best, error = refine(curves, part, stretch.best)
+    best, error = refine(curves, part, stretch.best) if fitted else (stretch.best, math.inf)
     raw = np.abs(part.values - predicted(curves, part, best)[0])
     residual = np.maximum(raw - HALF * np.abs(part.values), 0.0)[np.isfinite(raw)]
     raw = raw[np.isfinite(raw)]
@@ -317,4 +323,5 @@ def measure(curves: Curves, recorded: Recorded, stretch: Stretch) -> Stretch:
         residual=float(np.minimum(residual, CAP).mean()) if len(residual) else math.nan, count=len(residual),
         raw=float(np.minimum(raw, CAP).mean()) if len(raw) else math.nan,
         square=float((np.minimum(raw, CAP) ** 2).mean()) if len(raw) else math.nan,
+        size=float(np.minimum(np.abs(part.values), CAP).mean()) if len(part.values) else math.nan,
     )  # fmt: skip

@@ -11,6 +11,7 @@ NAMES = {
     "own": "each token was scored with the logits after the token itself",
     "early": "each token was scored with the logits one position too early",
 }
+MOVED = "the weights moved with every update, and the model given is of another step than these rows"
 OFFSETS = {"next": 1, "previous": -1, "own": 1, "early": -1}
 
 
@@ -104,10 +105,13 @@ def unexplained_finding(name: str, left: float, limit: float, share: str, start:
         f"{share}the {name}'s log-probs are {left:.3f} nats a token from what this model gives, at any "
         f"temperature from 0.125 to 8, shift or prompt that was tried (at most {limit:.3f} is noise).",
         {
-            "student": "another checkpoint than the one given, or ids of another tokenizer",
+            "student": f"{MOVED}; else another checkpoint than the one given, or ids of another tokenizer",
             "teacher": "ids of another tokenizer, or another model than the one given",
-            "sampler": "the sampler's weights were not the trainer's",
+            "sampler": f"{MOVED}; else the sampler's weights were not the trainer's",
         }[name],
-        "compare both tokenizers (limbeck check) and give the very checkpoint that scored these steps",
+        "compare both tokenizers (limbeck check) and give the very checkpoint that scored these steps"
+        if name == "teacher"
+        else "give as --student the checkpoint that sampled these steps, or audit the rows of one step with its "
+        "weights; if the finding stays, compare both tokenizers (limbeck check)",
         **start,
     )
