@@ -223,3 +223,25 @@ def test_the_command_prints_a_page_or_json_and_exits_1(
     assert {"name", "measured", "expected", "remedy"} <= set(answer["findings"][0])
     missing = CliRunner().invoke(main, ["audit", str(tmp_path / "no"), *options[2:]])
     assert (missing.exit_code, missing.exception.__class__) == (1, SystemExit)
+
+
+def test_a_runs_folder_is_read_as_its_rollouts(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model = run / "checkpoints" / "step-000002" / "model"
+    for folder in (model, run / "rollouts"):
+        folder.mkdir(parents=True)
+    (run / "recipe.toml").write_text("")
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    (model / "config.json").write_text('{\n  "model_type": "llama"\n}')
+    (model / "model.safetensors").write_bytes(b"")
+    write(rows, run / "rollouts" / "step-000001.jsonl")
+    assert len(read_dump(run).rows) == len(read_dump(run / "rollouts").rows) == len(rows)
+    with pytest.raises(DataError, match=r"step-000002/model is a model, and no dump: expected .*\.parquet"):
+        read_dump(run / "checkpoints")
+
+
+def test_a_run_without_rollouts_says_what_records_them(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"step-N\.parquet: train with record\.every"):
+        read_dump(tmp_path)

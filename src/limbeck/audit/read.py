@@ -40,13 +40,27 @@ VERL_REMEDY = (
 def read_dump(path: Path) -> Dump:
     """The dump in a file, or in all files below a folder in the order of the numbers in their names.
 
-    Raises `DataError` for what is no dump, and for a pickle that holds more than tensors and plain containers.
+    Of the folder of one of our own runs, its recorded rollouts alone. Raises `DataError` for what is no dump, and for
+    a pickle that holds more than tensors and plain containers.
     """
     if not path.exists():
         raise DataError(f"{path} is not there, expected a dump to audit: a file or a folder of them.")
+    if (path / "recipe.toml").is_file():  # beside its rollouts are metrics, checkpoints and states, which are no dump
+        path = path / "rollouts"
+        if not path.is_dir():
+            raise DataError(
+                f"{path} is not there, expected the recorded rollouts of a run, step-N.parquet: train with "
+                "record.every and record.rollouts_per_step above 0."
+            )
     files = [path] if path.is_file() else sorted((p for p in path.rglob("*") if p.suffix in SUFFIXES), key=_order)
     if not files:
         raise DataError(f"{path} has no file to audit, expected one that ends in {', '.join(SUFFIXES)}.")
+    model = next((f.parent for f in files if path.is_dir() and f.name == "config.json"), None)
+    if model is not None and any(model.glob("*.safetensors")):
+        raise DataError(
+            f"{model} is a model, and no dump: expected recorded rollouts alone, in files that end in "
+            f"{', '.join(SUFFIXES)}. Give the file or folder that the trainer recorded them in."
+        )
     files, evaluations = _without_evaluations(files)
     dumps = [_checked(file) for file in files]
     kinds = sorted({dump.kind for dump in dumps})

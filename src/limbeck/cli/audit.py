@@ -10,7 +10,11 @@ import click
 
 @click.command(short_help="Say what is wrong in another trainer's recorded rollouts.")
 @click.argument("dump", type=click.Path(path_type=Path))
-@click.option("--student", required=True, help="Folder or hub name of the model that sampled.")
+@click.option(
+    "--student",
+    required=True,
+    help="Folder or hub name of the very weights that sampled: in training they move with every update.",
+)
 @click.option(
     "--teacher",
     required=True,
@@ -21,8 +25,8 @@ import click
 def audit(dump: Path, student: str, teacher: str, temperature: float, as_json: bool) -> None:
     """Recompute both sides of DUMP and say what is wrong, and since when.
 
-    DUMP is a file or folder of rollouts: our own, the neutral schema of the guide *Auditing a run*, or what
-    slime, miles, verl, TRL and prime-rl write. The exit status is 0 where something was
+    DUMP is a file or folder of rollouts: a run of ours (its folder, or RUN/rollouts), the neutral schema of the guide
+    *Auditing a run*, or what slime, miles, verl, TRL and prime-rl write. The exit status is 0 where something was
     checked and there is no finding, else 1.
     """
     from limbeck.audit.report import page
