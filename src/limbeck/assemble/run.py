@@ -44,6 +44,7 @@ from limbeck.objectives import Loss, loss_of
 from limbeck.protocols import BatchesTurns, Environment, Learner, Objective, Samples
 from limbeck.records import ProbeResult
 from limbeck.teachers.local import LocalTeacher
+from limbeck.training.alarms import kl_should_fall
 from limbeck.training.interruption import cancel_others
 from limbeck.training.journal import Journal
 from limbeck.training.kept_prompts import keep_prompts
@@ -152,6 +153,7 @@ async def _assemble(
         eval_teachers=elsewhere.at,
         min_scored_fraction=teachers.min_scored_fraction,
         same_weights=checkpoint is None and given.teacher is None and _is_self_taught(recipe),
+        kl_should_fall=given.objective is None and given.learner is None and kl_should_fall(recipe),
         teacher_seconds=proven.seconds,
         computing_seconds=None if fleet is None else fleet.computing_seconds,
         usage=dict if fleet is None else fleet.usage,

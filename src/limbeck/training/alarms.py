@@ -8,22 +8,42 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbeck.formatting import number
+
+if TYPE_CHECKING:
+    from limbeck.config.recipe import Recipe
 
 EARLY_STEPS = 10  # a run is compared with the median of its own first steps
 HIGH_SHARE = 0.5  # of responses that are cut, or that loop
 SUPPORT_ERRORS, SUPPORT_SHARE = 6, 0.02  # standard errors, and share of the tokens beside them
 MAX_MISMATCH = 0.1  # nats a token between sampler and learner; a good engine is below 0.02
+RISE, LEAST_RISE = 2, 0.1  # times the KL of the first steps, and nats a token above it
+RISE_ERRORS = 4  # standard errors of the difference, from the scatter of the steps
+NO_KL = 0.01  # nats a token; a student that begins as its teacher can only move away
+
+
+def kl_should_fall(recipe: Recipe) -> bool:
+    """Whether the reverse KL to one fixed teacher is all that a recipe makes smaller, on the student's own samples."""
+    objective, teachers = recipe.objective, [recipe.teacher]
+    if recipe.teacher.kind == "routed":
+        teachers = list(recipe.teacher.teachers.values())
+    alone = objective.divergence == "reverse_kl" and objective.task_reward is None and objective.reference is None
+    return alone and not recipe.rollout.sources and all(one.kind not in ("self", "dataset") for one in teachers)
 
 
 class Alarms:
     """Feed it the train lines in order; `check` answers with the alarms of each."""
 
-    def __init__(self, same_weights: bool, before: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, same_weights: bool, before: Iterable[Mapping[str, Any]] = (), falls: bool = False) -> None:
+        """`falls`: the reverse KL is expected to, see `kl_should_fall`."""
         self.same_weights = same_weights
+        self.falls = falls
+        self.first_kl: list[float] = []
+        self.last_kl: deque[float] = deque(maxlen=EARLY_STEPS)
         self.early: dict[str, list[float]] = {}
         self.seen = 0
         for line in before:
@@ -37,6 +57,7 @@ class Alarms:
             for name, message in (
                 ("identity", self._identity(line)),
                 ("negative_kl", _negative_kl(line)),
+                ("kl_rising", self._kl_rising(line)),
                 ("entropy", self._entropy(line)),
                 ("length", self._length(line)),
                 ("truncation", self._truncation(line)),
@@ -60,6 +81,27 @@ class Alarms:
                 "below 0.01): the two are not scored in the same way"
             )
         return None
+
+    def _kl_rising(self, line: Mapping[str, Any]) -> str | None:
+        value = line.get("reverse_kl/exact", line.get("reverse_kl/sampled"))
+        if not self.falls or value is None or not math.isfinite(value):
+            return None
+        if len(self.first_kl) < EARLY_STEPS:
+            self.first_kl.append(value)
+            return None
+        self.last_kl.append(value)
+        if len(self.last_kl) < EARLY_STEPS:
+            return None
+        start, now = statistics.fmean(self.first_kl), statistics.fmean(self.last_kl)
+        error = math.sqrt((statistics.variance(self.first_kl) + statistics.variance(self.last_kl)) / EARLY_STEPS)
+        if start < NO_KL or now < RISE * start or now - start < max(LEAST_RISE, RISE_ERRORS * error):
+            return None
+        return (
+            f"the reverse KL rose from {number(start)} nats a token in the first {EARLY_STEPS} steps to {number(now)} "
+            f"in the last {EARLY_STEPS}: the student moves away from the teacher. Is learner.lr too high? Lower it by "
+            "3 first. If the KL still rises: is it the right teacher, with the student's chat template? Look at "
+            "Samples and Disagreement in limbeck view"
+        )
 
     def _entropy(self, line: Mapping[str, Any]) -> str | None:
         now, start = line.get("entropy/student"), self._usual("entropy/student")

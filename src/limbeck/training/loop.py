@@ -78,7 +78,8 @@ async def _train(run: Run) -> None:
     shares = shares_of(recipe)
     order = order_of(run.task, recipe.rollout.prompts_per_step, recipe.seed, shares.of_task_before)
     lines = run.folder.lines()
-    alarms = Alarms(run.same_weights, (line for line in lines if line["kind"] == "train"))
+    trained = (line for line in lines if line["kind"] == "train")
+    alarms = Alarms(run.same_weights, trained, run.kl_should_fall)
     before = {line["step"] for line in lines if line["kind"] == "eval"}  # one that a stop cut off is not among them
 
     def is_evaluated(step: int) -> bool:

@@ -57,6 +57,7 @@ class Run:
     names: TokenNames | None = None  # None: rollouts are not recorded
     min_scored_fraction: float = 1.0  # of a step's rollouts that the teacher must score, or the step stops
     same_weights: bool = False  # student and teacher begin as the same model
+    kl_should_fall: bool = False  # nothing else is trained for
     sources: Sources | None = None  # of a step's sequences; None: the student samples everything
     student_top: int = 0  # K of the student's own most likely ids, which teachers are asked about; 0: they are not
     teacher_seconds: Callable[[], Mapping[str, float]] = dict  # of the last scoring, by teacher where there are several
