@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import limbeck
 from limbeck import api
 from limbeck.config.objective import JSDConfig, ReverseKLConfig
-from limbeck.config.recipe import Recipe, dotted_keys, load_recipe, parse_recipe
+from limbeck.config.recipe import Recipe, RolloutConfig, dotted_keys, load_recipe, parse_recipe
 from limbeck.config.teacher import LocalTeacherConfig
 from limbeck.errors import RecipeError
 
@@ -163,6 +163,32 @@ def test_missing_tables_are_named() -> None:
 def test_combinations_that_cannot_work(overrides: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse_recipe(MINIMAL, overrides)
+
+
+def test_a_changed_copy_is_checked() -> None:
+    recipe = parse_recipe(MINIMAL, ["rollout.sources=[{from='student', share=0.5}, {from='teacher', share=0.5}]"])
+    copy = recipe.model_copy(update={"steps": 7})
+    assert copy == parse_recipe(recipe.model_dump(mode="json", exclude_none=True), ["steps=7"])
+    assert copy.model_fields_set == recipe.model_fields_set | {"steps"}
+    assert copy.model_dump(exclude_unset=True) == {**recipe.model_dump(exclude_unset=True), "steps": 7}
+    assert recipe.model_copy() == recipe
+    assert recipe.rollout.sources[0].model_copy(update={"share": 0.25}).share == 0.25
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"stepz": 3}, "unknown key 'stepz'. Did you mean 'steps'?"),
+        ({"steps": -3}, "steps: Input should be greater than or equal to 1"),
+        ({"steps": True}, "steps is true, expected a number"),
+        ({"rollout": 3}, "rollout: expected a table"),
+        ({"objective": ReverseKLConfig(support="sampled"), "rollout": RolloutConfig(top_p=0.9)}, "would be biased"),
+    ],
+)
+def test_a_copy_that_cannot_be_is_refused(update: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL).model_copy(update=update)
+    assert message in str(caught.value)
 
 
 def test_recipes_are_frozen() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from limbeck.config.aliases import known_as
 from limbeck.config.values import Place, fault_of
+from limbeck.errors import RecipeError
 from limbeck.formatting import shown
 
 
@@ -19,6 +20,24 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), serialize_by_alias=True)
     root: ClassVar[type[BaseModel] | None] = None  # the table of all tables, where a misplaced key is looked for
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, with the values of `update` checked as a recipe's are. Raises `RecipeError`."""
+        copy = super().model_copy(deep=deep)
+        if not update:
+            return copy
+        keys = {name: info.alias or name for name, info in type(self).model_fields.items()}
+        changed = {keys.get(name, name): value for name, value in update.items()}
+        kept = {key: getattr(copy, name) for name, key in keys.items() if key not in changed}
+        try:
+            checked = type(self).model_validate({**kept, **changed})
+        except ValidationError as error:
+            from limbeck.config.mistakes import explain  # it knows all tables, and they are made of this one
+
+            raise RecipeError(explain(error, f"the copy of this {type(self).__name__}")) from None
+        given = self.model_fields_set | {name for name, key in keys.items() if key in changed}
+        object.__setattr__(checked, "__pydantic_fields_set__", given)  # defaults stay defaults
+        return checked
 
     @model_validator(mode="before")
     @classmethod
