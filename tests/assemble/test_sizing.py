@@ -253,7 +253,7 @@ def test_too_few_gpus_for_the_processes() -> None:
 
 
 def test_nodes_that_are_not_known_are_compared_with_nothing() -> None:
-    sized = sized_here(recipe_of(cluster={"address": "auto", "learners": 4000}))
+    sized = sized_here(recipe_of(cluster={"address": "auto", "learners": 4000}, rollout={"max_tokens": 128}))
     assert not sized.misfits
     assert any("compare these numbers" in note for note in sized.sizing.notes)
 
@@ -263,6 +263,7 @@ def test_servers_and_parts_of_ones_own_are_said_not_to_be_counted() -> None:
         recipe_of(
             teacher={"kind": "limbeck", "url": "http://127.0.0.1:1", "head": "demo:teacher"},
             engine={"kind": "vllm", "url": "http://127.0.0.1:2"},
+            rollout={"max_tokens": 128},
         ),
         on_gpu=False,
     )

@@ -19,6 +19,7 @@ from limbeck.assemble.model_size import ModelSize, model_size
 from limbeck.assemble.role_sizes import DOING, FLOAT32, MOMENTS, PHASES, Models, Part, Phase, Where, Work
 from limbeck.assemble.run import run_path
 from limbeck.assemble.site import Given
+from limbeck.assemble.tasks import longest_prompt
 from limbeck.config.base import ModelConfig
 from limbeck.config.engine import HFEngineConfig, ServedEngineConfig, SGLangEngineConfig
 from limbeck.config.learner import LocalLearnerConfig
@@ -103,7 +104,7 @@ class Sizing:
 def size_of(recipe: Recipe, on_gpu: bool, prompt_tokens: int | None = None, given: Given | None = None) -> Sizing:
     """What a run of `recipe` takes, on GPUs or on processors alone; `given` are parts that the caller made.
 
-    Raises `ModelError` for models that are not there or cannot be read.
+    Raises `ModelError` for models that are not there or cannot be read, and `RecipeError` as `size_with`.
     """
     return size_with(recipe, models_of(recipe, given), on_gpu, prompt_tokens, given)
 
@@ -127,11 +128,11 @@ def models_of(recipe: Recipe, given: Given | None = None) -> Models:
 def size_with(
     recipe: Recipe, models: Models, on_gpu: bool, prompt_tokens: int | None = None, given: Given | None = None
 ) -> Sizing:
-    """`size_of` with models whose sizes are known."""
+    """`size_of` with models whose sizes are known. Raises `RecipeError` where no prompt fits into their context."""
     given = given or Given()
     contexts = [size.context for size in (models.student, *models.teachers.values()) if size.context is not None]
-    room = min(contexts, default=PROMPT_TOKENS + recipe.rollout.max_tokens) - recipe.rollout.max_tokens
-    work = Work(recipe, models, on_gpu, prompt_tokens or max(1, min(PROMPT_TOKENS, room)))
+    room = longest_prompt("rollout.max_tokens", recipe.rollout.max_tokens, contexts) or PROMPT_TOKENS
+    work = Work(recipe, models, on_gpu, prompt_tokens or min(PROMPT_TOKENS, room))
     notes = list(_notes(work, given, prompt_tokens is None))
     processes = [_placed(process, recipe, on_gpu) for process in _processes(work, given)]
     return Sizing(

@@ -37,7 +37,7 @@ class EvalConfig(Config):
     """Held-out accuracy and reverse KL on fresh student samples."""
 
     every: Count = Field(0, description="steps between evaluations; 0: only before and after")
-    prompts: EvalPrompts = Field(128, description="how many held-out prompts")
+    prompts: EvalPrompts = Field(128, description="how many held-out prompts; all, where there are fewer")
     samples_per_prompt: Samples = Field(1, description="responses to each; several give pass@k")
     greedy: bool = Field(False, description="accuracy of the most likely answer; the KL is always on samples")
     sets: dict[Name, EvalSetConfig] = Field(
