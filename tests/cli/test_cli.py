@@ -187,11 +187,13 @@ class TestBadInput:
         assert (result.exit_code, "99999 is not in the range 0<=x<=65535" in result.output) == (2, True)
 
     def test_missing_recipe(self) -> None:
-        assert "no recipe at absent.toml" in failure("train", "absent.toml")
+        assert "no recipe at absent.toml, and no run's folder" in failure("train", "absent.toml")
+        for name in ("demo", "demo.toml"):
+            assert "`limbeck init demo` copies the shipped recipe of that name here" in failure("train", name)
 
     @pytest.mark.parametrize("command", ["train", "sft", "gateway", "eval", "check"])
     def test_a_folder_is_a_run_with_a_recipe(self, command: str, tmp_path: Path) -> None:
-        assert f"no recipe at {tmp_path}/recipe.toml" in failure(command, tmp_path)
+        assert f"no recipe at {tmp_path}/recipe.toml: {tmp_path} is no run's folder" in failure(command, tmp_path)
 
     def test_wrong_key(self, recipe: Path) -> None:
         assert "Did you mean 'temperature'?" in failure("train", recipe, "rollout.temprature=1")
@@ -236,6 +238,19 @@ class TestBadInput:
         task = f'task={{kind="file", path="{tmp_path}/rows.jsonl", held_out=1}}'
         assert "long-one" in failure("train", recipe, task)
 
+    def test_more_held_out_prompts_than_there_are(self, recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+        assert run("train", recipe, "eval.prompts=9", "eval.sets.cold={prompts=8, temperature=0.5}").exit_code == 0
+        warned = [record.getMessage() for record in caplog.records if "all are taken" in record.getMessage()]
+        assert warned == [
+            "eval.prompts = 9, but 4 held-out prompts exist: all are taken",
+            "eval.sets.cold.prompts = 8, but 4 held-out prompts exist: all are taken",
+        ]
+
+    def test_a_check_refuses_what_leaves_no_place_for_a_prompt_before_it_counts_memory(self, recipe: Path) -> None:
+        message = run("check", recipe, "rollout.max_tokens=64").output
+        assert "leaves no place for a prompt in a context of 64" in message
+        assert "memory" not in message
+
     def test_max_tokens_beyond_the_context(self, recipe: Path) -> None:
         assert "leaves no place for a prompt in a context of 64" in failure("train", recipe, "rollout.max_tokens=64")
 
@@ -257,6 +272,26 @@ class TestBadInput:
         failure("train", recipe, "student.model=./absent", "steps=4")
         failure("train", recipe, "rollout.temperature=0", "steps=4")
         assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == before
+
+
+def test_serve_says_first_which_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("limbeck.serve.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    message = run("serve", "demo:teacher", "--port", 0).output
+    assert message == "error: `limbeck serve` needs prometheus_client: pip install 'limbeck[serve]'\n"
+
+
+def test_serve_refuses_a_device_that_is_none() -> None:
+    assert "device = 'gpu' cannot be used" in failure("serve", "demo:teacher", "--port", 0, "--device", "gpu")
+
+
+def test_view_says_that_it_waits_for_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.view.server.serve", lambda path, host, port, open_it, ready: ready("http://here"))
+    assert f"no run in {tmp_path} yet: runs appear here as they begin" in run("view", tmp_path).output
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.jsonl").write_text("")
+    assert "no run in" not in run("view", tmp_path).output
 
 
 @pytest.mark.parametrize(

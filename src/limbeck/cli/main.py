@@ -163,12 +163,19 @@ def view(path: Path, host: str, port: int, no_open: bool) -> None:
 
     The page reads files only, and follows a run that is in progress.
     """
+    from limbeck.view.runs import Runs
     from limbeck.view.server import serve
     from limbeck.wire.hosts import is_loopback
 
     if not is_loopback(host):
         click.secho(f"anyone who can reach {host} can read these runs", fg="yellow", err=True)
-    serve(path, host, port, not no_open, lambda address: click.echo(f"{path} at {address}  (Ctrl-C stops)"))
+
+    def ready(address: str) -> None:
+        click.echo(f"{path} at {address}  (Ctrl-C stops)")
+        if not Runs(path).all():
+            click.echo(f"no run in {path} yet: runs appear here as they begin")
+
+    serve(path, host, port, not no_open, ready)
 
 
 @main.command(short_help="Write a run's page as one HTML file.")

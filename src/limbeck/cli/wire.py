@@ -98,6 +98,7 @@ def serve(
     Answers SGLang's /generate, vLLM's /v1/completions and a binary route of Limbeck's own. Needs the extra `serve`.
     """
     from limbeck.errors import RecipeError
+    from limbeck.serve.main import require_packages
     from limbeck.serve.main import serve as run
     from limbeck.serve.settings import COLDEST, HOTTEST, ServeSettings
     from limbeck.wire.hosts import is_loopback
@@ -109,6 +110,7 @@ def serve(
         raise RecipeError("--ignore-sampling-temperature leaves none to score at: give --temperature, the rollout's")
     if not is_loopback(host) and limits["token_env"] is None:
         click.secho(f"warning: {host} can be reached by others, and no --token-env is set", fg="yellow", err=True)
+    require_packages()
     click.echo(f"loading {model}", err=True)
 
     def ready(address: str) -> None:

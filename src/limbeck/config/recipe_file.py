@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from limbeck.config.shipped import shipped_recipes
 from limbeck.errors import RecipeError
 from limbeck.files.digests import RECIPE_FILE
 from limbeck.formatting import shown
@@ -27,9 +28,7 @@ def read_table(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise RecipeError(
-            f"no recipe at {path}. `limbeck recipes` lists those that ship, and `limbeck init NAME` copies one."
-        ) from None
+        raise RecipeError(_missing(path)) from None
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         raise RecipeError(f"cannot read the recipe {shown(str(path))}: {error}") from None
     if len(data) > MAX_BYTES:
@@ -40,3 +39,21 @@ def read_table(path: Path) -> dict[str, Any]:
         raise RecipeError(f"cannot read the recipe {path}: it is not in UTF-8 ({error})") from None
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deep; ValueError: a number too long too
         raise RecipeError(f"{path} is not TOML: {error}") from None
+
+
+def _missing(path: Path) -> str:
+    if path.name == RECIPE_FILE:
+        return (
+            f"no recipe at {path}: {path.parent} is no run's folder. Give one that `limbeck train` wrote, such as "
+            "runs/demo, or a recipe's file."
+        )
+    name = path.stem if path.suffix == ".toml" else path.name
+    if name in {recipe.name for recipe in shipped_recipes()}:
+        return (
+            f"no recipe at {path}, and no run's folder. `limbeck init {name}` copies the shipped recipe of that name "
+            f"here, as recipes/{name}.toml."
+        )
+    return (
+        f"no recipe at {path}, and no run's folder. `limbeck recipes` lists those that ship, and `limbeck init NAME` "
+        "copies one."
+    )

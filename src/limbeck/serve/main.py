@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from limbeck.assemble.site import pick_device
 from limbeck.config.base import ModelConfig
 from limbeck.contract.bake_probe import FILE, read_probe_file
 from limbeck.errors import ModelError
@@ -48,13 +49,11 @@ def serve(
     Raises `ModelError`, also for a model that `limbeck bake` wrote, and `RecipeError` for an address that cannot be
     listened at and for a bearer token that cannot be sent.
     """
-    try:
-        import uvicorn
+    require_packages()
+    import uvicorn
 
-        from limbeck.serve.app import make_app
-        from limbeck.serve.connections import LONGEST_HEAD, protocol
-    except ImportError as error:
-        raise ModelError(f"`limbeck serve` needs {error.name}: pip install 'limbeck[serve]'") from None
+    from limbeck.serve.app import make_app
+    from limbeck.serve.connections import LONGEST_HEAD, protocol
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -65,8 +64,8 @@ def serve(
     listener = listen(host, port, "--port")  # a port that is taken is refused before the model is loaded
     with listener:
         address = base_url(host, listener.getsockname()[1])
-        where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        lm, weights = load_with_fingerprint(ModelConfig(model=model, dtype=dtype), torch.device(where))
+        where = pick_device(device)
+        lm, weights = load_with_fingerprint(ModelConfig(model=model, dtype=dtype), where)
         refuse_baked(lm)
         prefixes = settings.prefix_cache_mb * MB
         scorer = Scorer(lm, settings.batch_tokens, batch_invariant=batch_invariant, prefix_bytes=prefixes)
@@ -83,6 +82,16 @@ def serve(
         gc.freeze()  # what is loaded stays: looking through it for garbage would stop every answer
         with suppress(KeyboardInterrupt):  # a signal is how one stops it
             Server(config).run(sockets=[listener])
+
+
+def require_packages() -> None:
+    """Raises `ModelError` naming the extra where a package of it is missing."""
+    try:
+        import uvicorn  # noqa: F401
+
+        from limbeck.serve import app, connections  # noqa: F401
+    except ImportError as error:
+        raise ModelError(f"`limbeck serve` needs {error.name}: pip install 'limbeck[serve]'") from None
 
 
 def load_with_fingerprint(section: ModelConfig, device: torch.device) -> tuple[CausalLM, str]:
