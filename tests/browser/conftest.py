@@ -11,6 +11,7 @@ import pytest
 from selenium import webdriver
 
 from tests import finished_run
+from tests.view import made_runs
 
 from .page import Page, chromium, serving
 
@@ -44,6 +45,14 @@ def page(browser: webdriver.Chrome, served: Callable[[Path], str]) -> Iterator[P
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run's folder. Not to be changed: see `copied`."""
     return finished_run.shared(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twelve made-up runs. Not to be changed."""
+    root = tmp_path_factory.mktemp("twelve") / "runs"
+    made_runs.write_runs(root)
+    return root
 
 
 @pytest.fixture

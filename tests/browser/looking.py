@@ -23,6 +23,20 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+def listed(page: Page) -> list[str]:
+    """The names in the table of runs, from the top."""
+    return page.texts(".run-table tbody .name .text")
+
+
+def type_into(page: Page, selector: str, text: str) -> None:
+    page.run(
+        "const box = document.querySelector(arguments[0]); box.value = arguments[1];"
+        "box.dispatchEvent(new Event('input', {bubbles: true}))",
+        selector,
+        text,
+    )
+
+
 def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]

@@ -4,34 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from tests.view import made_runs
-
-from .looking import Served
+from .looking import Served, listed, type_into
 from .page import Page
 
 MISSING = "\u2013"
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("twelve") / "runs"
-    made_runs.write_runs(root)
-    return root
-
-
-def _rows(page: Page) -> list[str]:
-    return page.texts(".run-table tbody .name .text")
-
-
-def _type(page: Page, selector: str, text: str) -> None:
-    page.run(
-        "const box = document.querySelector(arguments[0]); box.value = arguments[1];"
-        "box.dispatchEvent(new Event('input', {bubbles: true}))",
-        selector,
-        text,
-    )
 
 
 FOUND = {
@@ -98,9 +74,9 @@ def test_what_is_typed_finds_runs(page: Page, runs: Path, served: Served) -> Non
     page.open(served(runs))
     found = {}
     for text in FOUND:
-        _type(page, "#find-runs", text)
+        type_into(page, "#find-runs", text)
         page.until("(new URLSearchParams(location.hash.split('?')[1]).get('find') ?? '') === arguments[0]", text)
-        found[text] = len(_rows(page))
+        found[text] = len(listed(page))
     assert found == FOUND
 
 
@@ -166,7 +142,7 @@ def test_times_are_read_as_the_table_prints_them(page: Page, runs: Path, served:
 
 def test_a_column_that_is_none_is_named(page: Page, runs: Path, served: Served) -> None:
     page.open(served(runs) + "#runs?find=nonsense%3E3+s1")
-    assert len(_rows(page)) == 3
+    assert len(listed(page)) == 3
     assert "no column nonsense" in page.texts(".shown-bar")[0]
     for text, said in (
         ("elapsed>soon", "Elapsed is a number of seconds, or a time such as 2 min or 1 h 05 min, and soon is not"),
@@ -176,9 +152,9 @@ def test_a_column_that_is_none_is_named(page: Page, runs: Path, served: Served) 
         ("s1 or s2", "or is looked for as text"),
         ("t0.7*", "t0.7* is looked for as text"),
     ):
-        _type(page, "#find-runs", text)
+        type_into(page, "#find-runs", text)
         page.until("document.querySelector('.shown-bar').textContent.includes(arguments[0])", said)
-    _type(page, "#find-runs", "started>yesterday")
+    type_into(page, "#find-runs", "started>yesterday")
     page.until("/Started is a date .*yesterday is not/.test(document.querySelector('.shown-bar').textContent)")
     page.open(served(runs) + "#runs?find=s1&group=all-but-seed")
     assert sorted(page.texts(".run-table .count.warn")) == ["1 of 3 runs", "1 of 4 runs", "1 of 4 runs"]

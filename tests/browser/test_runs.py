@@ -5,29 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from limbeck.view.report import write_report
 from tests.view import made, made_runs
 
-from .looking import Served
+from .looking import Served, listed, type_into
 from .page import Page
 
 MISSING = "\u2013"
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("twelve") / "runs"
-    made_runs.write_runs(root)
-    return root
-
-
-def _rows(page: Page) -> list[str]:
-    return page.texts(".run-table tbody .name .text")
 
 
 def _column(page: Page, label: str) -> list[str]:
@@ -40,15 +28,6 @@ def _column(page: Page, label: str) -> list[str]:
     return found
 
 
-def _type(page: Page, selector: str, text: str) -> None:
-    page.run(
-        "const box = document.querySelector(arguments[0]); box.value = arguments[1];"
-        "box.dispatchEvent(new Event('input', {bubbles: true}))",
-        selector,
-        text,
-    )
-
-
 def _hash(page: Page) -> str:
     return str(page.run("return location.hash"))
 
@@ -59,15 +38,15 @@ def test_a_folder_of_runs_opens_at_their_table_and_a_single_one_has_none(
     address = served(runs)
     page.open(address)
     assert _hash(page) == "#runs"
-    assert _rows(page)[0] == "t0.7-new", "the newest first"
-    assert len(_rows(page)) == 12
-    states = dict(zip(_rows(page), _column(page, "State"), strict=True))
+    assert listed(page)[0] == "t0.7-new", "the newest first"
+    assert len(listed(page)) == 12
+    states = dict(zip(listed(page), _column(page, "State"), strict=True))
     assert states["t0.7-s0"] == "finished"
     assert states["t1.0-s3"] == states["t0.7-new"] == "running"
     assert states["t0.7-lr0.01"].startswith("failed\nthe loss of step 31 is not finite")
-    assert dict(zip(_rows(page), _column(page, "Step"), strict=True))["t1.0-s3"].split("\n")[0] == "25 / 60"
-    assert dict(zip(_rows(page), _column(page, "Left"), strict=True))["t1.0-s3"] == "10 s"
-    assert dict(zip(_rows(page), _column(page, "Elapsed"), strict=True))["t0.7-s0"] == "1 min 00 s"
+    assert dict(zip(listed(page), _column(page, "Step"), strict=True))["t1.0-s3"].split("\n")[0] == "25 / 60"
+    assert dict(zip(listed(page), _column(page, "Left"), strict=True))["t1.0-s3"] == "10 s"
+    assert dict(zip(listed(page), _column(page, "Elapsed"), strict=True))["t0.7-s0"] == "1 min 00 s"
     page.open(served(runs / "t0.7-s0"))
     assert _hash(page) == "#curves"
     assert not page.run("return document.querySelector('#tab-runs').checkVisibility()")
@@ -79,7 +58,7 @@ def test_the_best_run_is_found_by_sorting(page: Page, runs: Path, served: Served
     shown = [float(text.rstrip("%")) for text in _column(page, "Accuracy") if text != MISSING]
     assert shown == sorted(shown, reverse=True)
     assert _column(page, "Accuracy")[-1] == MISSING, "what is missing is last"
-    assert _rows(page)[0] == page.texts(".run-table tr:has(.best) .text")[0]
+    assert listed(page)[0] == page.texts(".run-table tr:has(.best) .text")[0]
     assert _hash(page) == "#runs?sort=-accuracy"
     assert page.run("return document.querySelector('[aria-sort=descending] .sort').firstChild.data") == "Accuracy"
     page.press(".run-table .sort[data-act='sort accuracy']")
@@ -88,7 +67,7 @@ def test_the_best_run_is_found_by_sorting(page: Page, runs: Path, served: Served
     page.press(".run-table .sort[data-act='sort accuracy']")
     assert _hash(page) == "#runs"
     page.press(".run-table .sort", "Run")
-    assert _rows(page)[:3] == ["t0.7-lr0.01", "t0.7-new", "t0.7-s0"]
+    assert listed(page)[:3] == ["t0.7-lr0.01", "t0.7-new", "t0.7-s0"]
 
 
 def test_what_an_address_names_and_is_not_there_is_said(page: Page, runs: Path, served: Served) -> None:
@@ -100,15 +79,15 @@ def test_what_an_address_names_and_is_not_there_is_said(page: Page, runs: Path, 
     assert not page.run("return document.querySelector('.more').checkVisibility()")
     assert page.texts(".legendbar a") == ["No run is shown: choose some in Runs"]
     page.open(f"{address}#runs?group=nope")
-    assert len(_rows(page)) == 12
+    assert len(listed(page)) == 12
     page.until("/groups by nope, a key that no run/.test(document.querySelector('.problems').textContent)")
 
 
 def test_states_are_left_out_and_the_rest_is_shown(page: Page, runs: Path, served: Served) -> None:
     page.open(served(runs))
     page.press('.state-chip[data-state="failed"]')
-    assert len(_rows(page)) == 11
-    assert "t0.7-lr0.01" not in _rows(page)
+    assert len(listed(page)) == 11
+    assert "t0.7-lr0.01" not in listed(page)
     assert _hash(page) == "#runs?hide=failed"
     page.press(".shown-bar button", "Show all 11")
     page.until("document.querySelectorAll('.run-table tbody input:checked').length === 11")
@@ -117,7 +96,7 @@ def test_states_are_left_out_and_the_rest_is_shown(page: Page, runs: Path, serve
     page.until("document.querySelectorAll('.chart canvas').length > 2")
     page.driver.back()
     page.press('.state-chip[data-state="failed"]')
-    assert len(_rows(page)) == 12
+    assert len(listed(page)) == 12
 
 
 def test_boxes_choose_what_is_drawn_and_shift_takes_all_between(page: Page, runs: Path, served: Served) -> None:
@@ -143,25 +122,25 @@ def test_groups_have_means_and_open(page: Page, runs: Path, served: Served) -> N
     page.open(served(runs))
     page.run("document.querySelectorAll('.menu')[0].open = true")
     page.press(".menu-body input[data-id='all-but-seed']")
-    assert sorted(_rows(page)) == [
+    assert sorted(listed(page)) == [
         "temperature 0.7, lr 0.001", "temperature 0.7, lr 0.01", "temperature 1, lr 0.001", "temperature 1.3, lr 0.001",
     ]  # fmt: skip
-    row = _rows(page).index("temperature 1.3, lr 0.001")
+    row = listed(page).index("temperature 1.3, lr 0.001")
     assert _column(page, "Accuracy")[row] == "66.7% ± 0.7%"
     assert _column(page, "seed")[row] == "0, 1, 2"
     page.run("document.querySelectorAll('.fold')[arguments[0]].click()", row)
-    assert len(_rows(page)) == 7
+    assert len(listed(page)) == 7
     assert "group=all-but-seed" in _hash(page)
     address = page.run("return location.href")
     page.open(address)
-    assert len(_rows(page)) == 7, "it opens as it was"
+    assert len(listed(page)) == 7, "it opens as it was"
 
 
 def test_columns_are_chosen(page: Page, runs: Path, served: Served) -> None:
     page.open(served(runs))
     page.run("document.querySelectorAll('.menu')[1].open = true")
     page.until("document.querySelector('.menu-body input[data-id=commit]')")
-    _type(page, ".menu[open] input[type=search]", "max_tok")
+    type_into(page, ".menu[open] input[type=search]", "max_tok")
     shown = "return [...document.querySelectorAll('.menu[open] label')].filter(l => l.checkVisibility()).length"
     assert page.run(shown) == 1
     page.press(".menu[open] input[data-id='recipe:rollout.max_tokens']")
@@ -199,12 +178,14 @@ def test_a_run_that_goes_on_is_followed_and_one_that_is_gone_goes(page: Page, tm
     page.until("document.querySelectorAll('.run-table tbody tr').length === 3")
     (root / "b").rename(tmp_path / "elsewhere")
     page.until("!document.querySelector('[data-run=b]')")
+    for complaint in page.errors():  # the page may have asked about it just when it went
+        assert re.search(r"run=b\b.* 404 ", complaint), complaint
 
 
 def test_the_table_is_in_a_report_too(page: Page, runs: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     write_report(runs, report, 5)
     page.open(report.as_uri() + "#runs?find=s0&sort=-accuracy")
-    assert len(_rows(page)) == 3
+    assert len(listed(page)) == 3
     states: Any = _column(page, "State")
     assert set(states) == {"finished"}

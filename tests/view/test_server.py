@@ -17,6 +17,7 @@ from limbeck.cli.main import main
 from limbeck.errors import RecipeError, RunError
 from limbeck.view import page, report
 from limbeck.view.report import gather, write_report
+from limbeck.view.rollouts import Rollouts
 from limbeck.view.runs import Runs
 from limbeck.view.server import make_app, serve
 from tests import finished_run
@@ -43,6 +44,18 @@ def _get(client: TestClient, what: str, **query: Any) -> Any:
     answer = client.get(f"/api/{what}", params=query)
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+def test_a_run_that_is_removed_while_it_is_read_is_not_found(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(self: Rollouts, *_: Any) -> Any:
+        return (self.folder / "elsewhere").stat()
+
+    monkeypatch.setattr(Rollouts, "index", gone)
+    answer = client.get("/api/rollouts", params={"run": "b", "known": 0})
+    assert answer.status_code == 404
+    assert re.search(r"/b\S* was removed while it was read", answer.json()["error"])
 
 
 def test_the_page_names_only_files_that_are_served(client: TestClient) -> None:

@@ -33,9 +33,10 @@ def numbered(folder: Path, suffix: str = "") -> list[tuple[int, Path]]:
 
     Empty where there is no such folder. Raises `OSError` where it cannot be read.
     """
-    if not folder.is_dir():
+    try:
+        found = [(step_of(path.name, suffix), path) for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    found = [(step_of(path.name, suffix), path) for path in folder.iterdir()]
     return sorted((step, path) for step, path in found if step is not None)
 
 

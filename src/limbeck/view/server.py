@@ -127,6 +127,8 @@ def _answer(get: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Resp
             content, status = {"error": str(error)}, 400
         except LimbeckError as error:
             content, status = {"error": str(error)}, 404
+        except FileNotFoundError as error:
+            content, status = {"error": f"{error.filename} was removed while it was read. Reload the page."}, 404
         body = json.dumps(content, separators=(",", ":"), allow_nan=False)
         return Response(body, status_code=status, media_type="application/json", headers=_headers())
 
