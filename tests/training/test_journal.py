@@ -30,7 +30,7 @@ FREE = EpisodeLimits(timeout=30.0, max_turns=8, min_completed_fraction=0.5)
 
 
 class Weather:
-    """Tells the student what no seed fixes, and fails now and then."""
+    """Gives the student what no seed fixes. Some second samples fail; the first ones, as in an evaluation, do not."""
 
     def __init__(self, build: Any) -> None:
         del build
@@ -38,7 +38,7 @@ class Weather:
     async def run(self, prompt: Prompt, key: Key, generate: Generate) -> Episode | Failure:
         answer = await generate(Context(np.asarray(prompt.token_ids)))
         today = np.frombuffer(os.urandom(2), dtype=np.uint8) % 10 + 3
-        if today[0] == 3:
+        if today[0] < 6 and key.sample == 1:
             return Failure(prompt.id, "run", "rain", "it rains")
         if isinstance(answer, Sampled):
             answer = await generate(Context(today.astype(np.int64), parent=answer.turn, role="tool", text=str(today)))
@@ -76,8 +76,8 @@ def table_of(tmp_path: Path, lag: int) -> dict[str, Any]:
         "student": {"model": save_tiny(tmp_path / "student", 1)},
         "teacher": {"kind": "local", "model": save_tiny(tmp_path / "teacher", 2)},
         "task": {"kind": "file", "path": str(rows), "held_out": 2},
-        "environment": {  # it may rain on most of a step
-            "kind": "python", "factory": "tests.training.test_journal:Weather", "min_completed_fraction": 0.01
+        "environment": {
+            "kind": "python", "factory": "tests.training.test_journal:Weather", "min_completed_fraction": 0.5
         },
         "rollout": {"max_tokens": 5, "prompts_per_step": 3, "samples_per_prompt": 2, "lag": lag},
         "objective": {"task_reward": {"of": "turn"}},
