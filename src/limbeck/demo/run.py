@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from limbeck.config.recipe import Recipe, load_recipe
 from limbeck.config.shipped import shipped_recipe
@@ -64,10 +63,11 @@ def _time_of(steps: int) -> str:
 
 def _is_finished(recipe: Recipe) -> bool:
     """Whether the recipe's folder holds the finished run of just this recipe, which can be made again."""
+    from limbeck.assemble.run import run_path
     from limbeck.files.digests import DamagedError, read_state
     from limbeck.training.resume import differences, read_recipe
 
-    folder = Path(recipe.output) / recipe.name
+    folder = run_path(recipe)
     try:
         done, before = read_state(folder).step, read_recipe(folder)
     except DamagedError:  # none: a run that was stopped, or no run
