@@ -26,6 +26,7 @@ from limbeck.audit.frameworks import (
 )
 from limbeck.audit.neutral import read_rows
 from limbeck.errors import DataError
+from limbeck.files.digests import RECIPE_FILE
 from limbeck.formatting import shown
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".pt", ".pth", ".pkl", ".bin")
@@ -45,7 +46,7 @@ def read_dump(path: Path) -> Dump:
     """
     if not path.exists():
         raise DataError(f"{path} is not there, expected a dump to audit: a file or a folder of them.")
-    if (path / "recipe.toml").is_file():  # beside its rollouts are metrics, checkpoints and states, which are no dump
+    if (path / RECIPE_FILE).is_file():  # beside its rollouts are metrics, checkpoints and states, which are no dump
         path = path / "rollouts"
         if not path.is_dir():
             raise DataError(

@@ -230,7 +230,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), change: Change 
             f"the recipe is {shown(path)} ({type(path).__name__}); expected the path of a TOML file or of a run's "
             "folder, a dict of a recipe's tables, or a Recipe"
         )
-    check_overrides(overrides)
     file, folder = recipe_file(Path(path))
     recipe = parse_recipe(read_table(file), overrides, str(file), change)
     if folder is not None and change is None and not any(one.startswith(("name=", "output=")) for one in overrides):
